@@ -1,0 +1,74 @@
+"""scvi-tools' side of the comparisons; run with a Python that has scvi-tools 1.4.2.
+
+Usage: python peer.py prepare RAW.h5ad OUT.h5ad BATCH_KEY N_GENES
+       python peer.py speed DATA.h5ad BATCH_KEY LIKELIHOOD EPOCHS
+       python peer.py default DATA.h5ad BATCH_KEY LIKELIHOOD SEED WEIGHTS.pt
+
+Prints one JSON line.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import warnings
+
+warnings.filterwarnings("ignore")
+
+
+def prepare(raw: str, out: str, batch_key: str, n_genes: str) -> dict[str, object]:
+    """Keep the most variable genes, and drop cells without counts over them."""
+    import scanpy as sc
+
+    adata = sc.read_h5ad(raw)
+    sc.pp.highly_variable_genes(
+        adata, n_top_genes=int(n_genes), flavor="seurat_v3", batch_key=batch_key, subset=True
+    )
+    sc.pp.filter_cells(adata, min_counts=1)
+    adata.write_h5ad(out)
+    return {"cells": adata.n_obs, "genes": adata.n_vars}
+
+
+def _model(data: str, batch_key: str, likelihood: str, seed: int):  # type: ignore[no-untyped-def]
+    import anndata
+    import scvi
+
+    scvi.settings.seed = seed
+    scvi.settings.verbosity = 40
+    adata = anndata.read_h5ad(data)
+    scvi.model.SCVI.setup_anndata(adata, batch_key=batch_key)
+    return scvi.model.SCVI(adata, gene_likelihood=likelihood)
+
+
+def speed(data: str, batch_key: str, likelihood: str, epochs: str) -> dict[str, object]:
+    """Training cells a second at the defaults, after one epoch to warm up."""
+    model = _model(data, batch_key, likelihood, 0)
+    model.train(max_epochs=1, enable_progress_bar=False)
+    begun = time.perf_counter()
+    model.train(max_epochs=int(epochs), enable_progress_bar=False)
+    seconds = time.perf_counter() - begun
+    n_train = len(model.train_indices)
+    return {"seconds": seconds, "cells_per_second": int(epochs) * n_train / seconds}
+
+
+def default(data: str, batch_key: str, likelihood: str, seed: str, out: str) -> dict[str, object]:
+    """Wall time of a default ``train()``; writes the weights."""
+    import torch
+
+    model = _model(data, batch_key, likelihood, int(seed))
+    begun = time.perf_counter()
+    model.train(enable_progress_bar=False)
+    seconds = time.perf_counter() - begun
+    torch.save(model.module.state_dict(), out)
+    elbo = model.history["elbo_train"]
+    return {"seconds": seconds, "epochs": len(elbo), "elbo_train": float(elbo.iloc[-1, 0])}
+
+
+if __name__ == "__main__":
+    import importlib.metadata
+
+    command = {"prepare": prepare, "speed": speed, "default": default}[sys.argv[1]]
+    result = command(*sys.argv[2:])
+    versions = {p: importlib.metadata.version(p) for p in ("scvi-tools", "torch")}
+    print(json.dumps({**result, "versions": versions}))

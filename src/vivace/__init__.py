@@ -1,0 +1,31 @@
+"""vivace: scVI for single-cell RNA-seq counts, fast on a CPU."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from vivace.config import settings
+
+if TYPE_CHECKING:
+    from vivace import datasets, errors, nn, ops
+    from vivace.scvi import SCVI
+
+__version__ = version("vivace")
+__all__ = ["SCVI", "__version__", "datasets", "errors", "nn", "ops", "settings"]
+
+_MODULES = ("datasets", "errors", "nn", "ops")
+
+
+def __getattr__(name: str) -> object:
+    """Import the rest on first use, so that ``import vivace`` stays quick."""
+    if name == "SCVI":
+        return import_module("vivace.scvi").SCVI
+    if name in _MODULES:
+        return import_module(f"vivace.{name}")
+    raise AttributeError(f"module 'vivace' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,63 @@
+"""Checks that several public methods make of their arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vivace.errors import ArgumentTypeError, OptionError, near
+
+Indices = Sequence[int] | NDArray[Any]
+
+
+def refuse_unknown(method: str, given: Mapping[str, Any], known: Iterable[str]) -> None:
+    """A sentence with near matches for the first name that no argument has."""
+    for name in given:
+        raise ArgumentTypeError(f"{method} has no argument {name!r}; {near(name, known)}")
+
+
+def positive(name: str, value: object) -> None:
+    """``value`` must be None or an integer of at least 1."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise ArgumentTypeError(f"{name} must be an integer, not {value!r}.")
+    if value < 1:
+        raise OptionError(f"{name} must be at least 1, not {value}.")
+
+
+def number(name: str, value: object) -> None:
+    """``value`` must be None or a number."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise ArgumentTypeError(f"{name} must be a number, not {value!r}.")
+
+
+def row_numbers(indices: Indices | None, n_cells: int) -> NDArray[np.int64]:
+    """Row numbers from a mask, from indices (negative ones count from the end), or all.
+
+    Examples
+    --------
+    >>> row_numbers([2, 0, -1], 3).tolist()
+    [2, 0, 2]
+    """
+    if indices is None:
+        return np.arange(n_cells)
+    rows = np.asarray(indices)
+    if rows.ndim != 1:
+        raise ArgumentTypeError(f"indices must be one-dimensional, not of shape {rows.shape}.")
+    if rows.dtype == bool:
+        if len(rows) != n_cells:
+            raise OptionError(
+                f"indices is a mask of {len(rows)} values for {n_cells} cells; give one value a cell."
+            )
+        return np.flatnonzero(rows)
+    if rows.size and rows.dtype.kind not in "iu":
+        raise ArgumentTypeError(f"indices must be integers or a mask, not of type {rows.dtype}.")
+    rows = rows.astype(np.int64)
+    outside = rows[(rows < -n_cells) | (rows >= n_cells)]
+    if len(outside):
+        raise OptionError(f"indices holds {outside[0]}, but there are {n_cells} cells.")
+    return np.where(rows < 0, rows + n_cells, rows)

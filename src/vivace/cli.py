@@ -1,0 +1,167 @@
+"""The command line: each command is an ordinary function, and its docstring is its help."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vivace.errors import DataError, VivaceError
+
+app = typer.Typer(
+    help="Probabilistic analysis of single-cell RNA-seq counts (scVI).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Keys = list[str] | None
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write into.")] = Path(
+        "vivace-demo"
+    ),
+    seed: Annotated[int, typer.Option(help="Of the whole run.")] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Train on the PBMC 3k data that ship with vivace; write latent space, model and picture."""
+    from vivace.demo import run_demo
+
+    run_demo(output, seed=seed, progress=not quiet)
+
+
+@app.command()
+def train(
+    data: Annotated[Path, typer.Argument(metavar="IN.h5ad", help="Raw counts.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Model folder to write.")],
+    layer: Annotated[
+        str | None, typer.Option(help="Layer with the counts; X if not given.")
+    ] = None,
+    batch_key: Annotated[str | None, typer.Option(help="Column of obs with the batch.")] = None,
+    labels_key: Annotated[str | None, typer.Option(help="Column of obs with a label.")] = None,
+    size_factor_key: Annotated[
+        str | None, typer.Option(help="Column of obs with size factors.")
+    ] = None,
+    categorical_covariate_key: Annotated[
+        Keys, typer.Option(help="Column of obs with a further category; may be repeated.")
+    ] = None,
+    continuous_covariate_key: Annotated[
+        Keys, typer.Option(help="Column of obs with a number; may be repeated.")
+    ] = None,
+    allow_non_integer: Annotated[
+        bool, typer.Option("--allow-non-integer", help="Take counts that are not integers.")
+    ] = False,
+    n_hidden: Annotated[int, typer.Option(help="Units of a hidden layer.")] = 128,
+    n_latent: Annotated[int, typer.Option(help="Latent dimensions.")] = 10,
+    n_layers: Annotated[int, typer.Option(help="Hidden layers.")] = 1,
+    dropout_rate: Annotated[float, typer.Option(help="Dropout in the encoder.")] = 0.1,
+    gene_likelihood: Annotated[str, typer.Option(help="zinb, nb or poisson.")] = "zinb",
+    encode_covariates: Annotated[
+        bool, typer.Option("--encode-covariates", help="The encoder sees batch and covariates.")
+    ] = False,
+    max_epochs: Annotated[
+        int | None, typer.Option(help="Passes over the cells; the recipe's choice if not given.")
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="fast or scvi-tools.")] = "fast",
+    train_size: Annotated[float, typer.Option(help="Share of the cells to train on.")] = 0.9,
+    batch_size: Annotated[int | None, typer.Option(help="Cells of a minibatch.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the whole run.")] = None,
+    accelerator: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the model folder.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train SCVI on an h5ad of raw counts and save the model."""
+    from vivace.config import settings
+    from vivace.scvi import SCVI
+    from vivace.store.folder import check_place
+
+    check_place(output, overwrite)
+    adata = _read(data)
+    SCVI.setup_anndata(
+        adata,
+        layer=layer,
+        batch_key=batch_key,
+        labels_key=labels_key,
+        size_factor_key=size_factor_key,
+        categorical_covariate_keys=categorical_covariate_key,
+        continuous_covariate_keys=continuous_covariate_key,
+        allow_non_integer=allow_non_integer,
+    )
+    if seed is not None:
+        settings.seed = seed
+    model = SCVI(
+        adata,
+        n_hidden=n_hidden,
+        n_latent=n_latent,
+        n_layers=n_layers,
+        dropout_rate=dropout_rate,
+        gene_likelihood=gene_likelihood,  # type: ignore[arg-type]
+        encode_covariates=encode_covariates,
+    )
+    model.train(
+        max_epochs,
+        recipe=recipe,
+        train_size=train_size,
+        batch_size=batch_size,
+        seed=seed,
+        accelerator=accelerator,
+        progress=not quiet,
+    )
+    model.save(output, overwrite=overwrite)
+    typer.echo(f"{model.summary}\nWrote {output}")
+
+
+@app.command()
+def embed(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder.")],
+    data: Annotated[Path, typer.Argument(metavar="IN.h5ad", help="Raw counts of the same genes.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="h5ad to write.")],
+    key_added: Annotated[str, typer.Option(help="Key in obsm.")] = "X_scVI",
+) -> None:
+    """Write IN.h5ad with the latent representation of its cells in obsm."""
+    from vivace.scvi import SCVI
+    from vivace.store.folder import write_h5ad
+
+    loaded = SCVI.load(model)
+    adata = _read(data)
+    adata.obsm[key_added] = loaded.get_latent_representation(adata)
+    write_h5ad(adata, output)
+    typer.echo(f"Wrote {output}: {adata.n_obs:,} cells, obsm[{key_added!r}]")
+
+
+@app.command()
+def info(model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder.")]) -> None:
+    """Say what a saved model is: options, data it was trained on, training."""
+    from vivace.scvi import SCVI
+
+    loaded = SCVI.load(model)
+    typer.echo(loaded.summary)
+    typer.echo(loaded.view_anndata_setup().to_string(index=False))
+
+
+def _read(path: Path):  # type: ignore[no-untyped-def]  # anndata is imported late
+    from anndata import read_h5ad
+
+    try:
+        return read_h5ad(path)
+    except FileNotFoundError as error:
+        raise DataError(f"There is no file {path}; check the path.") from error
+    except (OSError, KeyError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as h5ad ({error}); check the file.") from error
+
+
+def main() -> None:
+    """Run the command line; what vivace refuses becomes one sentence and exit code 2."""
+    try:
+        app()
+    except VivaceError as error:
+        print(f"vivace: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -1,0 +1,110 @@
+"""Settings of the package and the frozen configuration of a model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args, get_type_hints
+
+from vivace.errors import ArgumentTypeError, OptionError
+
+GeneLikelihood = Literal["zinb", "nb", "poisson"]
+Dispersion = Literal["gene"]
+LatentDistribution = Literal["normal"]
+Where = Literal["none", "encoder", "decoder", "both"]
+
+_SPELLED_OUT = {"negative_binomial": "nb", "zero_inflated_negative_binomial": "zinb"}
+
+
+@dataclass
+class Settings:
+    """Package-wide settings, at ``vivace.settings``.
+
+    Parameters
+    ----------
+    seed : where the random stream of a new model starts
+    batch_size : cells decoded or encoded at a time outside training
+    """
+
+    seed: int = 0
+    batch_size: int = 512
+
+
+settings = Settings()
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The options of the network; the constructor arguments of ``SCVI``.
+
+    Parameters
+    ----------
+    n_hidden : units of each hidden layer
+    n_latent : dimensions of the latent space
+    n_layers : hidden layers of the encoder and of the decoder
+    dropout_rate : dropout in the encoder
+    dispersion : "gene": one inverse dispersion a gene
+    gene_likelihood : "zinb", "nb" or "poisson"; "negative_binomial" and
+        "zero_inflated_negative_binomial" are understood
+    latent_distribution : "normal"
+    encode_covariates : the encoder sees batch and covariates
+    deeply_inject_covariates : categories enter every layer, not only the first
+    log_variational : the encoder sees log(1 + counts)
+    use_batch_norm, use_layer_norm : "none", "encoder", "decoder" or "both"
+
+    Examples
+    --------
+    >>> ModelConfig(gene_likelihood="negative_binomial").gene_likelihood
+    'nb'
+    """
+
+    n_hidden: int = 128
+    n_latent: int = 10
+    n_layers: int = 1
+    dropout_rate: float = 0.1
+    dispersion: Dispersion = "gene"
+    gene_likelihood: GeneLikelihood = "zinb"
+    latent_distribution: LatentDistribution = "normal"
+    encode_covariates: bool = False
+    deeply_inject_covariates: bool = True
+    log_variational: bool = True
+    use_batch_norm: Where = "both"
+    use_layer_norm: Where = "none"
+
+    def __post_init__(self) -> None:
+        short = _SPELLED_OUT.get(str(self.gene_likelihood), self.gene_likelihood)
+        object.__setattr__(self, "gene_likelihood", short)
+        hints = get_type_hints(type(self))
+        for field in fields(self):
+            _check_option(field.name, getattr(self, field.name), hints[field.name])
+        for name in ("n_hidden", "n_latent", "n_layers"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        if not 0 <= self.dropout_rate < 1:
+            raise OptionError(
+                f"dropout_rate must be at least 0 and below 1, not {self.dropout_rate}."
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The options as JSON can hold them."""
+        return asdict(self)
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """The names of the options."""
+        return tuple(f.name for f in fields(cls))
+
+
+def _check_option(name: str, value: object, hint: Any) -> None:
+    """Refuse a value of the wrong type, or one that the Literal does not list."""
+    choices = get_args(hint)
+    if choices:
+        if value not in choices:
+            listed = ", ".join(repr(c) for c in choices)
+            raise OptionError(f"{name} must be one of {listed}, not {value!r}.")
+        return
+    allowed = (int, float) if hint is float else hint
+    if not isinstance(value, allowed) or (isinstance(value, bool) and hint is not bool):
+        raise ArgumentTypeError(
+            f"{name} must be {'a number' if hint is float else f'of type {hint.__name__}'}, "
+            f"not {value!r}."
+        )

@@ -1,0 +1,89 @@
+"""Which rows, in which order: splits and minibatches, apart from how they are read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vivace.errors import OptionError
+
+Rows = NDArray[np.int64]
+
+
+def minibatches(
+    rows: Rows, batch_size: int, shuffle: np.random.Generator | None = None
+) -> Iterator[Rows]:
+    """Cut ``rows`` into minibatches, in order or in an order drawn from ``shuffle``.
+
+    Every row comes exactly once.  A tail of a single cell joins the minibatch
+    before it, because batch normalisation has no variance to work with there.
+
+    Examples
+    --------
+    >>> [list(map(int, b)) for b in minibatches(np.arange(5), 2)]
+    [[0, 1], [2, 3, 4]]
+    """
+    if shuffle is not None:
+        rows = shuffle.permutation(rows)
+    n = len(rows)
+    starts = list(range(0, n, batch_size))
+    if len(starts) > 1 and n - starts[-1] == 1:
+        starts.pop()
+    for start, stop in zip(starts, [*starts[1:], n], strict=True):
+        yield rows[start:stop]
+
+
+def split_rows(
+    n_cells: int,
+    train_size: float,
+    validation_size: float | None,
+    generator: np.random.Generator,
+) -> tuple[Rows, Rows]:
+    """Draw training and validation rows; what is in neither is held out.
+
+    The number of training cells is rounded up and that of validation cells
+    down, as scvi-tools does, so that every data set has a training cell.
+
+    Parameters
+    ----------
+    n_cells
+        Number of cells.
+    train_size
+        Share of the cells to train on, above 0 and at most 1.
+    validation_size
+        Share to validate on; None takes all that are left.
+    generator
+        Source of the draw.
+
+    Returns
+    -------
+    Training and validation rows, each sorted.
+
+    Raises
+    ------
+    OptionError
+        If a share is out of range or the two exceed 1.
+
+    Examples
+    --------
+    >>> train, validation = split_rows(10, 0.9, None, np.random.default_rng(0))
+    >>> len(train), len(validation)
+    (9, 1)
+    """
+    if not 0 < train_size <= 1:
+        raise OptionError(f"train_size must be above 0 and at most 1, not {train_size}.")
+    if validation_size is not None and not 0 <= validation_size < 1:
+        raise OptionError(f"validation_size must be at least 0 and below 1, not {validation_size}.")
+    if validation_size is not None and train_size + validation_size > 1 + 1e-9:
+        raise OptionError(
+            f"train_size ({train_size}) and validation_size ({validation_size}) add up to more "
+            "than 1; lower one of them."
+        )
+    n_train = min(n_cells, math.ceil(n_cells * train_size - 1e-9))
+    left = n_cells - n_train
+    n_validation = left if validation_size is None else min(left, int(n_cells * validation_size))
+    order = generator.permutation(n_cells).astype(np.int64)
+    return np.sort(order[:n_train]), np.sort(order[n_train : n_train + n_validation])

@@ -1,0 +1,75 @@
+"""Sources of cells: anything that can gather rows into a :class:`CountBatch`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from numpy.typing import NDArray
+
+from vivace.data.batch import CountBatch, SparseCounts
+from vivace.data.order import Rows
+
+
+class Source(Protocol):
+    """Cells that can be read by row, in any order, with repeats."""
+
+    @property
+    def n_cells(self) -> int: ...
+
+    def gather(self, rows: Rows) -> CountBatch:
+        """The cells at ``rows``, in that order."""
+        ...
+
+
+@dataclass(frozen=True)
+class MemorySource:
+    """Counts and covariates held in memory.
+
+    Parameters
+    ----------
+    counts : CSR matrix, float32, n cells x g genes, the model's genes in its order
+    library : array, float32, shape (n,), molecules of each cell
+    batch, labels : arrays, int64, shape (n,), codes
+    categorical : array, int64, shape (n, c), codes
+    continuous : array, float32, shape (n, d)
+    size_factor : array, float32, shape (n,), or None
+    """
+
+    counts: sp.csr_matrix
+    library: NDArray[np.float32]
+    batch: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    categorical: NDArray[np.int64]
+    continuous: NDArray[np.float32]
+    size_factor: NDArray[np.float32] | None = None
+
+    @property
+    def n_cells(self) -> int:
+        return int(self.counts.shape[0])
+
+    def gather(self, rows: Rows) -> CountBatch:
+        """The cells at ``rows``, in that order."""
+        from vivace.data.gather import gather_rows  # compiles: only when it is needed
+
+        x = self.counts
+        indptr, genes, values = gather_rows(x.indptr, x.indices, x.data, rows)
+        counts = SparseCounts(
+            torch.from_numpy(indptr),
+            torch.from_numpy(genes),
+            torch.from_numpy(values),
+            int(x.shape[1]),
+        )
+        size_factor = None if self.size_factor is None else torch.from_numpy(self.size_factor[rows])
+        return CountBatch(
+            counts=counts,
+            library=torch.from_numpy(self.library[rows]),
+            batch=torch.from_numpy(self.batch[rows]),
+            labels=torch.from_numpy(self.labels[rows]),
+            categorical=torch.from_numpy(self.categorical[rows]),
+            continuous=torch.from_numpy(self.continuous[rows]),
+            size_factor=size_factor,
+        )

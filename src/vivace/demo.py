@@ -1,0 +1,68 @@
+"""The demonstration: real counts in, latent space, model and picture out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from anndata import AnnData
+from rich.console import Console
+
+from vivace import datasets
+from vivace.report import draw_overview, need_plotting
+from vivace.scvi import SCVI
+from vivace.store.folder import write_h5ad
+
+_DRAWS = 25  # of the latent, for the held-out ELBO
+
+
+def run_demo(folder: Path, *, seed: int = 0, progress: bool = True) -> None:
+    """Train SCVI on PBMC 3k and write data, model and picture into ``folder``."""
+    need_plotting()
+    console = Console()
+    adata = datasets.pbmc3k()
+    console.print(
+        f"Data: 10x PBMC 3k, {adata.n_obs:,} cells x {adata.n_vars:,} genes, "
+        f"{adata.obs['cell_type'].nunique()} cell types"
+    )
+    SCVI.setup_anndata(adata)
+    model = SCVI(adata)
+    if progress:
+        console.print("Training (the first run on a machine compiles for some seconds first)")
+    model.train(seed=seed, progress=progress)
+    adata.obsm["X_scVI"] = model.get_latent_representation()
+    console.print(_report(model), highlight=False)
+
+    _write(folder, adata, model, seed)
+    console.print(
+        f"Wrote {folder / 'pbmc3k.h5ad'} (latent space in obsm['X_scVI'])\n"
+        f"      {folder / 'model'}\n"
+        f"      {folder / 'overview.png'}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _report(model: SCVI) -> str:
+    history = model.history
+    held_out = model.get_elbo(indices=model.validation_indices, n_samples=_DRAWS, seed=0)
+    seconds = history["seconds"].sum()
+    cells = len(history) * len(model.train_indices)
+    return (
+        f"Trained: {len(model.train_indices):,} cells, {len(history)} epochs, {seconds:.1f} s "
+        f"({cells / seconds:,.0f} cells/s)\n"
+        f"Held-out ELBO: {held_out:.1f} nats a cell ({len(model.validation_indices)} cells not "
+        "trained on; higher is better)"
+    )
+
+
+def _write(folder: Path, adata: AnnData, model: SCVI, seed: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_h5ad(adata, folder / "pbmc3k.h5ad")
+    model.save(folder / "model", overwrite=True)
+    draw_overview(
+        folder / "overview.png",
+        adata.obsm["X_scVI"],
+        adata.obs["cell_type"],
+        model.history,
+        seed=seed,
+    )

@@ -1,0 +1,128 @@
+"""Counts to the posterior of the latent variables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vivace.data.batch import SparseCounts
+from vivace.nn.layers import Activation, Linear, joined
+from vivace.ops import Backend, sparse_linear
+from vivace.ops.sparse_linear import Transform
+
+VARIANCE_FLOOR = 1e-4
+_LOG_VARIANCE_BOUND = 15.0
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """A diagonal normal posterior q(z|x) for n cells.
+
+    Parameters
+    ----------
+    mean, variance : Tensor, shape (n, k)
+    """
+
+    mean: Tensor
+    variance: Tensor
+
+    def at(self, noise_nk: Tensor) -> Tensor:
+        """The draw that standard normal ``noise_nk`` gives, shape (n, k)."""
+        return self.mean + self.variance.sqrt() * noise_nk
+
+    def kl(self) -> Tensor:
+        """KL divergence from the standard normal prior, nats, shape (n,)."""
+        return 0.5 * (self.variance + self.mean.square() - 1.0 - self.variance.log()).sum(-1)
+
+
+class Encoder(nn.Module):
+    """Hidden layers and two heads, mean and log-variance, of q(z|x).
+
+    The first layer is sparse: it reads only the genes that a cell has counts of.
+
+    Parameters
+    ----------
+    n_genes, n_hidden, n_latent, n_layers : sizes
+    n_continuous, n_onehot : columns of continuous and one-hot covariates; 0 where
+        the encoder does not see them
+    inject : one-hot covariates enter every layer, not only the first
+    log1p : the first layer reads log(1 + counts)
+    batch_norm, layer_norm, dropout : see :class:`~vivace.nn.layers.Activation`
+
+    Shape
+    -----
+    n cells x g genes of counts -> Posterior of shape (n, k).
+
+    Notes
+    -----
+    Source: Lopez et al. 2018, doi:10.1038/s41592-018-0229-2.
+    """
+
+    def __init__(
+        self,
+        n_genes: int,
+        n_hidden: int,
+        n_latent: int,
+        n_layers: int,
+        *,
+        n_continuous: int = 0,
+        n_onehot: int = 0,
+        inject: bool = True,
+        log1p: bool = True,
+        batch_norm: bool = True,
+        layer_norm: bool = False,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.n_genes = n_genes
+        self.uses_covariates = n_continuous + n_onehot > 0
+        self.inject = inject
+        self.log1p = log1p
+        deeper = n_hidden + (n_onehot if inject else 0)
+        self.linears = nn.ModuleList(
+            Linear(n_genes + n_continuous + n_onehot if i == 0 else deeper, n_hidden)
+            for i in range(n_layers)
+        )
+        self.activations = nn.ModuleList(
+            Activation(n_hidden, batch_norm=batch_norm, layer_norm=layer_norm, dropout=dropout)
+            for _ in range(n_layers)
+        )
+        self.mean = Linear(n_hidden, n_latent)
+        self.log_variance = Linear(n_hidden, n_latent)
+
+    def forward(
+        self,
+        counts: SparseCounts,
+        continuous_nd: Tensor | None = None,
+        onehot_nc: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        backend: Backend = "auto",
+    ) -> Posterior:
+        x_nh = self._first(counts, continuous_nd, onehot_nc, backend)
+        x_nh = self.activations[0](x_nh, generator)
+        for linear, activation in zip(self.linears[1:], self.activations[1:], strict=True):
+            inputs = joined(x_nh, onehot_nc) if self.uses_covariates and self.inject else x_nh
+            x_nh = activation(linear(inputs), generator)
+        log_variance = self.log_variance(x_nh).clamp(-_LOG_VARIANCE_BOUND, _LOG_VARIANCE_BOUND)
+        return Posterior(self.mean(x_nh), log_variance.exp() + VARIANCE_FLOOR)
+
+    def _first(
+        self,
+        counts: SparseCounts,
+        continuous_nd: Tensor | None,
+        onehot_nc: Tensor | None,
+        backend: Backend,
+    ) -> Tensor:
+        """First linear map: genes sparse, covariates (which follow them) dense."""
+        first: Linear = self.linears[0]  # type: ignore[assignment]
+        transform: Transform = "log1p" if self.log1p else "none"
+        if not self.uses_covariates:
+            genes_nh = sparse_linear(counts, first.weight, transform=transform, backend=backend)
+            return genes_nh + first.bias
+        genes_nh = sparse_linear(
+            counts, first.weight[: self.n_genes], transform=transform, backend=backend
+        )
+        covariates = joined(continuous_nd, onehot_nc)
+        return genes_nh + torch.addmm(first.bias, covariates, first.weight[self.n_genes :])

@@ -1,0 +1,111 @@
+"""Vectorisable float32 ``exp``, ``log`` and ``log1p`` for the Numba kernels.
+
+LLVM cannot vectorise a call into libm, and ``np.exp`` inside Numba is such a
+call.  These are short polynomials on the bits of the number instead: no
+branch, no table, no call, so that a loop over them becomes SIMD code.
+
+Accuracy over the ranges the kernels use (``tests/ops/test_fastmath.py``):
+within 2 units in the last place of the exact value.
+
+Integer arithmetic is cast back to int32 after every operation, because Numba
+would widen it to int64 and halve the number of lanes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+# Contraction to FMA only: reassociation would undo the error compensation.
+STRICT = {"contract"}
+
+_LN2_HI = np.float32(0.693359375)  # 9 bits: exact when multiplied by an exponent
+_LN2_LO = np.float32(-2.12194440e-4)
+_LOG2E = np.float32(1.44269504088896341)
+_ROUND = np.float32(12582912.0)  # 1.5 * 2**23: adding it rounds to an integer
+_EXP_MAX = np.float32(88.3)  # below log(largest float32)
+_EXP_MIN = np.float32(-87.3)  # above log(smallest normal float32)
+_SQRT_HALF_BITS = np.int32(0x3F3504F3)
+
+
+@intrinsic
+def _bits(typingctx: Any, x: Any) -> Any:
+    """Reinterpret a float32 as an int32."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.IntType(32))
+
+    return types.int32(types.float32), codegen
+
+
+@intrinsic
+def _unbits(typingctx: Any, i: Any) -> Any:
+    """Reinterpret an int32 as a float32."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.FloatType())
+
+    return types.float32(types.int32), codegen
+
+
+@njit(fastmath=STRICT, error_model="numpy", cache=True)
+def exp32(x: float) -> float:
+    """E to the x; arguments are held to the range of normal float32, NaN stays NaN."""
+    x = _EXP_MIN if x < _EXP_MIN else x
+    x = _EXP_MAX if x > _EXP_MAX else x
+    shifted = x * _LOG2E + _ROUND
+    k = shifted - _ROUND
+    r = (x - k * _LN2_HI) - k * _LN2_LO
+    p = np.float32(1.9875691500e-4)
+    p = p * r + np.float32(1.3981999507e-3)
+    p = p * r + np.float32(8.3334519073e-3)
+    p = p * r + np.float32(4.1665795894e-2)
+    p = p * r + np.float32(1.6666665459e-1)
+    p = p * r + np.float32(5.0000001201e-1)
+    y = (p * r) * r + r + np.float32(1.0)
+    exponent = np.int32(_bits(shifted) - _bits(_ROUND))
+    return np.float32(y * _unbits(np.int32(np.int32(exponent + np.int32(127)) << np.int32(23))))
+
+
+@njit(fastmath=STRICT, error_model="numpy", cache=True)
+def _log_reduced(f: float) -> float:
+    """``log(1 + f)`` for ``1 + f`` between sqrt(1/2) and sqrt(2)."""
+    z = f * f
+    p = np.float32(7.0376836292e-2)
+    p = p * f + np.float32(-1.1514610310e-1)
+    p = p * f + np.float32(1.1676998740e-1)
+    p = p * f + np.float32(-1.2420140846e-1)
+    p = p * f + np.float32(1.4249322787e-1)
+    p = p * f + np.float32(-1.6668057665e-1)
+    p = p * f + np.float32(2.0000714765e-1)
+    p = p * f + np.float32(-2.4999993993e-1)
+    p = p * f + np.float32(3.3333331174e-1)
+    return np.float32(f + (p * f * z - np.float32(0.5) * z))
+
+
+@njit(fastmath=STRICT, error_model="numpy", cache=True)
+def log32(x: float) -> float:
+    """Natural log of a positive normal float32."""
+    i = _bits(np.float32(x))
+    e = np.int32(np.int32(i - _SQRT_HALF_BITS) >> np.int32(23))
+    m = _unbits(np.int32(i - np.int32(e << np.int32(23))))
+    k = np.float32(e)
+    return np.float32((_log_reduced(m - np.float32(1.0)) + k * _LN2_LO) + k * _LN2_HI)
+
+
+@njit(fastmath=STRICT, error_model="numpy", cache=True)
+def log1p32(u: float) -> float:
+    """``log(1 + u)`` for u >= 0, to full relative accuracy near zero."""
+    w = np.float32(1.0) + u
+    i = _bits(np.float32(w))
+    e = np.int32(np.int32(i - _SQRT_HALF_BITS) >> np.int32(23))
+    m = _unbits(np.int32(i - np.int32(e << np.int32(23))))
+    k = np.float32(e)
+    lost = u - (w - np.float32(1.0))  # what rounding 1 + u dropped, when u < 1
+    lost = lost if u < np.float32(1e7) else np.float32(0.0)
+    f = m - np.float32(1.0)
+    return np.float32((_log_reduced(f) + (k * _LN2_LO + lost / w)) + k * _LN2_HI)

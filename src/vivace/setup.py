@@ -1,0 +1,335 @@
+"""Columns to schema: what a user declares about an AnnData, and what a model keeps of it.
+
+``setup_anndata`` writes :class:`Declarations` (column names) as one JSON string
+into ``adata.uns["vivace"]``.  A model turns them into a :class:`Schema` (genes
+and categories) that it owns, saves, and checks new data against.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from numpy.typing import NDArray
+
+from vivace.errors import ArgumentTypeError, DataError, MissingColumnError, near
+
+UNS_KEY = "vivace"
+Category = str | int | float | bool
+
+
+@dataclass(frozen=True)
+class Declarations:
+    """Which columns of an AnnData mean what; the arguments of ``setup_anndata``."""
+
+    layer: str | None = None
+    batch_key: str | None = None
+    labels_key: str | None = None
+    size_factor_key: str | None = None
+    categorical_covariate_keys: tuple[str, ...] = ()
+    continuous_covariate_keys: tuple[str, ...] = ()
+    allow_non_integer: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("layer", "batch_key", "labels_key", "size_factor_key"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise ArgumentTypeError(
+                    f"{name} must be the name of a {'layer' if name == 'layer' else 'column of obs'}"
+                    f" or None, not {value!r}."
+                )
+        for name in ("categorical_covariate_keys", "continuous_covariate_keys"):
+            value = getattr(self, name)
+            if isinstance(value, str) or not isinstance(value, Sequence):
+                raise ArgumentTypeError(f"{name} must be a list of column names, not {value!r}.")
+            for key in value:
+                if not isinstance(key, str):
+                    raise ArgumentTypeError(f"{name} must hold names of columns, not {key!r}.")
+            object.__setattr__(self, name, tuple(value))
+        if not isinstance(self.allow_non_integer, bool):
+            raise ArgumentTypeError(
+                f"allow_non_integer must be True or False, not {self.allow_non_integer!r}."
+            )
+
+    def to_json(self) -> str:
+        """One JSON string, as ``adata.uns["vivace"]`` holds it."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what :meth:`to_json` wrote."""
+        return cls(**json.loads(text))
+
+
+def write_declarations(adata: AnnData, declarations: Declarations) -> None:
+    """Record the declarations in ``adata.uns``, after checking every column."""
+    Schema.from_anndata(adata, declarations)
+    adata.uns[UNS_KEY] = declarations.to_json()
+
+
+def read_declarations(adata: AnnData) -> Declarations:
+    """The declarations that ``setup_anndata`` left in ``adata.uns``."""
+    text = adata.uns.get(UNS_KEY)
+    if not isinstance(text, str):
+        raise DataError(
+            "This AnnData has not been set up; call SCVI.setup_anndata(adata, ...) first."
+        )
+    try:
+        return Declarations.from_json(text)
+    except (ValueError, TypeError) as error:
+        raise DataError(
+            f"adata.uns['{UNS_KEY}'] cannot be read ({error}); call SCVI.setup_anndata again."
+        ) from error
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The covariates of n cells as the network reads them."""
+
+    batch: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    categorical: NDArray[np.int64]
+    continuous: NDArray[np.float32]
+    size_factor: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What a model keeps of its data: genes in order, columns and their categories.
+
+    Parameters
+    ----------
+    declarations : the columns
+    genes : names of the genes, in the order of the weights
+    batches, labels : categories in the order of their codes; one where there is no column
+    categories : categories of each further categorical covariate
+    """
+
+    declarations: Declarations
+    genes: tuple[str, ...]
+    batches: tuple[Category, ...]
+    labels: tuple[Category, ...]
+    categories: tuple[tuple[Category, ...], ...]
+
+    @property
+    def n_continuous(self) -> int:
+        return len(self.declarations.continuous_covariate_keys)
+
+    @classmethod
+    def from_anndata(cls, adata: AnnData, declarations: Declarations) -> Self:
+        """Read genes and categories from the data, checking every declared column."""
+        d = declarations
+        schema = cls(
+            declarations=d,
+            genes=gene_names(adata),
+            batches=_categories(adata, d.batch_key, "batch_key"),
+            labels=_categories(adata, d.labels_key, "labels_key"),
+            categories=tuple(
+                _categories(adata, key, "categorical_covariate_keys")
+                for key in d.categorical_covariate_keys
+            ),
+        )
+        schema.columns(adata)
+        return schema
+
+    def columns(self, adata: AnnData) -> Columns:
+        """The covariates of ``adata`` in this schema's codes."""
+        d = self.declarations
+        n = adata.n_obs
+        categorical = [
+            _codes(adata, key, known, "categorical_covariate_keys")
+            for key, known in zip(d.categorical_covariate_keys, self.categories, strict=True)
+        ]
+        continuous = [
+            _numbers(adata, key, "continuous_covariate_keys") for key in d.continuous_covariate_keys
+        ]
+        size_factor = None
+        if d.size_factor_key is not None:
+            size_factor = _numbers(adata, d.size_factor_key, "size_factor_key")
+            if (size_factor <= 0).any():
+                cell = adata.obs_names[int(np.argmax(size_factor <= 0))]
+                raise DataError(
+                    f"obs[{d.size_factor_key!r}] (size_factor_key) must be above 0, but is "
+                    f"{size_factor.min():g} for cell {cell!r}; recompute it or drop such cells."
+                )
+        return Columns(
+            batch=_codes(adata, d.batch_key, self.batches, "batch_key"),
+            labels=_codes(adata, d.labels_key, self.labels, "labels_key"),
+            categorical=(
+                np.stack(categorical, axis=1) if categorical else np.zeros((n, 0), np.int64)
+            ),
+            continuous=np.stack(continuous, axis=1) if continuous else np.zeros((n, 0), np.float32),
+            size_factor=size_factor,
+        )
+
+    def gene_positions(self, adata: AnnData) -> NDArray[np.int64] | None:
+        """Where this schema's genes stand in ``adata``; None if they already agree."""
+        names = gene_names(adata)
+        if names == self.genes:
+            return None
+        positions = pd.Index(names).get_indexer(pd.Index(self.genes))
+        missing = [g for g, p in zip(self.genes, positions, strict=True) if p < 0]
+        if missing:
+            named = ", ".join(repr(g) for g in missing[:5])
+            some = "none" if len(missing) == len(self.genes) else "not all"
+            raise MissingColumnError(
+                f"The data have {some} of the model's {len(self.genes)} genes: {len(missing)} are "
+                f"missing from var_names ({named}{', ...' if len(missing) > 5 else ''}); give data "
+                "with the same gene identifiers, before any selection of variable genes."
+            )
+        return np.asarray(positions, np.int64)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The schema as JSON can hold it."""
+        return {
+            "declarations": asdict(self.declarations),
+            "genes": list(self.genes),
+            "batches": list(self.batches),
+            "labels": list(self.labels),
+            "categories": [list(c) for c in self.categories],
+        }
+
+    @classmethod
+    def from_dict(cls, parts: dict[str, Any]) -> Self:
+        """Read what :meth:`as_dict` gave."""
+        unknown = set(parts) - {f.name for f in fields(cls)}
+        if unknown:
+            raise ValueError(f"unknown schema entries {sorted(unknown)}")
+        return cls(
+            declarations=Declarations(**parts["declarations"]),
+            genes=tuple(parts["genes"]),
+            batches=tuple(parts["batches"]),
+            labels=tuple(parts["labels"]),
+            categories=tuple(tuple(c) for c in parts["categories"]),
+        )
+
+    def summary(self) -> list[tuple[str, str, str]]:
+        """Rows of (meaning, where, what) for ``view_anndata_setup``."""
+        d = self.declarations
+        rows = [("counts", "X" if d.layer is None else f"layers[{d.layer!r}]", self._shape())]
+        for name, key, known in (
+            ("batch", d.batch_key, self.batches),
+            ("labels", d.labels_key, self.labels),
+            *(
+                ("categorical covariate", key, known)
+                for key, known in zip(d.categorical_covariate_keys, self.categories, strict=True)
+            ),
+        ):
+            if key is not None:
+                shown = ", ".join(str(c) for c in known[:6]) + (", ..." if len(known) > 6 else "")
+                rows.append((name, f"obs[{key!r}]", f"{len(known)} categories: {shown}"))
+        rows += [("continuous covariate", f"obs[{k!r}]", "") for k in d.continuous_covariate_keys]
+        if d.size_factor_key is not None:
+            rows.append(("size factor", f"obs[{d.size_factor_key!r}]", ""))
+        return rows
+
+    def _shape(self) -> str:
+        return f"{len(self.genes)} genes"
+
+
+def gene_names(adata: AnnData) -> tuple[str, ...]:
+    """The names of the genes, which must be unique."""
+    names = adata.var_names
+    if not names.is_unique:
+        twice = names[names.duplicated()].unique()
+        raise DataError(
+            f"var_names holds {len(twice)} gene names more than once (first: {twice[0]!r}); call "
+            "adata.var_names_make_unique() or sum such genes."
+        )
+    if len(names) == 0:
+        raise DataError("The data have no genes; check the selection that made this AnnData.")
+    return tuple(str(name) for name in names)
+
+
+def _column(adata: AnnData, key: str, argument: str) -> pd.Series[Any]:
+    if key not in adata.obs:
+        raise MissingColumnError(
+            f"obs has no column {key!r} ({argument}); {near(key, adata.obs.columns)}"
+        )
+    column = adata.obs[key]
+    missing = column.isna().to_numpy()
+    if missing.any():
+        cell = adata.obs_names[int(np.argmax(missing))]
+        raise DataError(
+            f"obs[{key!r}] ({argument}) has no value for {int(missing.sum())} of {adata.n_obs} "
+            f"cells (first: {cell!r}); fill it in or drop those cells with "
+            f"adata[adata.obs[{key!r}].notna()].copy()."
+        )
+    return column
+
+
+def _categories(adata: AnnData, key: str | None, argument: str) -> tuple[Category, ...]:
+    """The categories of a column that occur, in its own order, else sorted."""
+    if key is None:
+        return (0,)
+    column = _column(adata, key, argument)
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        values = column.cat.remove_unused_categories().cat.categories
+    else:
+        values = pd.Index(column.unique())
+        try:
+            values = values.sort_values()
+        except TypeError as error:
+            kinds = sorted({type(v).__name__ for v in values})
+            raise DataError(
+                f"obs[{key!r}] ({argument}) mixes values of types {' and '.join(kinds)}; make them "
+                f"one type with adata.obs[{key!r}] = adata.obs[{key!r}].astype(str)."
+            ) from error
+    plain = tuple(_plain(v) for v in values)
+    if len({str(v) for v in plain}) < len(plain):
+        raise DataError(
+            f"obs[{key!r}] ({argument}) has different values that read the same as text; rename one."
+        )
+    return plain
+
+
+def _plain(value: Any) -> Category:
+    """A category as JSON can hold it."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    return value if isinstance(value, str | int | float | bool) else str(value)
+
+
+def _codes(
+    adata: AnnData, key: str | None, known: tuple[Category, ...], argument: str
+) -> NDArray[np.int64]:
+    """Codes of a column by text of the category, so that dtype does not matter."""
+    if key is None:
+        return np.zeros(adata.n_obs, np.int64)
+    column = _column(adata, key, argument).astype("category")
+    position = {str(c): i for i, c in enumerate(known)}
+    of_category = np.array(
+        [position.get(str(_plain(c)), -1) for c in column.cat.categories], dtype=np.int64
+    )
+    codes = of_category[column.cat.codes.to_numpy()] if len(of_category) else np.zeros(0, np.int64)
+    if (codes < 0).any():
+        unseen = sorted({str(v) for v in column[codes < 0]})
+        named = ", ".join(repr(u) for u in unseen[:5]) + (", ..." if len(unseen) > 5 else "")
+        raise DataError(
+            f"obs[{key!r}] ({argument}) holds categories that the model has not seen: {named} "
+            f"({int((codes < 0).sum())} cells); {near(unseen[0], known)} Rename them, or leave out "
+            "those cells."
+        )
+    return codes
+
+
+def _numbers(adata: AnnData, key: str, argument: str) -> NDArray[np.float32]:
+    column = _column(adata, key, argument)
+    try:
+        values = np.asarray(column, np.float32)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"obs[{key!r}] ({argument}) must hold numbers, but its type is {column.dtype}; convert "
+            "it, or declare it under categorical_covariate_keys."
+        ) from error
+    if not np.isfinite(values).all():
+        cell = adata.obs_names[int(np.argmin(np.isfinite(values)))]
+        raise DataError(
+            f"obs[{key!r}] ({argument}) is infinite for cell {cell!r}; replace that value."
+        )
+    return values

@@ -1,0 +1,167 @@
+"""A model as a folder: ``weights.safetensors``, ``model.json``, ``history.csv``.
+
+Nothing in it is executed on loading.  The folder is written under a temporary
+name beside its place and renamed when it is whole, so that a killed save leaves
+either the old folder or the new one.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import anndata
+import pandas as pd
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vivace.errors import ModelFileError
+
+FORMAT_VERSION = 1
+_WEIGHTS, _MODEL, _HISTORY, _ADATA = (
+    "weights.safetensors",
+    "model.json",
+    "history.csv",
+    "adata.h5ad",
+)
+_SECTIONS = ("class", "config", "schema", "training", "seed")
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """What a folder holds.
+
+    Parameters
+    ----------
+    weights : parameters and running statistics by name
+    sections : the contents of ``model.json``: class, config, schema, training, seed
+    history : one row an epoch
+    """
+
+    weights: dict[str, Tensor]
+    sections: dict[str, Any]
+    history: pd.DataFrame
+
+
+def write_folder(
+    path: Path, model: StoredModel, adata: anndata.AnnData | None, overwrite: bool
+) -> None:
+    """Write the folder at ``path``, whole or not at all.
+
+    Raises
+    ------
+    ModelFileError
+        If something is there already and ``overwrite`` is False, or if what is
+        there is not a model folder.
+    """
+    check_place(path, overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch:
+        new = Path(scratch) / "new"
+        new.mkdir()
+        save_file({k: v.contiguous().cpu() for k, v in model.weights.items()}, new / _WEIGHTS)
+        text = json.dumps(
+            {"format_version": FORMAT_VERSION, **model.sections, "versions": _versions()}, indent=1
+        )
+        (new / _MODEL).write_text(text, encoding="utf-8")
+        model.history.to_csv(new / _HISTORY)
+        if adata is not None:
+            adata.write_h5ad(new / _ADATA)
+        if path.exists():
+            path.rename(Path(scratch) / "old")
+        new.rename(path)
+
+
+def check_place(path: Path, overwrite: bool) -> None:
+    """Refuse to write over anything but a model folder, and over that unless told to."""
+    if not path.exists():
+        return
+    if not overwrite:
+        raise ModelFileError(
+            f"{path} exists; overwrite it (overwrite=True) or choose another path."
+        )
+    if not path.is_dir() or (any(path.iterdir()) and not (path / _MODEL).is_file()):
+        raise ModelFileError(
+            f"{path} is not a model folder, so it will not be overwritten; choose another path."
+        )
+
+
+def read_folder(path: Path) -> StoredModel:
+    """Read and check a model folder.
+
+    Raises
+    ------
+    ModelFileError
+        If the folder or a file in it is missing, damaged or of another format.
+    """
+    if not path.is_dir():
+        raise ModelFileError(f"There is no model folder at {path}; check the path.")
+    sections = _read_json(path)
+    try:
+        weights = load_file(path / _WEIGHTS)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _damaged(path, _WEIGHTS, error) from error
+    try:
+        history = pd.read_csv(path / _HISTORY, index_col="epoch")
+    except (OSError, ValueError) as error:
+        raise _damaged(path, _HISTORY, error) from error
+    return StoredModel(weights, sections, history)
+
+
+def read_adata(path: Path) -> anndata.AnnData | None:
+    """The data saved with the model, or None where none were."""
+    file = path / _ADATA
+    return anndata.read_h5ad(file) if file.is_file() else None
+
+
+def write_h5ad(adata: anndata.AnnData, path: Path) -> None:
+    """Write ``adata`` under a temporary name and rename it when it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.part")
+    try:
+        adata.write_h5ad(scratch)
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not (path / _MODEL).is_file():
+        raise ModelFileError(
+            f"{path} holds no {_MODEL}, so it is not a vivace model folder; check the path."
+        )
+    try:
+        sections = json.loads((path / _MODEL).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _damaged(path, _MODEL, error) from error
+    if not isinstance(sections, dict):
+        raise _damaged(path, _MODEL, "not a JSON object")
+    found = sections.get("format_version")
+    if found != FORMAT_VERSION:
+        raise ModelFileError(
+            f"{path} has format version {found!r}, but this vivace reads {FORMAT_VERSION}; "
+            "open it with the version of vivace that wrote it."
+        )
+    missing = [name for name in _SECTIONS if name not in sections]
+    if missing:
+        raise _damaged(path, _MODEL, f"no {', '.join(missing)}")
+    return sections
+
+
+def _damaged(path: Path, file: str, why: object) -> ModelFileError:
+    reason = " ".join(str(why).split())
+    return ModelFileError(f"{path / file} is damaged ({reason}); save the model again.")
+
+
+def damaged_model(path: Path, why: object) -> ModelFileError:
+    """The error for contents that do not fit each other."""
+    return _damaged(path, _MODEL, why)
+
+
+def _versions() -> dict[str, str]:
+    return {p: version(p) for p in ("vivace", "torch", "anndata", "numba", "lightning-fabric")}

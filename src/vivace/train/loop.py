@@ -1,0 +1,146 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from vivace.data import Rows, Source, minibatches
+from vivace.errors import TrainingError
+from vivace.nn import VAE
+from vivace.seeds import numpy_generator, torch_generator
+from vivace.train.initialise import initialise_from_data
+from vivace.train.progress import TrainingBar
+from vivace.train.recipes import Recipe
+from vivace.train.state import TrainState
+
+_VALIDATION_SHARE = 0.1  # validation cells looked at each epoch, as a share of the training cells
+_VALIDATION_FLOOR = 256
+_VALIDATION_BATCH = 512
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What one call of ``train`` was asked to do.
+
+    Parameters
+    ----------
+    recipe : schedules and optimiser settings
+    epochs : passes over the training cells
+    batch_size : cells of a minibatch
+    seed : of initialisation, order and noise
+    accelerator : Lightning Fabric's name of a device, or "auto"
+    progress : whether a bar is shown
+    """
+
+    recipe: Recipe
+    epochs: int
+    batch_size: int
+    seed: int
+    accelerator: str
+    progress: bool
+
+
+def fit(network: VAE, source: Source, state: TrainState, options: TrainOptions) -> None:
+    """Train ``network`` in place and append one row an epoch to ``state.history``.
+
+    Raises
+    ------
+    TrainingError
+        If the loss stops being finite.
+    """
+    fabric = Fabric(accelerator=options.accelerator, devices=1)
+    order = numpy_generator(options.seed)
+    recipe = options.recipe
+    if state.history:
+        recipe = recipe.continued()
+    elif recipe.from_data:
+        initialise_from_data(network, source, state.train_rows, order)
+    wrapped, optimizer = _prepare(fabric, network, recipe)
+    device = network.device
+    noise = torch_generator(options.seed, device)
+    watched = _watched(state, order)
+    per_epoch = sum(1 for _ in minibatches(state.train_rows, options.batch_size))
+    n_steps = per_epoch * options.epochs
+
+    with TrainingBar(options.epochs, n_steps, options.progress) as bar:
+        step = 0
+        for epoch in range(options.epochs):
+            begun = time.perf_counter()
+            network.train()
+            sums = torch.zeros(3, device=device)
+            lr = kl_weight = 0.0
+            for rows in minibatches(state.train_rows, options.batch_size, order):
+                batch = source.gather(rows).to(device)
+                lr = recipe.learning_rate(step, n_steps)
+                kl_weight = recipe.kl_weight(step, n_steps, epoch)
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+                losses = wrapped(batch, kl_weight, noise)
+                fabric.backward(losses.loss)
+                optimizer.step()
+                optimizer.zero_grad()
+                sums.add_(torch.stack(losses).detach(), alpha=len(rows))
+                step += 1
+                bar.step()
+            row = _row(sums / len(state.train_rows), "train")
+            row |= _row(_validate(network, source, watched, kl_weight, options.seed), "validation")
+            row |= {"lr": lr, "kl_weight": kl_weight, "seconds": time.perf_counter() - begun}
+            if not math.isfinite(row["train_loss"]):
+                raise TrainingError(
+                    f"The loss stopped being finite in epoch {epoch + 1}; train a new model with a "
+                    f"lower learning rate, for example plan_kwargs={{'lr': {recipe.lr / 4:g}}}."
+                )
+            state.history.append(row)
+            bar.epoch(epoch, row)
+    network.eval()
+
+
+def _prepare(fabric: Fabric, network: VAE, recipe: Recipe) -> tuple[Any, torch.optim.Optimizer]:
+    """The network on its device, and Adam over its parameters."""
+    network.to(fabric.device)
+    optimizer = torch.optim.Adam(
+        network.parameters(),
+        lr=recipe.lr,
+        eps=recipe.eps,
+        weight_decay=recipe.weight_decay,
+        fused=True,
+    )
+    return fabric.setup(network, optimizer)  # type: ignore[no-any-return]
+
+
+def _watched(state: TrainState, order: np.random.Generator) -> Rows:
+    """Validation cells looked at each epoch: all, or so many that they cost little."""
+    most = max(_VALIDATION_FLOOR, int(_VALIDATION_SHARE * len(state.train_rows)))
+    rows = state.validation_rows
+    return rows if len(rows) <= most else np.sort(order.choice(rows, most, replace=False))
+
+
+@torch.no_grad()
+def _validate(network: VAE, source: Source, rows: Rows, kl_weight: float, seed: int) -> Tensor:
+    """Loss, reconstruction and KL over the watched cells, with the same noise each epoch."""
+    network.eval()
+    noise = torch_generator(seed, network.device)
+    sums = torch.zeros(3, device=network.device)
+    for part in minibatches(rows, _VALIDATION_BATCH):
+        losses = network(source.gather(part).to(network.device), kl_weight, noise)
+        sums += len(part) * torch.stack((losses.loss, losses.reconstruction, losses.kl))
+    return sums / len(rows) if len(rows) else sums.fill_(math.nan)
+
+
+def _row(means: Tensor, part: str) -> dict[str, float]:
+    """Mean loss, reconstruction and KL under scvi-tools' names."""
+    loss, reconstruction, kl = means.tolist()
+    return {
+        f"{part}_loss": loss,
+        f"elbo_{part}": reconstruction + kl,
+        f"reconstruction_loss_{part}": reconstruction,
+        f"kl_local_{part}": kl,
+    }

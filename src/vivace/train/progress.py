@@ -1,0 +1,60 @@
+"""The progress bar of a training run."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_EVERY = 20  # minibatches between two moves of the bar: moving it costs as much as a small step
+
+
+class TrainingBar:
+    """A bar over epochs with the latest losses; silent where ``show`` is False."""
+
+    def __init__(self, n_epochs: int, n_steps: int, show: bool) -> None:
+        self._bar = Progress(
+            TextColumn("Training"),
+            BarColumn(bar_width=28),
+            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[losses]}"),
+            console=Console(stderr=True),
+            disable=not show,
+        )
+        self._waiting = 0
+        self._task = self._bar.add_task("", total=n_steps, epoch=0, epochs=n_epochs, losses="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def step(self) -> None:
+        """One minibatch is done."""
+        self._waiting += 1
+        if self._waiting == _EVERY:
+            self._advance()
+
+    def _advance(self) -> None:
+        self._bar.advance(self._task, self._waiting)
+        self._waiting = 0
+
+    def epoch(self, epoch: int, row: dict[str, float]) -> None:
+        """One epoch is done: show its negative ELBO."""
+        self._advance()
+        losses = f"-ELBO train {row['elbo_train']:.1f}"
+        if row["elbo_validation"] == row["elbo_validation"]:  # not NaN
+            losses += f", validation {row['elbo_validation']:.1f}"
+        self._bar.update(self._task, epoch=epoch + 1, losses=losses)

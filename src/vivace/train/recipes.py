@@ -1,0 +1,145 @@
+"""How long to train and how the step size and the KL weight go.
+
+Two recipes.  "fast" is a trapezoid: the learning rate rises, stays, and decays
+to zero over the last part of a step budget that follows from the number of
+cells; the KL weight rises over a fraction of that budget.  A stop at a plateau
+of the constant part would be followed by the same decay, and a second call of
+``train`` enters the constant part again at full KL weight.  "scvi-tools" is
+scvi-tools 1.4.2's default, to the letter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vivace.errors import ArgumentTypeError, OptionError, near
+
+BATCH_SIZE = 128
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Optimiser settings and schedules.
+
+    Parameters
+    ----------
+    name : its name in ``train(recipe=...)``
+    lr : highest learning rate of Adam
+    eps, weight_decay : Adam's epsilon and L2 penalty
+    lr_warmup, lr_decay : fractions of the steps in which the learning rate
+        rises linearly from near 0, and falls to 0 along a cosine
+    kl_warmup : fraction of the steps in which the KL weight rises; None: see the next two
+    n_epochs_kl_warmup, n_steps_kl_warmup : the same in epochs or in steps; steps
+        win over epochs, and both over the fraction
+    min_kl_weight, max_kl_weight : where the KL weight starts and ends
+    from_data : output bias and dispersion start at the data's moments
+    """
+
+    name: str
+    lr: float
+    eps: float
+    weight_decay: float
+    lr_warmup: float = 0.0
+    lr_decay: float = 0.0
+    kl_warmup: float | None = None
+    n_epochs_kl_warmup: int | None = None
+    n_steps_kl_warmup: int | None = None
+    min_kl_weight: float = 0.0
+    max_kl_weight: float = 1.0
+    from_data: bool = False
+
+    def epochs(self, n_cells: int, n_train: int) -> int:
+        """Epochs where ``max_epochs`` is not given."""
+        if self.name == "scvi-tools":
+            return max(1, min(round(20_000 / n_cells * 400), 400))
+        return fast_epochs(n_train)
+
+    def learning_rate(self, step: int, n_steps: int) -> float:
+        """Learning rate of step ``step`` (from 0) of ``n_steps``."""
+        rising, falling = self.lr_warmup * n_steps, self.lr_decay * n_steps
+        factor = 1.0
+        if step + 1 < rising:
+            factor = (step + 1) / rising
+        if falling > 0 and step > n_steps - falling:
+            into = (step - (n_steps - falling)) / falling
+            factor = min(factor, 0.5 * (1.0 + math.cos(math.pi * into)))
+        return self.lr * factor
+
+    def kl_weight(self, step: int, n_steps: int, epoch: int) -> float:
+        """KL weight of step ``step`` (from 0), in epoch ``epoch`` (from 0)."""
+        share = 1.0
+        if self.n_steps_kl_warmup:
+            share = step / self.n_steps_kl_warmup
+        elif self.n_epochs_kl_warmup:
+            share = epoch / self.n_epochs_kl_warmup
+        elif self.kl_warmup:
+            share = step / (self.kl_warmup * n_steps)
+        return self.min_kl_weight + min(1.0, share) * (self.max_kl_weight - self.min_kl_weight)
+
+    def continued(self) -> Recipe:
+        """The same for a second call of ``train``: no warm-up of step size or KL weight.
+
+        scvi-tools starts its warm-up again, and so does its recipe.
+        """
+        if self.name == "scvi-tools":
+            return self
+        return replace(self, kl_warmup=None, n_epochs_kl_warmup=None, n_steps_kl_warmup=None)
+
+    def with_plan(self, plan: Mapping[str, Any] | None) -> Recipe:
+        """The recipe with some of its numbers replaced by ``plan_kwargs``."""
+        changes = dict(plan or {})
+        for name, value in changes.items():
+            if name not in PLAN_OPTIONS:
+                raise ArgumentTypeError(f"plan_kwargs has no {name!r}; {near(name, PLAN_OPTIONS)}")
+            optional = name.startswith("n_")
+            if isinstance(value, bool) or not (
+                isinstance(value, int | float) or (optional and value is None)
+            ):
+                raise ArgumentTypeError(f"plan_kwargs[{name!r}] must be a number, not {value!r}.")
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise OptionError(f"plan_kwargs[{name!r}] must be finite and >= 0, not {value}.")
+        if "n_epochs_kl_warmup" in changes or "n_steps_kl_warmup" in changes:
+            changes = {"kl_warmup": None, "n_epochs_kl_warmup": None, **changes}
+        return replace(self, **changes)
+
+
+PLAN_OPTIONS = (
+    "lr",
+    "eps",
+    "weight_decay",
+    "n_epochs_kl_warmup",
+    "n_steps_kl_warmup",
+    "min_kl_weight",
+    "max_kl_weight",
+)
+
+
+def fast_epochs(n_train: int) -> int:
+    """Epochs of the "fast" recipe: visits per cell fall with the root of their number.
+
+    Examples
+    --------
+    >>> [fast_epochs(n) for n in (1_000, 10_000, 100_000, 1_000_000)]
+    [47, 15, 5, 2]
+    """
+    return max(2, min(60, round(1500 / math.sqrt(n_train))))
+
+
+RECIPES: dict[str, Recipe] = {
+    "fast": Recipe(
+        name="fast",
+        lr=8e-3,
+        eps=1e-4,
+        weight_decay=1e-6,
+        lr_warmup=0.1,
+        lr_decay=0.6,
+        kl_warmup=0.5,
+        from_data=True,
+    ),
+    "scvi-tools": Recipe(
+        name="scvi-tools", lr=1e-3, eps=0.01, weight_decay=1e-6, n_epochs_kl_warmup=400
+    ),
+}
