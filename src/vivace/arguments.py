@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from vivace.errors import ArgumentTypeError, OptionError, near
@@ -31,8 +34,32 @@ def positive(name: str, value: object) -> None:
 
 def number(name: str, value: object) -> None:
     """``value`` must be None or a number."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+    if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
         raise ArgumentTypeError(f"{name} must be a number, not {value!r}.")
+
+
+def folder(value: object) -> Path:
+    """``value`` must be a path."""
+    if not isinstance(value, str | Path):
+        raise ArgumentTypeError(f"dir_path must be the path of a folder, not {value!r}.")
+    return Path(value)
+
+
+def accelerator_here(name: object) -> None:
+    """``name`` must be a kind of device that this machine has, or "auto"."""
+    there = {
+        "auto": True,
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "gpu": torch.cuda.is_available() or torch.backends.mps.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not isinstance(name, str) or name not in there:
+        raise OptionError(
+            f"accelerator must be one of {', '.join(map(repr, there))}, not {name!r}."
+        )
+    if not there[name]:
+        raise OptionError(f"This machine has no device for accelerator={name!r}; use 'auto'.")
 
 
 def row_numbers(indices: Indices | None, n_cells: int) -> NDArray[np.int64]:
@@ -45,7 +72,10 @@ def row_numbers(indices: Indices | None, n_cells: int) -> NDArray[np.int64]:
     """
     if indices is None:
         return np.arange(n_cells)
-    rows = np.asarray(indices)
+    try:
+        rows = np.asarray(indices)
+    except ValueError as error:
+        raise ArgumentTypeError("indices must be one-dimensional, not a list of lists.") from error
     if rows.ndim != 1:
         raise ArgumentTypeError(f"indices must be one-dimensional, not of shape {rows.shape}.")
     if rows.dtype == bool:

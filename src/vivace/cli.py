@@ -81,6 +81,7 @@ def train(
     """Train SCVI on an h5ad of raw counts and save the model."""
     from vivace.config import settings
     from vivace.scvi import SCVI
+    from vivace.seeds import check_seed
     from vivace.store.folder import check_place
 
     check_place(output, overwrite)
@@ -96,7 +97,7 @@ def train(
         allow_non_integer=allow_non_integer,
     )
     if seed is not None:
-        settings.seed = seed
+        settings.seed = check_seed(seed)
     model = SCVI(
         adata,
         n_hidden=n_hidden,
@@ -148,13 +149,17 @@ def info(model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model fold
 
 
 def _read(path: Path):  # type: ignore[no-untyped-def]  # anndata is imported late
-    from anndata import read_h5ad
+    import warnings
+
+    from anndata import OldFormatWarning, read_h5ad
 
     try:
-        return read_h5ad(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", OldFormatWarning)  # it is read all the same
+            return read_h5ad(path)
     except FileNotFoundError as error:
         raise DataError(f"There is no file {path}; check the path.") from error
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} cannot be read as h5ad ({error}); check the file.") from error
 
 
@@ -162,6 +167,6 @@ def main() -> None:
     """Run the command line; what vivace refuses becomes one sentence and exit code 2."""
     try:
         app()
-    except VivaceError as error:
-        print(f"vivace: {error}", file=sys.stderr)
+    except (VivaceError, OSError) as error:  # OSError: a full disk, a folder without permission
+        print(f"vivace: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None

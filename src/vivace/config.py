@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args, get_type_hints
 
+import numpy as np
+
 from vivace.errors import ArgumentTypeError, OptionError
 
 GeneLikelihood = Literal["zinb", "nb", "poisson"]
@@ -75,7 +77,10 @@ class ModelConfig:
         object.__setattr__(self, "gene_likelihood", short)
         hints = get_type_hints(type(self))
         for field in fields(self):
-            _check_option(field.name, getattr(self, field.name), hints[field.name])
+            value = getattr(self, field.name)
+            if isinstance(value, np.generic):  # from a grid of options, say; JSON has none
+                object.__setattr__(self, field.name, value := value.item())
+            _check_option(field.name, value, hints[field.name])
         for name in ("n_hidden", "n_latent", "n_layers"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name} must be at least 1, not {getattr(self, name)}.")

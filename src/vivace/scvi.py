@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,7 +14,15 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from vivace import posterior, store
-from vivace.arguments import Indices, number, positive, refuse_unknown, row_numbers
+from vivace.arguments import (
+    Indices,
+    accelerator_here,
+    folder,
+    number,
+    positive,
+    refuse_unknown,
+    row_numbers,
+)
 from vivace.config import (
     Dispersion,
     GeneLikelihood,
@@ -26,7 +34,7 @@ from vivace.config import (
 from vivace.data import MemorySource, Rows, check_counts, count_matrix, read_cells, split_rows
 from vivace.errors import ArgumentTypeError, DataError, NotTrainedError, OptionError
 from vivace.nn import VAE, Dimensions
-from vivace.seeds import SeedStream
+from vivace.seeds import SeedStream, check_seed
 from vivace.setup import Declarations, Schema, read_declarations, write_declarations
 from vivace.store.folder import damaged_model, read_adata
 from vivace.train import RECIPES, TrainOptions, TrainState, fit
@@ -120,7 +128,7 @@ class SCVI:
             use_layer_norm=use_layer_norm,
         )
         schema = Schema.from_anndata(adata, read_declarations(adata))
-        self._build(config, schema, SeedStream(settings.seed))
+        self._build(config, schema, SeedStream(check_seed(settings.seed)))
         self._attach(adata)
 
     def _build(self, config: ModelConfig, schema: Schema, seeds: SeedStream) -> None:
@@ -251,17 +259,20 @@ class SCVI:
             If the loss stops being finite.
         """
         refuse_unknown("train", unknown, _TRAIN_ARGUMENTS)
-        if recipe not in RECIPES:
+        if not isinstance(recipe, str) or recipe not in RECIPES:
             raise OptionError(
                 f"recipe must be one of {', '.join(map(repr, RECIPES))}, not {recipe!r}."
             )
-        source = self._own_source()
-        plan = RECIPES[recipe].with_plan(plan_kwargs)
-        options_seed = self._seeds.take(seed)
+        if plan_kwargs is not None and not isinstance(plan_kwargs, Mapping):
+            raise ArgumentTypeError(f"plan_kwargs must be a dict or None, not {plan_kwargs!r}.")
         positive("max_epochs", max_epochs)
         positive("batch_size", batch_size)
         number("train_size", train_size)
         number("validation_size", validation_size)
+        accelerator_here(accelerator)
+        source = self._own_source()
+        plan = RECIPES[recipe].with_plan(plan_kwargs)
+        options_seed = self._seeds.take(seed)
         if len(self._state.train_rows) == 0:
             split = split_rows(
                 source.n_cells, train_size, validation_size, np.random.default_rng(options_seed)
@@ -278,14 +289,22 @@ class SCVI:
             progress=progress,
         )
         begun = time.perf_counter()
-        fit(self.module, source, self._state, options)
-        self._state.summary = {
+        try:
+            fit(self.module, source, self._state, options)
+        finally:  # an interrupted run leaves a model that can be asked and saved
+            if self._state.history:
+                self._summarise(recipe, source.n_cells, time.perf_counter() - begun)
+
+    def _summarise(self, recipe: str, n_cells: int, seconds: float) -> None:
+        state = self._state
+        state.summary = {
             "recipe": recipe,
-            "epochs": len(self._state.history),
-            "train_cells": n_train,
-            "validation_cells": len(self._state.validation_rows),
-            "seconds": round(time.perf_counter() - begun, 3),
-            "kl_weight": self._state.history[-1]["kl_weight"],
+            "epochs": len(state.history),
+            "cells": n_cells,
+            "train_cells": len(state.train_rows),
+            "validation_cells": len(state.validation_rows),
+            "seconds": round(seconds, 3),
+            "kl_weight": state.history[-1]["kl_weight"],
         }
 
     @property
@@ -390,7 +409,7 @@ class SCVI:
         values = posterior.elbo(
             self.module, source, rows, _size(batch_size), n_samples, self._seeds.take(seed)
         )
-        return float(values.mean()) if return_mean else values
+        return _mean(values) if return_mean else values
 
     def get_reconstruction_error(
         self,
@@ -416,7 +435,7 @@ class SCVI:
         values = posterior.reconstruction(
             self.module, source, rows, _size(batch_size), n_samples, self._seeds.take(seed)
         )
-        return {"reconstruction_loss": float(values.mean()) if return_mean else values}
+        return {"reconstruction_loss": _mean(values) if return_mean else values}
 
     # ---- files ----------------------------------------------------------
 
@@ -439,6 +458,7 @@ class SCVI:
         ModelFileError
             If the folder exists, or is something else than a model.
         """
+        path = folder(dir_path)
         state = self._state
         sections = {
             "class": type(self).__name__,
@@ -453,7 +473,7 @@ class SCVI:
         }
         adata = self._own_adata() if save_anndata else None
         contents = store.StoredModel(dict(self.module.state_dict()), sections, state.frame())
-        store.write_folder(Path(dir_path), contents, adata, overwrite)
+        store.write_folder(path, contents, adata, overwrite)
 
     @classmethod
     def load(cls, dir_path: str | Path, adata: AnnData | None = None) -> Self:
@@ -466,14 +486,16 @@ class SCVI:
         adata
             Data to go on with, checked and aligned by the model's schema.  None
             takes those saved with the model, if any; without data the model
-            answers about any AnnData that is passed to its methods.
+            answers about any AnnData that is passed to its methods.  Data with
+            another number of cells than the model was trained on get a new
+            split when ``train`` is called.
 
         Raises
         ------
         ModelFileError
             If the folder is missing, damaged or of another format.
         """
-        path = Path(dir_path)
+        path = folder(dir_path)
         stored = store.read_folder(path)
         parts = stored.sections
         if parts["class"] != cls.__name__:
@@ -491,11 +513,14 @@ class SCVI:
                 history=stored.history.to_dict("records"),
                 summary=parts["training"]["summary"],
             )
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            _check_training(model._state)
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise damaged_model(path, error) from error
         data = read_adata(path) if adata is None else adata
         if data is not None:
             model._attach(data)
+            if data.n_obs != model._state.summary.get("cells"):
+                model._state.train_rows = model._state.validation_rows = np.zeros(0, np.int64)
         return model
 
     # ---- the rest -------------------------------------------------------
@@ -530,7 +555,8 @@ class SCVI:
             lines.append(
                 f"trained: {t['epochs']} epochs on {t['train_cells']:,} cells in {t['seconds']:.1f} s "
                 f"(recipe {t['recipe']!r}, final KL weight {last['kl_weight']:.2g}), negative ELBO "
-                f"{last['elbo_train']:.1f} train, {last['elbo_validation']:.1f} validation"
+                f"{last['elbo_train']:.1f} train"
+                + ("" if np.isnan(held := last["elbo_validation"]) else f", {held:.1f} validation")
             )
         else:
             lines.append("not trained: call train()")
@@ -582,7 +608,27 @@ def _dimensions(schema: Schema) -> Dimensions:
 
 
 def _keys(keys: Sequence[str] | None) -> tuple[str, ...]:
-    return keys if isinstance(keys, str) else tuple(keys or ())  # type: ignore[return-value]
+    if keys is None:
+        return ()
+    if isinstance(keys, str) or not isinstance(keys, Iterable):
+        return keys  # type: ignore[return-value]  # Declarations refuses it
+    return tuple(keys)
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    if len(values) == 0:
+        raise OptionError("There are no cells to average over; indices must name at least one.")
+    return float(values.mean())
+
+
+def _check_training(state: TrainState) -> None:
+    """Refuse a history or a split that does not fit the summary it was saved with."""
+    epochs = state.summary.get("epochs", 0)
+    if len(state.history) != epochs:
+        raise ValueError(f"history.csv has {len(state.history)} epochs of {epochs}")
+    used = np.concatenate([state.train_rows, state.validation_rows])
+    if used.min(initial=0) < 0 or used.max(initial=-1) >= state.summary.get("cells", 0):
+        raise ValueError("the split names cells that the data did not have")
 
 
 def _size(batch_size: int | None) -> int:

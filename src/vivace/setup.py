@@ -312,8 +312,8 @@ def _codes(
         named = ", ".join(repr(u) for u in unseen[:5]) + (", ..." if len(unseen) > 5 else "")
         raise DataError(
             f"obs[{key!r}] ({argument}) holds categories that the model has not seen: {named} "
-            f"({int((codes < 0).sum())} cells); {near(unseen[0], known)} Rename them, or leave out "
-            "those cells."
+            f"({int((codes < 0).sum())} cells); rename them or leave out those cells; "
+            f"{near(unseen[0], known)}"
         )
     return codes
 
@@ -321,15 +321,19 @@ def _codes(
 def _numbers(adata: AnnData, key: str, argument: str) -> NDArray[np.float32]:
     column = _column(adata, key, argument)
     try:
-        values = np.asarray(column, np.float32)
+        if column.dtype.kind in "cmM":  # NumPy would make floats of these
+            raise TypeError
+        values = np.asarray(column, np.float64)
     except (TypeError, ValueError) as error:
         raise DataError(
             f"obs[{key!r}] ({argument}) must hold numbers, but its type is {column.dtype}; convert "
             "it, or declare it under categorical_covariate_keys."
         ) from error
-    if not np.isfinite(values).all():
-        cell = adata.obs_names[int(np.argmin(np.isfinite(values)))]
+    fits = np.abs(values) <= np.finfo(np.float32).max
+    if not fits.all():
+        at = int(np.argmin(fits))
         raise DataError(
-            f"obs[{key!r}] ({argument}) is infinite for cell {cell!r}; replace that value."
+            f"obs[{key!r}] ({argument}) is {values[at]:g} for cell {adata.obs_names[at]!r}, which "
+            "is not a finite 32-bit number; replace that value."
         )
-    return values
+    return values.astype(np.float32)

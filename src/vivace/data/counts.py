@@ -15,7 +15,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from vivace.data.source import MemorySource
-from vivace.errors import DataError, MissingColumnError, near
+from vivace.errors import ArgumentTypeError, DataError, MissingColumnError, near
 from vivace.setup import Schema
 
 _BLOCK = 1 << 20  # values looked at in one go
@@ -33,11 +33,17 @@ def read_cells(adata: AnnData, schema: Schema) -> MemorySource:
         Where counts or columns cannot be used; the message says which cell,
         gene or column, and the fix.
     """
+    if not isinstance(adata, AnnData):
+        raise ArgumentTypeError(
+            f"adata must be an AnnData, not {type(adata).__name__}; read one with "
+            "anndata.read_h5ad."
+        )
     positions = schema.gene_positions(adata)
     columns = schema.columns(adata)
     counts = count_matrix(adata, schema.declarations.layer)
     if positions is not None:
         counts = counts[:, positions]
+        counts.sort_indices()
     check_counts(adata, counts, schema)
     return MemorySource(
         counts=counts,
@@ -77,7 +83,7 @@ def count_matrix(adata: AnnData, layer: str | None) -> sp.csr_matrix:
         raise DataError(f"{where} holds values of type {matrix.dtype}; give it raw counts.")
     csr = sp.csr_matrix(matrix, dtype=np.float32)
     if not csr.has_canonical_format:
-        csr = csr.copy() if csr is matrix or csr.data is getattr(matrix, "data", None) else csr
+        csr = csr.copy()  # SciPy shares arrays between them, and sums and sorts in place
         csr.sum_duplicates()
     return csr
 
@@ -105,7 +111,7 @@ def check_counts(adata: AnnData, counts: sp.csr_matrix, schema: Schema) -> None:
             if not whole.all():
                 _refuse_fractions(adata, counts, schema, start + int(np.argmin(whole)))
     empty = np.diff(counts.indptr) == 0
-    if not empty.any() and counts.data.min(initial=1) == 0:  # zeros stored as entries
+    if counts.data.min(initial=1) == 0:  # zeros stored as entries
         empty = np.asarray(counts.sum(axis=1)).ravel() == 0
     if empty.any():
         cell = adata.obs_names[int(np.argmax(empty))]
@@ -134,24 +140,28 @@ def _refuse_fractions(adata: AnnData, counts: sp.csr_matrix, schema: Schema, at:
 
 
 def _looks_log1p(counts: sp.csr_matrix) -> bool:
-    """Whether expm1 of a cell's values are whole multiples of its smallest one."""
+    """Whether, in most cells, expm1 gives whole multiples of the cell's smallest value.
+
+    Most, not all: a cell without a single count of one has no unit to go by.
+    """
     if counts.data.max() > 20:
         return False
-    tested = 0
+    tested = passed = 0
     for cell in range(min(counts.shape[0], 50)):
         values = np.expm1(np.sort(counts.data[counts.indptr[cell] : counts.indptr[cell + 1]]))
         values = values[values > 0].astype(np.float64)
         if len(values) < 3:
             continue
         multiples = values / values[0]
-        if np.abs(multiples - np.rint(multiples)).max() > 0.02 * multiples.max():
-            return False
         tested += 1
-    return tested > 0
+        passed += bool((np.abs(multiples - np.rint(multiples)) < 0.005 * multiples).all())
+    return 2 * passed > tested
 
 
 def _suggest_layer(adata: AnnData, schema: Schema) -> str:
-    """A clause that names a layer (or raw) whose values all look like counts."""
+    """A clause that names a layer (or X, or raw) whose values all look like counts."""
+    if schema.declarations.layer is not None and _integers(adata.X):
+        return " (X holds integers: leave out layer=)"
     for name, matrix in adata.layers.items():
         if name != schema.declarations.layer and _integers(matrix):
             return f" (adata.layers[{name!r}] holds integers: pass layer={name!r})"

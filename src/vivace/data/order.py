@@ -29,6 +29,8 @@ def minibatches(
     if shuffle is not None:
         rows = shuffle.permutation(rows)
     n = len(rows)
+    if n == 0:
+        return
     starts = list(range(0, n, batch_size))
     if len(starts) > 1 and n - starts[-1] == 1:
         starts.pop()
@@ -82,7 +84,7 @@ def split_rows(
             f"train_size ({train_size}) and validation_size ({validation_size}) add up to more "
             "than 1; lower one of them."
         )
-    n_train = min(n_cells, math.ceil(n_cells * train_size - 1e-9))
+    n_train = min(n_cells, max(1, math.ceil(n_cells * train_size - 1e-9)))
     left = n_cells - n_train
     n_validation = left if validation_size is None else min(left, int(n_cells * validation_size))
     order = generator.permutation(n_cells).astype(np.int64)

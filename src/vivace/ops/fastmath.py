@@ -19,6 +19,7 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
+from numpy.typing import NDArray
 
 # Contraction to FMA only: reassociation would undo the error compensation.
 STRICT = {"contract"}
@@ -89,12 +90,13 @@ def _log_reduced(f: float) -> float:
 
 @njit(fastmath=STRICT, error_model="numpy", cache=True)
 def log32(x: float) -> float:
-    """Natural log of a positive normal float32."""
+    """Natural log of a positive normal float32; NaN stays NaN."""
     i = _bits(np.float32(x))
     e = np.int32(np.int32(i - _SQRT_HALF_BITS) >> np.int32(23))
     m = _unbits(np.int32(i - np.int32(e << np.int32(23))))
     k = np.float32(e)
-    return np.float32((_log_reduced(m - np.float32(1.0)) + k * _LN2_LO) + k * _LN2_HI)
+    y = np.float32((_log_reduced(m - np.float32(1.0)) + k * _LN2_LO) + k * _LN2_HI)
+    return y if x == x else x  # the bits of NaN would pass for a large number
 
 
 @njit(fastmath=STRICT, error_model="numpy", cache=True)
@@ -109,3 +111,22 @@ def log1p32(u: float) -> float:
     lost = lost if u < np.float32(1e7) else np.float32(0.0)
     f = m - np.float32(1.0)
     return np.float32((_log_reduced(f) + (k * _LN2_LO + lost / w)) + k * _LN2_HI)
+
+
+@njit(fastmath=STRICT, error_model="numpy", cache=True)
+def _ordered(i: int) -> int:
+    """Bits of a float32 to an int32 of the same order, and back."""
+    return np.int32(i ^ np.int32(np.int32(i >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+
+
+@njit(fastmath=STRICT, error_model="numpy", nogil=True, cache=True)
+def largest32(x: NDArray[np.float32]) -> float:
+    """Largest of the values, NaN if one of them is a positive NaN; x must not be empty.
+
+    Compared as integers: LLVM does not vectorise a maximum of floats, which
+    would be the slowest loop of the softmax (0.47 against 0.03 ns an element).
+    """
+    top = _ordered(_bits(x[0]))
+    for j in range(x.size):
+        top = max(top, _ordered(_bits(x[j])))
+    return _unbits(_ordered(top))

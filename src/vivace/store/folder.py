@@ -7,6 +7,7 @@ either the old folder or the new one.
 
 from __future__ import annotations
 
+import io
 import json
 import tempfile
 from dataclasses import dataclass
@@ -72,9 +73,15 @@ def write_folder(
         model.history.to_csv(new / _HISTORY)
         if adata is not None:
             adata.write_h5ad(new / _ADATA)
+        old = Path(scratch) / "old"
         if path.exists():
-            path.rename(Path(scratch) / "old")
-        new.rename(path)
+            path.rename(old)
+        try:
+            new.rename(path)
+        except BaseException:
+            if old.exists():
+                old.rename(path)
+            raise
 
 
 def check_place(path: Path, overwrite: bool) -> None:
@@ -106,17 +113,18 @@ def read_folder(path: Path) -> StoredModel:
         weights = load_file(path / _WEIGHTS)
     except (SafetensorError, OSError, ValueError) as error:
         raise _damaged(path, _WEIGHTS, error) from error
-    try:
-        history = pd.read_csv(path / _HISTORY, index_col="epoch")
-    except (OSError, ValueError) as error:
-        raise _damaged(path, _HISTORY, error) from error
-    return StoredModel(weights, sections, history)
+    return StoredModel(weights, sections, _read_history(path))
 
 
 def read_adata(path: Path) -> anndata.AnnData | None:
     """The data saved with the model, or None where none were."""
     file = path / _ADATA
-    return anndata.read_h5ad(file) if file.is_file() else None
+    if not file.is_file():
+        return None
+    try:
+        return anndata.read_h5ad(file)
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _damaged(path, _ADATA, error) from error
 
 
 def write_h5ad(adata: anndata.AnnData, path: Path) -> None:
@@ -151,6 +159,20 @@ def _read_json(path: Path) -> dict[str, Any]:
     if missing:
         raise _damaged(path, _MODEL, f"no {', '.join(missing)}")
     return sections
+
+
+def _read_history(path: Path) -> pd.DataFrame:
+    try:
+        text = (path / _HISTORY).read_text(encoding="utf-8")
+        if not text.endswith("\n"):
+            raise ValueError("its last line is cut off")
+        frame = pd.read_csv(
+            io.StringIO(text), index_col="epoch", dtype=float, float_precision="round_trip"
+        )
+        frame.index = frame.index.astype(int)
+        return frame
+    except (OSError, ValueError) as error:
+        raise _damaged(path, _HISTORY, error) from error
 
 
 def _damaged(path: Path, file: str, why: object) -> ModelFileError:

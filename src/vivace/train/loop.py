@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 
 from vivace.data import Rows, Source, minibatches
@@ -17,11 +16,13 @@ from vivace.errors import TrainingError
 from vivace.nn import VAE
 from vivace.seeds import numpy_generator, torch_generator
 from vivace.train.initialise import initialise_from_data
-from vivace.train.progress import TrainingBar
 from vivace.train.recipes import Recipe
 from vivace.train.state import TrainState
 
-_VALIDATION_SHARE = 0.1  # validation cells looked at each epoch, as a share of the training cells
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+_VALIDATION_SHARE = 0.05  # validation cells looked at each epoch, as a share of the training cells
 _VALIDATION_FLOOR = 256
 _VALIDATION_BATCH = 512
 
@@ -56,6 +57,11 @@ def fit(network: VAE, source: Source, state: TrainState, options: TrainOptions) 
     TrainingError
         If the loss stops being finite.
     """
+    # a second's import and a terminal library: only those who train wait for them
+    from lightning_fabric import Fabric
+
+    from vivace.train.progress import TrainingBar
+
     fabric = Fabric(accelerator=options.accelerator, devices=1)
     order = numpy_generator(options.seed)
     recipe = options.recipe
@@ -106,11 +112,16 @@ def fit(network: VAE, source: Source, state: TrainState, options: TrainOptions) 
 def _prepare(fabric: Fabric, network: VAE, recipe: Recipe) -> tuple[Any, torch.optim.Optimizer]:
     """The network on its device, and Adam over its parameters."""
     network.to(fabric.device)
+    matrices = [p for p in network.parameters() if p.ndim > 1]
+    others = [p for p in network.parameters() if p.ndim <= 1]
+    spared = 0.0 if recipe.decay_matrices_only else recipe.weight_decay
     optimizer = torch.optim.Adam(
-        network.parameters(),
+        [
+            {"params": matrices, "weight_decay": recipe.weight_decay},
+            {"params": others, "weight_decay": spared},
+        ],
         lr=recipe.lr,
         eps=recipe.eps,
-        weight_decay=recipe.weight_decay,
         fused=True,
     )
     return fabric.setup(network, optimizer)  # type: ignore[no-any-return]

@@ -29,6 +29,7 @@ class Recipe:
     name : its name in ``train(recipe=...)``
     lr : highest learning rate of Adam
     eps, weight_decay : Adam's epsilon and L2 penalty
+    decay_matrices_only : the L2 penalty leaves out biases, batch norm and dispersion
     lr_warmup, lr_decay : fractions of the steps in which the learning rate
         rises linearly from near 0, and falls to 0 along a cosine
     kl_warmup : fraction of the steps in which the KL weight rises; None: see the next two
@@ -42,6 +43,7 @@ class Recipe:
     lr: float
     eps: float
     weight_decay: float
+    decay_matrices_only: bool = False
     lr_warmup: float = 0.0
     lr_decay: float = 0.0
     kl_warmup: float | None = None
@@ -131,9 +133,10 @@ def fast_epochs(n_train: int) -> int:
 RECIPES: dict[str, Recipe] = {
     "fast": Recipe(
         name="fast",
-        lr=8e-3,
+        lr=1e-2,
         eps=1e-4,
-        weight_decay=1e-6,
+        weight_decay=3e-3,
+        decay_matrices_only=True,
         lr_warmup=0.1,
         lr_decay=0.6,
         kl_warmup=0.5,

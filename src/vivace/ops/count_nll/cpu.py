@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vivace.ops.count_nll.reference import LOG_THETA_BOUND
-from vivace.ops.fastmath import exp32, log1p32, log32
+from vivace.ops.fastmath import exp32, largest32, log1p32, log32
 from vivace.ops.matmul import product
 
 Ints = NDArray[np.int64]
@@ -32,7 +32,6 @@ Table = NDArray[np.float32]
 
 _EXACT = {"contract"}
 _SUMS = {"contract", "reassoc", "nsz"}  # only where a sum may be split over lanes
-_MAX = {"nnan", "nsz"}  # a maximum over lanes; NaN still shows in the loss
 
 _ONE = np.float32(1)
 _ZERO = np.float32(0)
@@ -119,18 +118,10 @@ def _large_count(
 # ---- passes over one row of g genes -----------------------------------------
 
 
-@njit(fastmath=_MAX, error_model="numpy", nogil=True, cache=True)
-def _largest(s: Floats) -> float:
-    top = s[0]
-    for j in range(s.size):
-        top = s[j] if s[j] > top else top
-    return top
-
-
 @njit(fastmath=_SUMS, error_model="numpy", nogil=True, cache=True)
 def _exponentials(s: Floats, e: Floats) -> tuple[float, float]:
-    """E = exp(s - max s); the maximum and the sum of e."""
-    top = _largest(s)
+    """Write e = exp(s - max s); the maximum and the sum of e."""
+    top = largest32(s)
     total = _ZERO
     for j in range(s.size):
         v = exp32(s[j] - top)
@@ -160,8 +151,8 @@ def _zero_nb(theta: Floats, value: Floats, by_mu: Floats, by_theta: Floats) -> N
 
 
 @njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
-def _zero_zinb(value: Floats, logits: Floats, kept: Floats) -> None:
-    """In place: log ZINB(0), its derivative in the logits, and the weight of NB(0)."""
+def _zero_zinb(value: Floats, logits: Floats, kept: Floats, ratio: Floats) -> None:
+    """In place: log ZINB(0) less log ratio, its derivative in the logits, the weight of NB(0)."""
     for j in range(value.size):
         t = value[j]
         pi = logits[j]
@@ -170,10 +161,18 @@ def _zero_zinb(value: Floats, logits: Floats, kept: Floats) -> None:
         b = exp32(-abs(pi))
         inv_a = _ONE / (_ONE + a)
         inv_b = _ONE / (_ONE + b)
-        # max(pi, t) - max(pi, 0) is 0 for pi > 0, because t <= 0
-        value[j] = (_ZERO if pi > _ZERO else max(t, pi)) + log32((_ONE + a) * inv_b)
+        larger = pi if gap > _ZERO else t
+        value[j] = _ZERO if pi > _ZERO else larger  # max(pi, t) - max(pi, 0), since t <= 0
+        ratio[j] = (_ONE + a) * inv_b
         kept[j] = a * inv_a if gap > _ZERO else inv_a
         logits[j] = (inv_a if gap > _ZERO else a * inv_a) - (inv_b if pi > _ZERO else b * inv_b)
+
+
+@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+def _add_log(value: Floats, ratio: Floats) -> None:
+    """The rest of log ZINB(0): a loop of its own, so that registers suffice."""
+    for j in range(value.size):
+        value[j] += log32(ratio[j])
 
 
 @njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
@@ -264,6 +263,7 @@ def _cells(
     by_mu = np.empty(n_genes, np.float32)
     by_theta = np.empty(n_genes, np.float32)
     kept = np.empty(n_genes, np.float32)
+    ratio = np.empty(n_genes, np.float32)
     most = 0
     for n in range(first, last):
         most = max(most, indptr[n + 1] - indptr[n])
@@ -328,16 +328,19 @@ def _cells(
             if family == _ZINB:
                 for i in range(nonzero):
                     x_logits[i] = logits[genes[begin + i]]
-                _zero_zinb(value, logits, kept)
+                _zero_zinb(value, logits, kept, ratio)
+                _add_log(value, ratio)
                 _multiply(by_mu, by_theta, kept)
                 _not_dropped(x_logits[:nonzero], x_value[:nonzero], x_by_logits[:nonzero])
                 for i in range(nonzero):
-                    logits[genes[begin + i]] = x_by_logits[i]
+                    if counts[begin + i] != _ZERO:
+                        logits[genes[begin + i]] = x_by_logits[i]
             for i in range(nonzero):
-                j = genes[begin + i]
-                value[j] = x_value[i]
-                by_mu[j] = x_by_mu[i]
-                by_theta[j] = x_by_theta[i]
+                if counts[begin + i] != _ZERO:  # a stored zero is a zero like any other
+                    j = genes[begin + i]
+                    value[j] = x_value[i]
+                    by_mu[j] = x_by_mu[i]
+                    by_theta[j] = x_by_theta[i]
 
         w = weight[n]
         nll[n] = np.float32(-_total(value))
@@ -597,10 +600,9 @@ def _(
     family: int,
 ) -> tuple[Tensor, ...]:
     new = hidden_nh.new_empty
-    by_dropout = new(0) if dropout_hg is None else torch.empty_like(dropout_hg)
+    by_dropout = new(0) if dropout_hg is None else new(dropout_hg.shape)
     by_gene = [new(scale_hg.shape[1]) for _ in range(3)]
-    by_hidden, by_scale = torch.empty_like(hidden_nh), torch.empty_like(scale_hg)
-    by_library = torch.empty_like(log_library_n)
+    by_hidden, by_scale, by_library = (new(t.shape) for t in (hidden_nh, scale_hg, log_library_n))
     return (
         new(()), by_hidden, by_scale, by_gene[0], by_gene[1], by_dropout, by_gene[2], by_library
     )  # fmt: skip

@@ -13,6 +13,7 @@ from vivace.data.batch import SparseCounts
 from vivace.ops.count_nll.likelihoods import Activation, CountHeads
 
 LOG_THETA_BOUND = 15.0
+_SOFTPLUS_IS_EXP = -37.0  # below it the two are equal to float64 accuracy
 
 
 def log_scale(logits_ng: Tensor, activation: Activation) -> Tensor:
@@ -20,8 +21,8 @@ def log_scale(logits_ng: Tensor, activation: Activation) -> Tensor:
     if activation == "softmax":
         return log_softmax(logits_ng, dim=-1)
     # softplus(s) tends to exp(s) far below zero, where its log would lose it
-    safe = logits_ng.clamp(min=-15)
-    return torch.where(logits_ng < -15, logits_ng, softplus(safe).log())
+    safe = logits_ng.clamp(min=_SOFTPLUS_IS_EXP)
+    return torch.where(logits_ng < _SOFTPLUS_IS_EXP, logits_ng, softplus(safe).log())
 
 
 def poisson_nll(x_ng: Tensor, log_mu_ng: Tensor) -> Tensor:

@@ -57,7 +57,9 @@ def sparse_linear(
             f"weight_gh has shape {tuple(weight_gh.shape)}, but the counts have "
             f"{counts.n_genes} genes; give it one row a gene."
         )
-    values = torch.log1p(counts.values) if transform == "log1p" else counts.values
+    # the logarithm in the wider of the two types: a float64 reference is float64 throughout
+    values = counts.values.to(torch.promote_types(counts.values.dtype, weight_gh.dtype))
+    values = torch.log1p(values) if transform == "log1p" else values
     if use_cpu_kernel(backend, weight_gh, values):
         from vivace.ops.sparse_linear.cpu import sparse_linear_cpu
 

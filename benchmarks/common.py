@@ -1,0 +1,52 @@
+"""What the benchmark scripts share: running the peer, and saying where a figure is from."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+
+
+def provenance() -> dict[str, Any]:
+    """Machine, commit and versions."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True
+    ).stdout.strip()
+    packages = ("vivace", "torch", "numba", "numpy", "anndata", "lightning-fabric")
+    return {
+        "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()}",
+        "python": platform.python_version(),
+        "commit": commit,
+        "versions": {p: version(p) for p in packages},
+    }
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":")[1].strip()
+    return platform.processor()
+
+
+def run_json(python: str | Path, script: str, *args: object) -> dict[str, Any]:
+    """Run a script of this folder with some Python and read the JSON on its last line."""
+    command = [str(python), str(HERE / script), *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return result
+
+
+def report(name: str, result: dict[str, Any], save: bool) -> None:
+    """Print the result, and keep it under ``results/`` if asked."""
+    print(json.dumps(result, indent=1))
+    if save:
+        (HERE / "results").mkdir(exist_ok=True)
+        (HERE / "results" / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -1,0 +1,123 @@
+"""Both libraries side by side: speed at scvi-tools' settings, and default training.
+
+Usage: python benchmarks/first_run.py --raw kang_ifnb_dev.h5ad --peer-python .peer/bin/python --save
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import anndata
+import numpy as np
+import torch
+from common import provenance, report, run_json
+from sklearn.model_selection import cross_val_score
+from sklearn.neighbors import KNeighborsClassifier
+
+import vivace
+from vivace.store.scvi_tools import weights_from_scvi_tools
+
+DRAWS = 25
+
+
+def split(data: Path, batch_key: str, fit: Path, test: Path) -> None:
+    """Set 10 % of the cells of each batch aside."""
+    adata = anndata.read_h5ad(data)
+    generator = np.random.default_rng(0)
+    held_out = np.zeros(adata.n_obs, bool)
+    for rows in adata.obs.groupby(batch_key, observed=True).indices.values():
+        held_out[generator.permutation(rows)[: len(rows) // 10]] = True
+    adata[~held_out].copy().write_h5ad(fit)
+    adata[held_out].copy().write_h5ad(test)
+
+
+def paired_speed(args: argparse.Namespace, data: Path, likelihood: str) -> dict[str, Any]:
+    """Cells a second of both, in turn, several times."""
+    peer, ours = [], []
+    for _ in range(args.pairs):
+        peer.append(
+            run_json(args.peer_python, "peer.py", "speed", data, args.batch_key, likelihood, 3)
+        )
+        ours.append(
+            run_json(sys.executable, "ours.py", "speed", data, args.batch_key, likelihood, 15)
+        )
+    rates = [(p["cells_per_second"], o["cells_per_second"]) for p, o in zip(peer, ours, strict=True)]
+    ratios = sorted(o / p for p, o in rates)
+    return {
+        "scvi_tools_cells_per_second": round(median(p for p, _ in rates)),
+        "vivace_cells_per_second": round(median(o for _, o in rates)),
+        "ratio": round(median(ratios), 2),
+        "ratio_of_each_pair": [round(r, 2) for r in ratios],
+    }
+
+
+def quality(model: vivace.SCVI, test: anndata.AnnData) -> dict[str, float]:
+    """ELBO of the test cells, and how well their neighbours tell the cell type."""
+    latent = model.get_latent_representation(test)
+    knn = KNeighborsClassifier(15)
+    labels = test.obs["cell_type"].astype(str)
+    return {
+        "test_elbo": round(float(model.get_elbo(test, n_samples=DRAWS, seed=0)), 2),
+        "cell_type_knn_accuracy": round(float(cross_val_score(knn, latent, labels, cv=5).mean()), 3),
+    }
+
+
+def default_training(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Seconds and test quality of both libraries' ``train()`` without arguments."""
+    fit, test_file = folder / "fit.h5ad", folder / "test.h5ad"
+    shared = (fit, args.batch_key, args.likelihood, args.seed)
+    ours = run_json(sys.executable, "ours.py", "default", *shared, folder / "model")
+    peer = run_json(args.peer_python, "peer.py", "default", *shared, folder / "peer.pt")
+    test = anndata.read_h5ad(test_file)
+    model = vivace.SCVI.load(folder / "model")
+    ours |= quality(model, test)
+    state = torch.load(folder / "peer.pt", weights_only=True)
+    model.module.load_state_dict(weights_from_scvi_tools(state))
+    peer |= quality(model, test)
+    return {
+        "vivace": ours,
+        "scvi_tools": peer,
+        "time_ratio": round(peer["seconds"] / ours["seconds"], 1),
+        "test_elbo_gain": round(ours["test_elbo"] - peer["test_elbo"], 2),
+        "test_cells": test.n_obs,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--raw", required=True, type=Path, help="h5ad of raw counts")
+    parser.add_argument("--batch-key", default="condition")
+    parser.add_argument("--genes", default=2000, type=int, help="most variable genes to keep")
+    parser.add_argument("--peer-python", required=True, help="Python that has scvi-tools 1.4.2")
+    parser.add_argument("--pairs", default=3, type=int)
+    parser.add_argument("--likelihood", default="zinb")
+    parser.add_argument("--seed", default=0, type=int)
+    parser.add_argument("--speed-only", action="store_true")
+    parser.add_argument("--save", action="store_true")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        data = folder / "data.h5ad"
+        prepared = run_json(
+            args.peer_python, "peer.py", "prepare", args.raw, data, args.batch_key, args.genes
+        )
+        split(data, args.batch_key, folder / "fit.h5ad", folder / "test.h5ad")
+        result = {
+            "benchmark": "first_run",
+            "data": {"file": args.raw.name, "cells": prepared["cells"], "genes": prepared["genes"]},
+            "peer": prepared["versions"],
+            **provenance(),
+            "speed": {k: paired_speed(args, data, k) for k in ("zinb", "nb")},
+        }
+        if not args.speed_only:
+            result["default_train"] = default_training(args, folder)
+    report("first_run", result, args.save)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Fixtures that several tests share: small simulated data, a small trained model, refusals."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from anndata import AnnData
+
+import vivace
+from vivace import SCVI
+from vivace.errors import VivaceError
+
+_SECOND_SENTENCE = re.compile(r"[.?!] [A-Z]")
+
+
+def _simulate(n_cells: int = 60, n_genes: int = 30, seed: int = 0) -> AnnData:
+    """Integer counts of three cell types in two batches, every cell with some."""
+    rng = np.random.default_rng(seed)
+    profiles = np.random.default_rng(1).gamma(0.5, 1.0, (3, n_genes)) + 0.02
+    kind = rng.integers(0, 3, n_cells)
+    counts = rng.poisson(1.5 * rng.gamma(4.0, 0.25, (n_cells, 1)) * profiles[kind])
+    counts[np.arange(n_cells), rng.integers(0, n_genes, n_cells)] += 1
+    obs = pd.DataFrame(
+        {
+            "batch": np.array(["b0", "b1"])[np.arange(n_cells) % 2],
+            "cell_type": np.array(["B", "NK", "T"])[kind],
+            "donor": np.array(["d0", "d1", "d2"])[np.arange(n_cells) % 3],
+            "age": rng.normal(50.0, 10.0, n_cells),
+            "depth": counts.sum(1) / counts.sum(1).mean(),
+        },
+        index=[f"cell{i}" for i in range(n_cells)],
+    )
+    var = pd.DataFrame(index=[f"gene{i}" for i in range(n_genes)])
+    return AnnData(sp.csr_matrix(counts.astype(np.float32)), obs=obs, var=var)
+
+
+@contextmanager
+def _refusal(kind: type[VivaceError], *parts: str) -> Iterator[None]:
+    """What is inside must raise ``kind``, in one sentence that holds all the parts."""
+    with pytest.raises(kind) as caught:
+        yield
+    message = str(caught.value)
+    assert type(caught.value) is kind
+    assert "\n" not in message
+    assert not _SECOND_SENTENCE.search(message), message
+    assert message.endswith((".", "?")), message
+    for part in parts:
+        assert part in message
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., AnnData]:
+    """Makes 60 cells x 30 genes; other sizes and seeds on request."""
+    return _simulate
+
+
+@pytest.fixture(scope="session")
+def refused() -> Callable[..., object]:
+    """``with refused(ErrorClass, "part", ...):`` around what must be refused."""
+    return _refusal
+
+
+@pytest.fixture(scope="session")
+def trained(tiny: Callable[..., AnnData]) -> SCVI:
+    """A small trained model; tests that change it must load their own copy from ``saved``."""
+    adata = tiny()
+    SCVI.setup_anndata(adata, batch_key="batch", labels_key="cell_type")
+    model = SCVI(adata, n_hidden=16, n_latent=3)
+    model.train(max_epochs=2, batch_size=20, seed=1, progress=False)
+    return model
+
+
+@pytest.fixture
+def saved(trained: SCVI, tmp_path: Path) -> Path:
+    """The folder of the trained model, without data."""
+    trained.save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture(autouse=True)
+def _settings_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a test sets package-wide ends with it."""
+    monkeypatch.setattr(vivace.settings, "seed", 0)
+    monkeypatch.setattr(vivace.settings, "batch_size", 512)

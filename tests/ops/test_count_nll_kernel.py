@@ -1,0 +1,379 @@
+"""The CPU kernel against the float64 reference, within the error budget."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import mpmath
+import numba
+import numpy as np
+import pytest
+import torch
+from problems import HEADS, check_count_budget, count_problem, count_results
+from torch import nan
+
+from vivace.data.batch import SparseCounts
+from vivace.errors import VivaceError
+from vivace.ops import count_nll
+from vivace.ops.count_nll import LIKELIHOODS, cpu
+
+REDUCTIONS = ("none", "sum", "mean")
+each_likelihood = pytest.mark.parametrize("likelihood", LIKELIHOODS)
+each_dispersed = pytest.mark.parametrize("likelihood", ["nb", "zinb"])
+each_reduction = pytest.mark.parametrize("reduction", REDUCTIONS)
+
+
+def kernel(problem, reduction="none", **options):
+    return count_results(problem, torch.float32, backend="cpu", reduction=reduction, **options)
+
+
+def assert_same_bits(found, expected):
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        assert torch.equal(found[name], array), name
+
+
+# ---- the budget -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spread", [1.0, 3.0], ids=["ordinary", "wide"])
+@pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
+@each_reduction
+@each_likelihood
+def test_random_cells(likelihood, reduction, weighted, spread):
+    problems = (count_problem(likelihood, seed, spread=spread) for seed in range(12))
+    check_count_budget(problems, reduction, weighted=weighted)
+
+
+@pytest.mark.parametrize("n", [1, 17])
+@pytest.mark.parametrize("g", [1, 63, 1271])
+@each_likelihood
+def test_sizes(likelihood, n, g):
+    problems = [count_problem(likelihood, seed, n=n, g=g, h=5) for seed in range(3)]
+    check_count_budget(problems)
+    check_count_budget(problems, "mean")
+
+
+@each_reduction
+@each_likelihood
+def test_empty_cells(likelihood, reduction):
+    problems = [count_problem(likelihood, seed) for seed in range(3)]
+    some = torch.ones(16, 1)
+    some[[0, 7, 15]] = 0
+    problems = [
+        p.with_counts(p.counts.dense() * keep) for p in problems for keep in (some, 0 * some)
+    ]
+    check_count_budget(problems, reduction)
+
+
+COUNTS = {
+    "one million": [0.0, 1.0, 1e6],
+    "edge of the table": [0.0, 31.0, 32.0, 33.0, 34.0],
+    "not integers": [0.0, 0.25, 0.5, 31.5, 32.5, 33.75, 1e5 + 0.5],
+    "edge of the factorials": [0.0, 254.0, 255.0, 256.0, 257.0],
+}
+
+
+@pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
+@each_reduction
+@each_likelihood
+def test_counts(likelihood, reduction, counts):
+    values = torch.tensor(counts)
+    problems = []
+    for seed in range(4):
+        gen = torch.Generator().manual_seed(seed)
+        problem = count_problem(likelihood, seed)
+        x = values[torch.randint(len(values), (16, 120), generator=gen)]
+        library = x.sum(-1).clamp(min=1).log()
+        problems.append(replace(problem.with_counts(x), log_library=library))
+    check_count_budget(problems, reduction)
+
+
+@pytest.mark.parametrize("log_theta", [-15.0, -9.0, 9.0, 15.0])
+@each_reduction
+@each_dispersed
+def test_tiny_and_huge_theta(likelihood, reduction, log_theta):
+    theta = torch.full((120,), log_theta)
+    problems = [count_problem(likelihood, seed).with_heads(log_theta_g=theta) for seed in range(4)]
+    check_count_budget(problems, reduction)
+
+
+@pytest.mark.parametrize("beyond", [15.001, 16.0, 100.0, math.inf])
+@pytest.mark.parametrize("sign", [-1, 1])
+@each_dispersed
+def test_theta_beyond_its_bounds(likelihood, sign, beyond):
+    """The value is that at the bound; the gradient is zero, in the reference as in the kernel."""
+    some = torch.arange(120) % 3 == 0
+    problem = count_problem(likelihood, seed=6)
+    inside = problem.heads.log_theta_g
+    outside = problem.with_heads(log_theta_g=inside.where(~some, torch.tensor(sign * beyond)))
+    at_bound = problem.with_heads(log_theta_g=inside.where(~some, torch.tensor(sign * 15.0)))
+    for reduction in REDUCTIONS:
+        for backend in ("cpu", "reference"):
+            options = {"backend": backend, "reduction": reduction}
+            found = count_results(outside, torch.float32, **options)
+            expected = count_results(at_bound, torch.float32, **options)
+            by_theta = found.pop("log_theta_g")
+            assert not by_theta[some].any()
+            assert torch.equal(by_theta[~some], expected.pop("log_theta_g")[~some])
+            assert_same_bits(found, expected)
+
+
+@pytest.mark.parametrize("zi_logit", [-60.0, -20.0, 20.0, 60.0])
+@each_reduction
+def test_extreme_zero_inflation(reduction, zi_logit):
+    problems = [
+        count_problem("zinb", seed).with_heads(
+            dropout_hg=torch.zeros(8, 120), dropout_g=torch.full((120,), zi_logit)
+        )
+        for seed in range(4)
+    ]
+    mixed = torch.where(torch.arange(120) % 2 == 0, zi_logit, -zi_logit)
+    problems += [p.with_heads(dropout_g=mixed) for p in problems]
+    check_count_budget(problems, reduction)
+
+
+def test_each_gene_in_the_softmax_may_lie_far_below_the_largest():
+    """Where exp(logit - max) leaves float32, the loss still sees the logit."""
+    problem = count_problem("nb", seed=3)
+    logits = torch.linspace(-200, 0, 120)
+    problems = [problem.with_heads(scale_hg=torch.zeros(8, 120), scale_g=logits)]
+    check_count_budget(problems)
+    check_count_budget(problems, "mean")
+
+
+# ---- memory -----------------------------------------------------------------
+
+
+@each_reduction
+@each_likelihood
+def test_not_contiguous(likelihood, reduction):
+    def strided(tensor):
+        """The same numbers, every other one of a longer last axis, first axes swapped."""
+        wide = torch.full((*tensor.mT.shape[:-1], 2 * tensor.mT.shape[-1]), nan)
+        wide[..., ::2] = tensor.T
+        assert not wide[..., ::2].T.is_contiguous()
+        return wide[..., ::2].T
+
+    problems = []
+    for seed in range(4):
+        p = count_problem(likelihood, seed)
+        heads = {k: strided(v) for k in HEADS if (v := getattr(p.heads, k)) is not None}
+        counts = replace(
+            p.counts,
+            indptr=torch.stack([p.counts.indptr, p.counts.indptr], 1)[:, 0],
+            genes=torch.stack([p.counts.genes, p.counts.genes], 1)[:, 0],
+            values=strided(p.counts.values),
+        )
+        problems.append(
+            replace(
+                p.with_heads(**heads),
+                counts=counts,
+                hidden=strided(p.hidden),
+                log_library=strided(p.log_library),
+            )
+        )
+    check_count_budget(problems, reduction)
+
+
+@each_reduction
+@each_likelihood
+def test_cells_from_the_middle_of_a_matrix(likelihood, reduction):
+    """Row pointers that do not start at zero."""
+    problem = count_problem(likelihood, seed=9)
+    rows = slice(5, 12)
+    middle = replace(
+        problem,
+        counts=replace(problem.counts, indptr=problem.counts.indptr[5:13]),
+        hidden=problem.hidden[rows],
+        log_library=problem.log_library[rows],
+    )
+    packed = middle.with_counts(problem.counts.dense()[rows])
+    assert_same_bits(kernel(middle, reduction), kernel(packed, reduction))
+
+
+@each_reduction
+@each_likelihood
+def test_reads_no_memory_that_it_did_not_write(likelihood, reduction, request):
+    problem = count_problem(likelihood, seed=10, n=17, g=63)
+    expected = kernel(problem, reduction)
+    request.getfixturevalue("fresh_memory_is_nan")
+    assert_same_bits(kernel(problem, reduction), expected)
+
+
+@each_reduction
+@each_likelihood
+def test_stored_zeros_are_zeros(likelihood, reduction):
+    problem = count_problem(likelihood, seed=11)
+    n, g = 16, 120
+    stored = SparseCounts(
+        torch.arange(n + 1) * g,
+        torch.arange(g, dtype=torch.int32).repeat(n),
+        problem.counts.dense().flatten(),
+        g,
+    )
+    assert (stored.values == 0).any()
+    assert_same_bits(kernel(replace(problem, counts=stored), reduction), kernel(problem, reduction))
+
+
+@pytest.mark.parametrize("cells_in_a_block", [1, 5])
+@each_reduction
+@each_likelihood
+def test_blocks(likelihood, reduction, cells_in_a_block, monkeypatch):
+    per_cell = 4 * 120 * (2 if likelihood == "zinb" else 1)
+    monkeypatch.setattr(cpu, "_BLOCK_BYTES", cells_in_a_block * per_cell)
+    blocks = cpu._blocks(16, 120, likelihood == "zinb")
+    assert len(blocks) == math.ceil(16 / cells_in_a_block)
+    assert [n for block in blocks for n in range(16)[block]] == list(range(16))
+    check_count_budget((count_problem(likelihood, seed) for seed in range(4)), reduction)
+
+
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="one thread is all there is")
+@each_reduction
+@each_likelihood
+def test_bits_do_not_depend_on_threads(likelihood, reduction):
+    problem = count_problem(likelihood, seed=12, n=70, g=600)
+    before = numba.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2):
+            numba.set_num_threads(threads)
+            results.append(kernel(problem, reduction))
+    finally:
+        numba.set_num_threads(before)
+    assert_same_bits(*results)
+
+
+# ---- NaN --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gene", [0, 13, 119])
+@pytest.mark.parametrize(
+    ("likelihood", "head"),
+    [
+        ("poisson", "scale_g"),
+        ("nb", "scale_g"),
+        ("nb", "log_theta_g"),
+        ("zinb", "scale_g"),
+        ("zinb", "log_theta_g"),
+        ("zinb", "dropout_g"),
+    ],
+)
+def test_nan_of_one_gene_shows_in_every_cell(likelihood, head, gene):
+    problem = count_problem(likelihood, seed=13)
+    values = getattr(problem.heads, head).clone()
+    values[gene] = nan
+    problem = problem.with_heads(**{head: values})
+    assert kernel(problem)["nll"].isnan().all()
+    assert kernel(problem, "mean")["nll"].isnan()
+
+
+@each_likelihood
+def test_nan_of_one_cell_shows_there_alone(likelihood):
+    problem = count_problem(likelihood, seed=14)
+    hidden, library = problem.hidden.clone(), problem.log_library.clone()
+    hidden[3, 2], library[5] = nan, nan
+    problem = replace(problem, hidden=hidden, log_library=library)
+    expected = torch.zeros(16, dtype=torch.bool)
+    expected[[3, 5]] = True
+    assert torch.equal(kernel(problem)["nll"].isnan(), expected)
+    assert kernel(problem, "sum")["nll"].isnan()
+
+
+# ---- autograd ---------------------------------------------------------------
+
+
+@each_likelihood
+def test_without_gradients_the_value_is_the_same(likelihood):
+    problem = count_problem(likelihood, seed=15)
+    p, weight = problem, torch.rand(16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = count_nll(
+            *(p.counts, p.hidden, p.heads, p.log_library),
+            likelihood=likelihood,
+            weight_n=weight,
+            reduction="sum",
+            backend="cpu",
+        )
+    torch.testing.assert_close(found, kernel(problem, "sum", weight=weight)["nll"])
+
+
+def test_gradients_add_up_over_calls():
+    """A gradient that autograd took over is not written to by a later call."""
+    p = count_problem("zinb", seed=16)
+    leaves = {k: getattr(p.heads, k).clone().requires_grad_() for k in HEADS}
+    kept = []
+    for _ in range(2):
+        heads = p.with_heads(**leaves).heads
+        count_nll(
+            *(p.counts, p.hidden, heads, p.log_library),
+            likelihood="zinb",
+            reduction="mean",
+            backend="cpu",
+        ).backward()
+        kept.append({k: v.grad.clone() for k, v in leaves.items()})
+    for name, once in kept[0].items():
+        assert torch.equal(kept[1][name], 2 * once), name
+
+
+def test_second_backward_is_refused():
+    p = count_problem("zinb", seed=17)
+    hidden = p.hidden.clone().requires_grad_()
+    arguments = (p.counts, hidden, p.heads, p.log_library)
+    nll = count_nll(*arguments, likelihood="zinb", reduction="mean", backend="cpu")
+    nll.backward(retain_graph=True)
+    with pytest.raises((RuntimeError, VivaceError), match="once"):
+        nll.backward()
+
+
+def arguments_of_the_ops(likelihood, transposed=False):
+    p = count_problem(likelihood, seed=18, n=5, g=12, h=3)
+    heads = [None if v is None else v.clone() for v in p.heads.tensors()]
+    if transposed:
+        heads = [v.T.contiguous().T if v is not None and v.ndim == 2 else v for v in heads]
+    csr = (p.counts.indptr, p.counts.genes, p.counts.values)
+    return [*csr, p.hidden, *heads, p.log_library], LIKELIHOODS[likelihood].code
+
+
+@pytest.mark.parametrize("transposed", [False, True], ids=["", "transposed"])
+@each_likelihood
+def test_opcheck(likelihood, transposed):
+    inputs, family = arguments_of_the_ops(likelihood, transposed)
+    weight = torch.rand(5, generator=torch.Generator().manual_seed(0))
+    torch.library.opcheck(cpu._weighted_nll, (*inputs, weight, family))
+    torch.library.opcheck(cpu.count_nll_cpu, (*inputs, family))
+    for tensor in inputs[3:]:
+        if tensor is not None:
+            tensor.requires_grad_()
+    torch.library.opcheck(cpu.count_nll_cpu, (*inputs, family))
+
+
+# ---- the scalar functions inside --------------------------------------------
+
+
+def test_log_gamma_and_digamma():
+    with mpmath.workdps(40):
+        for z in (16.0, 17.5, 40.0, 1e3, 1e6, 3e7):
+            exact = float(mpmath.loggamma(z))
+            assert cpu._log_gamma(z) == pytest.approx(exact, rel=1e-11, abs=0)
+        for z in (1e-7, 1e-3, 0.5, 2.0, 15.9, 16.0, 40.0, 1e6, 3e7):
+            exact = float(mpmath.digamma(z))
+            assert cpu._digamma(z) == pytest.approx(exact, rel=1e-11, abs=0)
+
+
+@pytest.mark.parametrize("log_theta", [-15.0, -2.0, 0.0, 3.0, 15.0])
+def test_table_of_gamma_ratios(log_theta):
+    """Each entry is a sum of up to 32 rounded terms, added one after the other."""
+    n = cpu._TABLED
+    theta, inv_theta = np.empty((2, 17), np.float32)
+    rising, slope = np.empty((2, n + 1, 17), np.float32)
+    cpu._tabulate(np.full(17, log_theta, np.float32), theta, inv_theta, rising, slope)
+    with mpmath.workdps(40):
+        exact = mpmath.exp(log_theta)
+        for x in range(n + 1):
+            ratio = mpmath.loggamma(x + exact) - mpmath.loggamma(exact) - x * log_theta
+            rate = exact * (mpmath.digamma(x + exact) - mpmath.digamma(exact))
+            bound = float((x + 4) * np.finfo(np.float32).eps)
+            assert rising[x] == pytest.approx(np.full(17, float(ratio)), rel=bound, abs=1e-30)
+            assert slope[x] == pytest.approx(np.full(17, float(rate)), rel=bound, abs=1e-30)

@@ -1,0 +1,295 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vivace import SCVI
+from vivace.errors import ModelFileError
+from vivace.store import StoredModel, folder, read_folder, write_folder
+
+FILES = ["history.csv", "model.json", "weights.safetensors"]
+
+
+def names_in(path: Path) -> list[str]:
+    return sorted(file.name for file in path.iterdir())
+
+
+def contents_of(path: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+def edit_json(path: Path, change) -> None:
+    sections = json.loads((path / "model.json").read_text())
+    change(sections)
+    (path / "model.json").write_text(json.dumps(sections))
+
+
+@pytest.fixture
+def small() -> StoredModel:
+    losses = np.random.default_rng(0).normal(500.0, 100.0, 50)
+    history = pd.DataFrame({"elbo_train": losses}, index=pd.RangeIndex(50, name="epoch"))
+    sections = {"class": "SCVI", "config": {}, "schema": {}, "training": {}, "seed": {}}
+    weights = {"a": torch.arange(6.0).reshape(2, 3).T, "steps": torch.tensor(3)}
+    return StoredModel(weights, sections, history)
+
+
+# ---- writing -----------------------------------------------------------------
+
+
+def test_what_is_written_is_read_back(small, tmp_path):
+    write_folder(tmp_path / "model", small, None, overwrite=False)
+    back = read_folder(tmp_path / "model")
+    assert back.weights.keys() == small.weights.keys()
+    for name, weight in small.weights.items():
+        assert torch.equal(back.weights[name], weight)
+        assert back.weights[name].dtype == weight.dtype
+    pd.testing.assert_frame_equal(
+        back.history, small.history, check_exact=True, check_index_type=False
+    )
+    assert small.sections.items() <= back.sections.items()
+    assert back.sections["format_version"] == 1
+    assert {"vivace", "torch"} <= back.sections["versions"].keys()
+
+
+def test_the_folder_holds_the_named_files_and_no_pickle(trained, tmp_path):
+    trained.save(tmp_path / "model")
+    assert names_in(tmp_path) == ["model"]
+    assert names_in(tmp_path / "model") == FILES
+    trained.save(tmp_path / "data", save_anndata=True)
+    assert names_in(tmp_path / "data") == ["adata.h5ad", *FILES]
+    weights = load_file(tmp_path / "model" / "weights.safetensors")
+    assert weights.keys() == trained.module.state_dict().keys()
+    sections = json.loads((tmp_path / "model" / "model.json").read_text())
+    assert sections["class"] == "SCVI"
+    assert sections["schema"]["genes"] == list(trained.schema.genes)
+    assert sections["schema"]["batches"] == ["b0", "b1"]
+    history = pd.read_csv(tmp_path / "model" / "history.csv", index_col="epoch")
+    assert list(history) == list(trained.history)
+
+
+def test_folders_above_are_made(small, tmp_path):
+    write_folder(tmp_path / "a" / "b" / "model", small, None, overwrite=False)
+    assert names_in(tmp_path / "a" / "b") == ["model"]
+
+
+def test_a_relative_path(small, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_folder(Path("model"), small, None, overwrite=False)
+    assert names_in(tmp_path) == ["model"]
+
+
+def fail(*args, **kwargs):
+    raise OSError("no space left on device")
+
+
+def rename_only_to_scratch(path: Path, target: Path) -> Path:
+    """A rename that works for the old folder, which goes aside, and fails for the new one."""
+    if path.name == "new":
+        fail()
+    return Path(path.replace(target))
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "broken"),
+    [
+        (folder, "save_file", fail),
+        (pd.DataFrame, "to_csv", fail),
+        (Path, "rename", rename_only_to_scratch),
+    ],
+    ids=["weights", "history", "last step"],
+)
+@pytest.mark.parametrize("existed", [True, False])
+def test_a_failing_save_leaves_what_was_there(
+    small, tmp_path, monkeypatch, place, name, broken, existed
+):
+    path = tmp_path / "model"
+    if existed:
+        write_folder(path, small, None, overwrite=False)
+    before = contents_of(path) if existed else None
+    monkeypatch.setattr(place, name, broken)
+    other = StoredModel({"a": torch.zeros(1)}, small.sections, small.history)
+    with pytest.raises(OSError, match="no space left"):
+        write_folder(path, other, None, overwrite=True)
+    assert names_in(tmp_path) == (["model"] if existed else [])
+    assert (contents_of(path) if existed else None) == before
+
+
+def test_a_failing_h5ad_leaves_what_was_there(tiny, tmp_path, monkeypatch):
+    adata = tiny()
+    folder.write_h5ad(adata, tmp_path / "cells.h5ad")
+    before = contents_of(tmp_path)
+    write = type(adata).write_h5ad
+
+    def write_and_fail(self, path):
+        write(self, path)
+        fail()
+
+    monkeypatch.setattr(type(adata), "write_h5ad", write_and_fail)
+    with pytest.raises(OSError, match="no space left"):
+        folder.write_h5ad(adata[:5].copy(), tmp_path / "cells.h5ad")
+    assert contents_of(tmp_path) == before
+
+
+# ---- overwriting -------------------------------------------------------------
+
+
+def test_a_model_is_overwritten_only_on_request(trained, saved, refused):
+    before = contents_of(saved)
+    with refused(ModelFileError, str(saved), "exists", "overwrite=True"):
+        trained.save(saved)
+    assert contents_of(saved) == before
+    (saved / "notes.txt").write_text("mine")
+    trained.save(saved, overwrite=True)
+    assert names_in(saved) == FILES
+    assert names_in(saved.parent) == ["model"]
+
+
+def test_data_saved_before_do_not_stay_after_an_overwrite(trained, tmp_path):
+    trained.save(tmp_path / "model", save_anndata=True)
+    trained.save(tmp_path / "model", overwrite=True)
+    assert names_in(tmp_path / "model") == FILES
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_is_no_model_is_never_overwritten(trained, tmp_path, refused, kind, overwrite):
+    path = tmp_path / "thesis"
+    if kind == "file":
+        path.write_text("years of work")
+    else:
+        path.mkdir()
+        (path / "chapter.txt").write_text("years of work")
+    with refused(ModelFileError, str(path), "choose another path"):
+        trained.save(path, overwrite=overwrite)
+    kept = path if kind == "file" else path / "chapter.txt"
+    assert kept.read_text() == "years of work"
+
+
+def test_an_empty_folder_may_be_overwritten(trained, tmp_path):
+    (tmp_path / "model").mkdir()
+    trained.save(tmp_path / "model", overwrite=True)
+    assert names_in(tmp_path / "model") == FILES
+
+
+# ---- reading what is damaged -------------------------------------------------
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("keep", [0.0, 0.5, 0.99])
+def test_a_truncated_file_is_named(saved, refused, file, keep):
+    whole = (saved / file).read_bytes()
+    (saved / file).write_bytes(whole[: int(keep * len(whole))])
+    with refused(ModelFileError, str(saved / file), "damaged", "save the model again"):
+        SCVI.load(saved)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_file_of_other_bytes_is_named(saved, refused, file):
+    noise = np.random.default_rng(0).integers(0, 256, 500).astype(np.uint8).tobytes()
+    (saved / file).write_bytes(noise)
+    with refused(ModelFileError, str(saved / file), "damaged"):
+        SCVI.load(saved)
+
+
+def test_a_history_that_lost_whole_lines_is_refused(saved, refused):
+    lines = (saved / "history.csv").read_text().splitlines(keepends=True)
+    (saved / "history.csv").write_text("".join(lines[:-1]))
+    with refused(ModelFileError, "history.csv has 1 epochs of 2"):
+        SCVI.load(saved)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_missing_file_is_named(saved, refused, file):
+    (saved / file).unlink()
+    with refused(ModelFileError, str(saved), file):
+        SCVI.load(saved)
+
+
+def test_a_missing_folder_is_named(tmp_path, refused):
+    with refused(ModelFileError, str(tmp_path / "nowhere"), "check the path"):
+        SCVI.load(tmp_path / "nowhere")
+
+
+def test_a_file_in_place_of_the_folder(tmp_path, refused):
+    (tmp_path / "model").write_text("")
+    with refused(ModelFileError, str(tmp_path / "model"), "no model folder"):
+        SCVI.load(tmp_path / "model")
+
+
+def test_data_in_the_folder_that_are_damaged_are_named(trained, tmp_path, refused):
+    path = tmp_path / "model"
+    trained.save(path, save_anndata=True)
+    whole = (path / "adata.h5ad").read_bytes()
+    (path / "adata.h5ad").write_bytes(whole[: len(whole) // 2])
+    with refused(ModelFileError, str(path / "adata.h5ad"), "damaged"):
+        SCVI.load(path)
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_another_format_version_is_refused(saved, refused, version):
+    edit_json(saved, lambda sections: sections.update(format_version=version))
+    with refused(ModelFileError, repr(version), "reads 1", "version of vivace that wrote it"):
+        SCVI.load(saved)
+
+
+def test_a_model_of_another_class_is_refused(saved, refused):
+    edit_json(saved, lambda sections: sections.update({"class": "LinearSCVI"}))
+    with refused(ModelFileError, "holds a LinearSCVI, not a SCVI"):
+        SCVI.load(saved)
+
+
+def test_json_that_is_no_object_is_refused(saved, refused):
+    (saved / "model.json").write_text("[1, 2]")
+    with refused(ModelFileError, "model.json", "not a JSON object"):
+        SCVI.load(saved)
+
+
+@pytest.mark.parametrize("section", ["class", "config", "schema", "training", "seed"])
+def test_a_missing_section_is_named(saved, refused, section):
+    edit_json(saved, lambda sections: sections.pop(section))
+    with refused(ModelFileError, "model.json", f"no {section}"):
+        SCVI.load(saved)
+
+
+@pytest.mark.parametrize(
+    "change",
+    {
+        "a config entry that does not exist": lambda s: s["config"].update(colour="red"),
+        "a config value out of range": lambda s: s["config"].update(n_latent=0),
+        "another size": lambda s: s["config"].update(n_latent=7),
+        "a likelihood with other weights": lambda s: s["config"].update(gene_likelihood="nb"),
+        "config a list": lambda s: s.update(config=[1]),
+        "genes fewer than weights": lambda s: s["schema"]["genes"].pop(),
+        "schema without genes": lambda s: s["schema"].pop("genes"),
+        "schema with more": lambda s: s["schema"].update(colour="red"),
+        "schema null": lambda s: s.update(schema=None),
+        "no seed": lambda s: s["seed"].pop("root"),
+        "a seed below zero": lambda s: s["seed"].update(root=-1),
+        "rows that are text": lambda s: s["training"].update(train_rows=["a"]),
+        "rows beyond the data": lambda s: s["training"]["train_rows"].append(60),
+        "rows below zero": lambda s: s["training"]["validation_rows"].append(-1),
+        "training null": lambda s: s.update(training=None),
+        "summary a list": lambda s: s["training"].update(summary=[]),
+        "summary empty": lambda s: s["training"].update(summary={}),
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_contents_that_do_not_fit_each_other_are_refused(saved, refused, change):
+    edit_json(saved, change[1])
+    with refused(ModelFileError, str(saved / "model.json"), "damaged", "save the model again"):
+        SCVI.load(saved)
+
+
+def test_weights_of_another_model_are_refused(saved, refused, tiny):
+    adata = tiny(60, 12)
+    SCVI.setup_anndata(adata)
+    SCVI(adata, n_hidden=16, n_latent=3).save(saved.parent / "other")
+    (saved.parent / "other" / "weights.safetensors").replace(saved / "weights.safetensors")
+    with refused(ModelFileError, "damaged", "size mismatch"):
+        SCVI.load(saved)

@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import sys
+
+import anndata
+import h5py
+import numpy as np
+import pytest
+
+import vivace
+from vivace import SCVI
+from vivace.cli import main
+
+
+@pytest.fixture
+def vivace_says(capsys, monkeypatch):
+    """Run the command line; gives exit code, standard output and standard error."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["vivace", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        captured = capsys.readouterr()
+        return int(end.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def vivace_refuses(vivace_says):
+    """The command must end with code 2 and one line on standard error that holds the parts."""
+
+    def run(arguments, *parts: str) -> None:
+        code, out, err = vivace_says(*arguments)
+        assert code == 2
+        assert out == ""
+        assert err.startswith("vivace: ")
+        assert err.endswith("\n")
+        assert len(err.splitlines()) == 1
+        for part in parts:
+            assert part in err
+
+    return run
+
+
+@pytest.fixture
+def cells(tiny, tmp_path):
+    tiny().write_h5ad(tmp_path / "cells.h5ad")
+    return tmp_path / "cells.h5ad"
+
+
+QUICK = ("--max-epochs", "2", "--n-hidden", "16", "--n-latent", "3", "--quiet")
+
+
+def test_train_embed_and_info(vivace_says, cells, tmp_path):
+    model, out = tmp_path / "model", tmp_path / "out" / "embedded.h5ad"
+    said = vivace_says(
+        "train", cells, "-o", model, "--batch-key", "batch", "--labels-key", "cell_type", *QUICK
+    )
+    assert said[0] == 0
+    assert said[2] == ""
+    assert "trained: 2 epochs on 54 cells" in said[1]
+    assert f"Wrote {model}" in said[1]
+
+    said = vivace_says("embed", model, cells, "-o", out)
+    assert said == (0, f"Wrote {out}: 60 cells, obsm['X_scVI']\n", "")
+    embedded, before = anndata.read_h5ad(out), anndata.read_h5ad(cells)
+    expected = SCVI.load(model).get_latent_representation(before)
+    np.testing.assert_array_equal(embedded.obsm["X_scVI"], expected)
+    np.testing.assert_array_equal(embedded.X.toarray(), before.X.toarray())
+    assert [p.name for p in out.parent.iterdir()] == ["embedded.h5ad"]
+
+    code, text, err = vivace_says("info", model)
+    assert (code, err) == (0, "")
+    for part in ("zinb", "30 genes", "obs['batch']", "obs['cell_type']", "2 epochs"):
+        assert part in text
+
+
+def test_train_passes_every_option_on(vivace_says, tiny, tmp_path):
+    adata = tiny()
+    adata.layers["counts"] = adata.X * 0.5
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    options = ["--layer", "counts", "--allow-non-integer", "--size-factor-key", "depth"]
+    options += ["--categorical-covariate-key", "donor", "--categorical-covariate-key", "cell_type"]
+    options += ["--continuous-covariate-key", "age", "--encode-covariates", "--n-layers", "2"]
+    options += ["--dropout-rate", "0.2", "--gene-likelihood", "nb", "--recipe", "scvi-tools"]
+    options += ["--train-size", "0.5", "--batch-size", "16", "--accelerator", "cpu", *QUICK]
+    code, _, err = vivace_says("train", tmp_path / "cells.h5ad", "-o", tmp_path / "m", *options)
+    assert (code, err) == (0, "")
+    model = SCVI.load(tmp_path / "m")
+    declared = model.schema.declarations
+    assert (declared.layer, declared.size_factor_key) == ("counts", "depth")
+    assert declared.categorical_covariate_keys == ("donor", "cell_type")
+    assert declared.continuous_covariate_keys == ("age",)
+    assert declared.allow_non_integer
+    assert model.config == vivace.config.ModelConfig(
+        n_hidden=16,
+        n_latent=3,
+        n_layers=2,
+        dropout_rate=0.2,
+        gene_likelihood="nb",
+        encode_covariates=True,
+    )
+    assert len(model.train_indices) == 30
+    assert model.history["lr"].tolist() == [1e-3] * 2
+
+
+def test_the_command_line_gives_what_python_gives(vivace_says, cells, tmp_path):
+    vivace_says("train", cells, "-o", tmp_path / "m", "--batch-key", "batch", "--seed", 7, *QUICK)
+    adata = anndata.read_h5ad(cells)
+    SCVI.setup_anndata(adata, batch_key="batch")
+    vivace.settings.seed = 7
+    model = SCVI(adata, n_hidden=16, n_latent=3)
+    model.train(2, seed=7, progress=False)
+    np.testing.assert_array_equal(
+        SCVI.load(tmp_path / "m").get_latent_representation(adata),
+        model.get_latent_representation(),
+    )
+
+
+def test_a_model_is_overwritten_on_request(vivace_says, vivace_refuses, cells, saved):
+    before = (saved / "weights.safetensors").read_bytes()
+    vivace_refuses(("train", cells, "-o", saved, *QUICK), str(saved), "exists", "overwrite")
+    assert (saved / "weights.safetensors").read_bytes() == before
+    vivace_refuses(("train", "nowhere.h5ad", "-o", saved), "exists")  # said before data are read
+    assert vivace_says("train", cells, "-o", saved, "--overwrite", *QUICK)[0] == 0
+    assert (saved / "weights.safetensors").read_bytes() != before
+
+
+def test_embed_under_another_key_into_the_same_file(vivace_says, cells, saved):
+    assert vivace_says("embed", saved, cells, "-o", cells, "--key-added", "X_new")[0] == 0
+    assert anndata.read_h5ad(cells).obsm["X_new"].shape == (60, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (("--batch-key", "batsh"), ("'batsh'", "did you mean 'batch'?")),
+        (("--layer", "counts"), ("layers", "'counts'")),
+        (("--size-factor-key", "donor"), ("obs['donor']", "numbers")),
+        (("--continuous-covariate-key", "donor"), ("obs['donor']", "numbers")),
+        (("--gene-likelihood", "gamma"), ("gene_likelihood", "'zinb'", "'gamma'")),
+        (("--n-latent", "0"), ("n_latent", "at least 1")),
+        (("--dropout-rate", "1.5"), ("dropout_rate", "1.5")),
+        (("--recipe", "slow"), ("recipe", "'fast'", "'slow'")),
+        (("--train-size", "0"), ("train_size", "above 0")),
+        (("--batch-size", "0"), ("batch_size", "at least 1")),
+        (("--max-epochs", "0"), ("max_epochs", "at least 1")),
+        (("--seed", "-1"), ("seed", "-1")),
+        (("--accelerator", "abacus"), ("accelerator", "'cpu'", "'abacus'")),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_a_refused_option_is_one_sentence(vivace_refuses, cells, tmp_path, options, parts):
+    vivace_refuses(("train", cells, "-o", tmp_path / "model", *QUICK, *options), *parts)
+    assert [path.name for path in tmp_path.iterdir()] == ["cells.h5ad"]
+
+
+def test_counts_that_cannot_be_used(vivace_refuses, tiny, tmp_path):
+    adata = tiny()
+    adata.X.data[3] = -2
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    vivace_refuses(
+        ("train", tmp_path / "cells.h5ad", "-o", tmp_path / "m"), "negative value -2", "'cell0'"
+    )
+
+
+@pytest.mark.parametrize("command", ["train", "embed"])
+@pytest.mark.parametrize("kind", ["missing", "text", "empty", "truncated", "other h5", "folder"])
+def test_an_unreadable_h5ad(vivace_refuses, saved, cells, tmp_path, command, kind):
+    path = tmp_path / "in.h5ad"
+    if kind == "text":
+        path.write_text("gene,cell1\n")
+    elif kind == "empty":
+        path.touch()
+    elif kind == "truncated":
+        path.write_bytes(cells.read_bytes()[:4000])
+    elif kind == "other h5":
+        with h5py.File(path, "w") as file:
+            file["matrix"] = [1, 2, 3]
+    elif kind == "folder":
+        path.mkdir()
+    first = [saved] if command == "embed" else []
+    says = ("no file", "check the path") if kind == "missing" else ("cannot be read as h5ad",)
+    vivace_refuses((command, *first, path, "-o", tmp_path / "out"), str(path), *says)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["embed", "info"])
+def test_an_unknown_model(vivace_refuses, cells, tmp_path, command):
+    rest = [cells, "-o", tmp_path / "out.h5ad"] if command == "embed" else []
+    missing = tmp_path / "no-model"
+    vivace_refuses((command, missing, *rest), "no model folder", str(missing), "check the path")
+    tmp_path.joinpath("folder").mkdir()
+    vivace_refuses((command, tmp_path / "folder", *rest), "no model.json", "not a vivace model")
+
+
+def test_a_damaged_model(vivace_refuses, saved):
+    (saved / "weights.safetensors").write_bytes(b"")
+    vivace_refuses(("info", saved), "weights.safetensors", "damaged", "save the model again")
+
+
+def test_embedding_other_genes(vivace_refuses, saved, tiny, tmp_path):
+    adata = tiny()
+    adata.var_names = [f"ENSG{i}" for i in range(30)]
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    vivace_refuses(
+        ("embed", saved, tmp_path / "cells.h5ad", "-o", tmp_path / "out.h5ad"),
+        "none of the model's 30 genes",
+        "'gene0'",
+    )
+
+
+def test_a_place_that_cannot_be_written(vivace_refuses, saved, cells):
+    # a file where a folder should be: fails for every user, root too
+    vivace_refuses(("embed", saved, cells, "-o", cells / "out.h5ad"), "cells.h5ad")
+    vivace_refuses(("train", cells, "-o", cells / "model", *QUICK), "cells.h5ad")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("train",), ("train", "in.h5ad"), ("embed", "m", "in.h5ad"), ("trian",), ("info", "m", "--x")],
+    ids=" ".join,
+)
+def test_wrong_usage_ends_with_code_2(vivace_says, arguments):
+    code, out, err = vivace_says(*arguments)
+    assert (code, out) == (2, "")
+    assert "Usage: vivace" in err
+    assert "Traceback" not in err
+
+
+def test_help_is_the_docstring_of_each_command(vivace_says):
+    code, out, _ = vivace_says("--help")
+    assert code == 0
+    for command in ("demo", "train", "embed", "info"):
+        assert command in out
+    _, out, _ = vivace_says("train", "--help")
+    assert "Train SCVI on an h5ad of raw counts and save the model." in out
+    assert "--batch-key" in out

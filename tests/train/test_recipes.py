@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import pytest
+
+from vivace.errors import ArgumentTypeError, OptionError
+from vivace.train import RECIPES
+from vivace.train.recipes import fast_epochs
+
+FAST, THEIRS = RECIPES["fast"], RECIPES["scvi-tools"]
+
+
+@pytest.mark.parametrize(
+    ("n_cells", "epochs"), [(1, 400), (7_104, 400), (20_000, 400), (40_000, 200), (10**8, 1)]
+)
+def test_scvi_tools_epochs(n_cells: int, epochs: int) -> None:
+    assert THEIRS.epochs(n_cells, n_cells) == epochs
+
+
+def test_scvi_tools_settings_are_theirs() -> None:
+    assert (THEIRS.lr, THEIRS.eps, THEIRS.weight_decay) == (1e-3, 0.01, 1e-6)
+    assert not THEIRS.decay_matrices_only
+    assert not THEIRS.from_data
+    assert [THEIRS.learning_rate(s, 1000) for s in (0, 500, 999)] == [1e-3] * 3
+    assert [THEIRS.kl_weight(7, 10, e) for e in (0, 100, 400, 500)] == [0.0, 0.25, 1.0, 1.0]
+    assert THEIRS.continued() == THEIRS
+
+
+def test_fast_learning_rate_rises_stays_and_falls_to_zero() -> None:
+    rates = [FAST.learning_rate(s, 1000) for s in range(1000)]
+    top = rates.index(FAST.lr)
+    assert 0 < rates[0] < FAST.lr / 50
+    assert rates[:top] == sorted(rates[:top])
+    constant = [r for r in rates if r == FAST.lr]
+    assert len(constant) >= 0.2 * len(rates)
+    falling = rates[top + len(constant) :]
+    assert falling == sorted(falling, reverse=True)
+    assert falling[-1] < FAST.lr / 1000
+
+
+def test_fast_kl_weight_is_a_fraction_of_the_steps_and_reaches_one() -> None:
+    for n_steps in (2, 10, 1000):
+        weights = [FAST.kl_weight(s, n_steps, 0) for s in range(n_steps + 1)]
+        assert weights[0] == 0.0
+        assert weights[-1] == 1.0
+        assert weights == sorted(weights)
+
+
+def test_continuing_starts_at_full_kl_weight() -> None:
+    assert FAST.continued().kl_weight(0, 100, 0) == 1.0
+
+
+def test_fast_visits_fall_with_the_root_of_the_cells() -> None:
+    sizes = [10**k for k in range(1, 8)]
+    epochs = [fast_epochs(n) for n in sizes]
+    assert epochs == sorted(epochs, reverse=True)
+    assert min(epochs) >= 2
+    steps = [e * n for e, n in zip(epochs, sizes, strict=True)]
+    assert steps == sorted(steps)
+
+
+@pytest.mark.parametrize(
+    ("plan", "weights"),
+    [
+        ({"n_epochs_kl_warmup": 4}, [0.0, 0.25, 0.5]),
+        ({"n_steps_kl_warmup": 40}, [0.0, 0.25, 0.5]),
+        ({"n_epochs_kl_warmup": None}, [1.0, 1.0, 1.0]),
+        ({"n_epochs_kl_warmup": 4, "max_kl_weight": 0.4}, [0.0, 0.1, 0.2]),
+        ({"n_epochs_kl_warmup": 4, "min_kl_weight": 0.5}, [0.5, 0.625, 0.75]),
+    ],
+)
+@pytest.mark.parametrize("recipe", [FAST, THEIRS])
+def test_kl_plan(recipe: object, plan: dict[str, float], weights: list[float]) -> None:
+    planned = recipe.with_plan(plan)  # type: ignore[attr-defined]
+    got = [planned.kl_weight(10 * e, 1000, e) for e in range(3)]
+    assert got == pytest.approx(weights)
+
+
+def test_plan_refusals() -> None:
+    with pytest.raises(ArgumentTypeError, match="did you mean 'weight_decay'"):
+        FAST.with_plan({"weight_decai": 1})
+    with pytest.raises(ArgumentTypeError, match=r"\['lr'\] must be a number, not 'high'"):
+        FAST.with_plan({"lr": "high"})
+    with pytest.raises(OptionError, match=r"\['lr'\] must be finite and >= 0, not -1"):
+        FAST.with_plan({"lr": -1})
