@@ -14,22 +14,43 @@ def errors(ulps):
 
 @pytest.mark.parametrize(
     ("kernel", "single", "kept"),
-    [(0, 0, True), (2, 0, True), (3, 0, False), (20, 10, True), (21, 10, False)],
+    [(0, 0, True), (6, 0, True), (7, 0, False), (20, 10, True), (21, 10, False)],
 )
-def test_twice_the_reference_or_two_ulps(kernel, single, kept):
+def test_twice_the_reference_or_six_ulps(kernel, single, kept):
     budget = Budget()
-    budget.add("value", errors(kernel), errors(single), EXACT)
+    for _ in range(3):
+        budget.add("value", errors(kernel), errors(single), EXACT)
+    for _ in range(100):  # keeps the root mean square below its floor
+        budget.add("value", EXACT.float(), EXACT.float(), EXACT)
     assert (budget.broken() == []) == kept
 
 
-def test_root_mean_square_counts_too():
+@pytest.mark.parametrize(("kernel", "kept"), [(1, True), (2, False), (5, False)])
+def test_root_mean_square_counts_too(kernel, kept):
     budget = Budget()
     exact = torch.ones(1000, dtype=torch.float64)
-    single, kernel = exact.float(), exact.float()
-    single[0] += 100 * ULP
-    kernel += 90 * ULP
-    budget.add("value", kernel, single, exact)
-    assert [line.split(":")[1].split()[0] for line in budget.broken()] == ["rms"]
+    single = exact.float()
+    single[0] += 5 * ULP
+    budget.add("value", (exact + kernel * ULP).float(), single, exact)
+    measures = [line.split(":")[1].split()[0] for line in budget.broken()]
+    assert measures == ([] if kept else ["rms"])
+
+
+def test_every_array_is_named():
+    budget = Budget()
+    budget.add("one", errors(9), errors(0), EXACT)
+    budget.add("two", errors(0), errors(0), EXACT)
+    budget.add("three", errors(9), errors(0), EXACT)
+    with pytest.raises(AssertionError, match=r"one: max.*three: max"):
+        budget.check()
+
+
+def test_a_number_that_cancels_is_measured_by_the_others():
+    budget = Budget()
+    for exact in ([1.0], [1.0], [1e-9]):
+        exact = torch.tensor(exact, dtype=torch.float64)
+        budget.add("value", (exact + ULP / 2).float(), exact.float(), exact)
+    budget.check()
 
 
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf])

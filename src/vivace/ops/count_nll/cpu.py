@@ -78,13 +78,15 @@ def _tabulate(
     for g in range(log_theta.size):
         theta[g] = exp32(log_theta[g])
         inv_theta[g] = exp32(-log_theta[g])
+    total = np.zeros(log_theta.size, np.float64)  # where theta is tiny, large terms will cancel
     rising[0] = _ZERO
     slope[0] = _ZERO
     for i in range(_TABLED):
         step = np.float32(i)
-        before, after = rising[i], rising[i + 1]
+        after = rising[i + 1]
         for g in range(inv_theta.size):
-            after[g] = before[g] + log1p32(step * inv_theta[g])
+            total[g] += np.float64(log1p32(step * inv_theta[g]))
+            after[g] = np.float32(total[g])
         before, after = slope[i], slope[i + 1]
         for g in range(inv_theta.size):
             after[g] = before[g] + _ONE / (_ONE + step * inv_theta[g])
@@ -119,15 +121,20 @@ def _large_count(
 
 
 @njit(fastmath=_SUMS, error_model="numpy", nogil=True, cache=True)
+def _total(a: Floats) -> float:
+    total = 0.0
+    for j in range(a.size):
+        total += np.float64(a[j])
+    return total
+
+
+@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
 def _exponentials(s: Floats, e: Floats) -> tuple[float, float]:
     """Write e = exp(s - max s); the maximum and the sum of e."""
     top = largest32(s)
-    total = _ZERO
     for j in range(s.size):
-        v = exp32(s[j] - top)
-        e[j] = v
-        total += v
-    return top, total
+        e[j] = exp32(s[j] - top)
+    return top, _total(e)
 
 
 @njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
@@ -165,7 +172,10 @@ def _zero_zinb(value: Floats, logits: Floats, kept: Floats, ratio: Floats) -> No
         value[j] = _ZERO if pi > _ZERO else larger  # max(pi, t) - max(pi, 0), since t <= 0
         ratio[j] = (_ONE + a) * inv_b
         kept[j] = a * inv_a if gap > _ZERO else inv_a
-        logits[j] = (inv_a if gap > _ZERO else a * inv_a) - (inv_b if pi > _ZERO else b * inv_b)
+        ka = a * inv_a
+        kb = b * inv_b
+        # 1/(1+a) - 1/(1+b) for pi > 0, without the ones, which would cancel
+        logits[j] = kb - ka if pi > _ZERO else (inv_a if gap > _ZERO else ka) - kb
 
 
 @njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
@@ -183,14 +193,6 @@ def _multiply(a: Floats, b: Floats, c: Floats) -> None:
 
 
 @njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
-def _zero_poisson(e: Floats, rate: float, value: Floats, by_mu: Floats) -> None:
-    for j in range(e.size):
-        m = -(e[j] * rate)
-        value[j] = m
-        by_mu[j] = m
-
-
-@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
 def _not_dropped(logits: Floats, value: Floats, by_logits: Floats) -> None:
     """Add log(1 - dropout) to the value of non-zero counts."""
     for i in range(logits.size):
@@ -199,14 +201,6 @@ def _not_dropped(logits: Floats, value: Floats, by_logits: Floats) -> None:
         inv_b = _ONE / (_ONE + b)
         value[i] -= max(pi, _ZERO) - log32(inv_b)
         by_logits[i] = -(inv_b if pi > _ZERO else b * inv_b)
-
-
-@njit(fastmath=_SUMS, error_model="numpy", nogil=True, cache=True)
-def _total(a: Floats) -> float:
-    total = 0.0
-    for j in range(a.size):
-        total += np.float64(a[j])
-    return total
 
 
 @njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
@@ -278,13 +272,19 @@ def _cells(
         s = scale_ng[n]
         logits = logits_ng[n if family == _ZINB else 0]
         top, total = _exponentials(s, e)
-        rate = np.float32(math.exp(log_library[n]) / total)
-        shift = np.float64(log_library[n]) - np.float64(top) - math.log(total)  # log mu = s + shift
+        library = np.float64(log_library[n])
+        exact_rate = math.exp(library) / total
+        rate = np.float32(exact_rate)
+        shift = library - np.float64(top) - math.log(total)  # log mu = s + shift
         begin = indptr[n]
         nonzero = indptr[n + 1] - begin
 
         if family == _POISSON:
-            _zero_poisson(e, rate, value, by_mu)
+            # the means add up to the library, whatever the logits: by_mu is only x
+            by_mu[:] = _ZERO
+            log_p = -exact_rate * total
+            by_log_library = log_p
+            by_mu_sum = 0.0
             for i in range(nonzero):
                 j = genes[begin + i]
                 x = np.float64(counts[begin + i])
@@ -293,8 +293,10 @@ def _cells(
                     if x < 256 and x == math.floor(x)
                     else math.lgamma(x + 1.0)
                 )
-                value[j] += np.float32(x * (np.float64(s[j]) + shift) - log_x)
-                by_mu[j] += counts[begin + i]
+                log_p += x * (np.float64(s[j]) + shift) - log_x
+                by_mu_sum += x
+                by_mu[j] = counts[begin + i]
+            by_log_library += by_mu_sum
         else:
             _spread(e, inv_theta, rate, value, by_mu)
             for i in range(nonzero):
@@ -303,13 +305,12 @@ def _cells(
                 k = int(min(x, np.float64(_TABLED)))
                 if x == k:
                     here = by_mu[j]  # share = mu / (theta + mu)
-                    log_mu = np.float32(np.float64(s[j]) + shift)
+                    spread = np.float64(value[j])
                     left = np.float32(x) / (_ONE + (e[j] * rate) * inv_theta[j])
-                    x_value[i] = (
-                        rising[k, j]
-                        - np.float32(_LOG_FACTORIAL[k])
-                        - theta[j] * value[j]
-                        + np.float32(x) * (log_mu - value[j])
+                    x_value[i] = np.float32(
+                        (rising[k, j] - _LOG_FACTORIAL[k])
+                        - theta[j] * spread
+                        + x * (np.float64(s[j]) + shift - spread)
                     )
                     x_by_mu[i] = left - theta[j] * here
                     x_by_theta[i] = slope[k, j] - left + theta[j] * (here - value[j])
@@ -341,12 +342,14 @@ def _cells(
                     value[j] = x_value[i]
                     by_mu[j] = x_by_mu[i]
                     by_theta[j] = x_by_theta[i]
+            log_p = _total(value)
+            by_mu_sum = _total(by_mu)
+            by_log_library = by_mu_sum
 
         w = weight[n]
-        nll[n] = np.float32(-_total(value))
-        by_mu_sum = np.float32(_total(by_mu))
-        by_library[n] = -w * by_mu_sum
-        _softmax_gradient(s, e, by_mu, w, by_mu_sum / total)
+        nll[n] = np.float32(-log_p)
+        by_library[n] = np.float32(-w * by_log_library)
+        _softmax_gradient(s, e, by_mu, w, np.float32(by_mu_sum / total))
         _add(sums[0], s, _ONE)
         if family != _POISSON:
             _add(sums[1], by_theta, -w)

@@ -1,0 +1,132 @@
+"""With weights that scvi-tools 1.4.2 saved, the network gives scvi-tools' numbers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pytest
+import torch
+
+from vivace.config import ModelConfig
+from vivace.data import CountBatch, read_cells
+from vivace.errors import ModelFileError
+from vivace.nn import VAE, Dimensions
+from vivace.ops import Backend
+from vivace.setup import Declarations, Schema
+from vivace.store.scvi_tools import weights_from_scvi_tools
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+FIRST = 24  # cells x genes arrays hold the first 24 cells
+
+
+def plain_dict(*_factory: object) -> dict[str, object]:
+    """Stand in for ``collections.defaultdict``, which torch does not fill."""
+    return {}
+
+
+# What such a file may name: containers and NumPy arrays, nothing that acts.
+ALLOWED = [
+    (plain_dict, "collections.defaultdict"),
+    dict,
+    bytes,
+    np._core.multiarray._reconstruct,
+    np.ndarray,
+    np.dtype,
+    *(type(np.dtype(t)) for t in (object, "int64", "int32", "float32", "float64", "bool", "int8")),
+]
+
+
+def stored_state(folder: str) -> dict[str, torch.Tensor]:
+    with torch.serialization.safe_globals(ALLOWED):
+        state = torch.load(GOLDEN / folder / "model.pt", weights_only=True)["model_state_dict"]
+    return dict(state)
+
+
+@dataclass(frozen=True)
+class Case:
+    network: VAE
+    cells: CountBatch
+    dtype: torch.dtype
+    expected: dict[str, np.ndarray]
+
+    def z(self) -> torch.Tensor:
+        return torch.from_numpy(self.expected["z"]).to(self.dtype)
+
+
+def assert_matches(name: str, got: torch.Tensor, b: np.ndarray) -> None:
+    """Design, section 9: |a - b| <= tol (|b| + 1e-3 max|b|), elementwise."""
+    tolerance = 1e-5 if name == "neg_log_likelihood" else 1e-4
+    a = got.double().numpy().reshape(b.shape)
+    bound = tolerance * (np.abs(b) + 1e-3 * np.abs(b).max())
+    assert (np.abs(a - b) <= bound).all(), f"{name} is off by {np.abs(a - b).max():.3g}"
+
+
+@pytest.fixture(params=["zinb_default", "zinb_no_batch"])
+def folder(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=[("cpu", "float32"), ("reference", "float32"), ("reference", "float64")])
+def case(request: pytest.FixtureRequest, folder: str) -> Case:
+    backend: Backend = request.param[0]
+    dtype = getattr(torch, request.param[1])
+    config = json.loads((GOLDEN / folder / "config.json").read_text())
+    adata = anndata.read_h5ad(GOLDEN / "adata.h5ad")
+    schema = Schema.from_anndata(adata, Declarations(**config["setup_anndata"]))
+    dims = Dimensions(len(schema.genes), len(schema.batches))
+    network = VAE(ModelConfig(**config["constructor"]), dims, backend)
+    network.load_state_dict(weights_from_scvi_tools(stored_state(folder)))
+    cells = read_cells(adata, schema).gather(np.arange(adata.n_obs))
+    cells = replace(cells, library=cells.library.to(dtype))
+    expected = dict(np.load(GOLDEN / folder / "expected.npz"))
+    return Case(network.to(dtype).eval(), cells, dtype, expected)
+
+
+@torch.no_grad()
+def test_every_array_matches(case: Case) -> None:
+    network, cells = case.network, case.cells
+    posterior = network.encode(cells)
+    rates = network.rates(case.z(), cells)
+    last = replace(cells, batch=torch.full_like(cells.batch, case.network.dims.n_batches - 1))
+    assert rates.theta is not None
+    assert rates.zi_logits is not None
+    got = {
+        "qz_mean": posterior.mean,
+        "qz_var": posterior.variance,
+        "z": case.z(),
+        "library": cells.library.log(),
+        "px_scale": rates.scale[:FIRST],
+        "px_mu": rates.mu[:FIRST],
+        "px_theta": rates.theta.expand_as(rates.mu)[:FIRST],
+        "px_zi_logits": rates.zi_logits[:FIRST],
+        "px_scale_transform_last_batch": network.rates(case.z(), last).scale[:FIRST],
+        "neg_log_likelihood": network.nll(case.z(), cells),
+        "kl_divergence_z": posterior.kl(),
+        "kl_divergence_l": torch.zeros(cells.n_cells),  # the library is observed
+    }
+    assert set(case.expected) <= set(got)
+    assert len(case.expected) >= 11
+    for name, wanted in case.expected.items():
+        assert_matches(name, got[name], wanted)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("folder", ["zinb_default"])
+def test_the_tolerance_tells_one_batch_from_another(case: Case) -> None:
+    name = "px_scale_transform_last_batch"
+    own_batch = case.network.rates(case.z(), case.cells).scale[:FIRST]
+    with pytest.raises(AssertionError, match=f"{name} is off"):
+        assert_matches(name, own_batch, case.expected[name])
+
+
+@pytest.mark.parametrize(
+    "name", ["px_r", "z_encoder.mean_encoder.bias", "z_encoder.encoder.fc_layers.Layer 0.0.weight"]
+)
+def test_a_missing_tensor_is_named(name: str) -> None:
+    state = {k: v for k, v in stored_state("zinb_default").items() if k != name}
+    with pytest.raises(ModelFileError, match=f"holds no tensor '{name}'"):
+        weights_from_scvi_tools(state)

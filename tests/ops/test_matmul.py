@@ -1,0 +1,102 @@
+"""Products of matrices.
+
+The float32 reference here adds the terms one after the other, as the definition
+does; libraries differ in the order they choose.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from budget import Budget
+
+from vivace.ops import matmul
+
+with_and_without_onednn = pytest.mark.parametrize("onednn", [True, False], ids=["", "fallback"])
+
+
+@pytest.fixture(autouse=True)
+def path(request, monkeypatch):
+    """Takes the fallback where the test is parametrised so."""
+    callspec = getattr(request.node, "callspec", None)
+    if callspec is not None and callspec.params.get("onednn") is False:
+        monkeypatch.setattr(matmul, "_ONEDNN", None)
+
+
+def in_order(a, b, bias):
+    """The sum over the inner axis, term by term, in float32."""
+    out = torch.zeros(len(a), b.shape[1])
+    for i in range(a.shape[1]):
+        out.addr_(a[:, i], b[i])
+    return out if bias is None else out + bias
+
+
+def plain(tensor):
+    return tensor.clone()
+
+
+def transposed(tensor):
+    return tensor.T.contiguous().T
+
+
+def strided(tensor):
+    wide = torch.full((2 * tensor.shape[0], 3 * tensor.shape[1]), torch.nan)
+    wide[::2, ::3] = tensor
+    return wide[::2, ::3]
+
+
+@with_and_without_onednn
+@pytest.mark.parametrize("biased", [False, True], ids=["", "bias"])
+@pytest.mark.parametrize("of_b", [plain, transposed, strided])
+@pytest.mark.parametrize("of_a", [plain, transposed, strided])
+@pytest.mark.parametrize(
+    ("n", "k", "m"), [(1, 1, 1), (1, 128, 63), (17, 5, 1271), (17, 1271, 5), (128, 16, 1)]
+)
+def test_budget(n, k, m, of_a, of_b, biased, onednn):
+    budget = Budget()
+    for seed in range(8):
+        gen = torch.Generator().manual_seed(seed)
+        a, b = torch.randn(n, k, generator=gen), torch.randn(k, m, generator=gen)
+        bias = torch.randn(m, generator=gen) if biased else None
+        found = matmul.product(of_a(a), of_b(b), bias)
+        exact = a.double() @ b.double() + (0 if bias is None else bias.double())
+        budget.add("product", found, in_order(a, b, bias), exact)
+    budget.check()
+
+
+@with_and_without_onednn
+@pytest.mark.parametrize("biased", [False, True], ids=["", "bias"])
+@pytest.mark.parametrize(("n", "k", "m"), [(0, 3, 4), (3, 0, 4), (3, 4, 0)])
+def test_nothing_in_it(n, k, m, biased, onednn):
+    bias = torch.arange(float(m)) if biased else None
+    found = matmul.product(torch.ones(n, k), torch.ones(k, m), bias)
+    expected = torch.zeros(n, m) if k == 0 else torch.full((n, m), float(k))
+    assert torch.equal(found, expected if bias is None else expected + bias)
+
+
+@with_and_without_onednn
+def test_nan_shows_in_its_row_and_column_alone(onednn):
+    a, b = torch.ones(5, 7), torch.ones(7, 33)
+    a[2, 3], b[4, 20] = torch.nan, torch.nan
+    found = matmul.product(a, b).isnan()
+    assert torch.equal(found, a.isnan().any(1)[:, None] | b.isnan().any(0))
+
+
+def test_which_path_is_taken(monkeypatch):
+    """OneDNN where torch has it: the tests above with and without it are not the same."""
+    calls = []
+    onednn = matmul._onednn_linear()
+    if onednn is None:
+        assert matmul._ONEDNN is None
+        return
+    monkeypatch.setattr(matmul, "_ONEDNN", lambda *a: calls.append(a) or onednn(*a))
+    matmul.product(torch.ones(2, 3), torch.ones(3, 4))
+    assert len(calls) == 1
+    monkeypatch.setattr(matmul, "_ONEDNN", None)
+    assert torch.equal(matmul.product(torch.ones(2, 3), torch.ones(3, 4)), torch.full((2, 4), 3.0))
+    assert len(calls) == 1
+
+
+def test_no_onednn_is_found_where_torch_has_none(monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert matmul._onednn_linear() is None

@@ -1,0 +1,247 @@
+"""Sparse counts times a dense weight: the reference, the CPU kernel, and their gradient."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numba
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from budget import Budget
+from torch import Tensor, nan
+
+from vivace.data.batch import SparseCounts
+from vivace.errors import OptionError, ShapeError
+from vivace.ops import sparse_linear
+from vivace.ops.sparse_linear import cpu
+
+each_transform = pytest.mark.parametrize("transform", ["none", "log1p"])
+
+
+def draw(seed, n=40, g=130, h=24, share=0.15, largest=1e3):
+    """Counts with a heavy tail, a weight and an upstream gradient."""
+    gen = torch.Generator().manual_seed(seed)
+    there = torch.rand(n, g, generator=gen) < share
+    x = (largest ** torch.rand(n, g, generator=gen)).floor() * there
+    weight = torch.randn(g, h, generator=gen) / g**0.5
+    return SparseCounts.from_dense(x), weight, torch.randn(n, h, generator=gen)
+
+
+def results(problem, dtype, backend, transform="none") -> dict[str, Tensor]:
+    counts, weight, upstream = problem
+    leaf = weight.to(dtype, copy=True).requires_grad_()
+    counts = replace(counts, values=counts.values.to(dtype))
+    out = sparse_linear(counts, leaf, transform=transform, backend=backend)
+    out.backward(upstream.to(dtype))
+    return {"out": out.detach(), "weight": leaf.grad}
+
+
+def check_budget(problems, transform="none"):
+    budget = Budget()
+    for problem in problems:
+        kernel = results(problem, torch.float32, "cpu", transform)
+        single = results(problem, torch.float32, "reference", transform)
+        exact = results(problem, torch.float64, "reference", transform)
+        for name in exact:
+            budget.add(name, kernel[name], single[name], exact[name])
+    budget.check()
+
+
+def assert_same_bits(found, expected):
+    for name, array in expected.items():
+        assert torch.equal(found[name], array), name
+
+
+# ---- the reference ----------------------------------------------------------
+
+
+@each_transform
+def test_reference_against_scipy(transform, device, exact_dtype):
+    counts, weight, upstream = draw(0)
+    matrix = sp.csr_matrix(
+        (counts.values.double().numpy(), counts.genes.numpy(), counts.indptr.numpy()),
+        shape=(counts.n_cells, counts.n_genes),
+    )
+    matrix = matrix.log1p() if transform == "log1p" else matrix
+    expected = {
+        "out": matrix @ weight.double().numpy(),
+        "weight": matrix.T @ upstream.double().numpy(),
+    }
+    there = counts.to(device), weight.to(device), upstream.to(device)
+    found = results(there, exact_dtype, "reference", transform)
+    for name, array in expected.items():
+        size = 130 * np.abs(array).max() * torch.finfo(exact_dtype).eps
+        assert np.abs(found[name].cpu().double().numpy() - array).max() <= size
+
+
+@each_transform
+def test_gradcheck(transform, device_with_float64):
+    counts, weight, upstream = draw(1, n=4, g=6, h=3, share=0.5)
+    counts = replace(counts, values=counts.values.double()).to(device_with_float64)
+    weight = weight.double().to(device_with_float64).requires_grad_()
+    upstream = upstream.double().to(device_with_float64)
+
+    def loss(weight):
+        out = sparse_linear(counts, weight, transform=transform, backend="reference")
+        return (out * upstream).sum()
+
+    assert torch.autograd.gradcheck(loss, [weight])
+
+
+def test_logarithm_is_taken_in_the_wider_type():
+    """Float32 counts and a float64 weight give a float64 result."""
+    counts = SparseCounts.from_dense(torch.tensor([[3.0]]))
+    one = torch.ones(1, 1, dtype=torch.float64)
+    assert sparse_linear(counts, one, transform="log1p").item() == pytest.approx(
+        np.log(4.0), rel=1e-15
+    )
+
+
+# ---- the kernel -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("largest", [30.0, 1e6])
+@each_transform
+def test_random_cells(transform, largest):
+    check_budget((draw(seed, largest=largest) for seed in range(12)), transform)
+
+
+@pytest.mark.parametrize("n", [1, 17])
+@pytest.mark.parametrize("g", [1, 63, 1271])
+@pytest.mark.parametrize("h", [1, 20])
+@each_transform
+def test_sizes(transform, n, g, h):
+    check_budget((draw(seed, n, g, h) for seed in range(8)), transform)
+
+
+@pytest.mark.parametrize("which", [[0, 7, 39], range(40)], ids=["some", "all"])
+def test_empty_cells(which):
+    counts, weight, upstream = draw(2)
+    x = counts.dense()
+    x[list(which)] = 0
+    problem = SparseCounts.from_dense(x), weight, upstream
+    assert not results(problem, torch.float32, "cpu")["out"][list(which)].any()
+    check_budget([problem])
+
+
+def test_gene_without_counts_has_no_gradient():
+    counts, weight, upstream = draw(3)
+    x = counts.dense()
+    x[:, [0, 50, 129]] = 0
+    problem = SparseCounts.from_dense(x), weight, upstream
+    by_weight = results(problem, torch.float32, "cpu")["weight"]
+    assert not by_weight[[0, 50, 129]].any()
+    assert by_weight.abs().sum(1).gt(0).sum() == 127
+    check_budget([problem])
+
+
+def test_not_contiguous():
+    def strided(tensor):
+        wide = torch.full((*tensor.T.shape[:-1], 2 * tensor.T.shape[-1]), nan)
+        wide[..., ::2] = tensor.T
+        assert not wide[..., ::2].T.is_contiguous()
+        return wide[..., ::2].T
+
+    problems = []
+    for seed in range(8):
+        counts, weight, upstream = draw(seed)
+        counts = replace(
+            counts,
+            indptr=torch.stack([counts.indptr, counts.indptr], 1)[:, 0],
+            genes=torch.stack([counts.genes, counts.genes], 1)[:, 0],
+            values=torch.stack([counts.values, counts.values], 1)[:, 0],
+        )
+        assert not counts.values.is_contiguous()
+        problems.append((counts, strided(weight), strided(upstream)))
+    check_budget(problems)
+
+
+def test_gradient_of_a_sum_has_no_memory_of_its_own():
+    """``out.sum()`` sends back one number, expanded: all its strides are zero."""
+    counts, weight, _ = draw(4)
+    weight.requires_grad_()
+    sparse_linear(counts, weight, backend="cpu").sum().backward()
+    expected = counts.dense().sum(0)[:, None].expand_as(weight)
+    assert torch.equal(weight.grad, expected)  # sums of integers are exact
+
+
+def test_cells_from_the_middle_of_a_matrix():
+    """Row pointers that do not start at zero."""
+    counts, weight, upstream = draw(5)
+    middle = replace(counts, indptr=counts.indptr[7:20]), weight, upstream[7:19]
+    packed = SparseCounts.from_dense(counts.dense()[7:19]), weight, upstream[7:19]
+    assert_same_bits(results(middle, torch.float32, "cpu"), results(packed, torch.float32, "cpu"))
+
+
+@each_transform
+def test_stored_zeros_are_zeros(transform):
+    counts, weight, upstream = draw(6)
+    stored = SparseCounts(
+        torch.arange(41) * 130,
+        torch.arange(130, dtype=torch.int32).repeat(40),
+        counts.dense().flatten(),
+        130,
+    )
+    problems = [(c, weight, upstream) for c in (stored, counts)]
+    assert_same_bits(*(results(p, torch.float32, "cpu", transform) for p in problems))
+
+
+@each_transform
+def test_reads_no_memory_that_it_did_not_write(transform, request):
+    problem = draw(7, n=17, g=63)
+    expected = results(problem, torch.float32, "cpu", transform)
+    request.getfixturevalue("fresh_memory_is_nan")
+    assert_same_bits(results(problem, torch.float32, "cpu", transform), expected)
+
+
+def test_nan_and_infinity_show_where_they_belong():
+    counts, weight, _ = draw(8)
+    x = counts.dense()
+    x[:, 3], x[5, 3] = 0, 2.0
+    weight[3, 1] = nan
+    out = sparse_linear(SparseCounts.from_dense(x), weight, backend="cpu")
+    expected = torch.zeros_like(out, dtype=torch.bool)
+    expected[5, 1] = True
+    assert torch.equal(out.isnan(), expected)
+
+
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="one thread is all there is")
+def test_bits_do_not_depend_on_threads():
+    problem = draw(9, n=200, g=300)
+    before = numba.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2):
+            numba.set_num_threads(threads)
+            found.append(results(problem, torch.float32, "cpu", "log1p"))
+    finally:
+        numba.set_num_threads(before)
+    assert_same_bits(*found)
+
+
+def test_opcheck():
+    counts, weight, upstream = draw(10, n=5, g=12, h=3)
+    csr = (counts.indptr, counts.genes, counts.values)
+    for weight_gh in (weight, weight.T.contiguous().T):
+        torch.library.opcheck(cpu.sparse_linear_cpu, (*csr, weight_gh))
+        torch.library.opcheck(cpu.sparse_linear_cpu, (*csr, weight_gh.clone().requires_grad_()))
+    for grad_nh in (upstream, upstream.T.contiguous().T):
+        torch.library.opcheck(cpu._backward_cpu, (*csr, grad_nh, 12))
+
+
+# ---- what it refuses --------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(129, 24), (130,), (24, 130)])
+def test_shapes_that_disagree_are_named(shape, refused):
+    counts, _, _ = draw(11)
+    with refused(ShapeError, "weight_gh", str(shape), "130 genes"):
+        sparse_linear(counts, torch.zeros(shape))
+
+
+def test_kernel_is_refused_where_it_does_not_apply(refused):
+    counts, weight, _ = draw(12)
+    with refused(OptionError, "backend='cpu'", "float32"):
+        sparse_linear(counts, weight.double(), backend="cpu")
