@@ -15,11 +15,11 @@ from typing import Any
 import anndata
 import numpy as np
 import torch
-from common import provenance, report, run_json
 from sklearn.model_selection import cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
 import vivace
+from common import provenance, report, run_json
 from vivace.store.scvi_tools import weights_from_scvi_tools
 
 DRAWS = 25
@@ -46,7 +46,9 @@ def paired_speed(args: argparse.Namespace, data: Path, likelihood: str) -> dict[
         ours.append(
             run_json(sys.executable, "ours.py", "speed", data, args.batch_key, likelihood, 15)
         )
-    rates = [(p["cells_per_second"], o["cells_per_second"]) for p, o in zip(peer, ours, strict=True)]
+    rates = [
+        (p["cells_per_second"], o["cells_per_second"]) for p, o in zip(peer, ours, strict=True)
+    ]
     ratios = sorted(o / p for p, o in rates)
     return {
         "scvi_tools_cells_per_second": round(median(p for p, _ in rates)),
@@ -63,7 +65,9 @@ def quality(model: vivace.SCVI, test: anndata.AnnData) -> dict[str, float]:
     labels = test.obs["cell_type"].astype(str)
     return {
         "test_elbo": round(float(model.get_elbo(test, n_samples=DRAWS, seed=0)), 2),
-        "cell_type_knn_accuracy": round(float(cross_val_score(knn, latent, labels, cv=5).mean()), 3),
+        "cell_type_knn_accuracy": round(
+            float(cross_val_score(knn, latent, labels, cv=5).mean()), 3
+        ),
     }
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from budget import Budget
 from torch import Tensor
 
+from budget import Budget
 from vivace.data.batch import SparseCounts
 from vivace.ops import CountHeads, count_nll
 from vivace.ops.count_nll import LIKELIHOODS

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from budget import ULP, Budget
 
 EXACT = torch.tensor([8.0, -1.0, 0.5], dtype=torch.float64)

@@ -570,6 +570,7 @@ class SCVI:
             raise DataError(
                 "This model was loaded without data; pass adata= to load or to the method."
             )
+        self._source.check_unchanged()
         return self._source
 
     def _own_adata(self) -> AnnData:

@@ -10,11 +10,11 @@ import mpmath
 import numpy as np
 import pytest
 import torch
-from budget import Budget
 from mpmath import mpf
-from problems import HEADS, count_problem, count_results
 from scipy import special, stats
 
+from budget import Budget
+from problems import HEADS, count_problem, count_results
 from vivace.data.batch import SparseCounts
 from vivace.errors import OptionError, ShapeError
 from vivace.ops import CountHeads, count_nll

@@ -10,9 +10,9 @@ import numba
 import numpy as np
 import pytest
 import torch
-from problems import HEADS, check_count_budget, count_problem, count_results
 from torch import nan
 
+from problems import HEADS, check_count_budget, count_problem, count_results
 from vivace.data.batch import SparseCounts
 from vivace.errors import VivaceError
 from vivace.ops import count_nll

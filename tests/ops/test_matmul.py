@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from budget import Budget
 
+from budget import Budget
 from vivace.ops import matmul
 
 with_and_without_onednn = pytest.mark.parametrize("onednn", [True, False], ids=["", "fallback"])

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from budget import Budget
 from torch import Tensor, nan
 
+from budget import Budget
 from vivace.data.batch import SparseCounts
 from vivace.errors import OptionError, ShapeError
 from vivace.ops import sparse_linear

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from budget import Budget
 
+from budget import Budget
 from vivace.config import ModelConfig
 from vivace.data.batch import CountBatch, SparseCounts
 from vivace.nn import VAE, Dimensions, Posterior
@@ -45,9 +45,7 @@ def draw(seed):
 
 
 def network(likelihood, backend, dtype, gen):
-    config = ModelConfig(
-        n_hidden=16, n_latent=LATENT, dropout_rate=0.0, gene_likelihood=likelihood
-    )
+    config = ModelConfig(n_hidden=16, n_latent=LATENT, dropout_rate=0.0, gene_likelihood=likelihood)
     net = VAE(config, Dimensions(GENES, n_batches=2), backend).to(dtype)
     with torch.no_grad():
         for parameter in net.parameters():

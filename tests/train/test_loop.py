@@ -107,6 +107,17 @@ def test_a_loss_that_is_not_finite_is_an_error_not_a_result() -> None:
     assert not model.is_trained
 
 
+def test_counts_changed_in_place_are_noticed() -> None:
+    adata = vivace.datasets.pbmc3k()[:100].copy()
+    vivace.SCVI.setup_anndata(adata)
+    model = model_of(adata)
+    model.train(1, progress=False)
+    np.log1p(adata.X.data, out=adata.X.data)
+    for question in (model.train, model.get_elbo, model.get_latent_representation):
+        with pytest.raises(DataError, match=r"changed in place .* keep them in a layer"):
+            question()
+
+
 def test_training_needs_data(tmp_path: object) -> None:
     model = model_of(counts(50))
     model.train(1, progress=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from vivace.data.batch import CountBatch, SparseCounts
 from vivace.data.order import Rows
+from vivace.errors import DataError
 
 
 class Source(Protocol):
@@ -37,6 +38,7 @@ class MemorySource:
     categorical : array, int64, shape (n, c), codes
     continuous : array, float32, shape (n, d)
     size_factor : array, float32, shape (n,), or None
+    total : molecules in all, by which a change in place is noticed
     """
 
     counts: sp.csr_matrix
@@ -46,10 +48,29 @@ class MemorySource:
     categorical: NDArray[np.int64]
     continuous: NDArray[np.float32]
     size_factor: NDArray[np.float32] | None = None
+    total: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "total", self._sum())
 
     @property
     def n_cells(self) -> int:
         return int(self.counts.shape[0])
+
+    def check_unchanged(self) -> None:
+        """Refuse counts that were changed in place after they had been checked.
+
+        CSR float32 counts are shared with the AnnData, not copied, so that
+        ``sc.pp.log1p(adata)`` would reach them.
+        """
+        if self._sum() != self.total:
+            raise DataError(
+                "The counts were changed in place after the model was made; keep them in a layer "
+                "(adata.layers['counts'] = adata.X.copy(), layer='counts') and make the model again."
+            )
+
+    def _sum(self) -> float:
+        return float(self.counts.data.sum(dtype=np.float64))
 
     def gather(self, rows: Rows) -> CountBatch:
         """The cells at ``rows``, in that order."""

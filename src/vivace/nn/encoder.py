@@ -102,9 +102,9 @@ class Encoder(nn.Module):
     ) -> Posterior:
         x_nh = self._first(counts, continuous_nd, onehot_nc, backend)
         x_nh = self.activations[0](x_nh, generator)
-        for linear, activation in zip(self.linears[1:], self.activations[1:], strict=True):
+        for i in range(1, len(self.linears)):  # a slice of a ModuleList would be built anew
             inputs = joined(x_nh, onehot_nc) if self.uses_covariates and self.inject else x_nh
-            x_nh = activation(linear(inputs), generator)
+            x_nh = self.activations[i](self.linears[i](inputs), generator)
         log_variance = self.log_variance(x_nh).clamp(-_LOG_VARIANCE_BOUND, _LOG_VARIANCE_BOUND)
         return Posterior(self.mean(x_nh), log_variance.exp() + VARIANCE_FLOOR)
 

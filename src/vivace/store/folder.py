@@ -1,8 +1,8 @@
 """A model as a folder: ``weights.safetensors``, ``model.json``, ``history.csv``.
 
 Nothing in it is executed on loading.  The folder is written under a temporary
-name beside its place and renamed when it is whole, so that a killed save leaves
-either the old folder or the new one.
+name beside its place and renamed when it is whole.  Where it replaces another,
+a process killed between two renames leaves the old one as ``.NAME-*/old``.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def weights_from_scvi_tools(
     ModelFileError
         If a tensor is missing; the message names it.
     """
-    weights = {}
+    weights: dict[str, Tensor] = {}
     for ours, theirs in _STACKS.items():
         n_layers = len(_layers(state, theirs))
         for i in range(n_layers):
