@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 _EVERY = 20  # minibatches between two moves of the bar: moving it costs as much as a small step
 
@@ -17,11 +17,10 @@ class TrainingBar:
     def __init__(self, n_epochs: int, n_steps: int, show: bool) -> None:
         self._bar = Progress(
             TextColumn("Training"),
-            BarColumn(bar_width=28),
+            BarColumn(bar_width=12),  # the whole line fits 80 columns
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
             TimeRemainingColumn(),
+            TextColumn("left"),
             TextColumn("{task.fields[losses]}"),
             console=Console(stderr=True),
             disable=not show,
@@ -54,7 +53,7 @@ class TrainingBar:
     def epoch(self, epoch: int, row: dict[str, float]) -> None:
         """One epoch is done: show its negative ELBO."""
         self._advance()
-        losses = f"-ELBO train {row['elbo_train']:.1f}"
+        losses = f"-ELBO {row['elbo_train']:.1f}"
         if row["elbo_validation"] == row["elbo_validation"]:  # not NaN
             losses += f", validation {row['elbo_validation']:.1f}"
         self._bar.update(self._task, epoch=epoch + 1, losses=losses)
