@@ -8,6 +8,7 @@ from anndata import AnnData
 from rich.console import Console
 
 from vivace import datasets
+from vivace.config import settings
 from vivace.report import draw_overview, need_plotting
 from vivace.scvi import SCVI
 from vivace.store.folder import write_h5ad
@@ -25,6 +26,7 @@ def run_demo(folder: Path, *, seed: int = 0, progress: bool = True) -> None:
         f"{adata.obs['cell_type'].nunique()} cell types"
     )
     SCVI.setup_anndata(adata)
+    settings.seed = seed
     model = SCVI(adata)
     if progress:
         console.print("Training (the first run on a machine compiles for some seconds first)")

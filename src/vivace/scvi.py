@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -301,9 +302,10 @@ class SCVI:
             "recipe": recipe,
             "epochs": len(state.history),
             "cells": n_cells,
+            "cell_names": None if self._adata is None else _digest(self._adata),
             "train_cells": len(state.train_rows),
             "validation_cells": len(state.validation_rows),
-            "seconds": round(seconds, 3),
+            "seconds": round(seconds + state.summary.get("seconds", 0.0), 3),
             "kl_weight": state.history[-1]["kl_weight"],
         }
 
@@ -487,7 +489,7 @@ class SCVI:
             Data to go on with, checked and aligned by the model's schema.  None
             takes those saved with the model, if any; without data the model
             answers about any AnnData that is passed to its methods.  Data with
-            another number of cells than the model was trained on get a new
+            other cells (by name and order) than the model was trained on get a new
             split when ``train`` is called.
 
         Raises
@@ -519,7 +521,7 @@ class SCVI:
         data = read_adata(path) if adata is None else adata
         if data is not None:
             model._attach(data)
-            if data.n_obs != model._state.summary.get("cells"):
+            if _digest(data) != model._state.summary.get("cell_names"):
                 model._state.train_rows = model._state.validation_rows = np.zeros(0, np.int64)
         return model
 
@@ -633,5 +635,11 @@ def _check_training(state: TrainState) -> None:
 
 
 def _size(batch_size: int | None) -> int:
-    positive("batch_size", batch_size)
-    return batch_size or settings.batch_size
+    size = settings.batch_size if batch_size is None else batch_size
+    positive("batch_size", size)
+    return size
+
+
+def _digest(adata: AnnData) -> str:
+    """What tells these cells, in this order, from others."""
+    return hashlib.sha256("\n".join(map(str, adata.obs_names)).encode()).hexdigest()

@@ -144,10 +144,17 @@ def test_a_model_is_overwritten_only_on_request(trained, saved, refused):
     with refused(ModelFileError, str(saved), "exists", "overwrite=True"):
         trained.save(saved)
     assert contents_of(saved) == before
-    (saved / "notes.txt").write_text("mine")
     trained.save(saved, overwrite=True)
     assert names_in(saved) == FILES
     assert names_in(saved.parent) == ["model"]
+
+
+def test_a_model_folder_with_files_of_others_is_not_overwritten(trained, saved, refused):
+    (saved / "notes.txt").write_text("mine")
+    before = contents_of(saved)
+    with refused(ModelFileError, str(saved), "holds other files too", "choose another path"):
+        trained.save(saved, overwrite=True)
+    assert contents_of(saved) == before
 
 
 def test_data_saved_before_do_not_stay_after_an_overwrite(trained, tmp_path):

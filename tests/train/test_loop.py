@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -95,6 +97,7 @@ def test_training_again_goes_on() -> None:
     assert len(model.history) == 5
     np.testing.assert_array_equal(model.history.iloc[:3].to_numpy(), first.to_numpy())
     assert (model.history["kl_weight"].iloc[3:] == 1.0).all()
+    assert model.history["lr"].iloc[3] > 0
     assert model.history["elbo_train"].iloc[3] < first["elbo_train"].iloc[0]
 
 
@@ -102,9 +105,33 @@ def test_a_loss_that_is_not_finite_is_an_error_not_a_result() -> None:
     model = model_of(counts(50))
     with torch.no_grad():
         model.module.decoder.scale.weight[0, 0] = float("nan")
-    with pytest.raises(TrainingError, match="epoch 1; train a new model with a lower learning"):
+    with pytest.raises(
+        TrainingError, match=r"in epoch 1, .* train a new model with a lower learning"
+    ):
         model.train(1, recipe="scvi-tools", progress=False)
     assert not model.is_trained
+
+
+def test_after_a_failure_the_last_finite_weights_answer() -> None:
+    model = model_of(counts(150))
+    model.train(2, progress=False)
+    before = model.get_elbo(seed=0)
+    with pytest.raises(TrainingError, match="weights are those of before it"):
+        model.train(3, plan_kwargs={"lr": 1e30}, progress=False)
+    assert np.isfinite(model.get_latent_representation()).all()
+    if len(model.history) == 2:
+        assert model.get_elbo(seed=0) == before
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_split_is_kept_for_the_same_cells_only(tmp_path: Path, same: bool) -> None:
+    adata = counts(60)
+    model = model_of(adata)
+    model.train(1, progress=False)
+    model.save(tmp_path / "m")
+    data = adata if same else adata[::-1].copy()
+    loaded = vivace.SCVI.load(tmp_path / "m", data)
+    assert len(loaded.train_indices) == (len(model.train_indices) if same else 0)
 
 
 def test_counts_changed_in_place_are_noticed() -> None:

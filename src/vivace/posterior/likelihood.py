@@ -36,8 +36,8 @@ def _terms(
     kl = np.empty(len(rows))
     for part, batch, posterior in encoded(network, source, rows, batch_size):
         for generator in generators:
-            error[part] += network.nll(draw(posterior, generator), batch).double().cpu().numpy()
-        kl[part] = posterior.kl().double().cpu().numpy()
+            error[part] += network.nll(draw(posterior, generator), batch).cpu().double().numpy()
+        kl[part] = posterior.kl().cpu().double().numpy()
     return error / n_samples, kl
 
 

@@ -74,12 +74,12 @@ def write_folder(
         if adata is not None:
             adata.write_h5ad(new / _ADATA)
         old = Path(scratch) / "old"
-        if path.exists():
-            path.rename(old)
         try:
+            if path.exists():
+                path.rename(old)
             new.rename(path)
         except BaseException:
-            if old.exists():
+            if old.exists() and not path.exists():
                 old.rename(path)
             raise
 
@@ -90,12 +90,21 @@ def check_place(path: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise ModelFileError(
-            f"{path} exists; overwrite it (overwrite=True) or choose another path."
+            f"{path} exists; overwrite it (overwrite=True, or --overwrite) or choose another path."
         )
-    if not path.is_dir() or (any(path.iterdir()) and not (path / _MODEL).is_file()):
+    if not _only_ours(path):
         raise ModelFileError(
-            f"{path} is not a model folder, so it will not be overwritten; choose another path."
+            f"{path} is not a model folder, or holds other files too, so it will not be "
+            "overwritten; choose another path."
         )
+
+
+def _only_ours(path: Path) -> bool:
+    """Whether a folder is empty, or holds a model and nothing else."""
+    if not path.is_dir():
+        return False
+    names = {p.name for p in path.iterdir()}
+    return not names or (_MODEL in names and names <= {_WEIGHTS, _MODEL, _HISTORY, _ADATA})
 
 
 def read_folder(path: Path) -> StoredModel:

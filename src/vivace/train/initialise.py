@@ -35,7 +35,7 @@ def initialise_from_data(
     pairs = np.asarray(counts.multiply(counts - counts.sign()).sum(0)).ravel()
     excess = pairs / (rho**2 * np.square(library).sum()) - 1.0
     log_theta = np.clip(-np.log(np.maximum(excess, 1e-6)), *_LOG_THETA_RANGE)
-    bias = np.log(rho) if network.activation == "softmax" else np.log(np.expm1(rho))
+    bias = np.log(rho) if network.activation == "softmax" else rho + np.log(-np.expm1(-rho))
     with torch.no_grad():
         _fill(network.decoder.scale.bias, bias)
         if network.log_theta is not None:

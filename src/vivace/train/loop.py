@@ -55,7 +55,8 @@ def fit(network: VAE, source: Source, state: TrainState, options: TrainOptions) 
     Raises
     ------
     TrainingError
-        If the loss stops being finite.
+        If the loss stops being finite; the network is then as it was after
+        the last epoch that was.
     """
     # a second's import and a terminal library: only those who train wait for them
     from lightning_fabric import Fabric
@@ -75,6 +76,8 @@ def fit(network: VAE, source: Source, state: TrainState, options: TrainOptions) 
     watched = _watched(state, order)
     per_epoch = sum(1 for _ in minibatches(state.train_rows, options.batch_size))
     n_steps = per_epoch * options.epochs
+
+    good = _copy(network)
 
     with TrainingBar(options.epochs, n_steps, options.progress) as bar:
         step = 0
@@ -100,10 +103,13 @@ def fit(network: VAE, source: Source, state: TrainState, options: TrainOptions) 
             row |= _row(_validate(network, source, watched, kl_weight, options.seed), "validation")
             row |= {"lr": lr, "kl_weight": kl_weight, "seconds": time.perf_counter() - begun}
             if not math.isfinite(row["train_loss"]):
+                network.load_state_dict(good)
+                network.eval()
                 raise TrainingError(
-                    f"The loss stopped being finite in epoch {epoch + 1}; train a new model with a "
-                    f"lower learning rate, for example plan_kwargs={{'lr': {recipe.lr / 4:g}}}."
+                    f"The loss stopped being finite in epoch {epoch + 1}, and the weights are those "
+                    f"of before it; train a new model with a lower learning rate, for example plan_kwargs={{'lr': {recipe.lr / 4:g}}}."
                 )
+            good = _copy(network)
             state.history.append(row)
             bar.epoch(epoch, row)
     network.eval()
@@ -114,17 +120,19 @@ def _prepare(fabric: Fabric, network: VAE, recipe: Recipe) -> tuple[Any, torch.o
     network.to(fabric.device)
     matrices = [p for p in network.parameters() if p.ndim > 1]
     others = [p for p in network.parameters() if p.ndim <= 1]
-    spared = 0.0 if recipe.decay_matrices_only else recipe.weight_decay
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.Adam(
-        [
-            {"params": matrices, "weight_decay": recipe.weight_decay},
-            {"params": others, "weight_decay": spared},
-        ],
+        groups if recipe.decay_matrices_only else network.parameters(),
         lr=recipe.lr,
+        weight_decay=recipe.weight_decay,
         eps=recipe.eps,
         fused=True,
     )
     return fabric.setup(network, optimizer)  # type: ignore[no-any-return]
+
+
+def _copy(network: VAE) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in network.state_dict().items()}
 
 
 def _watched(state: TrainState, order: np.random.Generator) -> Rows:

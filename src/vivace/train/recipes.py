@@ -88,7 +88,13 @@ class Recipe:
         """
         if self.name == "scvi-tools":
             return self
-        return replace(self, kl_warmup=None, n_epochs_kl_warmup=None, n_steps_kl_warmup=None)
+        return replace(
+            self,
+            lr_warmup=0.0,
+            kl_warmup=None,
+            n_epochs_kl_warmup=None,
+            n_steps_kl_warmup=None,
+        )
 
     def with_plan(self, plan: Mapping[str, Any] | None) -> Recipe:
         """The recipe with some of its numbers replaced by ``plan_kwargs``."""

@@ -78,7 +78,7 @@ def count_nll(
     With "sum" and "mean" the CPU kernel computes the gradients in the pass that
     computes the loss, a block of cells at a time, and no array of size cells x
     genes outlives its block.  With "none" the gradient computes the heads again.
-    Counts are not checked here; ``setup.py`` checks them once.  Theta is held
+    Counts are not checked here; ``data/counts.py`` checks them once.  Theta is held
     between exp(-15) and exp(15).  Against float64 the kernel errs at most twice
     as much as the float32 reference.  Source: Lopez et al. 2018,
     doi:10.1038/s41592-018-0229-2; derivation in ``ops/count_nll/README.md``.
