@@ -166,7 +166,7 @@ def _read(path: Path):  # type: ignore[no-untyped-def]  # anndata is imported la
 def main() -> None:
     """Run the command line; what vivace refuses becomes one sentence and exit code 2."""
     try:
-        app()
+        app(prog_name="vivace")  # however Python was started
     except (VivaceError, OSError) as error:  # OSError: a full disk, a folder without permission
         print(f"vivace: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None

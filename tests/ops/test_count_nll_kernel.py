@@ -134,10 +134,12 @@ def test_extreme_zero_inflation(reduction, zi_logit):
     check_count_budget(problems, reduction)
 
 
-def test_each_gene_in_the_softmax_may_lie_far_below_the_largest():
+@pytest.mark.parametrize("largest", [-300.0, 0.0, 300.0])
+@each_likelihood
+def test_each_gene_in_the_softmax_may_lie_far_below_the_largest(likelihood, largest):
     """Where exp(logit - max) leaves float32, the loss still sees the logit."""
-    problem = count_problem("nb", seed=3)
-    logits = torch.linspace(-200, 0, 120)
+    problem = count_problem(likelihood, seed=3)
+    logits = torch.linspace(largest - 200, largest, 120)
     problems = [problem.with_heads(scale_hg=torch.zeros(8, 120), scale_g=logits)]
     check_count_budget(problems)
     check_count_budget(problems, "mean")

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from numba import njit
 
-from vivace.ops.fastmath import STRICT, exp32, log1p32, log32
+from vivace.ops.fastmath import STRICT, exp32, largest32, log1p32, log32
 
 TINY, HUGE = np.finfo(np.float32).tiny, np.finfo(np.float32).max
 EXP_MIN, EXP_MAX = np.float32(-87.3), np.float32(88.3)
@@ -91,3 +91,22 @@ def test_exp_holds_its_argument_to_normal_numbers(beyond, bound):
     found = LOOPS[exp32](np.full(19, beyond, np.float32))
     assert np.array_equal(found, LOOPS[exp32](np.full(19, bound, np.float32)))
     assert np.all((found >= TINY) & np.isfinite(found))
+
+
+@pytest.mark.parametrize("size", [1, 7, 16, 1271])
+@pytest.mark.parametrize("shift", [-300.0, -3.0, 0.0, 300.0])
+def test_largest(shift, size):
+    for seed in range(5):
+        x = (shift + np.random.default_rng(seed).normal(0, 2, size)).astype(np.float32)
+        assert largest32(x) == x.max()
+
+
+def test_largest_of_special_numbers():
+    assert largest32(np.float32([-np.inf, -1.0, -HUGE])) == -1
+    assert largest32(np.float32([-np.inf, -np.inf])) == -np.inf
+    assert largest32(np.float32([HUGE, np.inf, 1.0])) == np.inf
+    assert largest32(np.float32([-TINY, -0.0, -1.0])) == 0
+    for place in range(19):
+        x = np.ones(19, np.float32)
+        x[place] = np.nan
+        assert np.isnan(largest32(x))
