@@ -69,3 +69,22 @@ def test_zero_must_be_zero():
 def test_an_empty_budget_is_no_pass():
     with pytest.raises(AssertionError, match="nothing"):
         Budget().check()
+
+
+def test_the_typical_draw_is_not_the_largest():
+    budget = Budget()
+    for size in (1, 1, 1, 1000):
+        budget.add("value", errors(size), errors(1), EXACT)
+    budget.check_typical()
+    with pytest.raises(AssertionError, match="value: max"):
+        budget.check()
+
+
+def test_the_typical_draw_keeps_the_budget():
+    budget = Budget()
+    for _ in range(3):
+        budget.add("value", errors(9), errors(3), EXACT)
+    with pytest.raises(AssertionError, match=r"value: 5\.20 ulp, allowed 3\.46"):
+        budget.check_typical()
+    with pytest.raises(AssertionError, match="nothing"):
+        Budget().check_typical()

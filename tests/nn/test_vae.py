@@ -10,6 +10,7 @@ from torch.nn.functional import one_hot
 from vivace.config import ModelConfig
 from vivace.data.batch import CountBatch, SparseCounts
 from vivace.nn import VAE, Dimensions, Posterior
+from vivace.nn.layers import dropout_mask
 
 N, G = 12, 9
 DIMS = Dimensions(n_genes=G, n_batches=3, n_categories=(1, 2), n_continuous=2)
@@ -121,8 +122,9 @@ def test_encoder(options, training):
         hidden = run(layers, x, nothing, deeply=False)
     found = net.encode(batch)
     close = {"rtol": 1e-10, "atol": 1e-12}
-    torch.testing.assert_close(found.mean, linear(net.encoder.mean)(hidden), **close)
-    variance = linear(net.encoder.log_variance)(hidden).exp() + 1e-4
+    heads = linear(net.encoder.latent)(hidden)
+    torch.testing.assert_close(found.mean, heads[:, : config.n_latent], **close)
+    variance = heads[:, config.n_latent :].exp() + 1e-4
     torch.testing.assert_close(found.variance, variance, **close)
     check_running_statistics(net.encoder, layers)
 
@@ -268,14 +270,14 @@ def test_every_parameter_has_a_gradient(backend):
 def test_one_cell_trains(backend):
     """By the running statistics, which stay as they are."""
     net = network(backend=backend, dtype=torch.float32).train()
-    statistics = {k: v.clone() for k, v in net.named_buffers()}
+    statistics = {k: v.clone() for k, v in net.named_buffers() if "batch_norm" in k}
     assert len(statistics) == 6
     one = cells(1, dtype=torch.float32)
     losses = net(one, 1.0, torch.Generator().manual_seed(3))
     losses.loss.backward()
     assert all(p.grad.isfinite().all() for p in net.parameters())
-    for name, value in net.named_buffers():
-        assert torch.equal(value, statistics[name]), name
+    for name, value in statistics.items():
+        assert torch.equal(net.get_buffer(name), value), name
     expected = net.eval()(one, 1.0, torch.Generator().manual_seed(3))
     torch.testing.assert_close(losses.loss, expected.loss)
 
@@ -303,6 +305,18 @@ def test_dropout_keeps_the_mean_and_stops_in_evaluation():
     assert dropped.unique().tolist() == [0.0, 1 / 0.75]
     share = (dropped == 0).double().mean().item()
     assert abs(share - 0.25) < 4 * (0.25 * 0.75 / ones.numel()) ** 0.5
+
+
+@pytest.mark.parametrize("rate", [1e-3, 0.1, 0.5, 0.9, 1 - 1e-9])
+def test_dropout_mask_keeps_the_rate_and_the_mean(rate):
+    x = torch.empty(1001, 333)  # not a multiple of four
+    mask = dropout_mask(x, rate, torch.Generator().manual_seed(6))
+    rounded = min(round(rate * 2**16), 2**16 - 1) / 2**16
+    assert mask.unique().tolist() == pytest.approx([0.0, 1 / (1 - rounded)])
+    dropped = (mask == 0).double().mean().item()
+    assert dropped == pytest.approx(rounded, abs=5 * (rounded * (1 - rounded) / x.numel()) ** 0.5)
+    neighbours = ((mask[:, 1:] == 0) & (mask[:, :-1] == 0)).double().mean().item()
+    assert neighbours == pytest.approx(rounded**2, abs=5 * rounded / x.numel() ** 0.5)
 
 
 def test_decoder_has_no_dropout():

@@ -225,10 +225,10 @@ def test_opcheck():
     counts, weight, upstream = draw(10, n=5, g=12, h=3)
     csr = (counts.indptr, counts.genes, counts.values)
     for weight_gh in (weight, weight.T.contiguous().T):
-        torch.library.opcheck(cpu.sparse_linear_cpu, (*csr, weight_gh))
-        torch.library.opcheck(cpu.sparse_linear_cpu, (*csr, weight_gh.clone().requires_grad_()))
+        torch.library.opcheck(cpu._product_op, (*csr, weight_gh))
+        torch.library.opcheck(cpu._product_op, (*csr, weight_gh.clone().requires_grad_()))
     for grad_nh in (upstream, upstream.T.contiguous().T):
-        torch.library.opcheck(cpu._backward_cpu, (*csr, grad_nh, 12))
+        torch.library.opcheck(cpu._gradient_op, (*csr, grad_nh, 12))
 
 
 # ---- what it refuses --------------------------------------------------------

@@ -14,7 +14,7 @@ from vivace.nn import VAE, Dimensions, Posterior
 from vivace.train.recipes import RECIPES
 
 STEPS, CELLS, GENES, LATENT = 10, 32, 60, 4
-SEEDS = range(8)
+SEEDS = range(16)
 # Batch norm takes these biases away again: their gradient is rounding and nothing else.
 LEFT_OUT = {
     f"{where}.{name}"
@@ -100,4 +100,4 @@ def test_ten_steps_of_adam(likelihood, recipe, monkeypatch):
             if k not in LEFT_OUT
         ]
     assert min(moved) > 1e-4  # every parameter has trained
-    budget.check()
+    budget.check_typical()

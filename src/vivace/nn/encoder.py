@@ -30,11 +30,12 @@ class Posterior:
 
     def at(self, noise_nk: Tensor) -> Tensor:
         """The draw that standard normal ``noise_nk`` gives, shape (n, k)."""
-        return self.mean + self.variance.sqrt() * noise_nk
+        return torch.addcmul(self.mean, self.variance.sqrt(), noise_nk)
 
     def kl(self) -> Tensor:
         """KL divergence from the standard normal prior, nats, shape (n,)."""
-        return 0.5 * (self.variance + self.mean.square() - 1.0 - self.variance.log()).sum(-1)
+        per_dimension = torch.addcmul(self.variance, self.mean, self.mean) - self.variance.log()
+        return 0.5 * (per_dimension.sum(-1) - self.mean.shape[-1])
 
 
 class Encoder(nn.Module):
@@ -89,8 +90,7 @@ class Encoder(nn.Module):
             Activation(n_hidden, batch_norm=batch_norm, layer_norm=layer_norm, dropout=dropout)
             for _ in range(n_layers)
         )
-        self.mean = Linear(n_hidden, n_latent)
-        self.log_variance = Linear(n_hidden, n_latent)
+        self.latent = Linear(n_hidden, 2 * n_latent)  # mean, then log-variance: one product
 
     def forward(
         self,
@@ -105,8 +105,9 @@ class Encoder(nn.Module):
         for i in range(1, len(self.linears)):  # a slice of a ModuleList would be built anew
             inputs = joined(x_nh, onehot_nc) if self.uses_covariates and self.inject else x_nh
             x_nh = self.activations[i](self.linears[i](inputs), generator)
-        log_variance = self.log_variance(x_nh).clamp(-_LOG_VARIANCE_BOUND, _LOG_VARIANCE_BOUND)
-        return Posterior(self.mean(x_nh), log_variance.exp() + VARIANCE_FLOOR)
+        mean, log_variance = self.latent(x_nh).chunk(2, dim=1)
+        bounded = log_variance.clamp(-_LOG_VARIANCE_BOUND, _LOG_VARIANCE_BOUND)
+        return Posterior(mean, bounded.exp() + VARIANCE_FLOOR)
 
     def _first(
         self,

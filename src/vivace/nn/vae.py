@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
 
 from vivace.config import ModelConfig
 from vivace.data.batch import CountBatch
@@ -91,6 +90,8 @@ class VAE(nn.Module):
     Source: Lopez et al. 2018, doi:10.1038/s41592-018-0229-2.
     """
 
+    _offsets: Tensor
+
     def __init__(self, config: ModelConfig, dims: Dimensions, backend: Backend = "auto") -> None:
         super().__init__()
         self.config = config
@@ -124,6 +125,9 @@ class VAE(nn.Module):
             batch_norm=config.use_batch_norm in ("decoder", "both"),
             layer_norm=config.use_layer_norm in ("decoder", "both"),
         )
+        sizes = [n for n in dims.one_hot_sizes if n > 0]
+        first_columns = torch.tensor([sum(sizes[:i]) for i in range(len(sizes))], dtype=torch.int64)
+        self.register_buffer("_offsets", first_columns, persistent=False)
         self.log_theta = (
             nn.Parameter(torch.randn(dims.n_genes)) if self.likelihood.dispersed else None
         )
@@ -180,11 +184,13 @@ class VAE(nn.Module):
     def _covariates(self, batch: CountBatch) -> tuple[Tensor | None, Tensor | None]:
         """Continuous covariates, and one-hot categories side by side: batch first."""
         dtype = self.decoder.scale.bias.dtype
-        codes = (batch.batch, *batch.categorical.unbind(1))
-        onehots = [
-            one_hot(code, n).to(dtype)
-            for code, n in zip(codes, self.dims.one_hot_sizes, strict=True)
-            if n > 0
-        ]
-        onehot = torch.cat(onehots, dim=1) if onehots else None
+        onehot = None
+        if len(self._offsets):
+            codes = [batch.batch, *batch.categorical.unbind(1)]
+            seen = [c for c, n in zip(codes, self.dims.one_hot_sizes, strict=True) if n > 0]
+            columns = torch.stack(seen, dim=1) + self._offsets
+            zeros = torch.zeros(
+                (len(columns), sum(self.dims.one_hot_sizes)), dtype=dtype, device=columns.device
+            )
+            onehot = zeros.scatter_(1, columns, 1.0)
         return batch.continuous.to(dtype) if self.dims.n_continuous else None, onehot

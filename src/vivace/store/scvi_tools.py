@@ -11,16 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from vivace.errors import ModelFileError
 
 _BATCH_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-_HEADS = {
-    "encoder.mean": "z_encoder.mean_encoder",
-    "encoder.log_variance": "z_encoder.var_encoder",
-    "decoder.scale": "decoder.px_scale_decoder.0",
-}
 _STACKS = {"encoder": "z_encoder.encoder", "decoder": "decoder.px_decoder"}
 
 
@@ -54,8 +50,10 @@ def weights_from_scvi_tools(
             if f"{layer}.1.weight" in state:
                 norm = f"{ours}.activations.{i}.batch_norm"
                 weights |= {f"{norm}.{k}": _get(state, f"{layer}.1.{k}") for k in _BATCH_NORM}
-    for ours, theirs in _HEADS.items():
-        weights |= _linear(state, ours, theirs)
+    mean = _linear(state, "encoder.latent", "z_encoder.mean_encoder")
+    log_variance = _linear(state, "encoder.latent", "z_encoder.var_encoder")
+    weights |= {name: torch.cat((mean[name], log_variance[name]), dim=-1) for name in mean}
+    weights |= _linear(state, "decoder.scale", "decoder.px_scale_decoder.0")
     if zero_inflated:
         weights |= _linear(state, "decoder.dropout", "decoder.px_dropout_decoder")
     if dispersed:

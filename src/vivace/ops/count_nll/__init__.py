@@ -97,19 +97,17 @@ def count_nll(
         raise OptionError("backend='cpu' has no 'softplus'; use backend='reference'.")
     inputs = (hidden_nh, *heads.tensors(), log_library_n, weight_n)
     if fits and use_cpu_kernel(backend, *inputs, counts.values):
-        from vivace.ops.count_nll.cpu import count_nll_cpu, weighted_nll_cpu
+        from vivace.ops.count_nll.autograd import cell_nll, weighted_nll
 
         csr = (counts.indptr, counts.genes, counts.values)
         if reduction == "none" or not torch.is_grad_enabled():
-            nll_n: Tensor = count_nll_cpu(
-                *csr, hidden_nh, *heads.tensors(), log_library_n, family.code
-            )
+            nll_n: Tensor = cell_nll(*csr, hidden_nh, *heads.tensors(), log_library_n, family.code)
         else:
             share = 1.0 if reduction == "sum" else 1.0 / counts.n_cells
             weights = torch.full_like(log_library_n, share)
             if weight_n is not None:
                 weights *= weight_n
-            return weighted_nll_cpu(
+            return weighted_nll(
                 *csr, hidden_nh, *heads.tensors(), log_library_n, weights, family.code
             )
     else:

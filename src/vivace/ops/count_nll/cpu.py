@@ -3,7 +3,8 @@
 A row of logits is read, the likelihood of every gene is computed as if its
 count were zero (dense, vectorised), the few non-zero genes are then set right
 (sparse), and the row is overwritten with its gradient.  The matrix products
-before and after are torch's.  README.md has the formulas and the names.
+before and after are torch's, in ``autograd.py``.  README.md has the formulas
+and the names.
 
 Short loops over few arrays on purpose: LLVM gives up on vectorising a loop
 that would need many checks for overlapping arrays.
@@ -12,116 +13,68 @@ that would need many checks for overlapping arrays.
 from __future__ import annotations
 
 import math
-from itertools import pairwise
-from typing import Any
 
 import numpy as np
-import torch
 from numba import njit, prange
 from numpy.typing import NDArray
-from torch import Tensor
 
 from vivace.ops.count_nll.reference import LOG_THETA_BOUND
 from vivace.ops.fastmath import exp32, largest32, log1p32, log32
-from vivace.ops.matmul import product
+from vivace.ops.gamma import log64, log_gamma, log_gamma_digamma
 
 Ints = NDArray[np.int64]
-Genes = NDArray[np.int32]
+Genes = NDArray[np.uint32]  # unsigned, so that no index is checked for a negative sign
 Floats = NDArray[np.float32]
-Table = NDArray[np.float32]
+Doubles = NDArray[np.float64]
 
 _EXACT = {"contract"}
 _SUMS = {"contract", "reassoc", "nsz"}  # only where a sum may be split over lanes
 
 _ONE = np.float32(1)
 _ZERO = np.float32(0)
-_TABLED = 32  # counts up to here have tabulated gamma ratios
+_BOUND = np.float32(LOG_THETA_BOUND)
 _LOG_FACTORIAL = np.array([math.lgamma(i + 1) for i in range(256)], np.float64)
 _ROWS = 16  # cells handed to a thread at a time
-_GENES = 256  # genes of the table handed to a thread at a time
-_BLOCK_BYTES = 32 * 2**20  # logits of one block of cells
+_GENES = 256  # genes of a per-gene loop handed to a thread at a time
 _POISSON, _ZINB = 0, 2
 
 
-# ---- gamma ratios -----------------------------------------------------------
-
-
-@njit(error_model="numpy", nogil=True, cache=True)
-def _log_gamma(z: float) -> float:
-    """Stirling's series; relative error below 1e-11 for z >= 16."""
-    r = 1.0 / z
-    return (
-        (z - 0.5) * math.log(z)
-        - z
-        + 0.9189385332046727
-        + r * (1 / 12 - r * r * (1 / 360 - r * r / 1260))
-    )
-
-
-@njit(error_model="numpy", nogil=True, cache=True)
-def _digamma(z: float) -> float:
-    """Digamma for z > 0: recurrence up to 16, then its asymptotic series."""
-    below = 0.0
-    while z < 16.0:
-        below += 1.0 / z
-        z += 1.0
-    r = 1.0 / z
-    r2 = r * r
-    return math.log(z) - 0.5 * r - r2 * (1 / 12 - r2 * (1 / 120 - r2 / 252)) - below
+# ---- per gene, once a step --------------------------------------------------
 
 
 @njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
-def _tabulate(
-    log_theta: Floats, theta: Floats, inv_theta: Floats, rising: Table, slope: Table
-) -> None:
-    """Theta, and per count x: sum over i < x of log(1 + i/theta), and of 1/(1 + i/theta)."""
+def _dispersion(log_theta: Floats, theta: Floats, inv_theta: Floats) -> None:
+    """Theta and 1/theta, from log theta held within its bounds."""
     for g in range(log_theta.size):
-        theta[g] = exp32(log_theta[g])
-        inv_theta[g] = exp32(-log_theta[g])
-    total = np.zeros(log_theta.size, np.float64)  # where theta is tiny, large terms will cancel
-    rising[0] = _ZERO
-    slope[0] = _ZERO
-    for i in range(_TABLED):
-        step = np.float32(i)
-        after = rising[i + 1]
-        for g in range(inv_theta.size):
-            total[g] += np.float64(log1p32(step * inv_theta[g]))
-            after[g] = np.float32(total[g])
-        before, after = slope[i], slope[i + 1]
-        for g in range(inv_theta.size):
-            after[g] = before[g] + _ONE / (_ONE + step * inv_theta[g])
+        t = log_theta[g]
+        t = -_BOUND if t < -_BOUND else t
+        t = _BOUND if t > _BOUND else t
+        theta[g] = exp32(t)
+        inv_theta[g] = exp32(-t)
 
 
-@njit(error_model="numpy", nogil=True, cache=True)
-def _large_count(
-    x: float, log_mu: float, log_theta: float, rising_top: float, slope_top: float
-) -> tuple[float, float, float]:
-    """Log NB and its derivatives in log mu and log theta, in float64.
+@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+def _gammas(
+    inv_theta: Floats, exact: Doubles, log_theta: Doubles, log_gammas: Doubles, digammas: Doubles
+) -> None:
+    """Theta, its log, log gamma and theta * digamma, all of the very 1/theta in ``_spread``.
 
-    For counts beyond the table, where float32 differences of large terms would
-    lose digits, and for counts that are not integers.
+    Where theta is tiny, x log(theta) and x spread are large and cancel.
     """
-    theta = math.exp(log_theta)
-    ratio = math.exp(log_mu - log_theta)
-    spread = math.log1p(ratio)
-    if x > _TABLED and x == math.floor(x):
-        base = _TABLED + theta
-        rising = rising_top + _log_gamma(x + theta) - _log_gamma(base) - (x - _TABLED) * log_theta
-        slope = slope_top + theta * (_digamma(x + theta) - _digamma(base))
-    else:
-        rising = math.lgamma(x + theta) - math.lgamma(theta) - x * log_theta
-        slope = theta * (_digamma(x + theta) - _digamma(theta))
-    value = rising - math.lgamma(x + 1.0) - theta * spread + x * (log_mu - spread)
-    by_log_mu = (x - theta * ratio) / (1.0 + ratio)
-    by_log_theta = slope - theta * spread + (theta * ratio - x) / (1.0 + ratio)
-    return value, by_log_mu, by_log_theta
+    for g in range(inv_theta.size):
+        theta = 1.0 / np.float64(inv_theta[g])
+        exact[g] = theta
+        log_theta[g] = log64(theta)
+        value, slope = log_gamma_digamma(theta)
+        log_gammas[g] = value
+        digammas[g] = theta * slope
 
 
 # ---- passes over one row of g genes -----------------------------------------
 
 
 @njit(fastmath=_SUMS, error_model="numpy", nogil=True, cache=True)
-def _total(a: Floats) -> float:
+def _total(a: Floats | Doubles) -> float:
     total = 0.0
     for j in range(a.size):
         total += np.float64(a[j])
@@ -193,21 +146,22 @@ def _multiply(a: Floats, b: Floats, c: Floats) -> None:
 
 
 @njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
-def _not_dropped(logits: Floats, value: Floats, by_logits: Floats) -> None:
-    """Add log(1 - dropout) to the value of non-zero counts."""
-    for i in range(logits.size):
-        pi = logits[i]
-        b = exp32(-abs(pi))
-        inv_b = _ONE / (_ONE + b)
-        value[i] -= max(pi, _ZERO) - log32(inv_b)
-        by_logits[i] = -(inv_b if pi > _ZERO else b * inv_b)
+def _softmax_gradient(
+    s: Floats, e: Floats, by_mu: Floats, total: Floats, weight: float, factor: float
+) -> None:
+    """Overwrite logits with weight * (softmax * sum(by_mu) - by_mu), and add them to the total."""
+    for j in range(s.size):
+        gradient = weight * (e[j] * factor - by_mu[j])
+        s[j] = gradient
+        total[j] += gradient
 
 
 @njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
-def _softmax_gradient(s: Floats, e: Floats, by_mu: Floats, weight: float, factor: float) -> None:
-    """Overwrite logits with weight * (softmax * sum(by_mu) - by_mu)."""
-    for j in range(s.size):
-        s[j] = weight * (e[j] * factor - by_mu[j])
+def _scale_and_add(a: Floats, total: Floats, weight: float) -> None:
+    """Weight a in place, and add it to the total."""
+    for j in range(a.size):
+        a[j] *= weight
+        total[j] += a[j]
 
 
 @njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
@@ -216,10 +170,88 @@ def _add(total: Floats, a: Floats, weight: float) -> None:
         total[j] += weight * a[j]
 
 
+# ---- the non-zero genes of a row --------------------------------------------
+
+
+@njit(error_model="numpy", nogil=True, cache=True)
+def _log_factorial(x: float) -> float:
+    return _LOG_FACTORIAL[np.uint32(x)] if x < 256 and x == math.floor(x) else log_gamma(x + 1.0)
+
+
 @njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
-def _scale(a: Floats, weight: float) -> None:
-    for j in range(a.size):
-        a[j] *= weight
+def _nonzero_poisson(
+    genes: Genes, x: Floats, s: Floats, shift: float, by_mu: Floats, value: Doubles
+) -> None:
+    """Log Poisson without its mean, which adds up to the library; by_mu is x."""
+    for i in range(genes.size):
+        j = genes[i]
+        count = np.float64(x[i])
+        by_mu[j] = x[i]
+        value[i] = count * (np.float64(s[j]) + shift) - _log_factorial(count)
+
+
+@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+def _gather(
+    genes: Genes,
+    s: Floats,
+    shift: float,
+    e: Floats,
+    rate: float,
+    inv_theta: Floats,
+    theta: Doubles,
+    log_theta: Doubles,
+    x_ratio: Doubles,
+    x_theta: Doubles,
+    x_log_ratio: Doubles,
+) -> None:
+    """Mu/theta, theta and log(mu/theta) of the non-zero genes, side by side."""
+    for i in range(genes.size):
+        j = genes[i]
+        x_ratio[i] = np.float64(e[j]) * rate * np.float64(inv_theta[j])
+        x_theta[i] = theta[j]
+        x_log_ratio[i] = np.float64(s[j]) + shift - log_theta[j]
+
+
+@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+def _nonzero_value(
+    x: Floats, ratio: Doubles, theta: Doubles, value: Doubles, by_theta: Doubles
+) -> None:
+    """From log(mu/theta) in ``value``: log NB(x) + log gamma(theta) + log x!, and by_theta.
+
+    By_theta still lacks by_mu and theta * digamma(theta).
+    """
+    for i in range(x.size):
+        u = ratio[i]
+        t = theta[i]
+        count = np.float64(x[i])
+        large = u > 1.0  # then log(1 + u) = log u + log(1 + 1/u), and log u cancels
+        log_u = value[i]
+        rest = log64(1.0 + (1.0 / u if large else u))
+        spread = rest + (log_u if large else 0.0)
+        log_gamma_z, digamma_z = log_gamma_digamma(count + t)
+        value[i] = count * ((0.0 if large else log_u) - rest) - t * spread + log_gamma_z
+        by_theta[i] = t * (digamma_z - spread)
+
+
+@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+def _nonzero_gradient(
+    x: Floats, ratio: Doubles, theta: Doubles, by_mu: Doubles, by_theta: Doubles
+) -> None:
+    for i in range(x.size):
+        m = (np.float64(x[i]) - theta[i] * ratio[i]) / (1.0 + ratio[i])
+        by_mu[i] = m
+        by_theta[i] -= m
+
+
+@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+def _not_dropped(logits: Floats, value: Doubles, by_logits: Floats) -> None:
+    """Add log(1 - dropout) to the value of non-zero counts."""
+    for i in range(logits.size):
+        pi = logits[i]
+        b = exp32(-abs(pi))
+        inv_b = _ONE / (_ONE + b)
+        value[i] -= np.float64(max(pi, _ZERO) - log32(inv_b))
+        by_logits[i] = -(inv_b if pi > _ZERO else b * inv_b)
 
 
 # ---- cells ------------------------------------------------------------------
@@ -232,11 +264,12 @@ def _cells(
     family: int,
     scale_ng: Floats,
     logits_ng: Floats,
-    log_theta: Floats,
     theta: Floats,
     inv_theta: Floats,
-    rising: Table,
-    slope: Table,
+    exact_theta: Doubles,
+    log_theta: Doubles,
+    log_gammas: Doubles,
+    digammas: Doubles,
     indptr: Ints,
     genes: Genes,
     counts: Floats,
@@ -261,11 +294,13 @@ def _cells(
     most = 0
     for n in range(first, last):
         most = max(most, indptr[n + 1] - indptr[n])
-    x_value = np.empty(most, np.float32)
-    x_by_mu = np.empty(most, np.float32)
-    x_by_theta = np.empty(most, np.float32)
-    x_logits = np.empty(most, np.float32)
-    x_by_logits = np.empty(most, np.float32)
+    all_ratio = np.empty(most, np.float64)
+    all_theta = np.empty(most, np.float64)
+    all_value = np.empty(most, np.float64)
+    all_by_mu = np.empty(most, np.float64)
+    all_by_theta = np.empty(most, np.float64)
+    all_logits = np.empty(most, np.float32)
+    all_by_logits = np.empty(most, np.float32)
     sums[:] = _ZERO
 
     for n in range(first, last):
@@ -276,72 +311,50 @@ def _cells(
         exact_rate = math.exp(library) / total
         rate = np.float32(exact_rate)
         shift = library - np.float64(top) - math.log(total)  # log mu = s + shift
-        begin = indptr[n]
-        nonzero = indptr[n + 1] - begin
+        begin, end = indptr[n], indptr[n + 1]
+        nonzero = end - begin
+        x = counts[begin:end]
+        where = genes[begin:end]
+        x_value = all_value[:nonzero]
 
         if family == _POISSON:
-            # the means add up to the library, whatever the logits: by_mu is only x
             by_mu[:] = _ZERO
-            log_p = -exact_rate * total
-            by_log_library = log_p
-            by_mu_sum = 0.0
-            for i in range(nonzero):
-                j = genes[begin + i]
-                x = np.float64(counts[begin + i])
-                log_x = (
-                    _LOG_FACTORIAL[int(x)]
-                    if x < 256 and x == math.floor(x)
-                    else math.lgamma(x + 1.0)
-                )
-                log_p += x * (np.float64(s[j]) + shift) - log_x
-                by_mu_sum += x
-                by_mu[j] = counts[begin + i]
-            by_log_library += by_mu_sum
+            _nonzero_poisson(where, x, s, shift, by_mu, x_value)
+            mass = exact_rate * total
+            log_p = _total(x_value) - mass
+            by_mu_sum = _total(x)
+            by_log_library = by_mu_sum - mass
         else:
+            x_by_mu = all_by_mu[:nonzero]
+            x_by_theta = all_by_theta[:nonzero]
             _spread(e, inv_theta, rate, value, by_mu)
-            for i in range(nonzero):
-                j = genes[begin + i]
-                x = np.float64(counts[begin + i])
-                k = int(min(x, np.float64(_TABLED)))
-                if x == k:
-                    here = by_mu[j]  # share = mu / (theta + mu)
-                    spread = np.float64(value[j])
-                    left = np.float32(x) / (_ONE + (e[j] * rate) * inv_theta[j])
-                    x_value[i] = np.float32(
-                        (rising[k, j] - _LOG_FACTORIAL[k])
-                        - theta[j] * spread
-                        + x * (np.float64(s[j]) + shift - spread)
-                    )
-                    x_by_mu[i] = left - theta[j] * here
-                    x_by_theta[i] = slope[k, j] - left + theta[j] * (here - value[j])
-                else:
-                    v, m, t = _large_count(
-                        x,
-                        np.float64(s[j]) + shift,
-                        np.float64(log_theta[j]),
-                        np.float64(rising[_TABLED, j]),
-                        np.float64(slope[_TABLED, j]),
-                    )
-                    x_value[i] = np.float32(v)
-                    x_by_mu[i] = np.float32(m)
-                    x_by_theta[i] = np.float32(t)
+            x_ratio, x_theta = all_ratio[:nonzero], all_theta[:nonzero]
+            _gather(
+                where, s, shift, e, exact_rate, inv_theta, exact_theta, log_theta,
+                x_ratio, x_theta, x_value,
+            )  # fmt: skip
+            _nonzero_value(x, x_ratio, x_theta, x_value, x_by_theta)
+            _nonzero_gradient(x, x_ratio, x_theta, x_by_mu, x_by_theta)
             _zero_nb(theta, value, by_mu, by_theta)
             if family == _ZINB:
+                x_logits = all_logits[:nonzero]
+                x_by_logits = all_by_logits[:nonzero]
                 for i in range(nonzero):
-                    x_logits[i] = logits[genes[begin + i]]
+                    x_logits[i] = logits[where[i]]
                 _zero_zinb(value, logits, kept, ratio)
                 _add_log(value, ratio)
                 _multiply(by_mu, by_theta, kept)
-                _not_dropped(x_logits[:nonzero], x_value[:nonzero], x_by_logits[:nonzero])
+                _not_dropped(x_logits, x_value, x_by_logits)
                 for i in range(nonzero):
-                    if counts[begin + i] != _ZERO:
-                        logits[genes[begin + i]] = x_by_logits[i]
+                    if x[i] != _ZERO:
+                        logits[where[i]] = x_by_logits[i]
             for i in range(nonzero):
-                if counts[begin + i] != _ZERO:  # a stored zero is a zero like any other
-                    j = genes[begin + i]
-                    value[j] = x_value[i]
-                    by_mu[j] = x_by_mu[i]
-                    by_theta[j] = x_by_theta[i]
+                if x[i] != _ZERO:  # a stored zero is a zero like any other
+                    j = where[i]
+                    constant = log_gammas[j] + _log_factorial(np.float64(x[i]))
+                    value[j] = np.float32(x_value[i] - constant)
+                    by_mu[j] = np.float32(x_by_mu[i])
+                    by_theta[j] = np.float32(x_by_theta[i] - digammas[j])
             log_p = _total(value)
             by_mu_sum = _total(by_mu)
             by_log_library = by_mu_sum
@@ -349,21 +362,27 @@ def _cells(
         w = weight[n]
         nll[n] = np.float32(-log_p)
         by_library[n] = np.float32(-w * by_log_library)
-        _softmax_gradient(s, e, by_mu, w, np.float32(by_mu_sum / total))
-        _add(sums[0], s, _ONE)
+        _softmax_gradient(s, e, by_mu, sums[0], w, np.float32(by_mu_sum / total))
         if family != _POISSON:
             _add(sums[1], by_theta, -w)
         if family == _ZINB:
-            _scale(logits, -w)
-            _add(sums[2], logits, _ONE)
+            _scale_and_add(logits, sums[2], -w)
+
+
+@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+def _add_parts(parts: Floats, start: int, stop: int, total: Floats) -> None:
+    """Sum over the partitions, for some genes."""
+    total[start:stop] = _ZERO
+    for part in range(parts.shape[0]):
+        _add(total[start:stop], parts[part, start:stop], _ONE)
 
 
 @njit(parallel=True, fastmath=_EXACT, error_model="numpy", cache=True)
-def _all_cells(
+def logit_gradients(
     family: int,
     scale_ng: Floats,
     logits_ng: Floats,
-    log_theta: Floats,
+    raw_log_theta: Floats,
     indptr: Ints,
     genes: Genes,
     counts: Floats,
@@ -371,29 +390,47 @@ def _all_cells(
     weight: Floats,
     nll: Floats,
     by_library: Floats,
-    sums: Floats,
+    by_scale: Floats,
+    by_theta: Floats,
+    by_dropout: Floats,
 ) -> None:
-    n_cells = scale_ng.shape[0]
-    theta = np.empty(log_theta.size, np.float32)
-    inv_theta = np.empty(log_theta.size, np.float32)
-    rising = np.empty((_TABLED + 1, log_theta.size), np.float32)
-    slope = np.empty((_TABLED + 1, log_theta.size), np.float32)
-    for block in prange((log_theta.size + _GENES - 1) // _GENES):
+    """Loss of each cell, and the gradients of its weighted sum.
+
+    Overwrites ``scale_ng`` and ``logits_ng`` (one empty row where there is no
+    zero inflation) with the gradients in them.  The last three, all of shape
+    (g,), are those of the scale bias, of log theta and of the dropout bias.
+    """
+    n_cells, n_genes = scale_ng.shape
+    n_theta = raw_log_theta.size
+    theta = np.empty(n_theta, np.float32)
+    inv_theta = np.empty(n_theta, np.float32)
+    exact_theta = np.empty(n_theta, np.float64)
+    log_theta = np.empty(n_theta, np.float64)
+    log_gammas = np.empty(n_theta, np.float64)
+    digammas = np.empty(n_theta, np.float64)
+    for block in prange((n_theta + _GENES - 1) // _GENES):
         span = slice(block * _GENES, (block + 1) * _GENES)
-        _tabulate(log_theta[span], theta[span], inv_theta[span], rising[:, span], slope[:, span])
-    parts = sums.shape[0]
-    for part in prange(parts):
+        _dispersion(raw_log_theta[span], theta[span], inv_theta[span])
+        _gammas(
+            inv_theta[span], exact_theta[span], log_theta[span], log_gammas[span], digammas[span]
+        )
+
+    # as many partitions whatever the threads, so that every sum has one order
+    n_parts = (n_cells + _ROWS - 1) // _ROWS
+    parts = np.empty((n_parts, 3, n_genes), np.float32)
+    for part in prange(n_parts):
         _cells(
-            part * n_cells // parts,
-            (part + 1) * n_cells // parts,
+            part * n_cells // n_parts,
+            (part + 1) * n_cells // n_parts,
             family,
             scale_ng,
             logits_ng,
-            log_theta,
             theta,
             inv_theta,
-            rising,
-            slope,
+            exact_theta,
+            log_theta,
+            log_gammas,
+            digammas,
             indptr,
             genes,
             counts,
@@ -401,245 +438,13 @@ def _all_cells(
             weight,
             nll,
             by_library,
-            sums[part],
+            parts[part],
         )
-
-
-# ---- torch ------------------------------------------------------------------
-
-
-def _logit_gradients(
-    indptr: Tensor,
-    genes: Tensor,
-    counts: Tensor,
-    hidden_nh: Tensor,
-    heads: tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None],
-    log_library_n: Tensor,
-    weight_n: Tensor,
-    family: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """One block of cells: logit gradients of both heads, nll, library gradient, sums."""
-    scale_hg, scale_g, log_theta_g, dropout_hg, dropout_g = heads
-    n, g = len(hidden_nh), scale_hg.shape[1]
-    scale_ng = product(hidden_nh, scale_hg, scale_g)
-    logits_ng = (
-        torch.empty((1, 0)) if dropout_hg is None else product(hidden_nh, dropout_hg, dropout_g)
-    )
-    nll_n, by_library_n = torch.empty(n), torch.empty(n)
-    parts = torch.empty(((n + _ROWS - 1) // _ROWS, 3, g))
-    _all_cells(
-        family,
-        scale_ng.numpy(),
-        logits_ng.numpy(),
-        (torch.empty(0) if log_theta_g is None else log_theta_g).numpy(),
-        indptr.numpy(),
-        genes.numpy(),
-        counts.numpy(),
-        log_library_n.numpy(),
-        weight_n.numpy(),
-        nll_n.numpy(),
-        by_library_n.numpy(),
-        parts.numpy(),
-    )
-    return scale_ng, logits_ng, nll_n, by_library_n, parts.sum(0)
-
-
-def _plain(*tensors: Tensor | None) -> list[Tensor | None]:
-    """Contiguous, without autograd, as NumPy and oneDNN need them."""
-    return [None if t is None else t.detach().contiguous() for t in tensors]
-
-
-def _blocks(n_cells: int, n_genes: int, zero_inflated: bool) -> list[slice]:
-    """Even blocks of cells whose logits stay within ``_BLOCK_BYTES``."""
-    per_cell = 4 * n_genes * (2 if zero_inflated else 1)
-    number = max(1, math.ceil(n_cells * per_cell / _BLOCK_BYTES))
-    edges = [n_cells * i // number for i in range(number + 1)]
-    return [slice(a, b) for a, b in pairwise(edges) if b > a]
-
-
-@torch.library.custom_op("vivace::count_nll", mutates_args=(), device_types="cpu")
-def count_nll_cpu(
-    indptr: Tensor,
-    genes: Tensor,
-    counts: Tensor,
-    hidden_nh: Tensor,
-    scale_hg: Tensor,
-    scale_g: Tensor,
-    log_theta_g: Tensor | None,
-    dropout_hg: Tensor | None,
-    dropout_g: Tensor | None,
-    log_library_n: Tensor,
-    family: int,
-) -> Tensor:
-    """Negative log-likelihood of each cell, shape (n,)."""
-    if log_theta_g is not None:
-        log_theta_g = log_theta_g.clamp(-LOG_THETA_BOUND, LOG_THETA_BOUND)
-    indptr, genes, counts, hidden_nh, log_library_n = _plain(
-        indptr, genes, counts, hidden_nh, log_library_n
-    )
-    heads = tuple(_plain(scale_hg, scale_g, log_theta_g, dropout_hg, dropout_g))
-    nll_n = torch.empty(len(hidden_nh))
-    for rows in _blocks(len(hidden_nh), scale_hg.shape[1], dropout_hg is not None):
-        here = hidden_nh[rows]
-        _, _, nll_n[rows], _, _ = _logit_gradients(
-            indptr[rows.start : rows.stop + 1],
-            genes,
-            counts,
-            here,
-            heads,
-            log_library_n[rows],
-            torch.ones(len(here)),
-            family,
-        )
-    return nll_n
-
-
-@torch.library.custom_op("vivace::weighted_nll", mutates_args=(), device_types="cpu")
-def _weighted_nll(
-    indptr: Tensor,
-    genes: Tensor,
-    counts: Tensor,
-    hidden_nh: Tensor,
-    scale_hg: Tensor,
-    scale_g: Tensor,
-    log_theta_g: Tensor | None,
-    dropout_hg: Tensor | None,
-    dropout_g: Tensor | None,
-    log_library_n: Tensor,
-    weight_n: Tensor,
-    family: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Weighted sum of the losses and its gradients, in the order of the arguments."""
-    out_of_bounds = None
-    if log_theta_g is not None:
-        out_of_bounds = log_theta_g.abs() > LOG_THETA_BOUND
-        log_theta_g = log_theta_g.clamp(-LOG_THETA_BOUND, LOG_THETA_BOUND)
-    indptr, genes, counts, hidden_nh, log_library_n, weight_n = _plain(
-        indptr, genes, counts, hidden_nh, log_library_n, weight_n
-    )
-    heads = tuple(_plain(scale_hg, scale_g, log_theta_g, dropout_hg, dropout_g))
-    total = torch.zeros(())
-    by_hidden, by_library = torch.empty_like(hidden_nh), torch.empty_like(log_library_n)
-    by_scale, by_dropout = torch.empty(0), torch.empty(0)
-    sums = torch.zeros((3, scale_hg.shape[1]))
-    for block, rows in enumerate(
-        _blocks(len(hidden_nh), scale_hg.shape[1], dropout_hg is not None)
-    ):
-        here = hidden_nh[rows]
-        scale_ng, logits_ng, nll_n, by_library[rows], block_sums = _logit_gradients(
-            indptr[rows.start : rows.stop + 1],
-            genes,
-            counts,
-            here,
-            heads,
-            log_library_n[rows],
-            weight_n[rows],
-            family,
-        )
-        total += nll_n @ weight_n[rows]
-        sums += block_sums
-        from_scale = product(here.T, scale_ng)
-        by_scale = from_scale if block == 0 else by_scale.add_(from_scale)
-        by_hidden[rows] = product(scale_ng, heads[0].T)  # type: ignore[union-attr]
-        if dropout_hg is not None:
-            from_dropout = product(here.T, logits_ng)
-            by_dropout = from_dropout if block == 0 else by_dropout.add_(from_dropout)
-            by_hidden[rows] += product(logits_ng, heads[3].T)  # type: ignore[union-attr]
-    if out_of_bounds is not None:
-        sums[1].masked_fill_(out_of_bounds, 0.0)
-    by_scale_g, by_theta_g, by_dropout_g = (row.clone() for row in sums)
-    return total, by_hidden, by_scale, by_scale_g, by_theta_g, by_dropout, by_dropout_g, by_library
-
-
-class _WeightedNLL(torch.autograd.Function):
-    """The total, whose gradients are there before they are asked for.
-
-    They wait in the context, not among the saved tensors, so that autograd may
-    take them over without a copy; a second backward has nothing left to give.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, *args: Any) -> Tensor:
-        total, *ctx.grads = _weighted_nll(*args)
-        ctx.has_theta, ctx.has_dropout = args[6] is not None, args[7] is not None
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.grads is None:
-            raise RuntimeError("The gradient of count_nll can be taken once; compute it again.")
-        grads, ctx.grads = ctx.grads, None
-        upstream = grad_outputs[0].item()
-        if upstream != 1.0:
-            grads = [g.mul_(upstream) for g in grads]
-        *arranged, family = _arrange(tuple(grads), ctx.has_theta, ctx.has_dropout)
-        return *arranged, None, family  # no gradient for weight_n
-
-
-def weighted_nll_cpu(*args: Tensor | int | None) -> Tensor:
-    """Weighted sum of the losses, from the arguments of ``vivace::weighted_nll``."""
-    total: Tensor = _WeightedNLL.apply(*args)  # type: ignore[no-untyped-call]
-    return total
-
-
-@count_nll_cpu.register_fake
-def _(indptr: Tensor, genes: Tensor, counts: Tensor, hidden_nh: Tensor, *_rest: object) -> Tensor:
-    return hidden_nh.new_empty(len(hidden_nh))
-
-
-@_weighted_nll.register_fake
-def _(
-    indptr: Tensor,
-    genes: Tensor,
-    counts: Tensor,
-    hidden_nh: Tensor,
-    scale_hg: Tensor,
-    scale_g: Tensor,
-    log_theta_g: Tensor | None,
-    dropout_hg: Tensor | None,
-    dropout_g: Tensor | None,
-    log_library_n: Tensor,
-    weight_n: Tensor,
-    family: int,
-) -> tuple[Tensor, ...]:
-    new = hidden_nh.new_empty
-    by_dropout = new(0) if dropout_hg is None else new(dropout_hg.shape)
-    by_gene = [new(scale_hg.shape[1]) for _ in range(3)]
-    by_hidden, by_scale, by_library = (new(t.shape) for t in (hidden_nh, scale_hg, log_library_n))
-    return (
-        new(()), by_hidden, by_scale, by_gene[0], by_gene[1], by_dropout, by_gene[2], by_library
-    )  # fmt: skip
-
-
-def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:-1])
-    ctx.family = inputs[-1]
-
-
-def _recompute(ctx: Any, grad_n: Tensor) -> tuple[Tensor | None, ...]:
-    *inputs, log_library_n = ctx.saved_tensors
-    grads = _weighted_nll(*inputs, log_library_n, grad_n, ctx.family)[1:]
-    return _arrange(grads, inputs[6] is not None, inputs[7] is not None)
-
-
-def _arrange(
-    grads: tuple[Tensor, ...], has_theta: bool, has_dropout: bool
-) -> tuple[Tensor | None, ...]:
-    """The gradients at the places of their inputs, None elsewhere."""
-    by_hidden, by_scale, by_scale_g, by_theta, by_dropout, by_dropout_g, by_library = grads
-    return (
-        None,
-        None,
-        None,
-        by_hidden,
-        by_scale,
-        by_scale_g,
-        by_theta if has_theta else None,
-        by_dropout if has_dropout else None,
-        by_dropout_g if has_dropout else None,
-        by_library,
-        None,
-    )
-
-
-count_nll_cpu.register_autograd(_recompute, setup_context=_save_inputs)
+    for block in prange((n_genes + _GENES - 1) // _GENES):
+        start, stop = block * _GENES, min(n_genes, (block + 1) * _GENES)
+        _add_parts(parts[:, 0], start, stop, by_scale)
+        _add_parts(parts[:, 1], start, stop, by_theta)
+        _add_parts(parts[:, 2], start, stop, by_dropout)
+        if family != _POISSON:
+            for g in range(start, stop):
+                by_theta[g] = _ZERO if abs(raw_log_theta[g]) > _BOUND else by_theta[g]

@@ -7,6 +7,8 @@ of the result, does not depend on the number of threads.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numba import njit, prange
@@ -64,8 +66,7 @@ def _transpose(
     return starts, cells, moved
 
 
-@torch.library.custom_op("vivace::sparse_linear", mutates_args=(), device_types="cpu")
-def sparse_linear_cpu(indptr: Tensor, genes: Tensor, values: Tensor, weight_gh: Tensor) -> Tensor:
+def _product(indptr: Tensor, genes: Tensor, values: Tensor, weight_gh: Tensor) -> Tensor:
     """``x @ weight`` for CSR x, shape (n, h); float32 on the CPU."""
     out = torch.empty((len(indptr) - 1, weight_gh.shape[1]), dtype=torch.float32)
     _forward(
@@ -78,8 +79,7 @@ def sparse_linear_cpu(indptr: Tensor, genes: Tensor, values: Tensor, weight_gh: 
     return out
 
 
-@torch.library.custom_op("vivace::sparse_linear_backward", mutates_args=(), device_types="cpu")
-def _backward_cpu(
+def _weight_gradient(
     indptr: Tensor, genes: Tensor, values: Tensor, grad_nh: Tensor, n_genes: int
 ) -> Tensor:
     """Gradient of the weight, ``x.T @ grad``, shape (g, h)."""
@@ -94,30 +94,55 @@ def _backward_cpu(
     return out
 
 
-@sparse_linear_cpu.register_fake
+class _SparseLinear(torch.autograd.Function):
+    """The product and its gradient, called directly: a custom op's dispatch takes as long again."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Tensor) -> Tensor:
+        indptr, genes, values, weight_gh = args
+        _save(ctx, args, None)
+        return _product(indptr, genes, values, weight_gh)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, None, _weight_gradient(*ctx.saved_tensors, grad_outputs[0], ctx.n_genes)
+
+
+def sparse_linear_cpu(indptr: Tensor, genes: Tensor, values: Tensor, weight_gh: Tensor) -> Tensor:
+    """``x @ weight`` for CSR x, shape (n, h), differentiable in the weight."""
+    call = _product_op if torch.compiler.is_compiling() else _SparseLinear.apply
+    out: Tensor = call(indptr, genes, values, weight_gh)  # type: ignore[no-untyped-call]
+    return out
+
+
+# ---- the same as custom operations, for torch.compile -----------------------
+
+_product_op = torch.library.custom_op(
+    "vivace::sparse_linear", _product, mutates_args=(), device_types="cpu"
+)
+_gradient_op = torch.library.custom_op(
+    "vivace::sparse_linear_backward", _weight_gradient, mutates_args=(), device_types="cpu"
+)
+
+
+@_product_op.register_fake
 def _(indptr: Tensor, genes: Tensor, values: Tensor, weight_gh: Tensor) -> Tensor:
     return weight_gh.new_empty((len(indptr) - 1, weight_gh.shape[1]))
 
 
-@_backward_cpu.register_fake
+@_gradient_op.register_fake
 def _(indptr: Tensor, genes: Tensor, values: Tensor, grad_nh: Tensor, n_genes: int) -> Tensor:
     return grad_nh.new_empty((n_genes, grad_nh.shape[1]))
 
 
-def _save(
-    ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, ...], output: Tensor
-) -> None:
+def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor | None) -> None:
     indptr, genes, values, weight_gh = inputs
     ctx.save_for_backward(indptr, genes, values)
-    ctx.n_genes = len(weight_gh)  # type: ignore[attr-defined]
+    ctx.n_genes = len(weight_gh)
 
 
-def _differentiate(
-    ctx: torch.autograd.function.FunctionCtx, grad_nh: Tensor
-) -> tuple[None, None, None, Tensor]:
-    indptr, genes, values = ctx.saved_tensors  # type: ignore[attr-defined]
-    n_genes: int = ctx.n_genes  # type: ignore[attr-defined]
-    return None, None, None, _backward_cpu(indptr, genes, values, grad_nh, n_genes)
+def _differentiate(ctx: Any, grad_nh: Tensor) -> tuple[None, None, None, Tensor]:
+    return None, None, None, _gradient_op(*ctx.saved_tensors, grad_nh, ctx.n_genes)
 
 
-sparse_linear_cpu.register_autograd(_differentiate, setup_context=_save)
+_product_op.register_autograd(_differentiate, setup_context=_save)
