@@ -153,13 +153,15 @@ def _read(path: Path):  # type: ignore[no-untyped-def]  # anndata is imported la
 
     from anndata import OldFormatWarning, read_h5ad
 
+    from vivace.store.folder import UNREADABLE
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", OldFormatWarning)  # it is read all the same
             return read_h5ad(path)
     except FileNotFoundError as error:
         raise DataError(f"There is no file {path}; check the path.") from error
-    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+    except UNREADABLE as error:
         raise DataError(f"{path} cannot be read as h5ad ({error}); check the file.") from error
 
 

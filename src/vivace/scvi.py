@@ -129,10 +129,13 @@ class SCVI:
             use_layer_norm=use_layer_norm,
         )
         schema = Schema.from_anndata(adata, read_declarations(adata))
-        self._build(config, schema, SeedStream(check_seed(settings.seed)))
+        seeds = SeedStream(check_seed(settings.seed))
+        self._build(config, schema, seeds, weights_seed=seeds.take())
         self._attach(adata)
 
-    def _build(self, config: ModelConfig, schema: Schema, seeds: SeedStream) -> None:
+    def _build(
+        self, config: ModelConfig, schema: Schema, seeds: SeedStream, weights_seed: int
+    ) -> None:
         self.config = config
         self.schema = schema
         self._seeds = seeds
@@ -140,7 +143,7 @@ class SCVI:
         self._adata: AnnData | None = None
         self._source: MemorySource | None = None
         with torch.random.fork_rng(devices=[]):  # layers draw from the global generator
-            torch.default_generator.manual_seed(seeds.take())
+            torch.default_generator.manual_seed(weights_seed)
             self.module = VAE(config, _dimensions(schema))
         self.module.eval()
 
@@ -504,11 +507,10 @@ class SCVI:
             raise damaged_model(path, f"it holds a {parts['class']}, not a {cls.__name__}")
         model = cls.__new__(cls)
         try:
-            seeds = SeedStream(int(parts["seed"]["root"]), int(parts["seed"]["used"]))
+            seeds = SeedStream(check_seed(parts["seed"]["root"]), check_seed(parts["seed"]["used"]))
             config = ModelConfig(**parts["config"])
-            model._build(config, Schema.from_dict(parts["schema"]), seeds)
+            model._build(config, Schema.from_dict(parts["schema"]), seeds, weights_seed=0)
             model.module.load_state_dict(stored.weights)
-            model._seeds = SeedStream(int(parts["seed"]["root"]), int(parts["seed"]["used"]))
             model._state = TrainState(
                 train_rows=np.asarray(parts["training"]["train_rows"], np.int64),
                 validation_rows=np.asarray(parts["training"]["validation_rows"], np.int64),

@@ -67,8 +67,7 @@ class Declarations:
 
 
 def write_declarations(adata: AnnData, declarations: Declarations) -> None:
-    """Record the declarations in ``adata.uns``, after checking every column."""
-    Schema.from_anndata(adata, declarations)
+    """Record declarations that have been checked in ``adata.uns``."""
     adata.uns[UNS_KEY] = declarations.to_json()
 
 

@@ -30,6 +30,8 @@ _WEIGHTS, _MODEL, _HISTORY, _ADATA = (
     "history.csv",
     "adata.h5ad",
 )
+# what anndata raises for a file that is not, or not quite, an h5ad
+UNREADABLE = (OSError, AttributeError, KeyError, TypeError, ValueError)
 _SECTIONS = ("class", "config", "schema", "training", "seed")
 
 
@@ -132,7 +134,7 @@ def read_adata(path: Path) -> anndata.AnnData | None:
         return None
     try:
         return anndata.read_h5ad(file)
-    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+    except UNREADABLE as error:
         raise _damaged(path, _ADATA, error) from error
 
 

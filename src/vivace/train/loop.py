@@ -107,7 +107,8 @@ def fit(network: VAE, source: Source, state: TrainState, options: TrainOptions) 
                 network.eval()
                 raise TrainingError(
                     f"The loss stopped being finite in epoch {epoch + 1}, and the weights are those "
-                    f"of before it; train a new model with a lower learning rate, for example plan_kwargs={{'lr': {recipe.lr / 4:g}}}."
+                    "of before it; train a new model with a lower learning rate, for example "
+                    f"plan_kwargs={{'lr': {recipe.lr / 4:g}}}."
                 )
             good = _copy(network)
             state.history.append(row)
