@@ -9,6 +9,7 @@ Prints one JSON line.
 from __future__ import annotations
 
 import json
+import resource
 import sys
 import time
 
@@ -35,6 +36,11 @@ def speed(data: str, batch_key: str, likelihood: str, epochs: str) -> dict[str, 
     return {"seconds": seconds, "cells_per_second": int(epochs) * n_train / seconds}
 
 
+def peak_mb() -> int:
+    """Largest resident memory of this process so far."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
 def default(data: str, batch_key: str, likelihood: str, seed: str, out: str) -> dict[str, object]:
     """Wall time of a default ``train()``, first call in the process; saves the model."""
     model = _model(data, batch_key, likelihood, int(seed))
@@ -42,7 +48,7 @@ def default(data: str, batch_key: str, likelihood: str, seed: str, out: str) -> 
     model.train(progress=False)
     seconds = time.perf_counter() - begun
     model.save(out, overwrite=True)
-    return {"seconds": seconds, "epochs": len(model.history)}
+    return {"seconds": seconds, "epochs": len(model.history), "peak_mb": peak_mb()}
 
 
 if __name__ == "__main__":

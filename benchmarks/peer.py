@@ -10,6 +10,7 @@ Prints one JSON line.
 from __future__ import annotations
 
 import json
+import resource
 import sys
 import time
 import warnings
@@ -62,7 +63,9 @@ def default(data: str, batch_key: str, likelihood: str, seed: str, out: str) -> 
     seconds = time.perf_counter() - begun
     torch.save(model.module.state_dict(), out)
     elbo = model.history["elbo_train"]
-    return {"seconds": seconds, "epochs": len(elbo), "elbo_train": float(elbo.iloc[-1, 0])}
+    peak_mb = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    last = float(elbo.iloc[-1, 0])
+    return {"seconds": seconds, "epochs": len(elbo), "elbo_train": last, "peak_mb": peak_mb}
 
 
 if __name__ == "__main__":
