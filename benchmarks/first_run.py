@@ -81,7 +81,7 @@ def default_training(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     model = vivace.SCVI.load(folder / "model")
     ours |= quality(model, test)
     state = torch.load(folder / "peer.pt", weights_only=True)
-    model.module.load_state_dict(weights_from_scvi_tools(state))
+    model.module.load_state_dict(weights_from_scvi_tools(state, model.config))
     peer |= quality(model, test)
     return {
         "vivace": ours,

@@ -13,8 +13,12 @@ from budget import Budget
 from vivace.data.batch import SparseCounts
 from vivace.ops import CountHeads, count_nll
 from vivace.ops.count_nll import LIKELIHOODS
+from vivace.ops.count_nll.reference import log_theta_of
 
-HEADS = ("scale_hg", "scale_g", "log_theta_g", "dropout_hg", "dropout_g")
+HEADS = (
+    "scale_hg", "scale_g", "log_theta_g", "dropout_hg", "dropout_g", "theta_hg", "theta_bias_g",
+)  # fmt: skip
+COUNTS = ("poisson", "nb", "zinb")  # the likelihoods of counts, which have kernels
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class CountProblem:
     hidden: Tensor
     heads: CountHeads
     log_library: Tensor
+    activation: str = "softmax"
 
     def with_counts(self, x_ng: Tensor) -> CountProblem:
         return replace(self, counts=SparseCounts.from_dense(x_ng))
@@ -37,9 +42,20 @@ class CountProblem:
 
 
 def count_problem(
-    likelihood: str, seed: int, n: int = 16, g: int = 120, h: int = 8, spread: float = 1.0
+    likelihood: str,
+    seed: int,
+    n: int = 16,
+    g: int = 120,
+    h: int = 8,
+    spread: float = 1.0,
+    dispersion: str = "shared",
+    activation: str = "softmax",
 ) -> CountProblem:
-    """Counts drawn from the likelihood itself; ``spread`` widens theta and dropout."""
+    """Counts drawn from the likelihood itself; ``spread`` widens theta and dropout.
+
+    ``dispersion`` is "shared" by all cells, "table" (five rows, of which one has
+    no cell) or "head".
+    """
     gen = torch.Generator().manual_seed(seed)
     family = LIKELIHOODS[likelihood]
 
@@ -55,18 +71,33 @@ def count_problem(
         spread * normal(g) if family.zero_inflated else None,
     )
     log_library = 3.0 + (3.0 + 3.0 * spread) * torch.rand(n, generator=gen)
+    if dispersion == "table":
+        row = torch.randint(4, (n,), generator=gen)
+        heads = replace(heads, log_theta_g=spread * 1.5 * normal(5, g), theta_row_n=row)
+    if dispersion == "head":
+        head = {"theta_hg": normal(h, g) / h**0.5, "theta_bias_g": spread * normal(g)}
+        heads = replace(heads, log_theta_g=None, **head)
     logits = hidden @ heads.scale_hg + heads.scale_g
-    mean = (logits.log_softmax(-1) + log_library[:, None]).exp().double().numpy()
+    log_scale = logits.log_softmax(-1)
+    if activation == "softplus":  # the same counts in all
+        log_scale = torch.nn.functional.softplus(logits).log()
+        log_library = log_library - log_scale.exp().sum(-1).log()
+    mean = (log_scale + log_library[:, None]).exp().double().numpy()
     rng = np.random.default_rng(seed)
-    if heads.log_theta_g is not None:
-        theta = heads.log_theta_g.double().exp().numpy()
+    log_theta = log_theta_of(heads, hidden)
+    if log_theta is not None and likelihood != "normal":
+        theta = log_theta.double().clamp(-15, 15).exp().numpy()
         mean = mean * rng.gamma(np.broadcast_to(theta, mean.shape)) / theta
+    if likelihood == "normal":  # theta is the standard deviation
+        x = rng.normal(mean, log_theta.double().exp().numpy())
+        counts = SparseCounts.from_dense(torch.from_numpy(x.astype(np.float32)))
+        return CountProblem(likelihood, counts, hidden, heads, log_library, activation)
     x = rng.poisson(mean.clip(max=1e8))
     if heads.dropout_hg is not None:
         zi_logits = (hidden @ heads.dropout_hg + heads.dropout_g).numpy()
         x = np.where(rng.random(x.shape) < 1 / (1 + np.exp(-zi_logits)), 0, x)
     counts = SparseCounts.from_dense(torch.from_numpy(x.astype(np.float32)))
-    return CountProblem(likelihood, counts, hidden, heads, log_library)
+    return CountProblem(likelihood, counts, hidden, heads, log_library, activation)
 
 
 def count_results(
@@ -74,7 +105,7 @@ def count_results(
     dtype: torch.dtype,
     *,
     backend: str = "reference",
-    activation: str = "softmax",
+    activation: str | None = None,
     reduction: str = "none",
     weight: Tensor | None = None,
     upstream: Tensor | None = None,
@@ -87,10 +118,12 @@ def count_results(
     nll = count_nll(
         counts,
         leaves["hidden"],
-        CountHeads(**{k: leaves[k] for k in HEADS if k in leaves}),
+        CountHeads(
+            **{k: leaves[k] for k in HEADS if k in leaves}, theta_row_n=problem.heads.theta_row_n
+        ),
         leaves["log_library"],
         likelihood=problem.likelihood,
-        activation=activation,
+        activation=activation or problem.activation,
         weight_n=None if weight is None else weight.to(dtype),
         reduction=reduction,
         backend=backend,

@@ -19,7 +19,8 @@ FLOORS = [
     ["ops"],
     ["nn"],
     ["train", "posterior", "store", "report"],
-    ["scvi"],
+    ["model"],
+    ["scvi", "linear"],
     ["demo"],
     ["cli"],
 ]

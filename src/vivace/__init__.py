@@ -10,18 +10,20 @@ from vivace.config import settings
 
 if TYPE_CHECKING:
     from vivace import datasets, errors, nn, ops
+    from vivace.linear import LinearSCVI
     from vivace.scvi import SCVI
 
 __version__ = version("vivace")
-__all__ = ["SCVI", "__version__", "datasets", "errors", "nn", "ops", "settings"]
+__all__ = ["SCVI", "LinearSCVI", "__version__", "datasets", "errors", "nn", "ops", "settings"]
 
+_CLASSES = {"SCVI": "vivace.scvi", "LinearSCVI": "vivace.linear"}
 _MODULES = ("datasets", "errors", "nn", "ops")
 
 
 def __getattr__(name: str) -> object:
     """Import the rest on first use, so that ``import vivace`` stays quick."""
-    if name == "SCVI":
-        return import_module("vivace.scvi").SCVI
+    if name in _CLASSES:
+        return getattr(import_module(_CLASSES[name]), name)
     if name in _MODULES:
         return import_module(f"vivace.{name}")
     raise AttributeError(f"module 'vivace' has no attribute {name!r}")

@@ -9,9 +9,11 @@ import numpy as np
 
 from vivace.errors import ArgumentTypeError, OptionError
 
-GeneLikelihood = Literal["zinb", "nb", "poisson"]
-Dispersion = Literal["gene"]
-LatentDistribution = Literal["normal"]
+GeneLikelihood = Literal["zinb", "nb", "poisson", "normal"]
+Dispersion = Literal["gene", "gene-batch", "gene-label", "gene-cell"]
+LatentDistribution = Literal["normal", "ln"]
+BatchRepresentation = Literal["one-hot", "embedding"]
+VarActivation = Literal["exp", "softplus"]
 Where = Literal["none", "encoder", "decoder", "both"]
 
 _SPELLED_OUT = {"negative_binomial": "nb", "zero_inflated_negative_binomial": "zinb"}
@@ -44,14 +46,21 @@ class ModelConfig:
     n_latent : dimensions of the latent space
     n_layers : hidden layers of the encoder and of the decoder
     dropout_rate : dropout in the encoder
-    dispersion : "gene": one inverse dispersion a gene
-    gene_likelihood : "zinb", "nb" or "poisson"; "negative_binomial" and
+    dispersion : what has an inverse dispersion of its own: "gene", "gene-batch",
+        "gene-label", or "gene-cell" (a head of the decoder)
+    gene_likelihood : "zinb", "nb", "poisson" or "normal"; "negative_binomial" and
         "zero_inflated_negative_binomial" are understood
-    latent_distribution : "normal"
+    latent_distribution : "normal", or "ln", the softmax of a normal
+    use_observed_lib_size : the library is the sum of a cell's counts; False makes
+        it a latent variable with a log-normal prior for each batch
     encode_covariates : the encoder sees batch and covariates
     deeply_inject_covariates : categories enter every layer, not only the first
+    batch_representation : "one-hot" columns, or an "embedding" that is learned
+    batch_embedding_dim : dimensions of that embedding
     log_variational : the encoder sees log(1 + counts)
+    var_activation : what makes the variance of q(z|x) positive: "exp" or "softplus"
     use_batch_norm, use_layer_norm : "none", "encoder", "decoder" or "both"
+    linear_decoder : the decoder is one linear map, as LinearSCVI has it
 
     Examples
     --------
@@ -66,11 +75,16 @@ class ModelConfig:
     dispersion: Dispersion = "gene"
     gene_likelihood: GeneLikelihood = "zinb"
     latent_distribution: LatentDistribution = "normal"
+    use_observed_lib_size: bool = True
     encode_covariates: bool = False
     deeply_inject_covariates: bool = True
+    batch_representation: BatchRepresentation = "one-hot"
+    batch_embedding_dim: int = 5
     log_variational: bool = True
+    var_activation: VarActivation = "exp"
     use_batch_norm: Where = "both"
     use_layer_norm: Where = "none"
+    linear_decoder: bool = False
 
     def __post_init__(self) -> None:
         short = _SPELLED_OUT.get(str(self.gene_likelihood), self.gene_likelihood)
@@ -81,7 +95,7 @@ class ModelConfig:
             if isinstance(value, np.generic):  # from a grid of options, say; JSON has none
                 object.__setattr__(self, field.name, value := value.item())
             _check_option(field.name, value, hints[field.name])
-        for name in ("n_hidden", "n_latent", "n_layers"):
+        for name in ("n_hidden", "n_latent", "n_layers", "batch_embedding_dim"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name} must be at least 1, not {getattr(self, name)}.")
         if not 0 <= self.dropout_rate < 1:

@@ -14,7 +14,7 @@ import torch
 from vivace.config import ModelConfig
 from vivace.data import CountBatch, read_cells
 from vivace.errors import ModelFileError
-from vivace.nn import VAE, Dimensions
+from vivace.nn import VAE, Dimensions, LinearDecoder
 from vivace.ops import Backend
 from vivace.setup import Declarations, Schema
 from vivace.store.scvi_tools import weights_from_scvi_tools
@@ -43,7 +43,7 @@ ALLOWED = [
 def stored_state(folder: str) -> dict[str, torch.Tensor]:
     with torch.serialization.safe_globals(ALLOWED):
         state = torch.load(GOLDEN / folder / "model.pt", weights_only=True)["model_state_dict"]
-    return dict(state)
+    return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
 
 
 @dataclass(frozen=True)
@@ -65,51 +65,89 @@ def assert_matches(name: str, got: torch.Tensor, b: np.ndarray) -> None:
     assert (np.abs(a - b) <= bound).all(), f"{name} is off by {np.abs(a - b).max():.3g}"
 
 
-@pytest.fixture(params=["zinb_default", "zinb_no_batch"])
+FOLDERS = sorted(p.name for p in GOLDEN.iterdir() if p.is_dir())
+LINEAR = {"linear_decoder": True, "use_observed_lib_size": False, "gene_likelihood": "nb"}
+
+
+@pytest.fixture(params=FOLDERS)
 def folder(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(params=[("cpu", "float32"), ("reference", "float32"), ("reference", "float64")])
+def configured(folder: str) -> tuple[ModelConfig, Declarations]:
+    config = json.loads((GOLDEN / folder / "config.json").read_text())
+    defaults = LINEAR if config["class"] == "LinearSCVI" else {}
+    return ModelConfig(**{**defaults, **config["constructor"]}), Declarations(
+        **config["setup_anndata"]
+    )
+
+
+@pytest.fixture(params=[("auto", "float32"), ("reference", "float32"), ("reference", "float64")])
 def case(request: pytest.FixtureRequest, folder: str) -> Case:
+    """ "auto" takes the kernels, but for the normal likelihood, which has none."""
     backend: Backend = request.param[0]
     dtype = getattr(torch, request.param[1])
-    config = json.loads((GOLDEN / folder / "config.json").read_text())
+    config, declarations = configured(folder)
     adata = anndata.read_h5ad(GOLDEN / "adata.h5ad")
-    schema = Schema.from_anndata(adata, Declarations(**config["setup_anndata"]))
-    dims = Dimensions(len(schema.genes), len(schema.batches))
-    network = VAE(ModelConfig(**config["constructor"]), dims, backend)
-    network.load_state_dict(weights_from_scvi_tools(stored_state(folder)))
+    schema = Schema.from_anndata(adata, declarations)
+    size_factor = declarations.size_factor_key is not None
+    dims = Dimensions(
+        len(schema.genes),
+        len(schema.batches),
+        tuple(len(c) for c in schema.categories),
+        schema.n_continuous,
+        size_factor,
+        len(schema.labels),
+    )
+    network = VAE(config, dims, backend)
+    network.load_state_dict(weights_from_scvi_tools(stored_state(folder), config, size_factor))
     cells = read_cells(adata, schema).gather(np.arange(adata.n_obs))
     cells = replace(cells, library=cells.library.to(dtype))
+    if size_factor:
+        cells = replace(cells, size_factor=cells.size_factor.to(dtype))
     expected = dict(np.load(GOLDEN / folder / "expected.npz"))
     return Case(network.to(dtype).eval(), cells, dtype, expected)
 
 
-@torch.no_grad()
-def test_every_array_matches(case: Case) -> None:
+def found(case: Case) -> dict[str, torch.Tensor]:
+    """Every array that a golden folder may hold, as our network has it."""
     network, cells = case.network, case.cells
-    posterior = network.encode(cells)
-    rates = network.rates(case.z(), cells)
-    last = replace(cells, batch=torch.full_like(cells.batch, case.network.dims.n_batches - 1))
-    assert rates.theta is not None
-    assert rates.zi_logits is not None
+    inference = network.encode(cells)
+    point = network.place(case.z())
+    rates = network.rates(point, cells)
+    last = replace(cells, batch=torch.full_like(cells.batch, network.dims.n_batches - 1))
+    normal = network.config.gene_likelihood == "normal"
     got = {
-        "qz_mean": posterior.mean,
-        "qz_var": posterior.variance,
+        "qz_mean": inference.z.mean,
+        "qz_var": inference.z.variance,
         "z": case.z(),
-        "library": cells.library.log(),
+        "library": cells.library.log()
+        if inference.library is None
+        else inference.library.mean[:, 0],
         "px_scale": rates.scale[:FIRST],
         "px_mu": rates.mu[:FIRST],
-        "px_theta": rates.theta.expand_as(rates.mu)[:FIRST],
-        "px_zi_logits": rates.zi_logits[:FIRST],
-        "px_scale_transform_last_batch": network.rates(case.z(), last).scale[:FIRST],
-        "neg_log_likelihood": network.nll(case.z(), cells),
-        "kl_divergence_z": posterior.kl(),
-        "kl_divergence_l": torch.zeros(cells.n_cells),  # the library is observed
+        "px_rate": rates.mu[:FIRST],
+        "px_scale_transform_last_batch": network.rates(point, last).scale[:FIRST],
+        "neg_log_likelihood": network.nll(point, cells),
+        "kl_divergence_z": inference.z.kl(),
+        "kl_divergence_l": network.library_kl(inference, cells),
     }
-    assert set(case.expected) <= set(got)
-    assert len(case.expected) >= 11
+    if rates.theta is not None:
+        got["px_sigma" if normal else "px_theta"] = rates.theta.expand_as(rates.mu)[:FIRST]
+    if rates.zi_logits is not None:
+        got["px_zi_logits"] = rates.zi_logits[:FIRST]
+    if inference.library is not None:
+        got |= {"ql_mean": inference.library.mean, "ql_var": inference.library.variance}
+    if isinstance(network.decoder, LinearDecoder):
+        got["loadings"] = network.decoder.scale.loadings(network.config.n_latent)
+    return got
+
+
+@torch.no_grad()
+def test_every_array_matches(case: Case) -> None:
+    got = found(case)
+    assert set(case.expected) <= set(got), sorted(set(case.expected) - set(got))
+    assert len(case.expected) >= 10
     for name, wanted in case.expected.items():
         assert_matches(name, got[name], wanted)
 
@@ -129,4 +167,4 @@ def test_the_tolerance_tells_one_batch_from_another(case: Case) -> None:
 def test_a_missing_tensor_is_named(name: str) -> None:
     state = {k: v for k, v in stored_state("zinb_default").items() if k != name}
     with pytest.raises(ModelFileError, match=f"holds no tensor '{name}'"):
-        weights_from_scvi_tools(state)
+        weights_from_scvi_tools(state, ModelConfig())

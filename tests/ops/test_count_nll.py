@@ -14,6 +14,7 @@ from mpmath import mpf
 from scipy import special, stats
 
 from budget import Budget
+from problems import COUNTS as COUNT_LIKELIHOODS
 from problems import HEADS, count_problem, count_results
 from vivace.data.batch import SparseCounts
 from vivace.errors import OptionError, ShapeError
@@ -98,14 +99,23 @@ def test_log_of_softplus(logit, device, exact_dtype):
 
 def scipy_nll(problem, activation):
     """-log p of each cell, from SciPy's distributions."""
-    heads = {k: None if v is None else v.double().numpy() for k, v in vars(problem.heads).items()}
+    heads = {
+        k: None if v is None else _to(v, "cpu").numpy() for k, v in vars(problem.heads).items()
+    }
     hidden, x = problem.hidden.double().numpy(), problem.counts.dense().numpy()
     logits = hidden @ heads["scale_hg"] + heads["scale_g"]
     scale = special.softmax(logits, -1) if activation == "softmax" else np.logaddexp(0, logits)
     mu = np.exp(problem.log_library.double().numpy())[:, None] * scale
     if problem.likelihood == "poisson":
         return -stats.poisson.logpmf(x, mu).sum(-1)
-    theta = np.exp(heads["log_theta_g"])
+    if heads["theta_hg"] is not None:
+        theta = np.exp(hidden @ heads["theta_hg"] + heads["theta_bias_g"])
+    elif heads["theta_row_n"] is not None:
+        theta = np.exp(heads["log_theta_g"])[heads["theta_row_n"]]
+    else:
+        theta = np.exp(heads["log_theta_g"])
+    if problem.likelihood == "normal":
+        return -stats.norm.logpdf(x, mu, theta).sum(-1)
     log_p = stats.nbinom.logpmf(x, theta, theta / (theta + mu))
     if problem.likelihood == "zinb":
         logits = hidden @ heads["dropout_hg"] + heads["dropout_g"]
@@ -114,15 +124,20 @@ def scipy_nll(problem, activation):
     return -log_p.sum(-1)
 
 
+def _to(tensor, device):
+    if tensor is None:
+        return None
+    return (tensor.double() if tensor.is_floating_point() else tensor).to(device)
+
+
+@pytest.mark.parametrize("dispersion", ["shared", "table", "head"])
 @pytest.mark.parametrize("activation", ["softmax", "softplus"])
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
-def test_cells_against_scipy(likelihood, activation, device_with_float64):
-    problem = count_problem(likelihood, seed=1, n=7, g=30)
+def test_cells_against_scipy(likelihood, activation, dispersion, device_with_float64):
+    dispersion = "shared" if likelihood == "poisson" else dispersion
+    problem = count_problem(likelihood, seed=1, n=7, g=30, dispersion=dispersion)
     expected = torch.from_numpy(scipy_nll(problem, activation))
-    moved = {
-        k: None if v is None else v.double().to(device_with_float64)
-        for k, v in vars(problem.heads).items()
-    }
+    moved = {k: _to(v, device_with_float64) for k, v in vars(problem.heads).items()}
     found = count_nll(
         replace(problem.counts, values=problem.counts.values.double()).to(device_with_float64),
         problem.hidden.double().to(device_with_float64),
@@ -134,7 +149,7 @@ def test_cells_against_scipy(likelihood, activation, device_with_float64):
     torch.testing.assert_close(found.cpu(), expected, rtol=1e-10, atol=0)
 
 
-@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+@pytest.mark.parametrize("likelihood", COUNT_LIKELIHOODS)
 def test_probabilities_sum_to_one(likelihood):
     """Over every count that has any probability; reference and kernel."""
     budget = Budget()
@@ -174,9 +189,12 @@ def test_probabilities_sum_to_one(likelihood):
 @pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 @pytest.mark.parametrize("activation", ["softmax", "softplus"])
+@pytest.mark.parametrize("dispersion", ["shared", "table", "head"])
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
-def test_gradcheck(likelihood, activation, reduction, weighted, device_with_float64):
-    problem = count_problem(likelihood, seed=2, n=3, g=5, h=2)
+def test_gradcheck(likelihood, dispersion, activation, reduction, weighted, device_with_float64):
+    dispersion = "shared" if likelihood == "poisson" else dispersion
+    options = {"dispersion": dispersion, "activation": activation}
+    problem = count_problem(likelihood, seed=2, n=3, g=5, h=2, **options)
     gen = torch.Generator().manual_seed(3)
 
     def there(tensor):
@@ -187,6 +205,7 @@ def test_gradcheck(likelihood, activation, reduction, weighted, device_with_floa
         there(t).requires_grad_()
         for t in (problem.hidden, problem.log_library, *(vars(problem.heads)[k] for k in names))
     ]
+    row = _to(problem.heads.theta_row_n, device_with_float64)
     counts = SparseCounts.from_dense(there(problem.counts.dense()))
     weight = there(torch.rand(3, generator=gen)) if weighted else None
     upstream = there(torch.randn(3 if reduction == "none" else (), generator=gen))
@@ -195,7 +214,7 @@ def test_gradcheck(likelihood, activation, reduction, weighted, device_with_floa
         nll = count_nll(
             counts,
             hidden,
-            CountHeads(**dict(zip(names, heads, strict=True))),
+            CountHeads(**dict(zip(names, heads, strict=True)), theta_row_n=row),
             log_library,
             likelihood=likelihood,
             activation=activation,
@@ -273,8 +292,8 @@ def test_heads_that_do_not_fit_are_named(likelihood, name, value, what, refused)
 
 
 def test_kernel_is_refused_where_it_does_not_apply(refused):
-    with refused(OptionError, "backend='cpu'", "softplus"):
-        count_nll(**arguments(activation="softplus", backend="cpu"))
+    with refused(OptionError, "backend='cpu'", "normal"):
+        count_nll(**arguments("normal", backend="cpu"))
     double = count_problem("zinb", seed=0, n=4, g=6, h=3).log_library.double()
     with refused(OptionError, "backend='cpu'", "float32"):
         count_nll(**arguments(log_library_n=double, backend="cpu"))

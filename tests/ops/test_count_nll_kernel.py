@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import nan
 
-from problems import HEADS, check_count_budget, count_problem, count_results
+from problems import COUNTS, HEADS, check_count_budget, count_problem, count_results
 from vivace.data.batch import SparseCounts
 from vivace.errors import VivaceError
 from vivace.ops import count_nll
 from vivace.ops.count_nll import LIKELIHOODS, autograd
 
 REDUCTIONS = ("none", "sum", "mean")
-each_likelihood = pytest.mark.parametrize("likelihood", LIKELIHOODS)
+each_likelihood = pytest.mark.parametrize("likelihood", COUNTS)
 each_dispersed = pytest.mark.parametrize("likelihood", ["nb", "zinb"])
 each_reduction = pytest.mark.parametrize("reduction", REDUCTIONS)
 
@@ -65,7 +65,7 @@ def test_empty_cells(likelihood, reduction):
     check_count_budget(problems, reduction)
 
 
-COUNTS = {
+SPECIAL_COUNTS = {
     "one million": [0.0, 1.0, 1e6],
     "edge of the table": [0.0, 31.0, 32.0, 33.0, 34.0],
     "not integers": [0.0, 0.25, 0.5, 31.5, 32.5, 33.75, 1e5 + 0.5],
@@ -73,7 +73,7 @@ COUNTS = {
 }
 
 
-@pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
+@pytest.mark.parametrize("counts", SPECIAL_COUNTS.values(), ids=SPECIAL_COUNTS)
 @each_reduction
 @each_likelihood
 def test_counts(likelihood, reduction, counts):
@@ -141,6 +141,110 @@ def test_each_gene_in_the_softmax_may_lie_far_below_the_largest(likelihood, larg
     problems = [problem.with_heads(scale_hg=torch.zeros(8, 120), scale_g=logits)]
     check_count_budget(problems)
     check_count_budget(problems, "mean")
+
+
+# ---- dispersion and softplus ------------------------------------------------
+
+KINDS = {
+    "softplus": {"activation": "softplus"},
+    "table": {"dispersion": "table"},
+    "head": {"dispersion": "head"},
+    "table, softplus": {"dispersion": "table", "activation": "softplus"},
+    "head, softplus": {"dispersion": "head", "activation": "softplus"},
+}
+each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+
+
+def kinds_of(likelihood, kind):
+    """Poisson has no dispersion."""
+    return {k: v for k, v in kind.items() if likelihood != "poisson" or k != "dispersion"}
+
+
+@pytest.mark.parametrize("spread", [1.0, 3.0], ids=["ordinary", "wide"])
+@pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
+@each_kind
+@each_reduction
+@each_likelihood
+def test_each_dispersion_and_activation(likelihood, reduction, kind, weighted, spread):
+    options = kinds_of(likelihood, kind) | {"spread": spread}
+    problems = (count_problem(likelihood, seed, **options) for seed in range(12))
+    check_count_budget(problems, reduction, weighted=weighted)
+
+
+@pytest.mark.parametrize("n", [1, 17])
+@pytest.mark.parametrize("g", [1, 63, 1271])
+@each_kind
+@each_likelihood
+def test_sizes_of_each_dispersion_and_activation(likelihood, kind, n, g):
+    options = kinds_of(likelihood, kind) | {"n": n, "g": g, "h": 5}
+    problems = [count_problem(likelihood, seed, **options) for seed in range(16)]
+    check_count_budget(problems)
+    check_count_budget(problems, "mean")
+
+
+@each_kind
+@each_reduction
+@each_likelihood
+def test_blocks_of_each_dispersion_and_activation(likelihood, reduction, kind, monkeypatch):
+    monkeypatch.setattr(autograd, "_BLOCK_BYTES", 5 * 4 * 120)
+    options = kinds_of(likelihood, kind)
+    check_count_budget((count_problem(likelihood, s, **options) for s in range(8)), reduction)
+
+
+@pytest.mark.parametrize("dispersion", ["table", "head"])
+@each_dispersed
+def test_theta_of_a_cell_beyond_its_bounds(likelihood, dispersion):
+    """As with one theta a gene: the value at the bound, no gradient."""
+    field = "log_theta_g" if dispersion == "table" else "theta_bias_g"
+    problem = count_problem(likelihood, seed=6, dispersion=dispersion)
+    some = torch.arange(120) % 3 == 0
+    inside = getattr(problem.heads, field)
+    for sign in (-1, 1):
+        outside = problem.with_heads(**{field: torch.where(some, sign * 100.0, inside)})
+        for reduction in REDUCTIONS:
+            found = kernel(outside, reduction)
+            expected = count_results(outside, torch.float64, reduction=reduction)
+            assert not found[field][..., some].any()
+            torch.testing.assert_close(found["nll"].double(), expected["nll"], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("logit", [-300.0, -88.0, -25.0, -20.0, -19.9, 0.0, 25.0, 90.0])
+@each_likelihood
+def test_softplus_far_from_zero(likelihood, logit):
+    """Its log is the logit itself where softplus leaves float32."""
+    problems = []
+    for seed in range(8):
+        problem = count_problem(likelihood, seed, activation="softplus")
+        logits = logit + torch.randn(120, generator=torch.Generator().manual_seed(seed))
+        library = problem.log_library - min(logit, 0.0) * 0.2
+        problem = replace(problem, log_library=library)
+        problems.append(problem.with_heads(scale_hg=torch.zeros(8, 120), scale_g=logits))
+    check_count_budget(problems)
+    check_count_budget(problems, "mean")
+
+
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="one thread is all there is")
+@each_kind
+def test_bits_of_each_kind_do_not_depend_on_threads(kind):
+    problem = count_problem("zinb", seed=12, n=70, g=600, **kind)
+    before = numba.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2):
+            numba.set_num_threads(threads)
+            results.append(kernel(problem, "mean"))
+    finally:
+        numba.set_num_threads(before)
+    assert_same_bits(*results)
+
+
+@each_kind
+@each_reduction
+def test_each_kind_reads_no_memory_that_it_did_not_write(reduction, kind, request):
+    problem = count_problem("zinb", seed=10, n=17, g=63, **kind)
+    expected = kernel(problem, reduction)
+    request.getfixturevalue("fresh_memory_is_nan")
+    assert_same_bits(kernel(problem, reduction), expected)
 
 
 # ---- memory -----------------------------------------------------------------
@@ -226,7 +330,7 @@ def test_stored_zeros_are_zeros(likelihood, reduction):
 def test_blocks(likelihood, reduction, cells_in_a_block, monkeypatch):
     per_cell = 4 * 120 * (2 if likelihood == "zinb" else 1)
     monkeypatch.setattr(autograd, "_BLOCK_BYTES", cells_in_a_block * per_cell)
-    blocks = autograd._blocks(16, 120, likelihood == "zinb")
+    blocks = autograd._blocks(16, 120, 2 if likelihood == "zinb" else 1)
     assert len(blocks) == math.ceil(16 / cells_in_a_block)
     assert [n for block in blocks for n in range(16)[block]] == list(range(16))
     check_count_budget((count_problem(likelihood, seed) for seed in range(8)), reduction)
@@ -305,7 +409,8 @@ def test_without_gradients_the_value_is_the_same(likelihood):
 def test_gradients_add_up_over_calls():
     """A gradient that autograd took over is not written to by a later call."""
     p = count_problem("zinb", seed=16)
-    leaves = {k: getattr(p.heads, k).clone().requires_grad_() for k in HEADS}
+    heads = [k for k in HEADS if getattr(p.heads, k) is not None]
+    leaves = {k: getattr(p.heads, k).clone().requires_grad_() for k in heads}
     kept = []
     for _ in range(2):
         heads = p.with_heads(**leaves).heads
@@ -330,23 +435,25 @@ def test_second_backward_is_refused():
         nll.backward()
 
 
-def arguments_of_the_ops(likelihood, transposed=False):
-    p = count_problem(likelihood, seed=18, n=5, g=12, h=3)
+def arguments_of_the_ops(likelihood, transposed=False, **kind):
+    p = count_problem(likelihood, seed=18, n=5, g=12, h=3, **kind)
     heads = [None if v is None else v.clone() for v in p.heads.tensors()]
     if transposed:
         heads = [v.T.contiguous().T if v is not None and v.ndim == 2 else v for v in heads]
     csr = (p.counts.indptr, p.counts.genes, p.counts.values)
-    return [*csr, p.hidden, *heads, p.log_library], LIKELIHOODS[likelihood].code
+    options = (LIKELIHOODS[likelihood].code, p.activation == "softplus")
+    return [*csr, p.hidden, *heads, p.log_library], options
 
 
 @pytest.mark.parametrize("transposed", [False, True], ids=["", "transposed"])
+@pytest.mark.parametrize("kind", [{}, *KINDS.values()], ids=["", *KINDS])
 @each_likelihood
-def test_opcheck(likelihood, transposed):
-    inputs, family = arguments_of_the_ops(likelihood, transposed)
+def test_opcheck(likelihood, transposed, kind):
+    inputs, options = arguments_of_the_ops(likelihood, transposed, **kinds_of(likelihood, kind))
     weight = torch.rand(5, generator=torch.Generator().manual_seed(0))
-    torch.library.opcheck(autograd._weighted_nll, (*inputs, weight, family))
-    torch.library.opcheck(autograd.cell_nll, (*inputs, family))
+    torch.library.opcheck(autograd._weighted_nll, (*inputs, weight, *options))
+    torch.library.opcheck(autograd.cell_nll, (*inputs, *options))
     for tensor in inputs[3:]:
-        if tensor is not None:
+        if tensor is not None and tensor.is_floating_point():
             tensor.requires_grad_()
-    torch.library.opcheck(autograd.cell_nll, (*inputs, family))
+    torch.library.opcheck(autograd.cell_nll, (*inputs, *options))

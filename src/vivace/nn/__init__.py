@@ -1,7 +1,17 @@
 """The network: encoder, decoder, and the variational auto-encoder made of them."""
 
-from vivace.nn.decoder import Decoder
+from vivace.nn.decoder import Decoder, LinearDecoder
 from vivace.nn.encoder import Encoder, Posterior
-from vivace.nn.vae import VAE, Dimensions, Losses, Rates
+from vivace.nn.vae import VAE, Dimensions, Inference, Losses, Rates
 
-__all__ = ["VAE", "Decoder", "Dimensions", "Encoder", "Losses", "Posterior", "Rates"]
+__all__ = [
+    "VAE",
+    "Decoder",
+    "Dimensions",
+    "Encoder",
+    "Inference",
+    "LinearDecoder",
+    "Losses",
+    "Posterior",
+    "Rates",
+]

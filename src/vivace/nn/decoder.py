@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
-from vivace.nn.layers import Activation, Linear, joined
+from vivace.nn.layers import Activation, BatchNorm, Linear, joined
 from vivace.ops import CountHeads
 
 
@@ -19,6 +20,7 @@ class Decoder(nn.Module):
     n_latent, n_hidden, n_genes, n_layers : sizes
     n_continuous, n_onehot : columns of continuous and one-hot covariates
     zero_inflated : whether there is a head for the zero-inflation logits
+    dispersed : whether there is a head for the dispersion of each cell and gene
     inject : one-hot covariates enter every layer, not only the first
     batch_norm, layer_norm : see :class:`~vivace.nn.layers.Activation`; no dropout
 
@@ -41,6 +43,7 @@ class Decoder(nn.Module):
         n_continuous: int = 0,
         n_onehot: int = 0,
         zero_inflated: bool = True,
+        dispersed: bool = False,
         inject: bool = True,
         batch_norm: bool = True,
         layer_norm: bool = False,
@@ -58,6 +61,7 @@ class Decoder(nn.Module):
         )
         self.scale = Linear(n_hidden, n_genes)
         self.dropout = Linear(n_hidden, n_genes) if zero_inflated else None
+        self.theta = Linear(n_hidden, n_genes) if dispersed else None
 
     def forward(
         self, z_nk: Tensor, continuous_nd: Tensor | None = None, onehot_nc: Tensor | None = None
@@ -68,12 +72,109 @@ class Decoder(nn.Module):
             x_nh = activation(linear(inputs))
         return x_nh
 
-    def heads(self, log_theta_g: Tensor | None) -> CountHeads:
-        """The weights that :func:`vivace.ops.count_nll` takes."""
+    def heads(self, hidden_nh: Tensor) -> CountHeads:
+        """The weights that :func:`vivace.ops.count_nll` takes with this hidden state."""
         return CountHeads(
             self.scale.weight,
             self.scale.bias,
-            log_theta_g,
+            None,
             None if self.dropout is None else self.dropout.weight,
             None if self.dropout is None else self.dropout.bias,
+            None if self.theta is None else self.theta.weight,
+            None if self.theta is None else self.theta.bias,
         )
+
+
+class LinearDecoder(nn.Module):
+    """One linear map from [z, covariates] to each head, batch norm after it, no hidden layer.
+
+    Batch norm after a linear map is another linear map: the mean and variance
+    of ``x @ weight`` over a minibatch follow from those of x, which has few
+    columns.  So the heads that this decoder gives are those of
+    :func:`vivace.ops.count_nll` too, and no array of cells x genes is made.
+
+    Parameters
+    ----------
+    n_latent, n_genes : sizes
+    n_continuous, n_onehot : columns of continuous and one-hot covariates
+    zero_inflated : whether there is a head for the zero-inflation logits
+    dispersed : whether there is a head for the dispersion of each cell and gene
+    batch_norm : whether batch norm follows; without it the heads have no bias
+
+    Notes
+    -----
+    Source: Svensson et al. 2020, doi:10.1093/bioinformatics/btaa169.
+    """
+
+    def __init__(
+        self,
+        n_latent: int,
+        n_genes: int,
+        *,
+        n_continuous: int = 0,
+        n_onehot: int = 0,
+        zero_inflated: bool = False,
+        dispersed: bool = False,
+        batch_norm: bool = True,
+    ) -> None:
+        super().__init__()
+        n_in = n_latent + n_continuous + n_onehot
+        self.scale = LinearHead(n_in, n_genes, batch_norm)
+        self.dropout = LinearHead(n_in, n_genes, batch_norm) if zero_inflated else None
+        self.theta = LinearHead(n_in, n_genes, batch_norm) if dispersed else None
+
+    def forward(
+        self, z_nk: Tensor, continuous_nd: Tensor | None = None, onehot_nc: Tensor | None = None
+    ) -> Tensor:
+        return joined(z_nk, continuous_nd, onehot_nc)
+
+    def heads(self, hidden_nh: Tensor) -> CountHeads:
+        """The weights that :func:`vivace.ops.count_nll` takes with these inputs."""
+        scale_hg, scale_g = self.scale(hidden_nh)
+        dropout_hg, dropout_g = _folded(self.dropout, hidden_nh)
+        theta_hg, theta_bias_g = _folded(self.theta, hidden_nh)
+        return CountHeads(
+            scale_hg,
+            scale_g,
+            dropout_hg=dropout_hg,
+            dropout_g=dropout_g,
+            theta_hg=theta_hg,
+            theta_bias_g=theta_bias_g,
+        )
+
+
+class LinearHead(nn.Module):
+    """``batch_norm(x @ weight)`` as the weight and bias of a linear map."""
+
+    def __init__(self, n_in: int, n_genes: int, batch_norm: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(Linear(n_in, n_genes).weight.detach())
+        self.batch_norm = BatchNorm(n_genes) if batch_norm else None
+
+    def forward(self, x_nk: Tensor) -> tuple[Tensor, Tensor]:
+        norm = self.batch_norm
+        if norm is None:
+            return self.weight, self.weight.new_zeros(self.weight.shape[1])
+        if self.training and len(x_nk) > 1:
+            mean_k = x_nk.mean(0)
+            centred = x_nk - mean_k
+            covariance = centred.T @ centred / len(x_nk)
+            mean_g = mean_k @ self.weight
+            variance_g = ((covariance @ self.weight) * self.weight).sum(0)
+            norm.track(mean_g.detach(), variance_g.detach(), len(x_nk))
+        else:
+            mean_g, variance_g = norm.running_mean, norm.running_var
+        factor_g = norm.weight * torch.rsqrt(variance_g + norm.eps)
+        return self.weight * factor_g, norm.bias - mean_g * factor_g
+
+    def loadings(self, n_latent: int) -> Tensor:
+        """Weight of each latent dimension on each gene, shape (g, k), batch norm included."""
+        weight_kg = self.weight[:n_latent]
+        if self.batch_norm is None:
+            return weight_kg.T
+        norm = self.batch_norm
+        return (weight_kg * norm.weight * torch.rsqrt(norm.running_var + norm.eps)).T
+
+
+def _folded(head: LinearHead | None, x_nk: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    return (None, None) if head is None else head(x_nk)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from vivace.config import VarActivation
 from vivace.data.batch import SparseCounts
 from vivace.nn.layers import Activation, Linear, joined
 from vivace.ops import Backend, sparse_linear
@@ -14,6 +16,10 @@ from vivace.ops.sparse_linear import Transform
 
 VARIANCE_FLOOR = 1e-4
 _LOG_VARIANCE_BOUND = 15.0
+_POSITIVE: dict[VarActivation, Callable[[Tensor], Tensor]] = {
+    "exp": torch.exp,
+    "softplus": torch.nn.functional.softplus,
+}
 
 
 @dataclass(frozen=True)
@@ -33,9 +39,15 @@ class Posterior:
         return torch.addcmul(self.mean, self.variance.sqrt(), noise_nk)
 
     def kl(self) -> Tensor:
-        """KL divergence from the standard normal prior, nats, shape (n,)."""
+        """KL divergence from the standard normal, nats, shape (n,)."""
         per_dimension = torch.addcmul(self.variance, self.mean, self.mean) - self.variance.log()
         return 0.5 * (per_dimension.sum(-1) - self.mean.shape[-1])
+
+    def kl_from(self, mean_n: Tensor, variance_n: Tensor) -> Tensor:
+        """KL divergence from normals with their own moments, where k is 1; nats, shape (n,)."""
+        variance, mean = self.variance[:, 0], self.mean[:, 0]
+        ratio = variance / variance_n
+        return 0.5 * (ratio + (mean - mean_n).square() / variance_n - 1.0 - ratio.log())
 
 
 class Encoder(nn.Module):
@@ -51,10 +63,18 @@ class Encoder(nn.Module):
     inject : one-hot covariates enter every layer, not only the first
     log1p : the first layer reads log(1 + counts)
     batch_norm, layer_norm, dropout : see :class:`~vivace.nn.layers.Activation`
+    var_activation : "exp" or "softplus": variance = that of its head + 1e-4
 
     Shape
     -----
     n cells x g genes of counts -> Posterior of shape (n, k).
+
+    Examples
+    --------
+    >>> encoder = Encoder(n_genes=3, n_hidden=8, n_latent=2, n_layers=1).eval()
+    >>> counts = SparseCounts.from_dense(torch.tensor([[0.0, 2.0, 1.0]]))
+    >>> encoder(counts).mean.shape
+    torch.Size([1, 2])
 
     Notes
     -----
@@ -75,8 +95,10 @@ class Encoder(nn.Module):
         batch_norm: bool = True,
         layer_norm: bool = False,
         dropout: float = 0.1,
+        var_activation: VarActivation = "exp",
     ) -> None:
         super().__init__()
+        self.positive = _POSITIVE[var_activation]
         self.n_genes = n_genes
         self.uses_covariates = n_continuous + n_onehot > 0
         self.inject = inject
@@ -107,7 +129,7 @@ class Encoder(nn.Module):
             x_nh = self.activations[i](self.linears[i](inputs), generator)
         mean, log_variance = self.latent(x_nh).chunk(2, dim=1)
         bounded = log_variance.clamp(-_LOG_VARIANCE_BOUND, _LOG_VARIANCE_BOUND)
-        return Posterior(mean, bounded.exp() + VARIANCE_FLOOR)
+        return Posterior(mean, self.positive(bounded) + VARIANCE_FLOOR)
 
     def _first(
         self,

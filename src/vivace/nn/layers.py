@@ -16,6 +16,11 @@ class BatchNorm(nn.BatchNorm1d):
     training as in evaluation, and leaves them as they are.
     """
 
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
+
     def __init__(self, n_features: int) -> None:
         super().__init__(n_features, eps=1e-3, momentum=0.01)
 
@@ -25,6 +30,13 @@ class BatchNorm(nn.BatchNorm1d):
                 input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
             )
         return super().forward(input)
+
+    @torch.no_grad()
+    def track(self, mean: Tensor, variance: Tensor, n: int) -> None:
+        """Move the running statistics by those of a minibatch of n cells."""
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance * (n / (n - 1)), self.momentum)
+        self.num_batches_tracked.add_(1)
 
 
 class Activation(nn.Module):

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from vivace.config import ModelConfig
 from vivace.data.batch import CountBatch
-from vivace.nn.decoder import Decoder
+from vivace.nn.decoder import Decoder, LinearDecoder
 from vivace.nn.encoder import Encoder, Posterior
-from vivace.ops import Backend, count_nll
+from vivace.nn.layers import joined
+from vivace.ops import Backend, CountHeads, count_nll
 from vivace.ops.count_nll import LIKELIHOODS, Activation
-from vivace.ops.count_nll.reference import log_scale
+from vivace.ops.count_nll.reference import LOG_THETA_BOUND, log_scale, log_theta_of
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Dimensions:
     n_categories : categories of each further categorical covariate
     n_continuous : continuous covariates
     size_factor : the mean is scaled by a size factor instead of the library
+    n_labels : categories of the label column
     """
 
     n_genes: int
@@ -35,11 +37,7 @@ class Dimensions:
     n_categories: tuple[int, ...] = ()
     n_continuous: int = 0
     size_factor: bool = False
-
-    @property
-    def one_hot_sizes(self) -> tuple[int, ...]:
-        """Columns of batch and covariates; a single category has none."""
-        return tuple(n if n > 1 else 0 for n in (self.n_batches, *self.n_categories))
+    n_labels: int = 1
 
 
 class Losses(NamedTuple):
@@ -50,7 +48,7 @@ class Losses(NamedTuple):
     Parameters
     ----------
     loss : Tensor, scalar, reconstruction + kl_weight * kl; differentiable
-    reconstruction, kl : Tensors, scalar, detached
+    reconstruction, kl : Tensors, scalar, detached; kl is that of z and of a latent library
     """
 
     loss: Tensor
@@ -59,14 +57,29 @@ class Losses(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Inference:
+    """What the encoders say about n cells.
+
+    Parameters
+    ----------
+    z : q(z|x), k dimensions; before the softmax of a logistic-normal latent
+    library : q(log l|x), one dimension; None where the library is observed
+    """
+
+    z: Posterior
+    library: Posterior | None
+
+
+@dataclass(frozen=True)
 class Rates:
-    """Parameters of the count likelihood, dense, for n cells x g genes.
+    """Parameters of the likelihood, dense, for n cells x g genes.
 
     Parameters
     ----------
     scale : Tensor, (n, g), expected expression per unit of library
     mu : Tensor, (n, g), mean molecules before zero inflation
-    theta : Tensor, (g,), inverse dispersion; None for "poisson"
+    theta : Tensor, (g,) or (n, g), inverse dispersion, or the standard deviation of
+        "normal"; None for "poisson"
     zi_logits : Tensor, (n, g), zero-inflation logits; None unless "zinb"
     """
 
@@ -90,6 +103,8 @@ class VAE(nn.Module):
     Source: Lopez et al. 2018, doi:10.1038/s41592-018-0229-2.
     """
 
+    library_mean: Tensor
+    library_variance: Tensor
     _offsets: Tensor
 
     def __init__(self, config: ModelConfig, dims: Dimensions, backend: Backend = "auto") -> None:
@@ -99,98 +114,205 @@ class VAE(nn.Module):
         self.backend: Backend = backend
         self.likelihood = LIKELIHOODS[config.gene_likelihood]
         self.activation: Activation = "softplus" if dims.size_factor else "softmax"
-        n_onehot = sum(dims.one_hot_sizes)
-        self.encoder = Encoder(
-            dims.n_genes,
+        embedded = config.batch_representation == "embedding"
+        sizes = (0 if embedded else dims.n_batches, *dims.n_categories)
+        self.one_hot_sizes = tuple(n if n > 1 else 0 for n in sizes)  # one category: no column
+        n_continuous = dims.n_continuous + (config.batch_embedding_dim if embedded else 0)
+        covariates: dict[str, Any] = {
+            "n_continuous": n_continuous,
+            "n_onehot": sum(self.one_hot_sizes),
+        }
+        self.encoder = self._encoder(covariates, config.n_latent, config.n_layers)
+        latent_library = not (config.use_observed_lib_size or dims.size_factor)
+        self.library_encoder = self._encoder(covariates, 1, 1) if latent_library else None
+        self.decoder = self._decoder(covariates)
+        self.batch_embedding = (
+            nn.Embedding(dims.n_batches, config.batch_embedding_dim) if embedded else None
+        )
+        self.log_theta = self._log_theta()
+        if latent_library:
+            self.register_buffer("library_mean", torch.zeros(dims.n_batches))
+            self.register_buffer("library_variance", torch.ones(dims.n_batches))
+        columns = [n for n in self.one_hot_sizes if n > 0]
+        offsets = torch.tensor([sum(columns[:i]) for i in range(len(columns))], dtype=torch.int64)
+        self.register_buffer("_offsets", offsets, persistent=False)
+
+    def _encoder(self, covariates: dict[str, Any], n_latent: int, n_layers: int) -> Encoder:
+        config = self.config
+        return Encoder(
+            self.dims.n_genes,
             config.n_hidden,
-            config.n_latent,
-            config.n_layers,
-            n_continuous=dims.n_continuous if config.encode_covariates else 0,
-            n_onehot=n_onehot if config.encode_covariates else 0,
+            n_latent,
+            n_layers,
+            **(covariates if config.encode_covariates else {}),
             inject=config.deeply_inject_covariates,
             log1p=config.log_variational,
             batch_norm=config.use_batch_norm in ("encoder", "both"),
             layer_norm=config.use_layer_norm in ("encoder", "both"),
             dropout=config.dropout_rate,
+            var_activation=config.var_activation,
         )
-        self.decoder = Decoder(
+
+    def _decoder(self, covariates: dict[str, Any]) -> Decoder | LinearDecoder:
+        config, family = self.config, self.likelihood
+        heads: dict[str, Any] = {
+            "zero_inflated": family.zero_inflated,
+            "dispersed": family.dispersed and config.dispersion == "gene-cell",
+            "batch_norm": config.use_batch_norm in ("decoder", "both"),
+        }
+        if config.linear_decoder:
+            return LinearDecoder(config.n_latent, self.dims.n_genes, **covariates, **heads)
+        return Decoder(
             config.n_latent,
             config.n_hidden,
-            dims.n_genes,
+            self.dims.n_genes,
             config.n_layers,
-            n_continuous=dims.n_continuous,
-            n_onehot=n_onehot,
-            zero_inflated=self.likelihood.zero_inflated,
+            **covariates,
+            **heads,
             inject=config.deeply_inject_covariates,
-            batch_norm=config.use_batch_norm in ("decoder", "both"),
             layer_norm=config.use_layer_norm in ("decoder", "both"),
         )
-        sizes = [n for n in dims.one_hot_sizes if n > 0]
-        first_columns = torch.tensor([sum(sizes[:i]) for i in range(len(sizes))], dtype=torch.int64)
-        self.register_buffer("_offsets", first_columns, persistent=False)
-        self.log_theta = (
-            nn.Parameter(torch.randn(dims.n_genes)) if self.likelihood.dispersed else None
-        )
+
+    def _log_theta(self) -> nn.Parameter | None:
+        if not self.likelihood.dispersed or self.config.dispersion == "gene-cell":
+            return None
+        rows = {
+            "gene": (),
+            "gene-batch": (self.dims.n_batches,),
+            "gene-label": (self.dims.n_labels,),
+        }[self.config.dispersion]
+        return nn.Parameter(torch.randn(*rows, self.dims.n_genes))
 
     @property
     def device(self) -> torch.device:
-        return self.decoder.scale.bias.device
+        return self.decoder.scale.weight.device
 
-    def encode(self, batch: CountBatch, generator: torch.Generator | None = None) -> Posterior:
-        """q(z|x) of the cells."""
+    # ---- q(z, l | x) ----------------------------------------------------
+
+    def encode(self, batch: CountBatch, generator: torch.Generator | None = None) -> Inference:
+        """q(z|x), and q(l|x) where the library is latent."""
         covariates = self._covariates(batch) if self.encoder.uses_covariates else (None, None)
-        return self.encoder(batch.counts, *covariates, generator, self.backend)  # type: ignore[no-any-return]
+        inputs = (batch.counts, *covariates, generator, self.backend)
+        library = None if self.library_encoder is None else self.library_encoder(*inputs)
+        return Inference(self.encoder(*inputs), library)
 
-    def nll(self, z_nk: Tensor, batch: CountBatch) -> Tensor:
-        """-log p(x|z) of each cell, nats, shape (n,)."""
-        return self._nll(z_nk, batch, "none")
+    def place(self, z_nk: Tensor) -> Tensor:
+        """A draw of q(z|x) to the point that the decoder sees: its softmax for "ln"."""
+        return z_nk.softmax(-1) if self.config.latent_distribution == "ln" else z_nk
 
-    def rates(self, z_nk: Tensor, batch: CountBatch) -> Rates:
-        """Parameters of p(x|z) for every gene, dense."""
-        hidden_nh = self.decoder(z_nk, *self._covariates(batch))
-        log_scale_ng = log_scale(self.decoder.scale(hidden_nh), self.activation)
+    def library_kl(self, inference: Inference, batch: CountBatch) -> Tensor:
+        """KL divergence of q(l|x) from its batch's prior, nats, shape (n,); 0 if observed."""
+        if inference.library is None:
+            return torch.zeros_like(batch.library)
+        return inference.library.kl_from(
+            self.library_mean[batch.batch], self.library_variance[batch.batch]
+        )
+
+    # ---- p(x | z, l) ----------------------------------------------------
+
+    def nll(
+        self, point_nk: Tensor, batch: CountBatch, log_library_n: Tensor | None = None
+    ) -> Tensor:
+        """-log p(x|z, l) of each cell, nats, shape (n,).
+
+        ``point_nk`` is what the decoder sees (:meth:`place`); ``log_library_n``
+        None stands for the observed library or size factor, or the mean of q(l|x).
+        """
+        return self._nll(point_nk, batch, log_library_n, "none")
+
+    def rates(
+        self, point_nk: Tensor, batch: CountBatch, log_library_n: Tensor | None = None
+    ) -> Rates:
+        """Parameters of p(x|z, l) for every gene, dense."""
+        hidden_nh, heads = self._decode(point_nk, batch)
+        log_scale_ng = log_scale(
+            torch.addmm(heads.scale_g, hidden_nh, heads.scale_hg), self.activation
+        )
+        if log_library_n is None:
+            log_library_n = self.log_library(batch)
+        log_theta = log_theta_of(heads, hidden_nh)
+        zi_logits = None
+        if heads.dropout_hg is not None and heads.dropout_g is not None:
+            zi_logits = torch.addmm(heads.dropout_g, hidden_nh, heads.dropout_hg)
         return Rates(
             scale=log_scale_ng.exp(),
-            mu=(log_scale_ng + self._log_library(batch)[:, None]).exp(),
-            theta=None if self.log_theta is None else self.log_theta.exp(),
-            zi_logits=None if self.decoder.dropout is None else self.decoder.dropout(hidden_nh),
+            mu=(log_scale_ng + log_library_n[:, None]).exp(),
+            theta=None
+            if log_theta is None
+            else log_theta.clamp(-LOG_THETA_BOUND, LOG_THETA_BOUND).exp(),
+            zi_logits=zi_logits,
         )
+
+    def log_library(self, batch: CountBatch, inference: Inference | None = None) -> Tensor:
+        """Log of what scales the mean: size factor, observed library, or the mean of q(l|x)."""
+        if batch.size_factor is not None:
+            return batch.size_factor.log()
+        if self.library_encoder is None:
+            return batch.library.log()
+        inference = inference or self.encode(batch)
+        assert inference.library is not None
+        return inference.library.mean[:, 0]
+
+    # ---- the objective --------------------------------------------------
 
     def forward(
         self, batch: CountBatch, kl_weight: float, generator: torch.Generator | None = None
     ) -> Losses:
-        """The objective on a minibatch, with one draw of z a cell."""
-        posterior = self.encode(batch, generator)
-        noise_nk = torch.empty_like(posterior.mean).normal_(generator=generator)
-        reconstruction = self._nll(posterior.at(noise_nk), batch, "mean")
-        kl = posterior.kl().mean()
-        return Losses(reconstruction + kl_weight * kl, reconstruction.detach(), kl.detach())
+        """The objective on a minibatch, with one draw of z (and of a latent library) a cell."""
+        inference = self.encode(batch, generator)
+        point_nk = self.place(_drawn(inference.z, generator))
+        kl = inference.z.kl().mean()
+        if inference.library is None:
+            reconstruction = self._nll(point_nk, batch, self.log_library(batch), "mean")
+            loss = reconstruction + kl_weight * kl
+        else:
+            log_library_n = _drawn(inference.library, generator)[:, 0]
+            reconstruction = self._nll(point_nk, batch, log_library_n, "mean")
+            library_kl = self.library_kl(inference, batch).mean()
+            loss = reconstruction + kl_weight * kl + library_kl
+            kl = kl + library_kl
+        return Losses(loss, reconstruction.detach(), kl.detach())
 
-    def _nll(self, z_nk: Tensor, batch: CountBatch, reduction: str) -> Tensor:
+    def _nll(
+        self, point_nk: Tensor, batch: CountBatch, log_library_n: Tensor | None, reduction: str
+    ) -> Tensor:
+        hidden_nh, heads = self._decode(point_nk, batch)
         return count_nll(
             batch.counts,
-            self.decoder(z_nk, *self._covariates(batch)),
-            self.decoder.heads(self.log_theta),
-            self._log_library(batch),
+            hidden_nh,
+            heads,
+            self.log_library(batch) if log_library_n is None else log_library_n,
             likelihood=self.config.gene_likelihood,
             activation=self.activation,
             reduction=reduction,  # type: ignore[arg-type]
-            backend="auto" if self.activation == "softplus" else self.backend,
+            backend=self.backend if self.likelihood.counts else "auto",
         )
 
-    def _log_library(self, batch: CountBatch) -> Tensor:
-        return (batch.library if batch.size_factor is None else batch.size_factor).log()
+    def _decode(self, point_nk: Tensor, batch: CountBatch) -> tuple[Tensor, CountHeads]:
+        """Hidden state and heads; what a cell's dispersion depends on is in the heads."""
+        hidden_nh = self.decoder(point_nk, *self._covariates(batch))
+        heads = self.decoder.heads(hidden_nh)
+        if self.log_theta is None:
+            return hidden_nh, heads
+        row = {"gene-batch": batch.batch, "gene-label": batch.labels}.get(self.config.dispersion)
+        return hidden_nh, replace(heads, log_theta_g=self.log_theta, theta_row_n=row)
 
     def _covariates(self, batch: CountBatch) -> tuple[Tensor | None, Tensor | None]:
-        """Continuous covariates, and one-hot categories side by side: batch first."""
-        dtype = self.decoder.scale.bias.dtype
-        onehot = None
-        if len(self._offsets):
-            codes = [batch.batch, *batch.categorical.unbind(1)]
-            seen = [c for c, n in zip(codes, self.dims.one_hot_sizes, strict=True) if n > 0]
-            columns = torch.stack(seen, dim=1) + self._offsets
-            zeros = torch.zeros(
-                (len(columns), sum(self.dims.one_hot_sizes)), dtype=dtype, device=columns.device
-            )
-            onehot = zeros.scatter_(1, columns, 1.0)
-        return batch.continuous.to(dtype) if self.dims.n_continuous else None, onehot
+        """Continuous covariates with the embedding of the batch; one-hot ones, batch first."""
+        dtype = self.decoder.scale.weight.dtype
+        continuous = batch.continuous.to(dtype) if self.dims.n_continuous else None
+        if self.batch_embedding is not None:
+            continuous = joined(continuous, self.batch_embedding(batch.batch))
+        if not len(self._offsets):
+            return continuous, None
+        codes = [batch.batch, *batch.categorical.unbind(1)]
+        seen = [c for c, n in zip(codes, self.one_hot_sizes, strict=True) if n > 0]
+        columns = torch.stack(seen, dim=1) + self._offsets
+        zeros = torch.zeros(
+            (len(columns), sum(self.one_hot_sizes)), dtype=dtype, device=columns.device
+        )
+        return continuous, zeros.scatter_(1, columns, 1.0)
+
+
+def _drawn(posterior: Posterior, generator: torch.Generator | None) -> Tensor:
+    return posterior.at(torch.empty_like(posterior.mean).normal_(generator=generator))

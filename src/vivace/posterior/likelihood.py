@@ -34,10 +34,12 @@ def _terms(
     generators = [numpy_generator(s) for s in _children(seed, n_samples)]
     error = np.zeros(len(rows))
     kl = np.empty(len(rows))
-    for part, batch, posterior in encoded(network, source, rows, batch_size):
+    for part, batch, inference in encoded(network, source, rows, batch_size):
         for generator in generators:
-            error[part] += network.nll(draw(posterior, generator), batch).cpu().double().numpy()
-        kl[part] = posterior.kl().cpu().double().numpy()
+            point, log_library = draw(network, inference, generator)
+            error[part] += network.nll(point, batch, log_library).cpu().double().numpy()
+        total = inference.z.kl() + network.library_kl(inference, batch)
+        kl[part] = total.cpu().double().numpy()
     return error / n_samples, kl
 
 

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 
 from vivace.data import CountBatch, Rows, Source
-from vivace.nn import VAE, Posterior
+from vivace.nn import VAE, Inference
 
 
 def encoded(
     network: VAE, source: Source, rows: Rows, batch_size: int
-) -> Iterator[tuple[slice, CountBatch, Posterior]]:
-    """The place in ``rows``, the cells, and q(z|x) of each minibatch."""
+) -> Iterator[tuple[slice, CountBatch, Inference]]:
+    """The place in ``rows``, the cells, and q(z, l|x) of each minibatch."""
     network.eval()
     for start in range(0, len(rows), batch_size):
         part = slice(start, min(start + batch_size, len(rows)))
@@ -22,12 +22,18 @@ def encoded(
         yield part, batch, network.encode(batch)
 
 
-def draw(posterior: Posterior, generator: np.random.Generator) -> torch.Tensor:
-    """One draw of z a cell, shape (n, k).
+def draw(
+    network: VAE, inference: Inference, generator: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """One draw a cell: the point that the decoder sees, (n, k), and a latent log library, (n,).
 
     NumPy's stream is consumed cell by cell, so that a cell's draw does not
     depend on how the cells were cut into minibatches, nor on the device.
     """
-    mean = posterior.mean
-    noise = generator.standard_normal(tuple(mean.shape), dtype=np.float32)
-    return posterior.at(torch.from_numpy(noise).to(mean.device))
+    mean = inference.z.mean
+    n, k = mean.shape
+    extra = 0 if inference.library is None else 1
+    noise = torch.from_numpy(generator.standard_normal((n, k + extra), dtype=np.float32))
+    noise = noise.to(mean.device, mean.dtype)
+    point = network.place(inference.z.at(noise[:, :k]))
+    return point, None if inference.library is None else inference.library.at(noise[:, k:])[:, 0]

@@ -1,4 +1,4 @@
-"""Weights of scvi-tools' SCVI under our names.
+"""Weights of scvi-tools' SCVI and LinearSCVI under our names.
 
 Layout of scvi-tools 1.4.2: every linear map stores its weight output-major (ours
 is input-major), and each hidden layer is a numbered pair of linear map and batch
@@ -14,23 +14,26 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from vivace.config import ModelConfig
 from vivace.errors import ModelFileError
+from vivace.ops.count_nll import LIKELIHOODS
 
 _BATCH_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-_STACKS = {"encoder": "z_encoder.encoder", "decoder": "decoder.px_decoder"}
 
 
 def weights_from_scvi_tools(
-    state: Mapping[str, Tensor], *, dispersed: bool = True, zero_inflated: bool = True
+    state: Mapping[str, Tensor], config: ModelConfig, size_factor: bool = False
 ) -> dict[str, Tensor]:
-    """Rename and transpose the weights of an scvi-tools SCVI.
+    """Rename and transpose the weights of an scvi-tools SCVI or LinearSCVI.
 
     Parameters
     ----------
     state
         ``model_state_dict`` as scvi-tools 1.4.2 saved it.
-    dispersed, zero_inflated
-        Whether the likelihood has a dispersion and zero-inflation logits.
+    config
+        Options of the model: which of the tensors it uses.
+    size_factor
+        Whether the mean is scaled by a size factor.
 
     Returns
     -------
@@ -41,24 +44,61 @@ def weights_from_scvi_tools(
     ModelFileError
         If a tensor is missing; the message names it.
     """
-    weights: dict[str, Tensor] = {}
-    for ours, theirs in _STACKS.items():
-        n_layers = len(_layers(state, theirs))
-        for i in range(n_layers):
-            layer = f"{theirs}.fc_layers.Layer {i}"
-            weights |= _linear(state, f"{ours}.linears.{i}", f"{layer}.0")
-            if f"{layer}.1.weight" in state:
-                norm = f"{ours}.activations.{i}.batch_norm"
-                weights |= {f"{norm}.{k}": _get(state, f"{layer}.1.{k}") for k in _BATCH_NORM}
-    mean = _linear(state, "encoder.latent", "z_encoder.mean_encoder")
-    log_variance = _linear(state, "encoder.latent", "z_encoder.var_encoder")
-    weights |= {name: torch.cat((mean[name], log_variance[name]), dim=-1) for name in mean}
-    weights |= _linear(state, "decoder.scale", "decoder.px_scale_decoder.0")
-    if zero_inflated:
-        weights |= _linear(state, "decoder.dropout", "decoder.px_dropout_decoder")
-    if dispersed:
-        weights["log_theta"] = _get(state, "px_r")
+    family = LIKELIHOODS[config.gene_likelihood]
+    per_cell = family.dispersed and config.dispersion == "gene-cell"
+    weights = _encoder(state, "encoder", "z_encoder")
+    if not (config.use_observed_lib_size or size_factor):
+        weights |= _encoder(state, "library_encoder", "l_encoder")
+        weights["library_mean"] = _get(state, "library_log_means").flatten()
+        weights["library_variance"] = _get(state, "library_log_vars").flatten()
+    if config.batch_representation == "embedding":
+        weights["batch_embedding.weight"] = _get(state, "_embeddings_dict.batch.weight")
+    if config.linear_decoder:
+        weights |= _linear_head(state, "decoder.scale", "decoder.factor_regressor")
+        if family.zero_inflated:
+            weights |= _linear_head(state, "decoder.dropout", "decoder.px_dropout_decoder")
+    else:
+        weights |= _stack(state, "decoder", "decoder.px_decoder")
+        weights |= _linear(state, "decoder.scale", "decoder.px_scale_decoder.0")
+        if family.zero_inflated:
+            weights |= _linear(state, "decoder.dropout", "decoder.px_dropout_decoder")
+        if per_cell:
+            weights |= _linear(state, "decoder.theta", "decoder.px_r_decoder")
+    if family.dispersed and not per_cell:
+        log_theta = _get(state, "px_r")  # theirs has one column a category
+        weights["log_theta"] = log_theta if log_theta.ndim == 1 else log_theta.T.contiguous()
     return weights
+
+
+def _encoder(state: Mapping[str, Tensor], ours: str, theirs: str) -> dict[str, Tensor]:
+    mean = _linear(state, f"{ours}.latent", f"{theirs}.mean_encoder")
+    variance = _linear(state, f"{ours}.latent", f"{theirs}.var_encoder")
+    both = {name: torch.cat((mean[name], variance[name]), dim=-1) for name in mean}
+    return _stack(state, ours, f"{theirs}.encoder") | both
+
+
+def _stack(state: Mapping[str, Tensor], ours: str, theirs: str) -> dict[str, Tensor]:
+    """Hidden layers, each a linear map and perhaps batch norm."""
+    weights: dict[str, Tensor] = {}
+    for i in range(len(_layers(state, theirs))):
+        layer = f"{theirs}.fc_layers.Layer {i}"
+        weights |= _linear(state, f"{ours}.linears.{i}", f"{layer}.0")
+        weights |= _batch_norm(state, f"{ours}.activations.{i}.batch_norm", f"{layer}.1")
+    return weights
+
+
+def _linear_head(state: Mapping[str, Tensor], ours: str, theirs: str) -> dict[str, Tensor]:
+    """A head of LinearSCVI: a linear map without bias, and perhaps batch norm."""
+    layer = f"{theirs}.fc_layers.Layer 0"
+    weight = _get(state, f"{layer}.0.weight").T.contiguous()
+    norm = _batch_norm(state, f"{ours}.batch_norm", f"{layer}.1")
+    return {f"{ours}.weight": weight} | norm
+
+
+def _batch_norm(state: Mapping[str, Tensor], ours: str, theirs: str) -> dict[str, Tensor]:
+    if f"{theirs}.weight" not in state:
+        return {}
+    return {f"{ours}.{name}": _get(state, f"{theirs}.{name}") for name in _BATCH_NORM}
 
 
 def _layers(state: Mapping[str, Tensor], stack: str) -> set[str]:

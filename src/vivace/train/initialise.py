@@ -10,12 +10,15 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from vivace.data import CountBatch, Rows, Source
+from vivace.data import CountBatch, MemorySource, Rows, Source
 from vivace.nn import VAE
+from vivace.nn.decoder import LinearHead
+from vivace.nn.layers import Linear
 
 _CELLS = 10_000  # enough for the moments of a gene
 _LOG_THETA_RANGE = (-2.0, 4.0)
 _ZI_LOGIT = -3.0
+_SMALL_VARIANCE = 1e-6
 
 
 def initialise_from_data(
@@ -31,21 +34,53 @@ def initialise_from_data(
     batch = source.gather(rows)
     counts, library = _matrix(batch), _depth(batch)
     total = np.asarray(counts.sum(0)).ravel()
-    rho = (total + 0.1) / library.sum()
+    rho = (np.maximum(total, 0.0) + 0.1) / library.sum()
     pairs = np.asarray(counts.multiply(counts - counts.sign()).sum(0)).ravel()
     excess = pairs / (rho**2 * np.square(library).sum()) - 1.0
     log_theta = np.clip(-np.log(np.maximum(excess, 1e-6)), *_LOG_THETA_RANGE)
+    if network.config.gene_likelihood == "normal":
+        squares = np.asarray(counts.multiply(counts).sum(0)).ravel()
+        cross = np.asarray(counts.multiply(library[:, None]).sum(0)).ravel()
+        residual = squares - 2 * rho * cross + rho**2 * np.square(library).sum()
+        log_theta = 0.5 * np.log(residual / len(library) + 1e-6)  # of the standard deviation
     bias = np.log(rho) if network.activation == "softmax" else rho + np.log(-np.expm1(-rho))
+    decoder = network.decoder
     with torch.no_grad():
-        _fill(network.decoder.scale.bias, bias)
+        _fill(_bias(decoder.scale), bias)
         if network.log_theta is not None:
             _fill(network.log_theta, log_theta)
-        if network.decoder.dropout is not None:
-            network.decoder.dropout.bias.fill_(_ZI_LOGIT)
+        if decoder.theta is not None:
+            _fill(_bias(decoder.theta), log_theta)
+        if decoder.dropout is not None:
+            _fill(_bias(decoder.dropout), np.full(len(bias), _ZI_LOGIT))
 
 
-def _fill(parameter: torch.Tensor, values: np.ndarray) -> None:
-    parameter.copy_(torch.from_numpy(values).to(parameter.dtype))
+def set_library_prior(network: VAE, source: MemorySource) -> None:
+    """Prior of a latent library: mean and variance of its log over the cells of each batch.
+
+    A batch whose cells all have the same library (a single one, say) takes the
+    variance over all cells, since a prior without variance has no density.
+    """
+    log_library = np.log(source.library.astype(np.float64))
+    n = np.bincount(source.batch, minlength=network.dims.n_batches)
+    mean = np.bincount(source.batch, log_library, minlength=len(n)) / n
+    spread = np.square(log_library - mean[source.batch])
+    variance = np.bincount(source.batch, spread, minlength=len(n)) / n
+    variance = np.where(variance > _SMALL_VARIANCE, variance, log_library.var() + _SMALL_VARIANCE)
+    _fill(network.library_mean, mean)
+    _fill(network.library_variance, variance)
+
+
+def _bias(head: Linear | LinearHead) -> torch.Tensor | None:
+    """What a head gives where its inputs are average; None for a linear map without bias."""
+    if isinstance(head, Linear):
+        return head.bias
+    return None if head.batch_norm is None else head.batch_norm.bias
+
+
+def _fill(parameter: torch.Tensor | None, values: np.ndarray) -> None:
+    if parameter is not None:
+        parameter.copy_(torch.from_numpy(values).to(parameter.dtype))  # one row, or all the same
 
 
 def _matrix(batch: CountBatch) -> sp.csr_matrix:

@@ -54,12 +54,12 @@ def count_nll(
     hidden_nh : Tensor, shape (n, h), last hidden layer of the decoder
     heads : CountHeads
     log_library_n : Tensor, shape (n,), natural log of the library size
-    likelihood : "zinb", "nb" or "poisson"
+    likelihood : "zinb", "nb", "poisson" or "normal"
     activation : "softmax" over genes, or "softplus" gene by gene
     weight_n : Tensor, shape (n,), weight of each cell in "sum" and "mean"; None for 1
     reduction : "none" gives one value a cell; "sum" the weighted sum;
         "mean" the weighted sum divided by n
-    backend : "auto", "reference" or "cpu" (softmax only)
+    backend : "auto", "reference" or "cpu" (not for "normal")
 
     Returns
     -------
@@ -92,26 +92,28 @@ def count_nll(
     """
     family = LIKELIHOODS[likelihood]
     _check(counts, hidden_nh, heads, log_library_n, weight_n, family)
-    fits = activation == "softmax"
-    if backend == "cpu" and not fits:
-        raise OptionError("backend='cpu' has no 'softplus'; use backend='reference'.")
-    inputs = (hidden_nh, *heads.tensors(), log_library_n, weight_n)
-    if fits and use_cpu_kernel(backend, *inputs, counts.values):
+    if backend == "cpu" and not family.counts:
+        raise OptionError(f"backend='cpu' has no {likelihood!r}; use backend='reference'.")
+    inputs = (hidden_nh, *heads.tensors()[:-1], log_library_n, weight_n)
+    if family.counts and use_cpu_kernel(backend, *inputs, counts.values):
         from vivace.ops.count_nll.autograd import cell_nll, weighted_nll
 
         csr = (counts.indptr, counts.genes, counts.values)
+        softplus = activation == "softplus"
         if reduction == "none" or not torch.is_grad_enabled():
-            nll_n: Tensor = cell_nll(*csr, hidden_nh, *heads.tensors(), log_library_n, family.code)
+            nll_n: Tensor = cell_nll(
+                *csr, hidden_nh, *heads.tensors(), log_library_n, family.code, softplus
+            )
         else:
             share = 1.0 if reduction == "sum" else 1.0 / counts.n_cells
             weights = torch.full_like(log_library_n, share)
             if weight_n is not None:
                 weights *= weight_n
             return weighted_nll(
-                *csr, hidden_nh, *heads.tensors(), log_library_n, weights, family.code
+                *csr, hidden_nh, *heads.tensors(), log_library_n, weights, family.code, softplus
             )
     else:
-        nll_n = count_nll_reference(counts, hidden_nh, heads, log_library_n, activation)
+        nll_n = count_nll_reference(counts, hidden_nh, heads, log_library_n, activation, likelihood)
     if reduction == "none":
         return nll_n
     total = nll_n.sum() if weight_n is None else (nll_n * weight_n.detach()).sum()
@@ -128,15 +130,24 @@ def _check(
 ) -> None:
     n, g = counts.n_cells, counts.n_genes
     hidden = hidden_nh.shape[-1]
+    per_cell = family.dispersed and heads.theta_hg is not None
+    tabled = family.dispersed and not per_cell
+    table_shape = (g,)
+    if heads.theta_row_n is not None and heads.log_theta_g is not None:
+        table_shape = (len(heads.log_theta_g), g)  # type: ignore[assignment]
     needed: list[tuple[str, Tensor | None, tuple[int, ...], bool]] = [
         ("hidden_nh", hidden_nh, (n, hidden), True),
         ("scale_hg", heads.scale_hg, (hidden, g), True),
         ("scale_g", heads.scale_g, (g,), True),
-        ("log_theta_g", heads.log_theta_g, (g,), family.dispersed),
+        ("log_theta_g", heads.log_theta_g, table_shape, tabled),
         ("dropout_hg", heads.dropout_hg, (hidden, g), family.zero_inflated),
         ("dropout_g", heads.dropout_g, (g,), family.zero_inflated),
+        ("theta_hg", heads.theta_hg, (hidden, g), per_cell),
+        ("theta_bias_g", heads.theta_bias_g, (g,), per_cell),
         ("log_library_n", log_library_n, (n,), True),
     ]
+    if heads.theta_row_n is not None:
+        needed.append(("theta_row_n", heads.theta_row_n, (n,), tabled))
     if weight_n is not None:
         needed.append(("weight_n", weight_n, (n,), True))
     for name, tensor, shape, wanted in needed:

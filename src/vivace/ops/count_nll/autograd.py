@@ -8,6 +8,7 @@ cell; its gradient is a weighted pass of its own.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -16,60 +17,117 @@ import torch
 from torch import Tensor
 
 from vivace.ops.count_nll.cpu import logit_gradients
+from vivace.ops.count_nll.likelihoods import CountHeads
 from vivace.ops.matmul import product
 
 _BLOCK_BYTES = 32 * 2**20  # logits of one block of cells
 
-Heads = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
+
+@dataclass
+class _Pass:
+    """What the kernel leaves of one block of cells: gradients in the logits, sums, losses."""
+
+    scale_ng: Tensor
+    dropout_ng: Tensor
+    theta_ng: Tensor  # gradient in log theta of each cell, empty where all share one
+    scale_g: Tensor
+    theta_cg: Tensor  # gradient of the table of log theta, empty where a head gives it
+    dropout_g: Tensor
+    nll_n: Tensor
+    library_n: Tensor
 
 
 def _logit_gradients(
     csr: tuple[Tensor, Tensor, Tensor],
     hidden_nh: Tensor,
-    heads: Heads,
+    heads: CountHeads,
     log_library_n: Tensor,
     weight_n: Tensor,
     family: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
-    """One block of cells: logit gradients of both heads, nll, library gradient, sums."""
-    scale_hg, scale_g, log_theta_g, dropout_hg, dropout_g = heads
-    scale_ng = product(hidden_nh, scale_hg, scale_g)
-    logits_ng = (
-        hidden_nh.new_empty((1, 0))
-        if dropout_hg is None
-        else product(hidden_nh, dropout_hg, dropout_g)
+    softplus: bool,
+) -> _Pass:
+    n, g = len(hidden_nh), heads.scale_g.shape[0]
+    new = hidden_nh.new_empty
+    theta_row = torch.empty(0, dtype=torch.int64)
+    theta_ng = new((0, g))
+    if heads.theta_hg is not None:
+        table = product(hidden_nh, heads.theta_hg, heads.theta_bias_g)
+        theta_row, theta_ng, theta_cg = torch.arange(n), table, new((0, g))
+    else:
+        table = new((0, g)) if heads.log_theta_g is None else heads.log_theta_g.view(-1, g)
+        theta_cg = torch.empty_like(table)
+        if heads.theta_row_n is not None:
+            theta_row, theta_ng = heads.theta_row_n, new((n, g))
+    out = _Pass(
+        scale_ng=product(hidden_nh, heads.scale_hg, heads.scale_g),
+        dropout_ng=new((1, 0))
+        if heads.dropout_hg is None
+        else product(hidden_nh, heads.dropout_hg, heads.dropout_g),
+        theta_ng=theta_ng,
+        scale_g=new(g),
+        theta_cg=theta_cg,
+        dropout_g=new(g),
+        nll_n=new(n),
+        library_n=new(n),
     )
-    nll_n, by_library_n = torch.empty_like(log_library_n), torch.empty_like(log_library_n)
-    sums = [torch.empty_like(scale_g) for _ in range(3)]
     indptr, genes, counts = csr
     logit_gradients(
         family,
-        scale_ng.numpy(),
-        logits_ng.numpy(),
-        (scale_g[:0] if log_theta_g is None else log_theta_g).numpy(),
+        softplus,
+        out.scale_ng.numpy(),
+        out.dropout_ng.numpy(),
+        table.numpy(),
+        theta_row.numpy(),
+        theta_ng.numpy(),
         indptr.numpy(),
         genes.numpy().view(np.uint32),
         counts.numpy(),
         log_library_n.numpy(),
         weight_n.numpy(),
-        nll_n.numpy(),
-        by_library_n.numpy(),
-        *(s.numpy() for s in sums),
+        out.nll_n.numpy(),
+        out.library_n.numpy(),
+        out.scale_g.numpy(),
+        theta_cg.numpy(),
+        out.dropout_g.numpy(),
     )
-    return scale_ng, logits_ng, nll_n, by_library_n, sums
+    return out
 
 
-def _plain(*tensors: Tensor | None) -> tuple[Any, ...]:
+def _plain(*tensors: Tensor | None) -> list[Any]:
     """Contiguous, without autograd, as NumPy and oneDNN need them."""
-    return tuple(None if t is None else t.detach().contiguous() for t in tensors)
+    return [None if t is None else t.detach().contiguous() for t in tensors]
 
 
-def _blocks(n_cells: int, n_genes: int, zero_inflated: bool) -> list[slice]:
+def _blocks(n_cells: int, n_genes: int, n_heads: int) -> list[slice]:
     """Even blocks of cells whose logits stay within ``_BLOCK_BYTES``."""
-    per_cell = 4 * n_genes * (2 if zero_inflated else 1)
-    number = max(1, math.ceil(n_cells * per_cell / _BLOCK_BYTES))
+    number = max(1, math.ceil(n_cells * 4 * n_genes * n_heads / _BLOCK_BYTES))
     edges = [n_cells * i // number for i in range(number + 1)]
     return [slice(a, b) for a, b in pairwise(edges)]
+
+
+def _passes(
+    csr_and_hidden: list[Any],
+    heads: CountHeads,
+    log_library_n: Tensor,
+    weight_n: Tensor,
+    family: int,
+    softplus: bool,
+) -> Any:
+    """The hidden state and the pass of each block of cells, one after another."""
+    indptr, genes, counts, hidden_nh = csr_and_hidden
+    n_heads = 1 + (heads.dropout_hg is not None) + (heads.theta_hg is not None)
+    n_heads += heads.theta_row_n is not None  # as large as the logits of a head
+    for rows in _blocks(len(hidden_nh), heads.scale_g.shape[0], n_heads):
+        here = heads
+        if heads.theta_row_n is not None:
+            here = replace(heads, theta_row_n=heads.theta_row_n[rows])
+        csr = (indptr[rows.start : rows.stop + 1], genes, counts)
+        yield (
+            hidden_nh[rows],
+            _logit_gradients(
+                csr, hidden_nh[rows], here, log_library_n[rows], weight_n[rows], family, softplus
+            ),
+        )
 
 
 @torch.library.custom_op("vivace::cell_nll", mutates_args=(), device_types="cpu")
@@ -83,22 +141,25 @@ def cell_nll(
     log_theta_g: Tensor | None,
     dropout_hg: Tensor | None,
     dropout_g: Tensor | None,
+    theta_hg: Tensor | None,
+    theta_bias_g: Tensor | None,
+    theta_row_n: Tensor | None,
     log_library_n: Tensor,
     family: int,
+    softplus: bool,
 ) -> Tensor:
     """Negative log-likelihood of each cell, shape (n,)."""
-    indptr, genes, counts, hidden_nh, log_library_n = _plain(
-        indptr, genes, counts, hidden_nh, log_library_n
-    )
-    heads = _plain(scale_hg, scale_g, log_theta_g, dropout_hg, dropout_g)
+    csr_and_hidden = _plain(indptr, genes, counts, hidden_nh)
+    heads = CountHeads(
+        *_plain(
+            scale_hg, scale_g, log_theta_g, dropout_hg, dropout_g,
+            theta_hg, theta_bias_g, theta_row_n,
+        )
+    )  # fmt: skip
+    (log_library_n,) = _plain(log_library_n)
     weight_n = torch.ones_like(log_library_n)
-    nll_n = torch.empty_like(log_library_n)
-    for rows in _blocks(len(hidden_nh), scale_hg.shape[1], dropout_hg is not None):
-        csr = (indptr[rows.start : rows.stop + 1], genes, counts)
-        nll_n[rows] = _logit_gradients(
-            csr, hidden_nh[rows], heads, log_library_n[rows], weight_n[rows], family
-        )[2]
-    return nll_n
+    passes = _passes(csr_and_hidden, heads, log_library_n, weight_n, family, softplus)
+    return torch.cat([done.nll_n for _, done in passes])
 
 
 def _weighted(
@@ -111,43 +172,50 @@ def _weighted(
     log_theta_g: Tensor | None,
     dropout_hg: Tensor | None,
     dropout_g: Tensor | None,
+    theta_hg: Tensor | None,
+    theta_bias_g: Tensor | None,
+    theta_row_n: Tensor | None,
     log_library_n: Tensor,
     weight_n: Tensor,
     family: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Weighted sum of the losses and its gradients, in the order of the arguments."""
-    indptr, genes, counts, hidden_nh, log_library_n, weight_n = _plain(
-        indptr, genes, counts, hidden_nh, log_library_n, weight_n
-    )
-    heads = _plain(scale_hg, scale_g, log_theta_g, dropout_hg, dropout_g)
-    scale_hg, dropout_hg = heads[0], heads[3]
-    nll, by_library, by_hidden = [], [], []
-    for rows in _blocks(len(hidden_nh), scale_hg.shape[1], dropout_hg is not None):
-        here = hidden_nh[rows]
-        csr = (indptr[rows.start : rows.stop + 1], genes, counts)
-        scale_ng, logits_ng, nll_n, by_library_n, block_sums = _logit_gradients(
-            csr, here, heads, log_library_n[rows], weight_n[rows], family
+    softplus: bool,
+) -> list[Tensor]:
+    """Weighted sum of the losses and its gradients in hidden_nh, the heads and the library.
+
+    In the order of the arguments, an empty tensor for each that is not there
+    and for ``theta_row_n``, which has none.
+    """
+    csr_and_hidden = _plain(indptr, genes, counts, hidden_nh)
+    heads = CountHeads(
+        *_plain(
+            scale_hg, scale_g, log_theta_g, dropout_hg, dropout_g,
+            theta_hg, theta_bias_g, theta_row_n,
         )
-        nll.append(nll_n)
-        by_library.append(by_library_n)
-        by_hidden.append(product(scale_ng, scale_hg.T))
-        from_scale, from_dropout = product(here.T, scale_ng), scale_hg.new_empty(0)
-        if dropout_hg is not None:
-            from_dropout = product(here.T, logits_ng)
-            by_hidden[-1] += product(logits_ng, dropout_hg.T)
-        if len(nll) == 1:
-            by_scale, by_dropout, sums = from_scale, from_dropout, block_sums
-        else:
-            by_scale += from_scale
-            by_dropout += from_dropout
-            for whole, part in zip(sums, block_sums, strict=True):
-                whole += part
-    total = torch.dot(_joined(nll), weight_n)
-    by_scale_g, by_theta_g, by_dropout_g = sums
-    return (
-        total, _joined(by_hidden), by_scale, by_scale_g, by_theta_g, by_dropout, by_dropout_g,
-        _joined(by_library),
     )  # fmt: skip
+    log_library_n, weight_n = _plain(log_library_n, weight_n)
+    nll, by_library, by_hidden = [], [], []
+    sums: list[Tensor] = []
+    passes = _passes(csr_and_hidden, heads, log_library_n, weight_n, family, softplus)
+    for here, done in passes:
+        nll.append(done.nll_n)
+        by_library.append(done.library_n)
+        by_hidden.append(product(done.scale_ng, heads.scale_hg.T))
+        by_dropout, by_theta_head, by_theta_bias = (here.new_empty(0) for _ in range(3))
+        if heads.dropout_hg is not None:
+            by_dropout = product(here.T, done.dropout_ng)
+            by_hidden[-1] += product(done.dropout_ng, heads.dropout_hg.T)
+        if heads.theta_hg is not None:
+            by_theta_head, by_theta_bias = product(here.T, done.theta_ng), done.theta_ng.sum(0)
+            by_hidden[-1] += product(done.theta_ng, heads.theta_hg.T)
+        parts = [
+            product(here.T, done.scale_ng), done.scale_g,
+            here.new_empty(0) if log_theta_g is None else done.theta_cg.view(log_theta_g.shape),
+            by_dropout, here.new_empty(0) if dropout_g is None else done.dropout_g,
+            by_theta_head, by_theta_bias,
+        ]  # fmt: skip
+        sums = parts if not sums else [a.add_(b) for a, b in zip(sums, parts, strict=True)]
+    total = torch.dot(_joined(nll), weight_n)
+    return [total, _joined(by_hidden), *sums, hidden_nh.new_empty(0), _joined(by_library)]
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
@@ -171,7 +239,7 @@ class _WeightedNLL(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
         total, *ctx.grads = _weighted(*args)
-        ctx.has_theta, ctx.has_dropout = args[6] is not None, args[7] is not None
+        ctx.there = [t is not None for t in args[3:13]]
         return total
 
     @staticmethod
@@ -182,8 +250,8 @@ class _WeightedNLL(torch.autograd.Function):
         upstream = grad_outputs[0].item()
         if upstream != 1.0:
             grads = [g.mul_(upstream) for g in grads]
-        *arranged, family = _arrange(tuple(grads), ctx.has_theta, ctx.has_dropout)
-        return *arranged, None, family  # no gradient for weight_n
+        # nothing for the CSR arrays, for weight_n and for the two options
+        return None, None, None, *_arranged(grads, ctx.there), None, None, None
 
 
 def weighted_nll(*args: Tensor | int | None) -> Tensor:
@@ -192,64 +260,35 @@ def weighted_nll(*args: Tensor | int | None) -> Tensor:
     return total
 
 
+def _arranged(grads: list[Tensor], there: list[bool]) -> list[Tensor | None]:
+    """The gradients of hidden_nh, the heads and the library; None where there is no such input."""
+    found: list[Tensor | None] = [g if t else None for g, t in zip(grads, there, strict=True)]
+    found[-2] = None  # theta_row_n, which is not a number
+    return found
+
+
 @cell_nll.register_fake
 def _(indptr: Tensor, genes: Tensor, counts: Tensor, hidden_nh: Tensor, *_rest: object) -> Tensor:
     return hidden_nh.new_empty(len(hidden_nh))
 
 
 @_weighted_nll.register_fake
-def _(
-    indptr: Tensor,
-    genes: Tensor,
-    counts: Tensor,
-    hidden_nh: Tensor,
-    scale_hg: Tensor,
-    scale_g: Tensor,
-    log_theta_g: Tensor | None,
-    dropout_hg: Tensor | None,
-    dropout_g: Tensor | None,
-    log_library_n: Tensor,
-    weight_n: Tensor,
-    family: int,
-) -> tuple[Tensor, ...]:
+def _(indptr: Tensor, genes: Tensor, counts: Tensor, hidden_nh: Tensor, *rest: Any) -> list[Tensor]:
+    *heads, log_library_n, _weight_n, _family, _softplus = rest
     new = hidden_nh.new_empty
-    by_dropout = new(0) if dropout_hg is None else new(dropout_hg.shape)
-    by_gene = [new(scale_hg.shape[1]) for _ in range(3)]
-    by_hidden, by_scale, by_library = (new(t.shape) for t in (hidden_nh, scale_hg, log_library_n))
-    return (
-        new(()), by_hidden, by_scale, by_gene[0], by_gene[1], by_dropout, by_gene[2], by_library
-    )  # fmt: skip
+    shapes = [new(0) if t is None else new(t.shape) for t in heads[:-1]]
+    return [new(()), new(hidden_nh.shape), *shapes, new(0), new(log_library_n.shape)]
 
 
 def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:-1])
-    ctx.family = inputs[-1]
+    ctx.save_for_backward(*inputs[:-2])
+    ctx.options = inputs[-2:]
 
 
 def _recompute(ctx: Any, grad_n: Tensor) -> tuple[Tensor | None, ...]:
-    *inputs, log_library_n = ctx.saved_tensors
-    grads = _weighted_nll(*inputs, log_library_n, grad_n, ctx.family)[1:]
-    return _arrange(grads, inputs[6] is not None, inputs[7] is not None)
-
-
-def _arrange(
-    grads: tuple[Tensor, ...], has_theta: bool, has_dropout: bool
-) -> tuple[Tensor | None, ...]:
-    """The gradients at the places of their inputs, None elsewhere."""
-    by_hidden, by_scale, by_scale_g, by_theta, by_dropout, by_dropout_g, by_library = grads
-    return (
-        None,
-        None,
-        None,
-        by_hidden,
-        by_scale,
-        by_scale_g,
-        by_theta if has_theta else None,
-        by_dropout if has_dropout else None,
-        by_dropout_g if has_dropout else None,
-        by_library,
-        None,
-    )
+    inputs = ctx.saved_tensors
+    _, *grads = _weighted_nll(*inputs, grad_n, *ctx.options)
+    return None, None, None, *_arranged(grads, [t is not None for t in inputs[3:]]), None, None
 
 
 cell_nll.register_autograd(_recompute, setup_context=_save_inputs)

@@ -37,9 +37,10 @@ _LOG_FACTORIAL = np.array([math.lgamma(i + 1) for i in range(256)], np.float64)
 _ROWS = 16  # cells handed to a thread at a time
 _GENES = 256  # genes of a per-gene loop handed to a thread at a time
 _POISSON, _ZINB = 0, 2
+_SOFTPLUS_IS_EXP = -20.0  # below it their logs are equal to float32 accuracy
 
 
-# ---- per gene, once a step --------------------------------------------------
+# ---- dispersions, once a step --------------------------------------------------
 
 
 @njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
@@ -51,23 +52,6 @@ def _dispersion(log_theta: Floats, theta: Floats, inv_theta: Floats) -> None:
         t = _BOUND if t > _BOUND else t
         theta[g] = exp32(t)
         inv_theta[g] = exp32(-t)
-
-
-@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
-def _gammas(
-    inv_theta: Floats, exact: Doubles, log_theta: Doubles, log_gammas: Doubles, digammas: Doubles
-) -> None:
-    """Theta, its log, log gamma and theta * digamma, all of the very 1/theta in ``_spread``.
-
-    Where theta is tiny, x log(theta) and x spread are large and cancel.
-    """
-    for g in range(inv_theta.size):
-        theta = 1.0 / np.float64(inv_theta[g])
-        exact[g] = theta
-        log_theta[g] = log64(theta)
-        value, slope = log_gamma_digamma(theta)
-        log_gammas[g] = value
-        digammas[g] = theta * slope
 
 
 # ---- passes over one row of g genes -----------------------------------------
@@ -88,6 +72,18 @@ def _exponentials(s: Floats, e: Floats) -> tuple[float, float]:
     for j in range(s.size):
         e[j] = exp32(s[j] - top)
     return top, _total(e)
+
+
+@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+def _softplus(s: Floats, e: Floats, slope: Floats) -> None:
+    """Write e = log(1 + exp(s)), and the derivative of log e."""
+    for j in range(s.size):
+        small = exp32(-abs(s[j]))
+        rest = log1p32(small)
+        e[j] = rest + (s[j] if s[j] > _ZERO else _ZERO)
+    for j in range(s.size):
+        small = exp32(-abs(s[j]))
+        slope[j] = (_ONE if s[j] > _ZERO else small) / ((_ONE + small) * e[j])
 
 
 @njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
@@ -157,6 +153,24 @@ def _softmax_gradient(
 
 
 @njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+def _softplus_gradient(
+    s: Floats, slope: Floats, by_mu: Floats, total: Floats, weight: float
+) -> None:
+    """Overwrite logits with -weight * slope * by_mu, and add them to the total."""
+    for j in range(s.size):
+        gradient = -weight * (slope[j] * by_mu[j])
+        s[j] = gradient
+        total[j] += gradient
+
+
+@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+def _within_bounds(by_theta: Floats, raw: Floats, weight: float, out: Floats) -> None:
+    """Weight the gradient; where log theta is beyond its bounds, it is zero."""
+    for j in range(by_theta.size):
+        out[j] = _ZERO if abs(raw[j]) > _BOUND else weight * by_theta[j]
+
+
+@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
 def _scale_and_add(a: Floats, total: Floats, weight: float) -> None:
     """Weight a in place, and add it to the total."""
     for j in range(a.size):
@@ -179,37 +193,54 @@ def _log_factorial(x: float) -> float:
 
 
 @njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
-def _nonzero_poisson(
-    genes: Genes, x: Floats, s: Floats, shift: float, by_mu: Floats, value: Doubles
+def _nonzero_log_mu(
+    genes: Genes, s: Floats, e: Floats, softplus: bool, shift: float, log_mu: Doubles
 ) -> None:
-    """Log Poisson without its mean, which adds up to the library; by_mu is x."""
+    """Log mu; ``shift`` is its distance from the logit, or from the log of a softplus."""
     for i in range(genes.size):
         j = genes[i]
+        logit = np.float64(s[j])
+        # far below zero a softplus is exp(logit), and would leave float32
+        log_e = log64(np.float64(e[j])) if softplus and logit > _SOFTPLUS_IS_EXP else logit
+        log_mu[i] = log_e + shift
+
+
+@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+def _nonzero_poisson(genes: Genes, x: Floats, by_mu: Floats, value: Doubles) -> None:
+    """From log mu in ``value``: log Poisson without its mean; x is added to by_mu."""
+    for i in range(genes.size):
         count = np.float64(x[i])
-        by_mu[j] = x[i]
-        value[i] = count * (np.float64(s[j]) + shift) - _log_factorial(count)
+        by_mu[genes[i]] += x[i]
+        value[i] = count * value[i] - _log_factorial(count)
 
 
 @njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
 def _gather(
     genes: Genes,
-    s: Floats,
-    shift: float,
     e: Floats,
     rate: float,
     inv_theta: Floats,
+    ratio: Doubles,
     theta: Doubles,
-    log_theta: Doubles,
-    x_ratio: Doubles,
-    x_theta: Doubles,
-    x_log_ratio: Doubles,
 ) -> None:
-    """Mu/theta, theta and log(mu/theta) of the non-zero genes, side by side."""
+    """Mu/theta and theta of the non-zero genes, side by side.
+
+    Theta is that of the very 1/theta in ``_spread``: where it is tiny,
+    x log(theta) and x spread are large and cancel.
+    """
     for i in range(genes.size):
         j = genes[i]
-        x_ratio[i] = np.float64(e[j]) * rate * np.float64(inv_theta[j])
-        x_theta[i] = theta[j]
-        x_log_ratio[i] = np.float64(s[j]) + shift - log_theta[j]
+        inverse = np.float64(inv_theta[j])
+        ratio[i] = np.float64(e[j]) * rate * inverse
+        theta[i] = 1.0 / inverse
+
+
+@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+def _gammas(theta: Doubles, value: Doubles, log_gammas: Doubles, digammas: Doubles) -> None:
+    """Turn log mu into log(mu/theta); write log gamma(theta) and digamma(theta)."""
+    for i in range(theta.size):
+        value[i] -= log64(theta[i])
+        log_gammas[i], digammas[i] = log_gamma_digamma(theta[i])
 
 
 @njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
@@ -218,7 +249,7 @@ def _nonzero_value(
 ) -> None:
     """From log(mu/theta) in ``value``: log NB(x) + log gamma(theta) + log x!, and by_theta.
 
-    By_theta still lacks by_mu and theta * digamma(theta).
+    By_theta still lacks by_mu and digamma(theta).
     """
     for i in range(x.size):
         u = ratio[i]
@@ -244,6 +275,21 @@ def _nonzero_gradient(
 
 
 @njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+def _nonzero_constants(
+    x: Floats,
+    theta: Doubles,
+    log_gammas: Doubles,
+    digammas: Doubles,
+    value: Doubles,
+    by_theta: Doubles,
+) -> None:
+    """Take log gamma(theta), log x! and theta * digamma(theta) off."""
+    for i in range(x.size):
+        value[i] -= log_gammas[i] + _log_factorial(np.float64(x[i]))
+        by_theta[i] -= theta[i] * digammas[i]
+
+
+@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
 def _not_dropped(logits: Floats, value: Doubles, by_logits: Floats) -> None:
     """Add log(1 - dropout) to the value of non-zero counts."""
     for i in range(logits.size):
@@ -262,14 +308,14 @@ def _cells(
     first: int,
     last: int,
     family: int,
+    softplus: bool,
     scale_ng: Floats,
     logits_ng: Floats,
-    theta: Floats,
-    inv_theta: Floats,
-    exact_theta: Doubles,
-    log_theta: Doubles,
-    log_gammas: Doubles,
-    digammas: Doubles,
+    raw_log_theta: Floats,
+    theta_cg: Floats,
+    inv_theta_cg: Floats,
+    theta_row: Ints,
+    by_theta_ng: Floats,
     indptr: Ints,
     genes: Genes,
     counts: Floats,
@@ -281,11 +327,13 @@ def _cells(
 ) -> None:
     """Cells first to last: loss, gradients in place of logits, sums over the cells.
 
-    ``sums`` takes the gradients of the scale bias, of log theta and of the
-    dropout bias, one row each.
+    ``sums`` takes the gradients of the scale bias, of a shared log theta and of
+    the dropout bias, one row each.
     """
     n_genes = scale_ng.shape[1]
+    shared = by_theta_ng.size == 0
     e = np.empty(n_genes, np.float32)
+    slope = np.empty(n_genes if softplus else 0, np.float32)
     value = np.empty(n_genes, np.float32)
     by_mu = np.empty(n_genes, np.float32)
     by_theta = np.empty(n_genes, np.float32)
@@ -299,6 +347,8 @@ def _cells(
     all_value = np.empty(most, np.float64)
     all_by_mu = np.empty(most, np.float64)
     all_by_theta = np.empty(most, np.float64)
+    all_log_gammas = np.empty(most, np.float64)
+    all_digammas = np.empty(most, np.float64)
     all_logits = np.empty(most, np.float32)
     all_by_logits = np.empty(most, np.float32)
     sums[:] = _ZERO
@@ -306,35 +356,47 @@ def _cells(
     for n in range(first, last):
         s = scale_ng[n]
         logits = logits_ng[n if family == _ZINB else 0]
-        top, total = _exponentials(s, e)
         library = np.float64(log_library[n])
-        exact_rate = math.exp(library) / total
+        if softplus:
+            _softplus(s, e, slope)
+            total = _total(e)
+            exact_rate = math.exp(library)
+            shift = library
+        else:
+            top, total = _exponentials(s, e)
+            exact_rate = math.exp(library) / total
+            shift = library - np.float64(top) - math.log(total)  # log mu = s + shift
         rate = np.float32(exact_rate)
-        shift = library - np.float64(top) - math.log(total)  # log mu = s + shift
         begin, end = indptr[n], indptr[n + 1]
         nonzero = end - begin
         x = counts[begin:end]
         where = genes[begin:end]
         x_value = all_value[:nonzero]
+        _nonzero_log_mu(where, s, e, softplus, shift, x_value)
 
         if family == _POISSON:
-            by_mu[:] = _ZERO
-            _nonzero_poisson(where, x, s, shift, by_mu, x_value)
+            if softplus:
+                for j in range(n_genes):
+                    by_mu[j] = -rate * e[j]
+            else:  # the means add up to the library, whatever the logits: by_mu is only x
+                by_mu[:] = _ZERO
+            _nonzero_poisson(where, x, by_mu, x_value)
             mass = exact_rate * total
             log_p = _total(x_value) - mass
             by_mu_sum = _total(x)
             by_log_library = by_mu_sum - mass
         else:
-            x_by_mu = all_by_mu[:nonzero]
-            x_by_theta = all_by_theta[:nonzero]
-            _spread(e, inv_theta, rate, value, by_mu)
+            row = 0 if shared else theta_row[n]
+            theta, inv_theta = theta_cg[row], inv_theta_cg[row]
             x_ratio, x_theta = all_ratio[:nonzero], all_theta[:nonzero]
-            _gather(
-                where, s, shift, e, exact_rate, inv_theta, exact_theta, log_theta,
-                x_ratio, x_theta, x_value,
-            )  # fmt: skip
+            x_by_mu, x_by_theta = all_by_mu[:nonzero], all_by_theta[:nonzero]
+            x_log_gammas, x_digammas = all_log_gammas[:nonzero], all_digammas[:nonzero]
+            _gather(where, e, exact_rate, inv_theta, x_ratio, x_theta)
+            _gammas(x_theta, x_value, x_log_gammas, x_digammas)
             _nonzero_value(x, x_ratio, x_theta, x_value, x_by_theta)
             _nonzero_gradient(x, x_ratio, x_theta, x_by_mu, x_by_theta)
+            _nonzero_constants(x, x_theta, x_log_gammas, x_digammas, x_value, x_by_theta)
+            _spread(e, inv_theta, rate, value, by_mu)
             _zero_nb(theta, value, by_mu, by_theta)
             if family == _ZINB:
                 x_logits = all_logits[:nonzero]
@@ -351,10 +413,9 @@ def _cells(
             for i in range(nonzero):
                 if x[i] != _ZERO:  # a stored zero is a zero like any other
                     j = where[i]
-                    constant = log_gammas[j] + _log_factorial(np.float64(x[i]))
-                    value[j] = np.float32(x_value[i] - constant)
+                    value[j] = np.float32(x_value[i])
                     by_mu[j] = np.float32(x_by_mu[i])
-                    by_theta[j] = np.float32(x_by_theta[i] - digammas[j])
+                    by_theta[j] = np.float32(x_by_theta[i])
             log_p = _total(value)
             by_mu_sum = _total(by_mu)
             by_log_library = by_mu_sum
@@ -362,9 +423,15 @@ def _cells(
         w = weight[n]
         nll[n] = np.float32(-log_p)
         by_library[n] = np.float32(-w * by_log_library)
-        _softmax_gradient(s, e, by_mu, sums[0], w, np.float32(by_mu_sum / total))
+        if softplus:
+            _softplus_gradient(s, slope, by_mu, sums[0], w)
+        else:
+            _softmax_gradient(s, e, by_mu, sums[0], w, np.float32(by_mu_sum / total))
         if family != _POISSON:
-            _add(sums[1], by_theta, -w)
+            if shared:
+                _add(sums[1], by_theta, -w)
+            else:
+                _within_bounds(by_theta, raw_log_theta[theta_row[n]], -w, by_theta_ng[n])
         if family == _ZINB:
             _scale_and_add(logits, sums[2], -w)
 
@@ -380,9 +447,12 @@ def _add_parts(parts: Floats, start: int, stop: int, total: Floats) -> None:
 @njit(parallel=True, fastmath=_EXACT, error_model="numpy", cache=True)
 def logit_gradients(
     family: int,
+    softplus: bool,
     scale_ng: Floats,
     logits_ng: Floats,
-    raw_log_theta: Floats,
+    log_theta_cg: Floats,
+    theta_row: Ints,
+    by_theta_ng: Floats,
     indptr: Ints,
     genes: Genes,
     counts: Floats,
@@ -391,29 +461,28 @@ def logit_gradients(
     nll: Floats,
     by_library: Floats,
     by_scale: Floats,
-    by_theta: Floats,
+    by_theta_cg: Floats,
     by_dropout: Floats,
 ) -> None:
     """Loss of each cell, and the gradients of its weighted sum.
 
     Overwrites ``scale_ng`` and ``logits_ng`` (one empty row where there is no
-    zero inflation) with the gradients in them.  The last three, all of shape
-    (g,), are those of the scale bias, of log theta and of the dropout bias.
+    zero inflation) with the gradients in them.  ``by_scale`` and ``by_dropout``,
+    of shape (g,), are the gradients of the two biases.
+
+    Cell n has row ``theta_row[n]`` of ``log_theta_cg``, and leaves its gradient
+    in ``by_theta_ng[n]``; where that is empty, all cells share the first row.
+    ``by_theta_cg`` is the gradient of the table; empty where nobody asks.
     """
     n_cells, n_genes = scale_ng.shape
-    n_theta = raw_log_theta.size
-    theta = np.empty(n_theta, np.float32)
-    inv_theta = np.empty(n_theta, np.float32)
-    exact_theta = np.empty(n_theta, np.float64)
-    log_theta = np.empty(n_theta, np.float64)
-    log_gammas = np.empty(n_theta, np.float64)
-    digammas = np.empty(n_theta, np.float64)
-    for block in prange((n_theta + _GENES - 1) // _GENES):
-        span = slice(block * _GENES, (block + 1) * _GENES)
-        _dispersion(raw_log_theta[span], theta[span], inv_theta[span])
-        _gammas(
-            inv_theta[span], exact_theta[span], log_theta[span], log_gammas[span], digammas[span]
-        )
+    n_rows = log_theta_cg.shape[0]
+    n_blocks = (n_genes + _GENES - 1) // _GENES
+    theta = np.empty((n_rows, n_genes), np.float32)
+    inv_theta = np.empty((n_rows, n_genes), np.float32)
+    for part in prange(n_rows * n_blocks):
+        row, start = part // n_blocks, (part % n_blocks) * _GENES
+        span = slice(start, start + _GENES)
+        _dispersion(log_theta_cg[row, span], theta[row, span], inv_theta[row, span])
 
     # as many partitions whatever the threads, so that every sum has one order
     n_parts = (n_cells + _ROWS - 1) // _ROWS
@@ -423,14 +492,14 @@ def logit_gradients(
             part * n_cells // n_parts,
             (part + 1) * n_cells // n_parts,
             family,
+            softplus,
             scale_ng,
             logits_ng,
+            log_theta_cg,
             theta,
             inv_theta,
-            exact_theta,
-            log_theta,
-            log_gammas,
-            digammas,
+            theta_row,
+            by_theta_ng,
             indptr,
             genes,
             counts,
@@ -440,11 +509,15 @@ def logit_gradients(
             by_library,
             parts[part],
         )
-    for block in prange((n_genes + _GENES - 1) // _GENES):
+    for block in prange(n_blocks):
         start, stop = block * _GENES, min(n_genes, (block + 1) * _GENES)
         _add_parts(parts[:, 0], start, stop, by_scale)
-        _add_parts(parts[:, 1], start, stop, by_theta)
         _add_parts(parts[:, 2], start, stop, by_dropout)
-        if family != _POISSON:
-            for g in range(start, stop):
-                by_theta[g] = _ZERO if abs(raw_log_theta[g]) > _BOUND else by_theta[g]
+        if by_theta_cg.size > 0 and by_theta_ng.size > 0:
+            by_theta_cg[:, start:stop] = _ZERO
+            for n in range(n_cells):
+                _add(by_theta_cg[theta_row[n], start:stop], by_theta_ng[n, start:stop], _ONE)
+        elif by_theta_cg.size > 0:
+            total = by_theta_cg[0]
+            _add_parts(parts[:, 1], start, stop, total)
+            _within_bounds(total[start:stop], log_theta_cg[0, start:stop], _ONE, total[start:stop])

@@ -5,10 +5,13 @@ Each formula is written once, on dense arrays, as it stands in README.md.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, logsigmoid, softplus
 
+from vivace.config import GeneLikelihood
 from vivace.data.batch import SparseCounts
 from vivace.ops.count_nll.likelihoods import Activation, CountHeads
 
@@ -31,7 +34,10 @@ def poisson_nll(x_ng: Tensor, log_mu_ng: Tensor) -> Tensor:
 
 
 def nb_nll(x_ng: Tensor, log_mu_ng: Tensor, log_theta_g: Tensor) -> Tensor:
-    """Negative binomial negative log-likelihood per entry, shape (n, g)."""
+    """Negative binomial negative log-likelihood per entry, shape (n, g).
+
+    ``log_theta_g`` is of shape (g,) or (n, g).
+    """
     log_theta_g = log_theta_g.clamp(-LOG_THETA_BOUND, LOG_THETA_BOUND)
     theta = log_theta_g.exp()
     log_ratio = log_mu_ng - log_theta_g
@@ -48,20 +54,41 @@ def zinb_nll(x_ng: Tensor, log_mu_ng: Tensor, log_theta_g: Tensor, zi_logits_ng:
     return -torch.where(x_ng == 0, at_zero, log_kept)
 
 
+def normal_nll(x_ng: Tensor, log_mu_ng: Tensor, log_sigma_g: Tensor) -> Tensor:
+    """Normal negative log-likelihood per entry, shape (n, g)."""
+    log_sigma_g = log_sigma_g.clamp(-LOG_THETA_BOUND, LOG_THETA_BOUND)
+    residual = (x_ng - log_mu_ng.exp()) * torch.exp(-log_sigma_g)
+    return 0.5 * residual.square() + log_sigma_g + 0.5 * math.log(2 * math.pi)
+
+
 def count_nll_reference(
     counts: SparseCounts,
     hidden_nh: Tensor,
     heads: CountHeads,
     log_library_n: Tensor,
     activation: Activation,
+    likelihood: GeneLikelihood,
 ) -> Tensor:
     """Negative log-likelihood of each cell, shape (n,)."""
     x_ng = counts.dense(hidden_nh.dtype)
     logits_ng = hidden_nh @ heads.scale_hg + heads.scale_g
     log_mu_ng = log_scale(logits_ng, activation) + log_library_n[:, None]
-    if heads.log_theta_g is None:
+    log_theta = log_theta_of(heads, hidden_nh)
+    if likelihood == "normal":
+        assert log_theta is not None
+        return normal_nll(x_ng, log_mu_ng, log_theta).sum(-1)
+    if log_theta is None:
         return poisson_nll(x_ng, log_mu_ng).sum(-1)
     if heads.dropout_hg is None or heads.dropout_g is None:
-        return nb_nll(x_ng, log_mu_ng, heads.log_theta_g).sum(-1)
+        return nb_nll(x_ng, log_mu_ng, log_theta).sum(-1)
     zi_logits_ng = hidden_nh @ heads.dropout_hg + heads.dropout_g
-    return zinb_nll(x_ng, log_mu_ng, heads.log_theta_g, zi_logits_ng).sum(-1)
+    return zinb_nll(x_ng, log_mu_ng, log_theta, zi_logits_ng).sum(-1)
+
+
+def log_theta_of(heads: CountHeads, hidden_nh: Tensor) -> Tensor | None:
+    """Log inverse dispersion, shape (g,) or (n, g); None where the likelihood has none."""
+    if heads.theta_hg is not None and heads.theta_bias_g is not None:
+        return hidden_nh @ heads.theta_hg + heads.theta_bias_g
+    if heads.log_theta_g is None or heads.theta_row_n is None:
+        return heads.log_theta_g
+    return heads.log_theta_g[heads.theta_row_n]
