@@ -13,14 +13,15 @@ SOURCE = Path(vivace.__file__).parent
 # From the bottom to the top; rooms on one line may not import each other.
 FLOORS = [
     ["errors"],
-    ["seeds", "config", "arguments"],
+    ["seeds", "config", "arguments", "distributions"],
     ["setup"],
     ["data", "datasets"],
     ["ops"],
     ["nn"],
     ["train", "posterior", "store", "report"],
-    ["model"],
+    ["base"],
     ["scvi", "linear"],
+    ["model"],
     ["demo"],
     ["cli"],
 ]

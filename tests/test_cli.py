@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import anndata
 import h5py
@@ -49,6 +50,7 @@ def cells(tiny, tmp_path):
     return tmp_path / "cells.h5ad"
 
 
+GOLDEN = Path(__file__).parent / "golden"
 QUICK = ("--max-epochs", "2", "--n-hidden", "16", "--n-latent", "3", "--quiet")
 
 
@@ -237,3 +239,28 @@ def test_help_is_the_docstring_of_each_command(vivace_says):
     _, out, _ = vivace_says("train", "--help")
     assert "Train SCVI on an h5ad of raw counts and save the model." in out
     assert "--batch-key" in out
+
+
+# ---- scvi-tools' format -------------------------------------------------------
+
+
+def test_convert_there_and_back(vivace_says, trained, saved, tmp_path):
+    code, out, _ = vivace_says("convert", saved, "-o", tmp_path / "theirs", "--to", "scvi-tools")
+    assert code == 0
+    assert "for scvi-tools" in out
+    assert [p.name for p in (tmp_path / "theirs").iterdir()] == ["model.pt"]
+    assert vivace_says("convert", tmp_path / "theirs", "-o", tmp_path / "ours")[0] == 0
+    again = SCVI.load(tmp_path / "ours", trained.adata)
+    assert np.array_equal(again.get_latent_representation(), trained.get_latent_representation())
+
+
+def test_convert_refuses_an_unknown_format(vivace_refuses, saved, tmp_path):
+    command = ("convert", saved, "-o", tmp_path / "x", "--to", "onnx")
+    vivace_refuses(command, "format", "'onnx'")
+    assert not (tmp_path / "x").exists()
+
+
+def test_info_says_what_scvi_tools_saved(vivace_says):
+    code, out, _ = vivace_says("info", GOLDEN / "linear")
+    assert code == 0
+    assert "LinearSCVI: nb likelihood" in out

@@ -9,15 +9,26 @@ from typing import TYPE_CHECKING
 from vivace.config import settings
 
 if TYPE_CHECKING:
-    from vivace import datasets, errors, nn, ops
+    from vivace import datasets, distributions, errors, model, nn, ops
     from vivace.linear import LinearSCVI
     from vivace.scvi import SCVI
 
 __version__ = version("vivace")
-__all__ = ["SCVI", "LinearSCVI", "__version__", "datasets", "errors", "nn", "ops", "settings"]
+__all__ = [
+    "SCVI",
+    "LinearSCVI",
+    "__version__",
+    "datasets",
+    "distributions",
+    "errors",
+    "model",
+    "nn",
+    "ops",
+    "settings",
+]
 
 _CLASSES = {"SCVI": "vivace.scvi", "LinearSCVI": "vivace.linear"}
-_MODULES = ("datasets", "errors", "nn", "ops")
+_MODULES = ("datasets", "distributions", "errors", "model", "nn", "ops")
 
 
 def __getattr__(name: str) -> object:

@@ -38,6 +38,19 @@ def number(name: str, value: object) -> None:
         raise ArgumentTypeError(f"{name} must be a number, not {value!r}.")
 
 
+def numbers(name: str, value: object) -> torch.Tensor:
+    """``value`` as a float32 tensor; it must be an array or a number, all of it finite."""
+    try:
+        array = np.asarray(
+            value.detach().cpu() if isinstance(value, torch.Tensor) else value, np.float32
+        )
+    except (TypeError, ValueError) as error:
+        raise ArgumentTypeError(f"{name} must be an array of numbers, not {value!r}.") from error
+    if not np.isfinite(array).all():
+        raise OptionError(f"{name} holds values that are not finite; replace them.")
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
 def folder(value: object) -> Path:
     """``value`` must be a path."""
     if not isinstance(value, str | Path):

@@ -61,7 +61,10 @@ def train(
     n_latent: Annotated[int, typer.Option(help="Latent dimensions.")] = 10,
     n_layers: Annotated[int, typer.Option(help="Hidden layers.")] = 1,
     dropout_rate: Annotated[float, typer.Option(help="Dropout in the encoder.")] = 0.1,
-    gene_likelihood: Annotated[str, typer.Option(help="zinb, nb or poisson.")] = "zinb",
+    gene_likelihood: Annotated[str, typer.Option(help="zinb, nb, poisson or normal.")] = "zinb",
+    dispersion: Annotated[
+        str, typer.Option(help="gene, gene-batch, gene-label or gene-cell.")
+    ] = "gene",
     encode_covariates: Annotated[
         bool, typer.Option("--encode-covariates", help="The encoder sees batch and covariates.")
     ] = False,
@@ -105,6 +108,7 @@ def train(
         n_layers=n_layers,
         dropout_rate=dropout_rate,
         gene_likelihood=gene_likelihood,  # type: ignore[arg-type]
+        dispersion=dispersion,  # type: ignore[arg-type]
         encode_covariates=encode_covariates,
     )
     model.train(
@@ -128,10 +132,10 @@ def embed(
     key_added: Annotated[str, typer.Option(help="Key in obsm.")] = "X_scVI",
 ) -> None:
     """Write IN.h5ad with the latent representation of its cells in obsm."""
-    from vivace.scvi import SCVI
+    from vivace.model import load
     from vivace.store.folder import write_h5ad
 
-    loaded = SCVI.load(model)
+    loaded = load(model)
     adata = _read(data)
     adata.obsm[key_added] = loaded.get_latent_representation(adata)
     write_h5ad(adata, output)
@@ -141,11 +145,33 @@ def embed(
 @app.command()
 def info(model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder.")]) -> None:
     """Say what a saved model is: options, data it was trained on, training."""
-    from vivace.scvi import SCVI
+    from vivace.model import load
 
-    loaded = SCVI.load(model)
+    loaded = load(model)
     typer.echo(loaded.summary)
     typer.echo(loaded.view_anndata_setup().to_string(index=False))
+
+
+@app.command()
+def convert(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder, of either format.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Model folder to write.")],
+    to: Annotated[str, typer.Option(help="vivace or scvi-tools.")] = "vivace",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the model folder.")
+    ] = False,
+) -> None:
+    """Turn a model that scvi-tools saved into one of ours, or the other way."""
+    from vivace.model import load
+
+    loaded = load(model)
+    loaded.save(
+        output,
+        overwrite=overwrite,
+        save_anndata=loaded.adata is not None,
+        format=to,  # type: ignore[arg-type]
+    )
+    typer.echo(f"{loaded.summary}\nWrote {output} for {to}")
 
 
 def _read(path: Path):  # type: ignore[no-untyped-def]  # anndata is imported late

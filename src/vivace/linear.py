@@ -10,6 +10,7 @@ import torch
 from anndata import AnnData
 
 from vivace.arguments import refuse_unknown
+from vivace.base import Model, embedding_dim
 from vivace.config import (
     BatchRepresentation,
     Dispersion,
@@ -19,7 +20,6 @@ from vivace.config import (
     VarActivation,
     Where,
 )
-from vivace.model import Model, embedding_dim
 from vivace.nn import LinearDecoder
 
 

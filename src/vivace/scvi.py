@@ -8,6 +8,7 @@ from typing import Any, final
 from anndata import AnnData
 
 from vivace.arguments import refuse_unknown
+from vivace.base import Model, embedding_dim
 from vivace.config import (
     BatchRepresentation,
     Dispersion,
@@ -17,7 +18,6 @@ from vivace.config import (
     VarActivation,
     Where,
 )
-from vivace.model import Model, embedding_dim
 
 
 @final

@@ -166,6 +166,22 @@ class Schema:
             size_factor=size_factor,
         )
 
+    def batch_code(self, category: Category) -> int:
+        """Code of a category of the batch column, by its text."""
+        key = self.declarations.batch_key
+        if key is None:
+            raise DataError(
+                f"The model has no batch, so that {category!r} cannot be one; declare a batch_key "
+                "with setup_anndata."
+            )
+        codes = {str(c): i for i, c in enumerate(self.batches)}
+        if str(plain_category(category)) not in codes:
+            raise DataError(
+                f"obs[{key!r}] (batch_key) has no category {category!r}; "
+                f"{near(str(category), codes)}"
+            )
+        return codes[str(plain_category(category))]
+
     def gene_positions(self, adata: AnnData) -> NDArray[np.int64] | None:
         """Where this schema's genes stand in ``adata``; None if they already agree."""
         names = gene_names(adata)
@@ -279,7 +295,7 @@ def _categories(adata: AnnData, key: str | None, argument: str) -> tuple[Categor
                 f"obs[{key!r}] ({argument}) mixes values of types {' and '.join(kinds)}; make them "
                 f"one type with adata.obs[{key!r}] = adata.obs[{key!r}].astype(str)."
             ) from error
-    plain = tuple(_plain(v) for v in values)
+    plain = tuple(plain_category(v) for v in values)
     if len({str(v) for v in plain}) < len(plain):
         raise DataError(
             f"obs[{key!r}] ({argument}) has different values that read the same as text; rename one."
@@ -287,7 +303,7 @@ def _categories(adata: AnnData, key: str | None, argument: str) -> tuple[Categor
     return plain
 
 
-def _plain(value: Any) -> Category:
+def plain_category(value: Any) -> Category:
     """A category as JSON can hold it."""
     if isinstance(value, np.generic):
         value = value.item()
@@ -303,7 +319,7 @@ def _codes(
     column = _column(adata, key, argument).astype("category")
     position = {str(c): i for i, c in enumerate(known)}
     of_category = np.array(
-        [position.get(str(_plain(c)), -1) for c in column.cat.categories], dtype=np.int64
+        [position.get(str(plain_category(c)), -1) for c in column.cat.categories], dtype=np.int64
     )
     codes = of_category[column.cat.codes.to_numpy()] if len(of_category) else np.zeros(0, np.int64)
     if (codes < 0).any():

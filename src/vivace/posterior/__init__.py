@@ -1,6 +1,7 @@
 """What a trained model answers: functions of (network, source, rows), one file a question."""
 
+from vivace.posterior.decode import Observation, decode
 from vivace.posterior.latent import latent, latent_mean
 from vivace.posterior.likelihood import elbo, reconstruction
 
-__all__ = ["elbo", "latent", "latent_mean", "reconstruction"]
+__all__ = ["Observation", "decode", "elbo", "latent", "latent_mean", "reconstruction"]

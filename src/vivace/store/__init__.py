@@ -1,5 +1,22 @@
-"""Model folders on disk."""
+"""Model folders on disk: ours, and those of scvi-tools."""
+
+from pathlib import Path
 
 from vivace.store.folder import StoredModel, read_folder, write_folder
+from vivace.store.scvi_tools import is_scvi_tools, read_scvi_tools, write_scvi_tools
+from vivace.store.scvi_tools.read import UNUSED
 
-__all__ = ["StoredModel", "read_folder", "write_folder"]
+__all__ = [
+    "UNUSED",
+    "StoredModel",
+    "read_folder",
+    "read_model",
+    "read_scvi_tools",
+    "write_folder",
+    "write_scvi_tools",
+]
+
+
+def read_model(path: Path) -> StoredModel:
+    """The model in a folder, whichever of the two wrote it."""
+    return read_scvi_tools(path) if is_scvi_tools(path) else read_folder(path)

@@ -75,15 +75,19 @@ def write_folder(
         model.history.to_csv(new / _HISTORY)
         if adata is not None:
             adata.write_h5ad(new / _ADATA)
-        old = Path(scratch) / "old"
-        try:
-            if path.exists():
-                path.rename(old)
-            new.rename(path)
-        except BaseException:
-            if old.exists() and not path.exists():
-                old.rename(path)
-            raise
+        move_into_place(new, path, Path(scratch) / "old")
+
+
+def move_into_place(new: Path, path: Path, old: Path) -> None:
+    """Rename a folder that is whole to ``path``; what was there goes to ``old``, or stays."""
+    try:
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
+    except BaseException:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        raise
 
 
 def check_place(path: Path, overwrite: bool) -> None:
@@ -106,7 +110,8 @@ def _only_ours(path: Path) -> bool:
     if not path.is_dir():
         return False
     names = {p.name for p in path.iterdir()}
-    return not names or (_MODEL in names and names <= {_WEIGHTS, _MODEL, _HISTORY, _ADATA})
+    ours = _MODEL in names and names <= {_WEIGHTS, _MODEL, _HISTORY, _ADATA}
+    return not names or ours or {"model.pt"} <= names <= {"model.pt", _ADATA}
 
 
 def read_folder(path: Path) -> StoredModel:

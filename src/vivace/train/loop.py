@@ -66,7 +66,7 @@ def fit(network: VAE, source: Source, state: TrainState, options: TrainOptions) 
     fabric = Fabric(accelerator=options.accelerator, devices=1)
     order = numpy_generator(options.seed)
     recipe = options.recipe
-    if state.history:
+    if state.trained:
         recipe = recipe.continued()
     elif recipe.from_data:
         initialise_from_data(network, source, state.train_rows, order)

@@ -46,6 +46,11 @@ class TrainState:
     history: list[dict[str, float]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def trained(self) -> bool:
+        """Whether ``train`` has run, here or in scvi-tools."""
+        return bool(self.summary)
+
     def frame(self) -> pd.DataFrame:
         """The history as a DataFrame, one row an epoch, epochs counted from 0.
 

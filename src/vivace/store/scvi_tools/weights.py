@@ -1,0 +1,233 @@
+"""Weights of scvi-tools' SCVI and LinearSCVI under our names, and back.
+
+Layout of scvi-tools 1.4.2: every linear map stores its weight output-major (ours
+is input-major), each hidden layer is a numbered pair of linear map and batch
+norm, and mean and log-variance are two maps (ours is one).  Its state dict
+always holds a library encoder, a dispersion decoder and a dropout decoder; those
+that the network does not use are kept apart, and given back on the way out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vivace.config import ModelConfig
+from vivace.errors import ModelFileError
+from vivace.nn import Dimensions
+from vivace.ops.count_nll import LIKELIHOODS
+
+_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A tensor of ours and the one, or the two side by side, of theirs.
+
+    Parameters
+    ----------
+    ours : its name in our network
+    theirs : the name or names in theirs
+    turned : theirs is the transpose
+    """
+
+    ours: str
+    theirs: tuple[str, ...]
+    turned: bool = False
+
+
+def weights_from_scvi_tools(
+    state: Mapping[str, Tensor], config: ModelConfig, size_factor: bool = False
+) -> dict[str, Tensor]:
+    """The tensors that our network has, from those of an scvi-tools model.
+
+    Parameters
+    ----------
+    state
+        ``model_state_dict`` as scvi-tools 1.4.2 saved it.
+    config
+        Options of the model: which of the tensors it uses.
+    size_factor
+        Whether the mean is scaled by a size factor.
+
+    Returns
+    -------
+    Weights for ``VAE.load_state_dict``.
+
+    Raises
+    ------
+    ModelFileError
+        If a tensor is missing; the message names it.
+    """
+    weights = {}
+    for pair in _pairs(config, size_factor):
+        parts = [_get(state, name) for name in pair.theirs]
+        value = parts[0] if len(parts) == 1 else torch.cat(parts)
+        weights[pair.ours] = _turn(value) if pair.turned else value
+    for name in ("library_mean", "library_variance"):  # theirs has one row
+        if name in weights:
+            weights[name] = weights[name].flatten()
+    return weights
+
+
+def unused_of_scvi_tools(
+    state: Mapping[str, Tensor], config: ModelConfig, size_factor: bool = False
+) -> dict[str, Tensor]:
+    """The tensors of an scvi-tools model that our network has no use for, under their names."""
+    used = {name for pair in _pairs(config, size_factor) for name in pair.theirs}
+    return {name: value for name, value in state.items() if name not in used}
+
+
+def weights_to_scvi_tools(
+    weights: Mapping[str, Tensor],
+    config: ModelConfig,
+    dims: Dimensions,
+    unused: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    """The whole state dict of an scvi-tools model.
+
+    ``unused`` are tensors that a model was loaded with; what is still missing
+    is initialised as scvi-tools does it, from a fixed seed.
+    """
+    state: dict[str, Tensor] = {}
+    for pair in _pairs(config, dims.size_factor):
+        value = weights[pair.ours].detach().cpu()
+        value = _turn(value) if pair.turned else value
+        if pair.ours in ("library_mean", "library_variance"):
+            value = value[None, :]
+        parts = value.chunk(len(pair.theirs)) if len(pair.theirs) > 1 else (value,)
+        state |= {name: part.contiguous() for name, part in zip(pair.theirs, parts, strict=True)}
+    generator = torch.Generator().manual_seed(0)
+    for name, make in _missing_makers(config, dims).items():
+        if name not in state:
+            state[name] = unused[name].cpu() if name in unused else make(generator)
+    return state
+
+
+def _pairs(config: ModelConfig, size_factor: bool) -> Iterator[Pair]:
+    """Every tensor that a network with these options has, in both names."""
+    family = LIKELIHOODS[config.gene_likelihood]
+    per_cell = family.dispersed and config.dispersion == "gene-cell"
+    yield from _encoder("encoder", "z_encoder", config, config.n_layers)
+    if not (config.use_observed_lib_size or size_factor):
+        yield from _encoder("library_encoder", "l_encoder", config, 1)
+        yield Pair("library_mean", ("library_log_means",))
+        yield Pair("library_variance", ("library_log_vars",))
+    if config.batch_representation == "embedding":
+        yield Pair("batch_embedding.weight", ("_embeddings_dict.batch.weight",))
+    normed = config.use_batch_norm in ("decoder", "both")
+    if config.linear_decoder:
+        heads = [("scale", "factor_regressor")]
+        heads += [("dropout", "px_dropout_decoder")] if family.zero_inflated else []
+        for ours, theirs in heads:
+            layer = f"decoder.{theirs}.fc_layers.Layer 0"
+            yield Pair(f"decoder.{ours}.weight", (f"{layer}.0.weight",), turned=True)
+            if normed:
+                yield from _norm(f"decoder.{ours}.batch_norm", f"{layer}.1")
+    else:
+        yield from _stack("decoder", "decoder.px_decoder", config.n_layers, normed)
+        yield from _linear("decoder.scale", "decoder.px_scale_decoder.0")
+        if family.zero_inflated:
+            yield from _linear("decoder.dropout", "decoder.px_dropout_decoder")
+        if per_cell:
+            yield from _linear("decoder.theta", "decoder.px_r_decoder")
+    if family.dispersed and not per_cell:
+        yield Pair("log_theta", ("px_r",), turned=True)  # theirs has one column a category
+
+
+def _encoder(ours: str, theirs: str, config: ModelConfig, n_layers: int) -> Iterator[Pair]:
+    normed = config.use_batch_norm in ("encoder", "both")
+    yield from _stack(ours, f"{theirs}.encoder", n_layers, normed)
+    for name, turned in (("weight", True), ("bias", False)):
+        heads = (f"{theirs}.mean_encoder.{name}", f"{theirs}.var_encoder.{name}")
+        yield Pair(f"{ours}.latent.{name}", heads, turned)
+
+
+def _stack(ours: str, theirs: str, n_layers: int, normed: bool) -> Iterator[Pair]:
+    for i in range(n_layers):
+        layer = f"{theirs}.fc_layers.Layer {i}"
+        yield from _linear(f"{ours}.linears.{i}", f"{layer}.0")
+        if normed:
+            yield from _norm(f"{ours}.activations.{i}.batch_norm", f"{layer}.1")
+
+
+def _linear(ours: str, theirs: str) -> Iterator[Pair]:
+    yield Pair(f"{ours}.weight", (f"{theirs}.weight",), turned=True)
+    yield Pair(f"{ours}.bias", (f"{theirs}.bias",))
+
+
+def _norm(ours: str, theirs: str) -> Iterator[Pair]:
+    for name in _NORM:
+        yield Pair(f"{ours}.{name}", (f"{theirs}.{name}",))
+
+
+def _turn(value: Tensor) -> Tensor:
+    return value if value.ndim == 1 else value.T.contiguous()
+
+
+def _get(state: Mapping[str, Tensor], name: str) -> Tensor:
+    if name not in state:
+        raise ModelFileError(
+            f"The scvi-tools model holds no tensor {name!r}; save it with scvi-tools 1.4.2."
+        )
+    return state[name]
+
+
+# ---- what scvi-tools makes, used or not -------------------------------------
+
+Maker = Callable[[torch.Generator], Tensor]
+
+
+def _missing_makers(config: ModelConfig, dims: Dimensions) -> dict[str, Maker]:
+    """How to make each tensor of theirs that our network may not have."""
+    makers: dict[str, Maker] = {}
+    g, h = dims.n_genes, config.n_hidden
+    n_in = g
+    if config.encode_covariates and not config.linear_decoder:
+        embedded = config.batch_representation == "embedding"
+        n_in += dims.n_continuous + (config.batch_embedding_dim if embedded else 0)
+        n_in += sum(n for n in dims.n_categories if n > 1)
+        n_in += dims.n_batches if dims.n_batches > 1 and not embedded else 0
+    makers |= _linear_makers("l_encoder.encoder.fc_layers.Layer 0.0", n_in, h)
+    if config.use_batch_norm in ("encoder", "both"):
+        makers |= _norm_makers("l_encoder.encoder.fc_layers.Layer 0.1", h)
+    makers |= _linear_makers("l_encoder.mean_encoder", h, 1)
+    makers |= _linear_makers("l_encoder.var_encoder", h, 1)
+    if config.linear_decoder:
+        n_in = config.n_latent + (dims.n_batches if dims.n_batches > 1 else 0)
+        layer = "decoder.px_dropout_decoder.fc_layers.Layer 0"
+        makers[f"{layer}.0.weight"] = _linear_makers("", n_in, g)[".weight"]
+        if config.use_batch_norm in ("decoder", "both"):
+            makers |= _norm_makers(f"{layer}.1", g)
+    else:
+        makers |= _linear_makers("decoder.px_r_decoder", h, g)
+        makers |= _linear_makers("decoder.px_dropout_decoder", h, g)
+    if config.dispersion != "gene-cell":
+        columns = {"gene": (), "gene-batch": (dims.n_batches,), "gene-label": (dims.n_labels,)}
+        shape = (g, *columns[config.dispersion])
+        makers["px_r"] = lambda generator: torch.randn(shape, generator=generator)
+    return makers
+
+
+def _linear_makers(name: str, n_in: int, n_out: int) -> dict[str, Maker]:
+    bound = 1.0 / math.sqrt(n_in)
+    return {
+        f"{name}.weight": lambda gen: torch.empty(n_out, n_in).uniform_(
+            -bound, bound, generator=gen
+        ),
+        f"{name}.bias": lambda gen: torch.empty(n_out).uniform_(-bound, bound, generator=gen),
+    }
+
+
+def _norm_makers(name: str, n: int) -> dict[str, Maker]:
+    return {
+        f"{name}.weight": lambda _: torch.ones(n),
+        f"{name}.bias": lambda _: torch.zeros(n),
+        f"{name}.running_mean": lambda _: torch.zeros(n),
+        f"{name}.running_var": lambda _: torch.ones(n),
+        f"{name}.num_batches_tracked": lambda _: torch.tensor(0),
+    }

@@ -1,0 +1,284 @@
+"""Folders that scvi-tools saved: read without running anything, and written back."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from vivace import SCVI, LinearSCVI, model
+from vivace.errors import ModelFileError, OptionError
+from vivace.store import UNUSED, read_scvi_tools
+from vivace.store.scvi_tools.read import _ALLOWED
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+FOLDERS = sorted(p.name for p in GOLDEN.iterdir() if (p / "model.pt").exists())
+
+
+@pytest.fixture
+def adata():
+    return anndata.read_h5ad(GOLDEN / "adata.h5ad")
+
+
+def contents_of(folder):
+    with torch.serialization.safe_globals(_ALLOWED):
+        return torch.load(folder / "model.pt", weights_only=True)
+
+
+@pytest.fixture
+def changed(tmp_path):
+    """A copy of a golden model with its contents changed by a function."""
+
+    def make(change, name="zinb_no_batch"):
+        contents = contents_of(GOLDEN / name)
+        change(contents)
+        torch.save(contents, tmp_path / "model.pt")
+        return tmp_path
+
+    return make
+
+
+# ---- reading ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_constructor_and_setup_are_read(name, adata):
+    said = json.loads((GOLDEN / name / "config.json").read_text())
+    loaded = model.load(GOLDEN / name, adata)
+    assert type(loaded).__name__ == said["class"]
+    for option, value in said["constructor"].items():
+        assert getattr(loaded.config, option) == value, option
+    for key, value in said["setup_anndata"].items():
+        found = getattr(loaded.schema.declarations, key)
+        assert (list(found) if isinstance(value, list) else found) == value
+    assert loaded.is_trained
+    assert len(loaded.train_indices) == 270
+    assert len(loaded.validation_indices) == 30
+    assert "scvi-tools" in loaded.summary
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_the_posterior_is_the_one_that_scvi_tools_computed(name, adata):
+    """The rest of the arrays is compared in tests/nn/test_golden.py."""
+    expected = np.load(GOLDEN / name / "expected.npz")
+    mean, variance = model.load(GOLDEN / name, adata).get_latent_representation(return_dist=True)
+    np.testing.assert_allclose(mean, expected["qz_mean"], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(variance, expected["qz_var"], rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_without_data_answers_about_new_data(adata):
+    without = SCVI.load(GOLDEN / "zinb_default")
+    assert without.adata is None
+    found = without.get_latent_representation(adata[:7].copy())
+    expected = SCVI.load(GOLDEN / "zinb_default", adata).get_latent_representation(indices=range(7))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_data_beside_the_model_are_taken(adata, tmp_path):
+    (tmp_path / "model.pt").write_bytes((GOLDEN / "zinb_default" / "model.pt").read_bytes())
+    adata.write_h5ad(tmp_path / "adata.h5ad")
+    assert SCVI.load(tmp_path).adata.n_obs == 300
+
+
+def test_training_goes_on(adata):
+    loaded = SCVI.load(GOLDEN / "zinb_default", adata)
+    before = loaded.get_elbo(n_samples=10, seed=0)
+    split = loaded.train_indices
+    loaded.train(3, progress=False, plan_kwargs={"lr": 1e-3})
+    assert np.array_equal(loaded.train_indices, split)
+    assert len(loaded.history) == 3
+    # weights from the data's moments, as a first training has them, would throw it back
+    assert loaded.get_elbo(n_samples=10, seed=0) > before - 0.5
+
+
+def test_a_history_of_pandas_is_left_alone(changed, adata):
+    def with_history(contents):
+        frame = pd.DataFrame({"elbo_train": [3.0, 2.0]}, index=pd.Index([0, 1], name="epoch"))
+        contents["attr_dict"]["history_"] = {"elbo_train": frame}
+        fields = contents["attr_dict"]["registry_"]["field_registries"]
+        contents["attr_dict"]["registry_"]["field_registries"] = defaultdict(dict, fields)
+
+    loaded = SCVI.load(changed(with_history), adata)
+    assert len(loaded.history) == 0
+    assert loaded.is_trained
+
+
+# ---- what is refused --------------------------------------------------------
+
+
+class Hostile:
+    """Would make a file if anything called it."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("place", ["attr_dict", "history"])
+def test_a_hostile_pickle_is_named_and_not_run(place, changed, tmp_path, refused):
+    trace = tmp_path / "trace"
+
+    def with_code(contents):
+        target = contents if place == "attr_dict" else contents["attr_dict"]["history_"]
+        target["evil"] = Hostile(trace)
+
+    folder = changed(with_code)
+    with refused(ModelFileError, "system", "does not run"):
+        SCVI.load(folder)
+    assert not trace.exists()
+    torch.load(folder / "model.pt", weights_only=False)  # the file is as hostile as it should be
+    assert trace.exists()
+
+
+def test_pandas_code_is_not_run_either(changed, tmp_path, refused):
+    """A stand-in takes the arguments of whatever pandas function the file names."""
+
+    class Evil:
+        def __reduce__(self):
+            return pd.read_pickle, (str(tmp_path / "nowhere.pkl"),)
+
+    folder = changed(lambda contents: contents["attr_dict"]["history_"].update(evil=Evil()))
+    assert SCVI.load(folder).is_trained
+    with pytest.raises(FileNotFoundError):
+        torch.load(folder / "model.pt", weights_only=False)
+
+
+def set_option(group, name, value):
+    def change(contents):
+        contents["attr_dict"]["init_params_"][group][name] = value
+
+    return change
+
+
+CHANGES = {
+    "no registry": (lambda c: c["attr_dict"].pop("registry_"), "legacy"),
+    "the old setup": (
+        lambda c: c.update(attr_dict={"scvi_setup_dict_": {}}),
+        "scvi_setup_dict_",
+    ),
+    "no names of genes": (lambda c: c.pop("var_names"), "legacy"),
+    "another class": (
+        lambda c: c["attr_dict"]["registry_"].update(model_name="TOTALVI"),
+        "TOTALVI",
+    ),
+    "minified": (
+        lambda c: c["attr_dict"]["registry_"]["field_registries"].update(latent_qzm={}),
+        "minify_adata",
+    ),
+    "a data module": (
+        lambda c: c["attr_dict"]["registry_"].update(setup_method_name="setup_datamodule"),
+        "setup_datamodule",
+    ),
+    "an unknown option": (set_option("non_kwargs", "n_wonders", 3), "n_wonders"),
+    "no option at all": (lambda c: c["attr_dict"].pop("init_params_"), "init_params_"),
+    "a tensor too few": (lambda c: c["model_state_dict"].pop("px_r"), "px_r"),
+    "an unknown column": (
+        lambda c: c["attr_dict"]["registry_"]["setup_args"].update(moon_key="phase"),
+        "moon_key",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "named"), CHANGES.values(), ids=CHANGES)
+def test_what_cannot_be_read_is_named(change, named, changed, refused):
+    with refused(ModelFileError, named):
+        SCVI.load(changed(change))
+
+
+@pytest.mark.parametrize("kept", [0, 100, 0.5, 0.99])
+def test_a_cut_file_is_refused(kept, tmp_path, refused):
+    whole = (GOLDEN / "zinb_no_batch" / "model.pt").read_bytes()
+    size = kept if isinstance(kept, int) else int(kept * len(whole))
+    (tmp_path / "model.pt").write_bytes(whole[:size])
+    with refused(ModelFileError, "model.pt"):
+        SCVI.load(tmp_path)
+
+
+def test_the_wrong_class_is_named(refused):
+    with refused(ModelFileError, "LinearSCVI", "SCVI"):
+        SCVI.load(GOLDEN / "linear")
+    with refused(ModelFileError, "LinearSCVI", "SCVI"):
+        LinearSCVI.load(GOLDEN / "zinb_default")
+
+
+# ---- writing ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_what_is_written_is_what_was_read(name, adata, tmp_path):
+    """Every tensor, used or not, bit for bit; through our own format too."""
+    model.load(GOLDEN / name, adata).save(tmp_path / "ours")
+    model.load(tmp_path / "ours", adata).save(tmp_path / "theirs", format="scvi-tools")
+    expected, found = contents_of(GOLDEN / name), contents_of(tmp_path / "theirs")
+    state = found["model_state_dict"]
+    assert set(state) == set(expected["model_state_dict"])
+    for tensor, value in expected["model_state_dict"].items():
+        if isinstance(value, torch.Tensor):
+            assert state[tensor].dtype == value.dtype
+            assert torch.equal(state[tensor], value), tensor
+    assert list(found["var_names"]) == list(expected["var_names"])
+    ours, theirs = (c["attr_dict"]["registry_"] for c in (found, expected))
+    assert ours["setup_args"] == theirs["setup_args"]
+    assert ours["field_registries"].keys() == theirs["field_registries"].keys()
+    for field, parts in theirs["field_registries"].items():
+        assert str(ours["field_registries"][field]) == str(parts), field
+    assert found["attr_dict"].keys() == expected["attr_dict"].keys()
+
+
+def test_a_model_of_ours_gets_the_tensors_that_scvi_tools_expects(trained, tmp_path):
+    trained.save(tmp_path / "theirs", format="scvi-tools")
+    names = set(contents_of(tmp_path / "theirs")["model_state_dict"])
+    assert names == set(contents_of(GOLDEN / "zinb_default")["model_state_dict"])
+    stored = read_scvi_tools(tmp_path / "theirs")
+    for name, value in trained.module.state_dict().items():
+        assert torch.equal(stored.weights[name], value), name
+    assert UNUSED + "l_encoder.mean_encoder.bias" in stored.weights
+    again = SCVI.load(tmp_path / "theirs", trained.adata)
+    assert np.array_equal(again.get_latent_representation(), trained.get_latent_representation())
+    assert again.get_elbo(seed=0) == trained.get_elbo(seed=0)
+
+
+def test_only_a_model_folder_is_overwritten(trained, tmp_path, refused):
+    trained.save(tmp_path / "theirs", format="scvi-tools")
+    with refused(ModelFileError, "exists"):
+        trained.save(tmp_path / "theirs", format="scvi-tools")
+    trained.save(tmp_path / "theirs", format="scvi-tools", overwrite=True)
+    trained.save(tmp_path / "theirs", overwrite=True)
+    assert SCVI.load(tmp_path / "theirs").is_trained
+
+
+@pytest.mark.parametrize(
+    ("cls", "setup", "options", "named"),
+    [
+        (SCVI, {}, {"var_activation": "softplus"}, "var_activation"),
+        (LinearSCVI, {"categorical_covariate_keys": ["donor"]}, {}, "covariates"),
+        (LinearSCVI, {"size_factor_key": "depth"}, {}, "size factor"),
+        (LinearSCVI, {}, {"encode_covariates": True}, "encode_covariates"),
+        (LinearSCVI, {}, {"dispersion": "gene-cell"}, "gene-cell"),
+        (LinearSCVI, {}, {"use_layer_norm": "both"}, "use_layer_norm"),
+        (LinearSCVI, {}, {"use_batch_norm": "decoder"}, "use_batch_norm"),
+    ],
+)
+def test_what_their_format_cannot_say_is_refused(
+    cls, setup, options, named, tiny, tmp_path, refused
+):
+    data = tiny()
+    cls.setup_anndata(data, batch_key="batch", **setup)
+    untrained = cls(data, n_hidden=8, **options)
+    with refused(OptionError, "cannot say", named):
+        untrained.save(tmp_path / "theirs", format="scvi-tools")
+    assert not (tmp_path / "theirs").exists()
+
+
+def test_an_unknown_format_is_refused(trained, tmp_path, refused):
+    with refused(OptionError, "format", "'onnx'"):
+        trained.save(tmp_path / "theirs", format="onnx")
