@@ -3,6 +3,7 @@
 Usage: python peer.py prepare RAW.h5ad OUT.h5ad BATCH_KEY N_GENES
        python peer.py speed DATA.h5ad BATCH_KEY LIKELIHOOD EPOCHS
        python peer.py default DATA.h5ad BATCH_KEY LIKELIHOOD SEED WEIGHTS.pt
+       python peer.py judge MODEL DATA.h5ad DRAWS LATENT.npy [MODEL_TO_SAVE]
 
 Prints one JSON line.
 """
@@ -68,10 +69,28 @@ def default(data: str, batch_key: str, likelihood: str, seed: str, out: str) -> 
     return {"seconds": seconds, "epochs": len(elbo), "elbo_train": last, "peak_mb": peak_mb}
 
 
+def judge(path: str, data: str, draws: str, latent: str, out: str = "") -> dict[str, object]:
+    """ELBO of a model folder; writes its latent means, and the model after two more epochs."""
+    import anndata
+    import numpy as np
+    import scvi
+
+    scvi.settings.seed = 0
+    scvi.settings.verbosity = 40
+    adata = anndata.read_h5ad(data)
+    model = scvi.model.SCVI.load(path, adata, accelerator="cpu")
+    elbos = [float(model.get_elbo()) for _ in range(int(draws))]
+    np.save(latent, model.get_latent_representation())
+    if out:
+        model.train(max_epochs=2, enable_progress_bar=False)
+        model.save(out)
+    return {"scvi_tools_elbo": round(float(np.mean(elbos)), 3)}
+
+
 if __name__ == "__main__":
     import importlib.metadata
 
-    command = {"prepare": prepare, "speed": speed, "default": default}[sys.argv[1]]
+    command = {"prepare": prepare, "speed": speed, "default": default, "judge": judge}[sys.argv[1]]
     result = command(*sys.argv[2:])
     versions = {p: importlib.metadata.version(p) for p in ("scvi-tools", "torch")}
     print(json.dumps({**result, "versions": versions}))

@@ -16,6 +16,7 @@ from vivace.errors import (
     MissingColumnError,
     ModelFileError,
     OptionError,
+    VivaceWarning,
 )
 
 SMALL = {"n_hidden": 16, "n_latent": 3}
@@ -528,3 +529,41 @@ def test_setting_up_a_view_makes_it_a_copy_and_spares_the_whole(tiny):
     assert "vivace" not in adata.uns
     assert not view.is_view
     assert SCVI(view).schema.batches == ("b0", "b1")
+
+
+# ---- columns that are allowed but idle ----------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argument", "column"),
+    [
+        ({"batch_key": "one"}, "one"),
+        ({"categorical_covariate_keys": ["donor", "one"]}, "one"),
+        ({"continuous_covariate_keys": ["age", "flat"]}, "flat"),
+    ],
+)
+def test_a_covariate_with_one_value_is_warned_of(tiny, argument, column):
+    adata = tiny()
+    adata.obs["one"], adata.obs["flat"] = "same", 3.5
+    with pytest.warns(VivaceWarning, match=column) as caught:
+        SCVI.setup_anndata(adata, **argument)
+    assert len(caught) == 1
+    assert next(iter(argument)) in str(caught[0].message)
+    model = SCVI(adata, n_hidden=8, n_latent=2)
+    model.train(1, progress=False)
+    assert np.isfinite(model.get_elbo())
+
+
+@pytest.mark.parametrize("argument", ["batch_key", "labels_key", "categorical_covariate_keys"])
+def test_a_column_that_names_the_cells_is_refused(tiny, argument, refused):
+    adata = tiny(n_cells=300)
+    adata.obs["barcode"] = adata.obs_names
+    value = ["barcode"] if argument.endswith("keys") else "barcode"
+    with refused(DataError, "barcode", argument, "300 categories"):
+        SCVI.setup_anndata(adata, **{argument: value})
+
+
+def test_many_donors_are_not_refused(tiny):
+    adata = tiny(n_cells=300)
+    adata.obs["sample"] = [f"s{i % 140}" for i in range(300)]
+    SCVI.setup_anndata(adata, batch_key="sample")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -38,6 +39,7 @@ from vivace.errors import (
     NotTrainedError,
     OptionError,
     ShapeError,
+    VivaceWarning,
 )
 from vivace.nn import VAE, Dimensions
 from vivace.seeds import SeedStream, check_seed
@@ -135,6 +137,11 @@ class Model(ABC):
         ------
         DataError
             With the column, cell or gene concerned, and the fix.
+
+        Warns
+        -----
+        VivaceWarning
+            If a covariate has one value, and so no effect.
         """
         if not isinstance(adata, AnnData):
             raise ArgumentTypeError(f"setup_anndata takes an AnnData, not {type(adata).__name__}.")
@@ -149,6 +156,8 @@ class Model(ABC):
         )
         schema = Schema.from_anndata(adata, declarations)
         check_counts(adata, count_matrix(adata, layer), schema)
+        for sentence in schema.idle_columns(schema.columns(adata)):
+            warnings.warn(sentence, VivaceWarning, stacklevel=2)
         write_declarations(adata, declarations)
 
     def view_anndata_setup(self) -> pd.DataFrame:

@@ -53,6 +53,10 @@ class NotTrainedError(VivaceError, RuntimeError):
     """A question was asked of a model that has not been trained."""
 
 
+class VivaceWarning(UserWarning):
+    """Something that is allowed, but probably not meant."""
+
+
 def near(name: object, known: Iterable[object]) -> str:
     """A clause that names close matches to ``name``, or lists what there is.
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from vivace.errors import ArgumentTypeError, DataError, MissingColumnError, near
 
 UNS_KEY = "vivace"
+_MANY = 100  # so many categories are never taken for names of cells
 Category = str | int | float | bool
 
 
@@ -182,6 +183,28 @@ class Schema:
             )
         return codes[str(plain_category(category))]
 
+    def idle_columns(self, columns: Columns) -> list[str]:
+        """A sentence for each declared covariate that cannot change anything."""
+        d = self.declarations
+        named = [("batch_key", d.batch_key, self.batches)]
+        named += [
+            ("categorical_covariate_keys", key, known)
+            for key, known in zip(d.categorical_covariate_keys, self.categories, strict=True)
+        ]
+        idle = [
+            f"obs[{key!r}] ({argument}) has the one value {known[0]!r}, so that it has no effect; "
+            "leave it out, or check that all the data are there."
+            for argument, key, known in named
+            if key is not None and len(known) == 1
+        ]
+        for key, values in zip(d.continuous_covariate_keys, columns.continuous.T, strict=True):
+            if len(values) > 1 and values.min() == values.max():
+                idle.append(
+                    f"obs[{key!r}] (continuous_covariate_keys) is {values[0]:g} for every cell, so "
+                    "that it has no effect; leave it out, or check that all the data are there."
+                )
+        return idle
+
     def gene_positions(self, adata: AnnData) -> NDArray[np.int64] | None:
         """Where this schema's genes stand in ``adata``; None if they already agree."""
         names = gene_names(adata)
@@ -296,6 +319,11 @@ def _categories(adata: AnnData, key: str | None, argument: str) -> tuple[Categor
                 f"one type with adata.obs[{key!r}] = adata.obs[{key!r}].astype(str)."
             ) from error
     plain = tuple(plain_category(v) for v in values)
+    if len(plain) > max(_MANY, adata.n_obs // 2):
+        raise DataError(
+            f"obs[{key!r}] ({argument}) has {len(plain)} categories for {adata.n_obs} cells, as if "
+            "it named the cells; choose a coarser column."
+        )
     if len({str(v) for v in plain}) < len(plain):
         raise DataError(
             f"obs[{key!r}] ({argument}) has different values that read the same as text; rename one."

@@ -28,6 +28,13 @@ class Decoder(nn.Module):
     -----
     z (n, k) -> hidden state (n, h).
 
+    Examples
+    --------
+    >>> decoder = Decoder(n_latent=2, n_hidden=8, n_genes=3, n_layers=1).eval()
+    >>> hidden = decoder(torch.zeros(4, 2))
+    >>> hidden.shape, decoder.heads(hidden).scale_hg.shape
+    (torch.Size([4, 8]), torch.Size([8, 3]))
+
     Notes
     -----
     Source: Lopez et al. 2018, doi:10.1038/s41592-018-0229-2.

@@ -1,0 +1,70 @@
+"""A model goes from each library to the other: ELBO of the same cells in both.
+
+Usage: python benchmarks/round_trip.py --raw kang_ifnb_dev.h5ad --peer-python .peer/bin/python --save
+
+Both ELBOs are means over the cells of one draw a cell, so that they agree up to
+the noise of the draws; the latent means agree to float32 accuracy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+
+import vivace
+from common import provenance, report, run_json
+
+EPOCHS = 10
+DRAWS = 10
+
+
+def ours(folder: Path, adata: anndata.AnnData, other: Path) -> dict[str, Any]:
+    """ELBO, its standard error over draws, and the distance to the peer's latent means."""
+    model = vivace.SCVI.load(folder, adata)
+    draws = [model.get_elbo(seed=i) for i in range(DRAWS)]
+    theirs = np.load(other)
+    return {
+        "vivace_elbo": round(float(np.mean(draws)), 3),
+        "vivace_elbo_sd_of_a_draw": round(float(np.std(draws)), 3),
+        "latent_largest_difference": float(
+            f"{np.abs(model.get_latent_representation() - theirs).max():.1e}"
+        ),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--raw", required=True, type=Path, help="h5ad of raw counts")
+    parser.add_argument("--batch-key", default="condition")
+    parser.add_argument("--genes", default=2000, type=int)
+    parser.add_argument("--peer-python", required=True, help="Python that has scvi-tools 1.4.2")
+    parser.add_argument("--save", action="store_true")
+    args = parser.parse_args()
+    result: dict[str, Any] = {"benchmark": "round_trip", **provenance()}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        data = folder / "data.h5ad"
+        run_json(args.peer_python, "peer.py", "prepare", args.raw, data, args.batch_key, args.genes)
+        adata = anndata.read_h5ad(data)
+        vivace.SCVI.setup_anndata(adata, batch_key=args.batch_key)
+        model = vivace.SCVI(adata)
+        model.train(EPOCHS, progress=False)
+        model.save(folder / "to_peer", format="scvi-tools")
+        for name, path in (("vivace to scvi-tools", folder / "to_peer"), ("back", folder / "back")):
+            # the peer loads the first, trains two more epochs, and saves the second
+            peer = run_json(
+                args.peer_python, "peer.py", "judge", path, data, DRAWS, folder / "latent.npy",
+                *([folder / "back"] if name != "back" else []),
+            )  # fmt: skip
+            result[name] = peer | ours(path, adata, folder / "latent.npy")
+            print(name, result[name])
+    report("round_trip", result, args.save)
+
+
+if __name__ == "__main__":
+    main()
