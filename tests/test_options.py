@@ -77,8 +77,14 @@ def test_every_combination_of_scvi(tiny, options, columns, recipe):
     check_answers(*two_epochs(SCVI, tiny, columns, options, recipe))
 
 
+LINEAR_OPTIONS = SCVI_OPTIONS | {
+    "use_layer_norm": ["none", "encoder"],
+    "use_batch_norm": ["none", "encoder", "decoder", "both", True, False],
+}
+
+
 @slow
-@given(choices(SCVI_OPTIONS), choices(COLUMNS), st.sampled_from(["fast", "scvi-tools"]))
+@given(choices(LINEAR_OPTIONS), choices(COLUMNS), st.sampled_from(["fast", "scvi-tools"]))
 def test_every_combination_of_linear_scvi(tiny, options, columns, recipe):
     model, adata = two_epochs(LinearSCVI, tiny, columns, options, recipe)
     check_answers(model, adata)
@@ -118,3 +124,11 @@ def test_embedding_options_are_checked(cls, given, error, tiny, refused):
     cls.setup_anndata(adata, batch_key="batch")
     with refused(error, "embedding"):
         cls(adata, batch_representation="embedding", batch_embedding_kwargs=given)
+
+
+@pytest.mark.parametrize("where", ["decoder", "both"])
+def test_a_linear_decoder_has_no_layer_norm(where, tiny, refused):
+    adata = tiny()
+    LinearSCVI.setup_anndata(adata)
+    with refused(OptionError, "use_layer_norm", where, "'encoder'"):
+        LinearSCVI(adata, use_layer_norm=where)

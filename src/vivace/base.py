@@ -36,6 +36,7 @@ from vivace.data import MemorySource, Rows, check_counts, count_matrix, read_cel
 from vivace.errors import (
     ArgumentTypeError,
     DataError,
+    ModelFileError,
     NotTrainedError,
     OptionError,
     ShapeError,
@@ -125,7 +126,7 @@ class Model(ABC):
         batch_key
             Column of obs with the batch of each cell.
         labels_key
-            Column of obs with a label of each cell (not read by this model).
+            Column of obs with a label of each cell, read with ``dispersion="gene-label"``.
         size_factor_key
             Column of obs with positive size factors, used in place of the library.
         categorical_covariate_keys, continuous_covariate_keys
@@ -536,7 +537,10 @@ class Model(ABC):
         stored = store.read_model(path)
         parts = stored.sections
         if parts["class"] != cls.__name__:
-            raise damaged_model(path, f"it holds a {parts['class']}, not a {cls.__name__}")
+            raise ModelFileError(
+                f"{path} holds a {parts['class']}, not a {cls.__name__}; load it with "
+                f"{parts['class']}.load, or vivace.model.load, which takes any."
+            )
         model = cls.__new__(cls)
         try:
             seeds = SeedStream(check_seed(parts["seed"]["root"]), check_seed(parts["seed"]["used"]))

@@ -20,6 +20,7 @@ from vivace.config import (
     VarActivation,
     Where,
 )
+from vivace.errors import OptionError
 from vivace.nn import LinearDecoder
 
 
@@ -42,8 +43,10 @@ class LinearSCVI(Model):
     use_observed_lib_size
         False (default): the library is latent, with a log-normal prior for each batch.
     use_batch_norm
-        "both" (default), "encoder", "decoder" or "none"; that of the decoder follows
-        its linear map.
+        "both" (default, or True), "encoder" (or False), "decoder" or "none"; that of
+        the decoder follows its linear map.
+    use_layer_norm
+        "none" (default) or "encoder".
     n_hidden, n_latent, dropout_rate, dispersion, latent_distribution
         As in :class:`~vivace.SCVI`; so are the arguments that are not named here.
 
@@ -87,11 +90,18 @@ class LinearSCVI(Model):
         batch_embedding_kwargs: Mapping[str, int] | None = None,
         log_variational: bool = True,
         var_activation: VarActivation = "exp",
-        use_batch_norm: Where = "both",
+        use_batch_norm: Where | bool = "both",
         use_layer_norm: Where = "none",
         **unknown: Any,
     ) -> None:
         refuse_unknown("LinearSCVI", unknown, _ARGUMENTS)
+        if isinstance(use_batch_norm, bool):  # scvi-tools' LinearSCVI has it so
+            use_batch_norm = "both" if use_batch_norm else "encoder"
+        if use_layer_norm in ("decoder", "both"):
+            raise OptionError(
+                f"use_layer_norm={use_layer_norm!r} needs a hidden layer, which the linear decoder "
+                "does not have; use 'none' or 'encoder'."
+            )
         config = ModelConfig(
             n_hidden=n_hidden,
             n_latent=n_latent,

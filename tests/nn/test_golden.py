@@ -18,31 +18,14 @@ from vivace.nn import VAE, Dimensions, LinearDecoder
 from vivace.ops import Backend
 from vivace.setup import Declarations, Schema
 from vivace.store.scvi_tools import weights_from_scvi_tools
+from vivace.store.scvi_tools.read import _load
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FIRST = 24  # cells x genes arrays hold the first 24 cells
 
 
-def plain_dict(*_factory: object) -> dict[str, object]:
-    """Stand in for ``collections.defaultdict``, which torch does not fill."""
-    return {}
-
-
-# What such a file may name: containers and NumPy arrays, nothing that acts.
-ALLOWED = [
-    (plain_dict, "collections.defaultdict"),
-    dict,
-    bytes,
-    np._core.multiarray._reconstruct,
-    np.ndarray,
-    np.dtype,
-    *(type(np.dtype(t)) for t in (object, "int64", "int32", "float32", "float64", "bool", "int8")),
-]
-
-
 def stored_state(folder: str) -> dict[str, torch.Tensor]:
-    with torch.serialization.safe_globals(ALLOWED):
-        state = torch.load(GOLDEN / folder / "model.pt", weights_only=True)["model_state_dict"]
+    state = _load(GOLDEN / folder / "model.pt")["model_state_dict"]
     return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
 
 

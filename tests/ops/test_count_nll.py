@@ -248,6 +248,7 @@ def test_reductions_are_what_they_say(backend, weighted):
 def arguments(likelihood="zinb", **changes):
     problem = count_problem(likelihood, seed=0, n=4, g=6, h=3)
     heads = {k: changes.pop(k) for k in HEADS if k in changes}
+    problem = replace(problem, heads=changes.pop("heads", problem.heads))
     return {
         "counts": problem.counts,
         "hidden_nh": problem.hidden,
@@ -297,3 +298,17 @@ def test_kernel_is_refused_where_it_does_not_apply(refused):
     double = count_problem("zinb", seed=0, n=4, g=6, h=3).log_library.double()
     with refused(OptionError, "backend='cpu'", "float32"):
         count_nll(**arguments(log_library_n=double, backend="cpu"))
+
+
+@pytest.mark.parametrize("row", [-1, 5, 10**8])
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_rows_outside_the_table_are_refused(row, backend, refused):
+    problem = count_problem("nb", seed=0, n=4, g=6, h=3, dispersion="table")
+    rows = problem.heads.theta_row_n.clone()
+    rows[2] = row
+    heads = replace(problem.heads, theta_row_n=rows)
+    with refused(OptionError, "theta_row_n", "0 to 4", str(row)):
+        count_nll(**arguments("nb", heads=heads, backend=backend))
+    heads = replace(problem.heads, theta_row_n=problem.heads.theta_row_n.int())
+    with refused(OptionError, "theta_row_n", "int32"):
+        count_nll(**arguments("nb", heads=heads, backend=backend))

@@ -156,6 +156,12 @@ def write_h5ad(adata: anndata.AnnData, path: Path) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     if not (path / _MODEL).is_file():
+        prefixed = sorted(p.name for p in path.glob("*model.pt"))
+        if prefixed:
+            raise ModelFileError(
+                f"{path} holds {prefixed[0]}, saved by scvi-tools under a prefix; rename it to "
+                "model.pt."
+            )
         raise ModelFileError(
             f"{path} holds no {_MODEL}, so it is not a vivace model folder; check the path."
         )
@@ -197,8 +203,8 @@ def _damaged(path: Path, file: str, why: object) -> ModelFileError:
 
 
 def damaged_model(path: Path, why: object) -> ModelFileError:
-    """The error for contents that do not fit each other."""
-    return _damaged(path, _MODEL, why)
+    """The error for contents that do not fit each other, in our format or in scvi-tools'."""
+    return _damaged(path, _MODEL if (path / _MODEL).is_file() else "model.pt", why)
 
 
 def _versions() -> dict[str, str]:

@@ -161,3 +161,14 @@ def _check(
                 f"{name} has shape {tuple(tensor.shape)}, but counts of {n} cells x {g} genes and "
                 f"{hidden} hidden units need {shape}."
             )
+    if heads.theta_row_n is not None and heads.log_theta_g is not None:
+        _check_rows(heads.theta_row_n, len(heads.log_theta_g))
+
+
+def _check_rows(row_n: Tensor, n_rows: int) -> None:
+    """The kernel writes where these point."""
+    if row_n.dtype != torch.int64 or (len(row_n) and not 0 <= row_n.min() <= row_n.max() < n_rows):
+        raise OptionError(
+            f"theta_row_n must hold int64 numbers from 0 to {n_rows - 1}, the rows of log_theta_g, "
+            f"but is {row_n.dtype} from {row_n.min().item()} to {row_n.max().item()}."
+        )

@@ -1,19 +1,21 @@
 """A folder that scvi-tools saved, as one of ours; nothing in it is executed.
 
 ``model.pt`` is a pickle.  torch's restricted unpickler reads it: tensors, plain
-containers and NumPy arrays, and nothing else.  What pandas wrote (the history)
-is put into inert stand-ins and dropped; any other name is refused.
+containers, and stand-ins of ours for the few other names that such a file has:
+NumPy arrays are put together from their bytes, not by NumPy's own unpickling,
+which believes a hostile file; what pandas wrote (the history) is dropped; any
+other name is refused.
 """
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vivace.config import ModelConfig, settings
@@ -26,11 +28,21 @@ MODEL_PT = "model.pt"
 UNUSED = "unused."  # before the name of a tensor that is only kept
 CLASSES = ("SCVI", "LinearSCVI")
 TRIED = "1.4.2"
+# scvi-tools' LinearSCVI takes these and makes its encoder without them
+_IGNORED_BY_LINEAR = (
+    "use_layer_norm",
+    "encode_covariates",
+    "deeply_inject_covariates",
+    "var_activation",
+)
 _NOT_OPTIONS = ("use_size_factor_key", "extra_payload_autotune")
 
 
+# ---- stand-ins: what a file may name, and what we make of it ----------------
+
+
 class _Inert:
-    """Takes the place of a foreign class: accepts whatever it is given, and does nothing."""
+    """Takes the place of a class of pandas: accepts whatever it is given, and does nothing."""
 
     def __new__(cls, *_args: object, **_kwargs: object) -> _Inert:
         return super().__new__(cls)
@@ -39,32 +51,75 @@ class _Inert:
         pass
 
 
+class _DType:
+    """For ``numpy.dtype``, whose own ``__setstate__`` would believe whatever a file says."""
+
+    def __init__(self, code: str, *_flags: object) -> None:
+        if code not in _ITEMS:
+            raise ValueError(f"a NumPy type {code!r}")
+        self.code = code
+        self.swapped = False
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.swapped = state[1] == ">"
+
+
+_ITEMS = {"O8", "b1", *(f"{kind}{size}" for kind in "iuf" for size in (1, 2, 4, 8))} - {"f1"}
+
+
+class _Array:
+    """For ``numpy.ndarray``: numbers from their bytes, anything else from a list."""
+
+    value: NDArray[Any]
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _version, shape, dtype, _fortran, data = state
+        if dtype.code == "O8":
+            if not isinstance(data, list):
+                raise ValueError("an array of objects that is not a list")
+            value = np.empty(len(data), object)
+            value[:] = data
+        else:
+            value = _numbers(dtype, data)
+        self.value = value.reshape(shape)  # of one dimension, where the order has no meaning
+
+
+def _numbers(dtype: _DType, data: bytes) -> NDArray[Any]:
+    return np.frombuffer(bytes(data), (">" if dtype.swapped else "<") + dtype.code).copy()
+
+
+def _array(*_arguments: object) -> _Array:
+    """For NumPy's ``_reconstruct``."""
+    return _Array()
+
+
+def _scalar(dtype: _DType, data: bytes) -> Any:
+    """For NumPy's ``scalar``."""
+    return _numbers(dtype, data)[0].item()
+
+
 def _plain_dict(*_factory: object) -> dict[str, object]:
     """For ``collections.defaultdict``."""
     return {}
 
 
-_RECONSTRUCT = np.empty(0).__reduce__()[0]  # NumPy's own function behind a pickled array
-_ALLOWED: list[Any] = [
-    (_plain_dict, "collections.defaultdict"),
-    dict,
-    bytes,
-    slice,
-    (_RECONSTRUCT, "numpy._core.multiarray._reconstruct"),
-    (_RECONSTRUCT, "numpy.core.multiarray._reconstruct"),  # NumPy 1
-    np.ndarray,
-    np.dtype,
-    *(type(np.dtype(t)) for t in (object, "int64", "int32", "float32", "float64", "bool", "int8")),
-]
-_ALLOWED_NAMES = {
-    "collections.defaultdict",
-    "builtins.dict",
-    "builtins.bytes",
-    "builtins.slice",
-    "numpy._core.multiarray._reconstruct",
-    "numpy.core.multiarray._reconstruct",
-    "numpy.ndarray",
-    "numpy.dtype",
+def _softplus() -> None:
+    """For ``torch.nn.functional.softplus``, which stands for its name."""
+
+
+_STAND_INS: dict[str, Any] = {
+    "collections.defaultdict": _plain_dict,
+    "builtins.dict": _plain_dict,
+    "builtins.bytes": bytes,
+    "builtins.slice": slice,
+    "numpy.ndarray": _Array,
+    "numpy.dtype": _DType,
+    # NumPy 2, and 1
+    "numpy._core.multiarray._reconstruct": _array,
+    "numpy.core.multiarray._reconstruct": _array,
+    "numpy._core.multiarray.scalar": _scalar,
+    "numpy.core.multiarray.scalar": _scalar,
+    "torch._C._nn.softplus": _softplus,
 }
 
 
@@ -84,13 +139,13 @@ def read_scvi_tools(path: Path) -> StoredModel:
     """
     file = path / MODEL_PT
     contents = _load(file)
-    registry, attributes = _layout(file, contents)
-    name = registry.get("model_name")
-    if name not in CLASSES:
-        raise ModelFileError(
-            f"{file} holds a model of class {name!r}; vivace reads {' and '.join(CLASSES)}."
-        )
     try:
+        registry, attributes = _layout(file, contents)
+        name = registry.get("model_name")
+        if name not in CLASSES:
+            raise ModelFileError(
+                f"{file} holds a model of class {name!r}; vivace reads {' and '.join(CLASSES)}."
+            )
         config = _config(file, name, attributes["init_params_"])
         schema = _schema(file, registry, contents["var_names"])
         state = {k: v for k, v in contents["model_state_dict"].items() if isinstance(v, Tensor)}
@@ -100,7 +155,7 @@ def read_scvi_tools(path: Path) -> StoredModel:
         training = _training(registry, attributes)
     except VivaceError:
         raise
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # whatever a foreign file may lead to
         raise ModelFileError(
             f"{file} is not laid out as scvi-tools {TRIED} does it ({error!r}); load it with "
             f"scvi-tools {TRIED} and save it again."
@@ -119,27 +174,36 @@ def read_scvi_tools(path: Path) -> StoredModel:
 def _load(file: Path) -> dict[str, Any]:
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
-        stand_ins = [(_Inert, n) for n in names if n.startswith("pandas.")]
-        refused = [
-            n
-            for n in names
-            if not (n in _ALLOWED_NAMES or n.startswith(("pandas.", "numpy.dtypes.")))
-        ]
+        known: dict[str, Any] = {
+            n: _Inert if n.startswith("pandas.") else _STAND_INS.get(n) for n in names
+        }
+        refused = sorted(n for n, stand_in in known.items() if stand_in is None)
         if refused:
             raise ModelFileError(
-                f"{file} names code ({', '.join(sorted(refused)[:3])}), which vivace does not run; "
-                f"load it with scvi-tools {TRIED}, if you trust it, and save plain options only."
+                f"{file} names code ({', '.join(refused[:3])}), which vivace does not run; load it "
+                f"with scvi-tools {TRIED}, if you trust it, and save it without that."
             )
-        with torch.serialization.safe_globals([*_ALLOWED, *stand_ins]):
-            contents = torch.load(file, map_location="cpu", weights_only=True)
-    except VivaceError:
+        with torch.serialization.safe_globals([(made, n) for n, made in known.items()]):
+            contents = _unwrapped(torch.load(file, map_location="cpu", weights_only=True))
+    except ModelFileError:
         raise
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a damaged or hostile file may lead to any
         reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")[:120]
-        raise ModelFileError(f"{file} cannot be read ({reason}); save the model again.") from error
+        raise ModelFileError(
+            f"{file} cannot be read ({reason or type(error).__name__}); save the model again."
+        ) from error
     if not isinstance(contents, dict):
         raise ModelFileError(f"{file} holds no model; check the path.")
     return contents
+
+
+def _unwrapped(value: Any) -> Any:
+    """The arrays that the stand-ins hold, in containers of any depth."""
+    if isinstance(value, _Array):
+        return value.value
+    if isinstance(value, dict):
+        return {k: _unwrapped(v) for k, v in value.items()}
+    return [_unwrapped(v) for v in value] if isinstance(value, list) else value
 
 
 def _layout(file: Path, contents: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -172,9 +236,12 @@ def _config(file: Path, name: str, given: dict[str, Any]) -> ModelConfig:
         options.pop(ignored, None)
     embedding = options.pop("batch_embedding_kwargs", None) or {}
     options |= {"batch_" + k: v for k, v in embedding.items()}
-    if options.get("var_activation", "") is None:
-        options.pop("var_activation")
+    activation = options.pop("var_activation", None)
+    if activation is _softplus:
+        options["var_activation"] = "softplus"
     if name == "LinearSCVI":
+        for ignored in _IGNORED_BY_LINEAR:
+            options.pop(ignored, None)
         options["linear_decoder"] = True
         normed = options.pop("use_batch_norm", True)
         options["use_batch_norm"] = "both" if normed else "encoder"
@@ -203,7 +270,8 @@ def _schema(file: Path, registry: dict[str, Any], var_names: Any) -> Schema:
         fields.get("extra_categorical_covs", {}).get("state_registry", {}).get("mappings", {})
     )
     return Schema(
-        declarations=Declarations(**known),
+        # scvi-tools did not ask for integers either
+        declarations=Declarations(**known, allow_non_integer=True),
         genes=tuple(str(g) for g in var_names),
         batches=_mapping(fields["batch"]["state_registry"]["categorical_mapping"]),
         labels=_mapping(fields["labels"]["state_registry"]["categorical_mapping"]),
@@ -233,8 +301,10 @@ def _training(registry: dict[str, Any], attributes: dict[str, Any]) -> dict[str,
         "kl_weight": None,
         "scvi_tools": str(registry.get("scvi_version")),
     }
+    if not attributes["is_trained_"]:
+        return {"summary": {}, "train_rows": [], "validation_rows": []}
     return {
-        "summary": summary if attributes["is_trained_"] else {},
+        "summary": summary,
         "train_rows": rows["train"],
         "validation_rows": rows["validation"],
     }

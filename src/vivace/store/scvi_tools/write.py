@@ -51,8 +51,9 @@ def write_scvi_tools(
         new = Path(scratch) / "new"
         new.mkdir()
         torch.save(contents, new / MODEL_PT)
-        if adata is not None:
-            adata.write_h5ad(new / "adata.h5ad")
+        if adata is not None:  # scvi-tools does not align genes
+            aligned = adata[:, list(schema.genes)].copy()
+            aligned.write_h5ad(new / "adata.h5ad")
         move_into_place(new, path, Path(scratch) / "old")
 
 
@@ -68,7 +69,7 @@ def _refuse(config: ModelConfig, schema: Schema) -> None:
             "a size factor": d.size_factor_key is not None,
             "encode_covariates=True": config.encode_covariates,
             "batch_representation='embedding'": config.batch_representation == "embedding",
-            "dispersion='gene-cell'": config.dispersion == "gene-cell",
+            f"dispersion={config.dispersion!r}": config.dispersion in ("gene-label", "gene-cell"),
             "gene_likelihood='normal'": config.gene_likelihood == "normal",
             f"use_layer_norm={config.use_layer_norm!r}": config.use_layer_norm != "none",
             f"use_batch_norm={config.use_batch_norm!r}": config.use_batch_norm
