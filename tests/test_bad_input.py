@@ -567,3 +567,35 @@ def test_many_donors_are_not_refused(tiny):
     adata = tiny(n_cells=300)
     adata.obs["sample"] = [f"s{i % 140}" for i in range(300)]
     SCVI.setup_anndata(adata, batch_key="sample")
+
+
+# ---- values that are not counts -----------------------------------------------
+
+
+def negative_somewhere(tiny, value=-0.5):
+    adata = tiny()
+    x = adata.X.toarray()
+    x[4] += 1
+    x[4, 7] = value
+    adata.X = sp.csr_matrix(x)
+    return adata
+
+
+def test_negative_values_are_for_the_normal_likelihood(tiny, refused):
+    adata = negative_somewhere(tiny)
+    with refused(DataError, "negative", "gene7", "cell4"):
+        SCVI.setup_anndata(adata)
+    SCVI.setup_anndata(adata, allow_non_integer=True)
+    with refused(DataError, "negative", "gene7", "cell4"):
+        SCVI(adata)
+    with refused(OptionError, "log_variational=False"):
+        SCVI(adata, gene_likelihood="normal")
+    model = SCVI(adata, gene_likelihood="normal", log_variational=False, n_hidden=8, n_latent=2)
+    model.train(2, progress=False)
+    assert np.isfinite(model.get_elbo(return_mean=False)).all()
+
+
+def test_a_cell_whose_values_add_up_to_nothing_is_refused(tiny, refused):
+    adata = negative_somewhere(tiny, value=-1e4)
+    with refused(DataError, "no counts", "cell4"):
+        SCVI.setup_anndata(adata, allow_non_integer=True)

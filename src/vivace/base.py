@@ -94,8 +94,18 @@ class Model(ABC):
         self.module.eval()
 
     def _attach(self, adata: AnnData) -> None:
-        self._source = read_cells(adata, self.schema)
+        self._source = self._read(adata)
         self._adata = adata
+
+    def _read(self, adata: AnnData) -> MemorySource:
+        normal = self.config.gene_likelihood == "normal"
+        source = read_cells(adata, self.schema, allow_negative=normal)
+        if normal and self.config.log_variational and source.counts.data.min(initial=0) < 0:
+            raise OptionError(
+                "log_variational=True takes the logarithm of the values, but some are negative; "
+                "use log_variational=False."
+            )
+        return source
 
     # ---- set up ---------------------------------------------------------
 
@@ -132,7 +142,8 @@ class Model(ABC):
         categorical_covariate_keys, continuous_covariate_keys
             Columns of obs with further covariates.
         allow_non_integer
-            Take counts that are not integers (for example after ambient removal).
+            Take counts that are not integers (for example after ambient removal), and
+            negative values for ``gene_likelihood="normal"``.
 
         Raises
         ------
@@ -156,7 +167,9 @@ class Model(ABC):
             allow_non_integer=allow_non_integer,
         )
         schema = Schema.from_anndata(adata, declarations)
-        check_counts(adata, count_matrix(adata, layer), schema)
+        # whether the likelihood is one of counts is known when a model is made
+        counts = count_matrix(adata, layer)
+        check_counts(adata, counts, schema, allow_negative=allow_non_integer)
         for sentence in schema.idle_columns(schema.columns(adata)):
             warnings.warn(sentence, VivaceWarning, stacklevel=2)
         write_declarations(adata, declarations)
@@ -625,7 +638,7 @@ class Model(ABC):
     def _cells(self, adata: AnnData | None, indices: Indices | None) -> tuple[MemorySource, Rows]:
         if not self.is_trained:
             raise NotTrainedError("The model has not been trained; call train() first.")
-        source = self._own_source() if adata is None else read_cells(adata, self.schema)
+        source = self._own_source() if adata is None else self._read(adata)
         return source, row_numbers(indices, source.n_cells)
 
 

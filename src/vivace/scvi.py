@@ -36,8 +36,8 @@ class SCVI(Model):
         What has an inverse dispersion of its own: "gene", "gene-batch", "gene-label"
         (needs labels_key), or "gene-cell" (from a head of the decoder).
     gene_likelihood
-        "zinb", "nb", "poisson", or "normal" for values that are not counts (none of
-        them negative; set up with ``allow_non_integer=True``);
+        "zinb", "nb", "poisson", or "normal" for values that are not counts (set up with
+        ``allow_non_integer=True``; each cell's must add up to more than 0);
         "negative_binomial" and "zero_inflated_negative_binomial" are understood.
     use_observed_lib_size
         The library is the sum of a cell's counts; False makes it a latent variable

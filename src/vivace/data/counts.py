@@ -21,11 +21,11 @@ from vivace.setup import Schema
 _BLOCK = 1 << 20  # values looked at in one go
 
 
-def read_cells(adata: AnnData, schema: Schema) -> MemorySource:
+def read_cells(adata: AnnData, schema: Schema, *, allow_negative: bool = False) -> MemorySource:
     """The cells of ``adata`` as the model with this ``schema`` reads them.
 
     Genes are aligned by name, categories by the schema's codes, and the counts
-    are checked.
+    are checked; ``allow_negative`` is for values that are not counts.
 
     Raises
     ------
@@ -44,7 +44,7 @@ def read_cells(adata: AnnData, schema: Schema) -> MemorySource:
     if positions is not None:
         counts = counts[:, positions]
         counts.sort_indices()
-    check_counts(adata, counts, schema)
+    check_counts(adata, counts, schema, allow_negative=allow_negative)
     return MemorySource(
         counts=counts,
         library=np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel().astype(np.float32),
@@ -88,7 +88,9 @@ def count_matrix(adata: AnnData, layer: str | None) -> sp.csr_matrix:
     return csr
 
 
-def check_counts(adata: AnnData, counts: sp.csr_matrix, schema: Schema) -> None:
+def check_counts(
+    adata: AnnData, counts: sp.csr_matrix, schema: Schema, *, allow_negative: bool = False
+) -> None:
     """Refuse counts that are negative, not finite, not integers, and cells without any."""
     where = _where(schema.declarations.layer)
     for start, values in _value_blocks(counts.data):
@@ -99,7 +101,7 @@ def check_counts(adata: AnnData, counts: sp.csr_matrix, schema: Schema) -> None:
                 f"{where} holds {counts.data[at]} {_place(adata, counts, schema, at)}; replace or "
                 "drop such values before setting up."
             )
-        if values.min(initial=0) < 0:
+        if values.min(initial=0) < 0 and not allow_negative:
             at = start + int(np.argmin(values))
             raise DataError(
                 f"{where} holds the negative value {counts.data[at]:g} "
@@ -111,8 +113,8 @@ def check_counts(adata: AnnData, counts: sp.csr_matrix, schema: Schema) -> None:
             if not whole.all():
                 _refuse_fractions(adata, counts, schema, start + int(np.argmin(whole)))
     empty = np.diff(counts.indptr) == 0
-    if counts.data.min(initial=1) == 0:  # zeros stored as entries
-        empty = np.asarray(counts.sum(axis=1)).ravel() == 0
+    if counts.data.min(initial=1) <= 0:  # zeros stored as entries, or negative values
+        empty = np.asarray(counts.sum(axis=1)).ravel() <= 0
     if empty.any():
         cell = adata.obs_names[int(np.argmax(empty))]
         raise DataError(
