@@ -50,6 +50,11 @@ from vivace.train import RECIPES, TrainOptions, TrainState, fit
 from vivace.train.initialise import set_library_prior
 from vivace.train.recipes import BATCH_SIZE
 
+ARGUMENTS = tuple(  # what the constructors take, under the names that users give
+    "batch_embedding_kwargs" if name == "batch_embedding_dim" else name
+    for name in ModelConfig.names()
+    if name != "linear_decoder"
+)
 Format = Literal["vivace", "scvi-tools"]
 
 

@@ -10,7 +10,7 @@ import torch
 from anndata import AnnData
 
 from vivace.arguments import refuse_unknown
-from vivace.base import Model, embedding_dim
+from vivace.base import ARGUMENTS, Model, embedding_dim
 from vivace.config import (
     BatchRepresentation,
     Dispersion,
@@ -94,7 +94,7 @@ class LinearSCVI(Model):
         use_layer_norm: Where = "none",
         **unknown: Any,
     ) -> None:
-        refuse_unknown("LinearSCVI", unknown, _ARGUMENTS)
+        refuse_unknown("LinearSCVI", unknown, ARGUMENTS)
         if isinstance(use_batch_norm, bool):  # scvi-tools' LinearSCVI has it so
             use_batch_norm = "both" if use_batch_norm else "encoder"
         if use_layer_norm in ("decoder", "both"):
@@ -138,10 +138,3 @@ class LinearSCVI(Model):
             index=list(self.schema.genes),
             columns=[f"Z_{i}" for i in range(n_latent)],
         )
-
-
-_ARGUMENTS = tuple(
-    "batch_embedding_kwargs" if name == "batch_embedding_dim" else name
-    for name in ModelConfig.names()
-    if name != "linear_decoder"
-)

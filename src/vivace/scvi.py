@@ -8,7 +8,7 @@ from typing import Any, final
 from anndata import AnnData
 
 from vivace.arguments import refuse_unknown
-from vivace.base import Model, embedding_dim
+from vivace.base import ARGUMENTS, Model, embedding_dim
 from vivace.config import (
     BatchRepresentation,
     Dispersion,
@@ -103,7 +103,7 @@ class SCVI(Model):
         use_layer_norm: Where = "none",
         **unknown: Any,
     ) -> None:
-        refuse_unknown("SCVI", unknown, _ARGUMENTS)
+        refuse_unknown("SCVI", unknown, ARGUMENTS)
         config = ModelConfig(
             n_hidden=n_hidden,
             n_latent=n_latent,
@@ -123,10 +123,3 @@ class SCVI(Model):
             use_layer_norm=use_layer_norm,
         )
         self._start(adata, config)
-
-
-_ARGUMENTS = tuple(
-    "batch_embedding_kwargs" if name == "batch_embedding_dim" else name
-    for name in ModelConfig.names()
-    if name != "linear_decoder"
-)
