@@ -1,4 +1,4 @@
-"""Fixtures that several tests share: small simulated data, a small trained model, refusals."""
+"""Fixtures that several tests share: small simulated data, a small trained model, refusals, devices."""
 
 from __future__ import annotations
 
@@ -11,12 +11,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+import torch
 from anndata import AnnData
 
 import vivace
 from vivace import SCVI
 from vivace.errors import VivaceError
 
+DEVICES = ["cpu"]
+if torch.cuda.is_available():
+    DEVICES.append("cuda")
+if torch.backends.mps.is_available():
+    DEVICES.append("mps")
 _SECOND_SENTENCE = re.compile(r"[.?!] [A-Z]")
 
 
@@ -89,3 +95,21 @@ def _settings_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever a test sets package-wide ends with it."""
     monkeypatch.setattr(vivace.settings, "seed", 0)
     monkeypatch.setattr(vivace.settings, "batch_size", 512)
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Each device of this machine."""
+    return torch.device(request.param)
+
+
+@pytest.fixture(params=[d for d in DEVICES if d != "mps"])
+def device_with_float64(request: pytest.FixtureRequest) -> torch.device:
+    """Each device of this machine but MPS, which has no float64."""
+    return torch.device(request.param)
+
+
+@pytest.fixture
+def exact_dtype(device: torch.device) -> torch.dtype:
+    """The most accurate float type of ``device``."""
+    return torch.float32 if device.type == "mps" else torch.float64

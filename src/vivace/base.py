@@ -552,7 +552,11 @@ class Model(ABC):
             If the folder is missing, damaged or of another format.
         """
         path = folder(dir_path)
-        stored = store.read_model(path)
+        return cls._restore(path, store.read_model(path), adata)
+
+    @classmethod
+    def _restore(cls, path: Path, stored: store.StoredModel, adata: AnnData | None) -> Self:
+        """The model whose parts were read from ``path``."""
         parts = stored.sections
         if parts["class"] != cls.__name__:
             raise ModelFileError(

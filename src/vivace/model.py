@@ -6,6 +6,7 @@ from pathlib import Path
 
 from anndata import AnnData
 
+from vivace.arguments import folder
 from vivace.linear import LinearSCVI
 from vivace.scvi import SCVI
 from vivace.store import read_model
@@ -28,5 +29,7 @@ def load(dir_path: str | Path, adata: AnnData | None = None) -> SCVI | LinearSCV
     ModelFileError
         If the folder is missing, damaged or of another format.
     """
-    name = read_model(Path(dir_path)).sections["class"]
-    return (LinearSCVI if name == "LinearSCVI" else SCVI).load(dir_path, adata)
+    path = folder(dir_path)
+    stored = read_model(path)
+    cls = LinearSCVI if stored.sections["class"] == "LinearSCVI" else SCVI
+    return cls._restore(path, stored, adata)

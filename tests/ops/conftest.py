@@ -1,4 +1,4 @@
-"""Devices that are there, and memory whose contents nobody may read."""
+"""Memory whose contents nobody may read."""
 
 from __future__ import annotations
 
@@ -6,30 +6,6 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-
-DEVICES = ["cpu"]
-if torch.cuda.is_available():
-    DEVICES.append("cuda")
-if torch.backends.mps.is_available():
-    DEVICES.append("mps")
-
-
-@pytest.fixture(params=DEVICES)
-def device(request: pytest.FixtureRequest) -> torch.device:
-    """Each device of this machine."""
-    return torch.device(request.param)
-
-
-@pytest.fixture(params=[d for d in DEVICES if d != "mps"])
-def device_with_float64(request: pytest.FixtureRequest) -> torch.device:
-    """Each device of this machine but MPS, which has no float64."""
-    return torch.device(request.param)
-
-
-@pytest.fixture
-def exact_dtype(device: torch.device) -> torch.dtype:
-    """The most accurate float type of ``device``."""
-    return torch.float32 if device.type == "mps" else torch.float64
 
 
 @pytest.fixture

@@ -98,6 +98,11 @@ def _plain(*tensors: Tensor | None) -> list[Any]:
     return [None if t is None else t.detach().contiguous() for t in tensors]
 
 
+def _plain_heads(*tensors: Tensor | None) -> CountHeads:
+    """The heads from their fields, in order, as the kernel needs them."""
+    return CountHeads(*_plain(*tensors))
+
+
 def _blocks(n_cells: int, n_genes: int, n_heads: int) -> list[slice]:
     """Even blocks of cells whose logits stay within ``_BLOCK_BYTES``."""
     number = max(1, math.ceil(n_cells * 4 * n_genes * n_heads / _BLOCK_BYTES))
@@ -150,12 +155,9 @@ def cell_nll(
 ) -> Tensor:
     """Negative log-likelihood of each cell, shape (n,)."""
     csr_and_hidden = _plain(indptr, genes, counts, hidden_nh)
-    heads = CountHeads(
-        *_plain(
-            scale_hg, scale_g, log_theta_g, dropout_hg, dropout_g,
-            theta_hg, theta_bias_g, theta_row_n,
-        )
-    )  # fmt: skip
+    heads = _plain_heads(
+        scale_hg, scale_g, log_theta_g, dropout_hg, dropout_g, theta_hg, theta_bias_g, theta_row_n
+    )
     (log_library_n,) = _plain(log_library_n)
     weight_n = torch.ones_like(log_library_n)
     passes = _passes(csr_and_hidden, heads, log_library_n, weight_n, family, softplus)
@@ -186,12 +188,9 @@ def _weighted(
     and for ``theta_row_n``, which has none.
     """
     csr_and_hidden = _plain(indptr, genes, counts, hidden_nh)
-    heads = CountHeads(
-        *_plain(
-            scale_hg, scale_g, log_theta_g, dropout_hg, dropout_g,
-            theta_hg, theta_bias_g, theta_row_n,
-        )
-    )  # fmt: skip
+    heads = _plain_heads(
+        scale_hg, scale_g, log_theta_g, dropout_hg, dropout_g, theta_hg, theta_bias_g, theta_row_n
+    )
     log_library_n, weight_n = _plain(log_library_n, weight_n)
     nll, by_library, by_hidden = [], [], []
     sums: list[Tensor] = []
