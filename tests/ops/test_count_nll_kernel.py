@@ -48,7 +48,8 @@ def test_random_cells(likelihood, reduction, weighted, spread):
 @pytest.mark.parametrize("g", [1, 63, 1271])
 @each_likelihood
 def test_sizes(likelihood, n, g):
-    problems = [count_problem(likelihood, seed, n=n, g=g, h=5) for seed in range(8)]
+    seeds = range(64 if n == 1 else 8)  # one cell has few numbers: more of them, or chance decides
+    problems = [count_problem(likelihood, seed, n=n, g=g, h=5) for seed in seeds]
     check_count_budget(problems)
     check_count_budget(problems, "mean")
 
@@ -132,6 +133,24 @@ def test_extreme_zero_inflation(reduction, zi_logit):
     check_count_budget(problems, reduction)
 
 
+@pytest.mark.parametrize("zi_logit", [-59.0, -61.0, -70.0, -86.0, -90.0, -120.0])
+@each_reduction
+def test_a_zero_that_neither_dropout_nor_nb_explains(reduction, zi_logit):
+    """Means of 1e4 and theta of 10: log NB(0) is about -70; both terms leave float32 in time."""
+    problems = []
+    for seed in range(32):
+        gen = torch.Generator().manual_seed(seed)
+        problem = count_problem("zinb", seed).with_heads(
+            log_theta_g=torch.log(5 + 20 * torch.rand(120, generator=gen)),
+            dropout_hg=torch.zeros(8, 120),
+            dropout_g=zi_logit + torch.randn(120, generator=gen),
+        )
+        keep = torch.rand(16, 120, generator=gen) < 0.5
+        problem = problem.with_counts(problem.counts.dense() * keep)
+        problems.append(replace(problem, log_library=torch.full((16,), 14.0)))
+    check_count_budget(problems, reduction)
+
+
 @pytest.mark.parametrize("largest", [-300.0, 0.0, 300.0])
 @each_likelihood
 def test_each_gene_in_the_softmax_may_lie_far_below_the_largest(likelihood, largest):
@@ -177,7 +196,8 @@ def test_each_dispersion_and_activation(likelihood, reduction, kind, weighted, s
 @each_likelihood
 def test_sizes_of_each_dispersion_and_activation(likelihood, kind, n, g):
     options = kinds_of(likelihood, kind) | {"n": n, "g": g, "h": 5}
-    problems = [count_problem(likelihood, seed, **options) for seed in range(16)]
+    seeds = range(64 if n == 1 else 16)
+    problems = [count_problem(likelihood, seed, **options) for seed in seeds]
     check_count_budget(problems)
     check_count_budget(problems, "mean")
 

@@ -12,15 +12,18 @@ import torch
 from budget import Budget
 from vivace.ops import matmul
 
-with_and_without_onednn = pytest.mark.parametrize("onednn", [True, False], ids=["", "fallback"])
+PATHS = {"onednn": (True, False), "mkl": (True, True), "fallback": (False, False)}
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def path(request, monkeypatch):
-    """Takes the fallback where the test is parametrised so."""
-    callspec = getattr(request.node, "callspec", None)
-    if callspec is not None and callspec.params.get("onednn") is False:
-        monkeypatch.setattr(matmul, "_ONEDNN", None)
+    """Sets what torch is said to have: oneDNN, and an MKL made for the processor."""
+    onednn, mkl = request.param
+    monkeypatch.setattr(matmul, "_ONEDNN", matmul._onednn_linear() if onednn else None)
+    monkeypatch.setattr(matmul, "_MKL", mkl)
+
+
+each_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS, indirect=True)
 
 
 def in_order(a, b, bias):
@@ -45,14 +48,14 @@ def strided(tensor):
     return wide[::2, ::3]
 
 
-@with_and_without_onednn
+@each_path
 @pytest.mark.parametrize("biased", [False, True], ids=["", "bias"])
 @pytest.mark.parametrize("of_b", [plain, transposed, strided])
 @pytest.mark.parametrize("of_a", [plain, transposed, strided])
 @pytest.mark.parametrize(
     ("n", "k", "m"), [(1, 1, 1), (1, 128, 63), (17, 5, 1271), (17, 1271, 5), (128, 16, 1)]
 )
-def test_budget(n, k, m, of_a, of_b, biased, onednn):
+def test_budget(n, k, m, of_a, of_b, biased, path):
     budget = Budget()
     for seed in range(8):
         gen = torch.Generator().manual_seed(seed)
@@ -64,39 +67,53 @@ def test_budget(n, k, m, of_a, of_b, biased, onednn):
     budget.check()
 
 
-@with_and_without_onednn
+@each_path
 @pytest.mark.parametrize("biased", [False, True], ids=["", "bias"])
 @pytest.mark.parametrize(("n", "k", "m"), [(0, 3, 4), (3, 0, 4), (3, 4, 0)])
-def test_nothing_in_it(n, k, m, biased, onednn):
+def test_nothing_in_it(n, k, m, biased, path):
     bias = torch.arange(float(m)) if biased else None
     found = matmul.product(torch.ones(n, k), torch.ones(k, m), bias)
     expected = torch.zeros(n, m) if k == 0 else torch.full((n, m), float(k))
     assert torch.equal(found, expected if bias is None else expected + bias)
 
 
-@with_and_without_onednn
-def test_nan_shows_in_its_row_and_column_alone(onednn):
+@each_path
+def test_nan_shows_in_its_row_and_column_alone(path):
     a, b = torch.ones(5, 7), torch.ones(7, 33)
     a[2, 3], b[4, 20] = torch.nan, torch.nan
     found = matmul.product(a, b).isnan()
     assert torch.equal(found, a.isnan().any(1)[:, None] | b.isnan().any(0))
 
 
-def test_which_path_is_taken(monkeypatch):
-    """OneDNN where torch has it: the tests above with and without it are not the same."""
+@pytest.mark.parametrize(
+    ("mkl", "biased", "expected"),
+    [(False, False, 1), (False, True, 1), (True, False, 0), (True, True, 1)],
+)
+def test_which_path_is_taken(mkl, biased, expected, monkeypatch):
+    """oneDNN where torch has it, but for products without a bias where MKL is fast."""
     calls = []
     onednn = matmul._onednn_linear()
     if onednn is None:
         assert matmul._ONEDNN is None
         return
     monkeypatch.setattr(matmul, "_ONEDNN", lambda *a: calls.append(a) or onednn(*a))
-    matmul.product(torch.ones(2, 3), torch.ones(3, 4))
-    assert len(calls) == 1
-    monkeypatch.setattr(matmul, "_ONEDNN", None)
-    assert torch.equal(matmul.product(torch.ones(2, 3), torch.ones(3, 4)), torch.full((2, 4), 3.0))
-    assert len(calls) == 1
+    monkeypatch.setattr(matmul, "_MKL", mkl)
+    bias = torch.ones(4) if biased else None
+    found = matmul.product(torch.ones(2, 3), torch.ones(3, 4), bias)
+    assert torch.equal(found, torch.full((2, 4), 3.0 + biased))
+    assert len(calls) == expected
 
 
 def test_no_onednn_is_found_where_torch_has_none(monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert matmul._onednn_linear() is None
+
+
+@pytest.mark.parametrize("vendor", ["GenuineIntel", "AuthenticAMD"])
+@pytest.mark.parametrize("available", [True, False])
+def test_mkl_is_taken_on_processors_it_is_made_for(vendor, available, monkeypatch, tmp_path):
+    listed = tmp_path / "cpuinfo"
+    listed.write_text(f"processor : 0\nvendor_id : {vendor}\n")
+    monkeypatch.setattr(matmul, "_LISTED", listed)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: available)
+    assert matmul._mkl_is_fast() == (available and vendor == "GenuineIntel")

@@ -15,7 +15,7 @@ from vivace.ops import Backend, sparse_linear
 from vivace.ops.sparse_linear import Transform
 
 VARIANCE_FLOOR = 1e-4
-_LOG_VARIANCE_BOUND = 15.0
+LOG_VARIANCE_BOUND = 15.0
 _POSITIVE: dict[VarActivation, Callable[[Tensor], Tensor]] = {
     "exp": torch.exp,
     "softplus": torch.nn.functional.softplus,
@@ -99,6 +99,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.positive = _POSITIVE[var_activation]
+        self.softplus = var_activation == "softplus"
         self.n_genes = n_genes
         self.uses_covariates = n_continuous + n_onehot > 0
         self.inject = inject
@@ -128,7 +129,7 @@ class Encoder(nn.Module):
             inputs = joined(x_nh, onehot_nc) if self.uses_covariates and self.inject else x_nh
             x_nh = self.activations[i](self.linears[i](inputs), generator)
         mean, log_variance = self.latent(x_nh).chunk(2, dim=1)
-        bounded = log_variance.clamp(-_LOG_VARIANCE_BOUND, _LOG_VARIANCE_BOUND)
+        bounded = log_variance.clamp(-LOG_VARIANCE_BOUND, LOG_VARIANCE_BOUND)
         return Posterior(mean, self.positive(bounded) + VARIANCE_FLOOR)
 
     def _first(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,18 +60,32 @@ class Activation(nn.Module):
         return x_nh
 
 
-def dropout_mask(x_nh: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:
-    """1 / (1 - rate) where a unit is kept, 0 elsewhere, shaped as ``x_nh``.
+def dropout_bits(shape: tuple[int, ...], generator: torch.Generator | None, device: Any) -> Tensor:
+    """16 uniform random bits a unit, int16, cut from 64-bit draws.
 
-    A unit is compared by 16 random bits, cut from 64-bit draws: a uniform float
-    or a Bernoulli draw a unit takes four times as long.  The rate is therefore
-    rounded to a multiple of 2**-16, and the scale is that of the rounded rate.
+    A uniform float or a Bernoulli draw a unit takes four times as long.
+    """
+    units = math.prod(shape)
+    words = torch.empty((units + 3) // 4, dtype=torch.int64, device=device)
+    bits: Tensor = words.random_(-(2**63), None, generator=generator).view(torch.int16)
+    return bits[:units].view(shape)
+
+
+def dropout_threshold(rate: float) -> tuple[int, float]:
+    """What the bits are compared with, and the scale of the units that are kept.
+
+    Units whose bits are below the threshold are dropped.  The rate is rounded to
+    a multiple of 2**-16, and the scale is that of the rounded rate.
     """
     steps = min(round(rate * 2**16), 2**16 - 1)
-    words = torch.empty((x_nh.numel() + 3) // 4, dtype=torch.int64, device=x_nh.device)
-    bits = words.random_(-(2**63), None, generator=generator).view(torch.int16)
-    kept = bits[: x_nh.numel()].view(x_nh.shape) >= steps - 2**15
-    return kept.to(x_nh.dtype).mul_(2**16 / (2**16 - steps))
+    return steps - 2**15, 2**16 / (2**16 - steps)
+
+
+def dropout_mask(x_nh: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:
+    """1 / (1 - rate) where a unit is kept, 0 elsewhere, shaped as ``x_nh``."""
+    threshold, scale = dropout_threshold(rate)
+    kept = dropout_bits(tuple(x_nh.shape), generator, x_nh.device) >= threshold
+    return kept.to(x_nh.dtype).mul_(scale)
 
 
 class Linear(nn.Module):

@@ -13,7 +13,8 @@ would widen it to int64 and halve the number of lanes.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import numpy as np
 from llvmlite import ir
@@ -51,6 +52,25 @@ def _unbits(typingctx: Any, i: Any) -> Any:
         return builder.bitcast(args[0], ir.FloatType())
 
     return types.float32(types.int32), codegen
+
+
+@intrinsic
+def _prefer_wide_vectors(typingctx: Any) -> Any:
+    """Ask LLVM for vectors of 512 bits in the function that calls this, where there are any.
+
+    Left alone it takes 256 bits on processors that have both, for fear of a lower
+    clock; the matrix products before and after use 512 bits in any case.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        # llvmlite's own list of attributes has none with a value; LLVM reads it as text
+        set.add(builder.function.attributes, '"prefer-vector-width"="512"')
+        return context.get_dummy_value()
+
+    return types.none(), codegen
+
+
+prefer_wide_vectors = cast("Callable[[], None]", _prefer_wide_vectors)  # as a kernel calls it
 
 
 @njit(fastmath=STRICT, error_model="numpy", cache=True)
@@ -100,9 +120,13 @@ def log32(x: float) -> float:
 
 
 @njit(fastmath=STRICT, error_model="numpy", cache=True)
-def log1p32(u: float) -> float:
-    """``log(1 + u)`` for u >= 0, to full relative accuracy near zero."""
+def log1p_share32(u: float) -> tuple[float, float]:
+    """``log(1 + u)`` and ``u / (1 + u)`` for u >= 0, to full relative accuracy near zero.
+
+    The two share their one division.
+    """
     w = np.float32(1.0) + u
+    inverse = np.float32(1.0) / w
     i = _bits(np.float32(w))
     e = np.int32(np.int32(i - _SQRT_HALF_BITS) >> np.int32(23))
     m = _unbits(np.int32(i - np.int32(e << np.int32(23))))
@@ -110,7 +134,14 @@ def log1p32(u: float) -> float:
     lost = u - (w - np.float32(1.0))  # what rounding 1 + u dropped, when u < 1
     lost = lost if u < np.float32(1e7) else np.float32(0.0)
     f = m - np.float32(1.0)
-    return np.float32((_log_reduced(f) + (k * _LN2_LO + lost / w)) + k * _LN2_HI)
+    log = np.float32((_log_reduced(f) + (k * _LN2_LO + lost * inverse)) + k * _LN2_HI)
+    return log, np.float32(u * inverse)
+
+
+@njit(fastmath=STRICT, error_model="numpy", cache=True)
+def log1p32(u: float) -> float:
+    """``log(1 + u)`` for u >= 0, to full relative accuracy near zero."""
+    return log1p_share32(u)[0]
 
 
 @njit(fastmath=STRICT, error_model="numpy", cache=True)

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vivace.data import Rows, Source, minibatches
+from vivace.data import CountBatch, Rows, Source, minibatches
 from vivace.errors import TrainingError
 from vivace.nn import VAE
 from vivace.seeds import numpy_generator, torch_generator
+from vivace.train.adam import FusedAdam
 from vivace.train.initialise import initialise_from_data
 from vivace.train.recipes import Recipe
 from vivace.train.state import TrainState
@@ -58,9 +59,10 @@ def fit(network: VAE, source: Source, state: TrainState, options: TrainOptions) 
         If the loss stops being finite; the network is then as it was after
         the last epoch that was.
     """
-    # a second's import and a terminal library: only those who train wait for them
+    # seconds of imports: only those who train wait for them
     from lightning_fabric import Fabric
 
+    from vivace.nn.by_hand import HandStep, supports
     from vivace.train.progress import TrainingBar
 
     fabric = Fabric(accelerator=options.accelerator, devices=1)
@@ -70,7 +72,9 @@ def fit(network: VAE, source: Source, state: TrainState, options: TrainOptions) 
         recipe = recipe.continued()
     elif recipe.from_data:
         initialise_from_data(network, source, state.train_rows, order)
-    wrapped, optimizer = _prepare(fabric, network, recipe)
+    network.to(fabric.device)
+    optimizer = _optimizer(network, recipe)
+    pass_of = HandStep(network) if supports(network) else _AutogradPass(fabric, network, optimizer)
     device = network.device
     noise = torch_generator(options.seed, device)
     watched = _watched(state, order)
@@ -92,11 +96,9 @@ def fit(network: VAE, source: Source, state: TrainState, options: TrainOptions) 
                 kl_weight = recipe.kl_weight(step, n_steps, epoch)
                 for group in optimizer.param_groups:
                     group["lr"] = lr
-                losses = wrapped(batch, kl_weight, noise)
-                fabric.backward(losses.loss)
+                losses = pass_of(batch, kl_weight, noise)
                 optimizer.step()
-                optimizer.zero_grad()
-                sums.add_(torch.stack(losses).detach(), alpha=len(rows))
+                sums.add_(losses, alpha=len(rows))
                 step += 1
                 bar.step()
             row = _row(sums / len(state.train_rows), "train")
@@ -116,20 +118,33 @@ def fit(network: VAE, source: Source, state: TrainState, options: TrainOptions) 
     network.eval()
 
 
-def _prepare(fabric: Fabric, network: VAE, recipe: Recipe) -> tuple[Any, torch.optim.Optimizer]:
-    """The network on its device, and Adam over its parameters."""
-    network.to(fabric.device)
+class _AutogradPass:
+    """Losses of a minibatch, shape (3,), and gradients by autograd: any network, any device."""
+
+    def __init__(self, fabric: Fabric, network: VAE, optimizer: torch.optim.Optimizer) -> None:
+        self.fabric = fabric
+        self.parameters = list(network.parameters())
+        self.wrapped: Any = fabric.setup(network, optimizer)[0]
+
+    def __call__(self, batch: CountBatch, kl_weight: float, noise: torch.Generator) -> Tensor:
+        for parameter in self.parameters:
+            parameter.grad = None
+        losses = self.wrapped(batch, kl_weight, noise)
+        self.fabric.backward(losses.loss)
+        return torch.stack(losses).detach()
+
+
+def _optimizer(network: VAE, recipe: Recipe) -> FusedAdam:
+    """Adam over the parameters."""
     matrices = [p for p in network.parameters() if p.ndim > 1]
     others = [p for p in network.parameters() if p.ndim <= 1]
     groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.Adam(
-        groups if recipe.decay_matrices_only else network.parameters(),
+    return FusedAdam(
+        groups if recipe.decay_matrices_only else list(network.parameters()),
         lr=recipe.lr,
         weight_decay=recipe.weight_decay,
         eps=recipe.eps,
-        fused=True,
     )
-    return fabric.setup(network, optimizer)  # type: ignore[no-any-return]
 
 
 def _copy(network: VAE) -> dict[str, Tensor]:

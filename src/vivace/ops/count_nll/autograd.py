@@ -118,7 +118,7 @@ def _passes(
     family: int,
     softplus: bool,
 ) -> Any:
-    """The hidden state and the pass of each block of cells, one after another."""
+    """Rows, hidden state and pass of each block of cells, one after another."""
     indptr, genes, counts, hidden_nh = csr_and_hidden
     n_heads = 1 + (heads.dropout_hg is not None) + (heads.theta_hg is not None)
     n_heads += heads.theta_row_n is not None  # as large as the logits of a head
@@ -128,6 +128,7 @@ def _passes(
             here = replace(heads, theta_row_n=heads.theta_row_n[rows])
         csr = (indptr[rows.start : rows.stop + 1], genes, counts)
         yield (
+            rows,
             hidden_nh[rows],
             _logit_gradients(
                 csr, hidden_nh[rows], here, log_library_n[rows], weight_n[rows], family, softplus
@@ -161,7 +162,7 @@ def cell_nll(
     (log_library_n,) = _plain(log_library_n)
     weight_n = torch.ones_like(log_library_n)
     passes = _passes(csr_and_hidden, heads, log_library_n, weight_n, family, softplus)
-    return torch.cat([done.nll_n for _, done in passes])
+    return torch.cat([done.nll_n for *_, done in passes])
 
 
 def _weighted(
@@ -192,33 +193,90 @@ def _weighted(
         scale_hg, scale_g, log_theta_g, dropout_hg, dropout_g, theta_hg, theta_bias_g, theta_row_n
     )
     log_library_n, weight_n = _plain(log_library_n, weight_n)
-    nll, by_library, by_hidden = [], [], []
-    sums: list[Tensor] = []
-    passes = _passes(csr_and_hidden, heads, log_library_n, weight_n, family, softplus)
-    for here, done in passes:
-        nll.append(done.nll_n)
-        by_library.append(done.library_n)
-        by_hidden.append(product(done.scale_ng, heads.scale_hg.T))
-        by_dropout, by_theta_head, by_theta_bias = (here.new_empty(0) for _ in range(3))
-        if heads.dropout_hg is not None:
-            by_dropout = product(here.T, done.dropout_ng)
-            by_hidden[-1] += product(done.dropout_ng, heads.dropout_hg.T)
-        if heads.theta_hg is not None:
-            by_theta_head, by_theta_bias = product(here.T, done.theta_ng), done.theta_ng.sum(0)
-            by_hidden[-1] += product(done.theta_ng, heads.theta_hg.T)
-        parts = [
-            product(here.T, done.scale_ng), done.scale_g,
-            here.new_empty(0) if log_theta_g is None else done.theta_cg.view(log_theta_g.shape),
-            by_dropout, here.new_empty(0) if dropout_g is None else done.dropout_g,
-            by_theta_head, by_theta_bias,
-        ]  # fmt: skip
-        sums = parts if not sums else [a.add_(b) for a, b in zip(sums, parts, strict=True)]
-    total = torch.dot(_joined(nll), weight_n)
-    return [total, _joined(by_hidden), *sums, hidden_nh.new_empty(0), _joined(by_library)]
+    found = weighted_gradients(csr_and_hidden, heads, log_library_n, weight_n, family, softplus)
+    by_heads = [hidden_nh.new_empty(0) if t is None else t for t in found.heads.tensors()]
+    return [found.total, found.hidden_nh, *by_heads, found.library_n]
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+@dataclass(frozen=True)
+class WeightedGradients:
+    """The weighted sum of the losses, and its gradients.
+
+    Parameters
+    ----------
+    total : Tensor, scalar
+    hidden_nh, library_n : gradients in the hidden state and the log library
+    heads : gradients in the heads, of their shapes; None for what is not there
+    """
+
+    total: Tensor
+    hidden_nh: Tensor
+    heads: CountHeads
+    library_n: Tensor
+
+
+def weighted_gradients(
+    csr_and_hidden: list[Tensor],
+    heads: CountHeads,
+    log_library_n: Tensor,
+    weight_n: Tensor,
+    family: int,
+    softplus: bool,
+) -> WeightedGradients:
+    """Weighted sum of the losses and its gradients, without autograd.
+
+    ``csr_and_hidden`` are indptr, genes, counts and the hidden state; all
+    tensors are contiguous float32 ones that need no gradient.
+    """
+    blocks = [
+        _block_gradients(here, done, heads, weight_n[rows])
+        for rows, here, done in _passes(
+            csr_and_hidden, heads, log_library_n, weight_n, family, softplus
+        )
+    ]
+    if len(blocks) == 1:
+        return blocks[0]
+    return WeightedGradients(
+        total=torch.stack([b.total for b in blocks]).sum(),
+        hidden_nh=torch.cat([b.hidden_nh for b in blocks]),
+        heads=CountHeads(*map(_sum, zip(*(b.heads.tensors() for b in blocks), strict=True))),
+        library_n=torch.cat([b.library_n for b in blocks]),
+    )
+
+
+def _sum(parts: tuple[Tensor | None, ...]) -> Any:
+    total, *rest = parts
+    for part in rest:
+        if total is not None and part is not None:
+            total += part
+    return total
+
+
+def _block_gradients(
+    here_nh: Tensor, done: _Pass, heads: CountHeads, weight_n: Tensor
+) -> WeightedGradients:
+    """From the gradients in the logits of a block of cells to those in what made them."""
+    here_hn = here_nh.T
+    by_hidden_nh = product(done.scale_ng, heads.scale_hg.T)
+    by_dropout_hg = by_theta_hg = by_theta_bias_g = None
+    if heads.dropout_hg is not None:
+        by_dropout_hg = product(here_hn, done.dropout_ng)
+        by_hidden_nh += product(done.dropout_ng, heads.dropout_hg.T)
+    if heads.theta_hg is not None:
+        by_theta_hg, by_theta_bias_g = product(here_hn, done.theta_ng), done.theta_ng.sum(0)
+        by_hidden_nh += product(done.theta_ng, heads.theta_hg.T)
+    by_heads = CountHeads(
+        product(here_hn, done.scale_ng),
+        done.scale_g,
+        None if heads.log_theta_g is None else done.theta_cg.view(heads.log_theta_g.shape),
+        by_dropout_hg,
+        None if heads.dropout_g is None else done.dropout_g,
+        by_theta_hg,
+        by_theta_bias_g,
+    )
+    return WeightedGradients(
+        torch.dot(done.nll_n, weight_n), by_hidden_nh, by_heads, done.library_n
+    )
 
 
 _weighted_nll = torch.library.custom_op(

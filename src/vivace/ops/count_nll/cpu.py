@@ -19,7 +19,14 @@ from numba import njit, prange
 from numpy.typing import NDArray
 
 from vivace.ops.count_nll.reference import LOG_THETA_BOUND
-from vivace.ops.fastmath import exp32, largest32, log1p32, log32
+from vivace.ops.fastmath import (
+    exp32,
+    largest32,
+    log1p32,
+    log1p_share32,
+    log32,
+    prefer_wide_vectors,
+)
 from vivace.ops.gamma import log64, log_gamma, log_gamma_digamma
 
 Ints = NDArray[np.int64]
@@ -37,6 +44,7 @@ _LOG_FACTORIAL = np.array([math.lgamma(i + 1) for i in range(256)], np.float64)
 _ROWS = 16  # cells handed to a thread at a time
 _GENES = 256  # genes of a per-gene loop handed to a thread at a time
 _POISSON, _ZINB = 0, 2
+_VANISHING = np.float32(-60)  # e to this, and to half as much again, are normal float32
 _SOFTPLUS_IS_EXP = -20.0  # below it their logs are equal to float32 accuracy
 
 
@@ -46,6 +54,7 @@ _SOFTPLUS_IS_EXP = -20.0  # below it their logs are equal to float32 accuracy
 @njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
 def _dispersion(log_theta: Floats, theta: Floats, inv_theta: Floats) -> None:
     """Theta and 1/theta, from log theta held within its bounds."""
+    prefer_wide_vectors()
     for g in range(log_theta.size):
         t = log_theta[g]
         t = -_BOUND if t < -_BOUND else t
@@ -59,6 +68,7 @@ def _dispersion(log_theta: Floats, theta: Floats, inv_theta: Floats) -> None:
 
 @njit(fastmath=_SUMS, error_model="numpy", nogil=True, cache=True)
 def _total(a: Floats | Doubles) -> float:
+    prefer_wide_vectors()
     total = 0.0
     for j in range(a.size):
         total += np.float64(a[j])
@@ -68,6 +78,7 @@ def _total(a: Floats | Doubles) -> float:
 @njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
 def _exponentials(s: Floats, e: Floats) -> tuple[float, float]:
     """Write e = exp(s - max s); the maximum and the sum of e."""
+    prefer_wide_vectors()
     top = largest32(s)
     for j in range(s.size):
         e[j] = exp32(s[j] - top)
@@ -77,6 +88,7 @@ def _exponentials(s: Floats, e: Floats) -> tuple[float, float]:
 @njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
 def _softplus(s: Floats, e: Floats, slope: Floats) -> None:
     """Write e = log(1 + exp(s)), and the derivative of log e."""
+    prefer_wide_vectors()
     for j in range(s.size):
         small = exp32(-abs(s[j]))
         rest = log1p32(small)
@@ -87,58 +99,75 @@ def _softplus(s: Floats, e: Floats, slope: Floats) -> None:
 
 
 @njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
-def _spread(e: Floats, inv_theta: Floats, rate: float, spread: Floats, share: Floats) -> None:
-    """Spread = log(1 + mu/theta), share = mu/(theta + mu)."""
+def _zero_nb(
+    e: Floats, rate: float, inv_theta: Floats, theta: Floats, value: Floats, by_mu: Floats
+) -> None:
+    """Log NB(0) and its derivative in log mu."""
+    prefer_wide_vectors()
     for j in range(e.size):
-        u = (e[j] * rate) * inv_theta[j]
-        spread[j] = log1p32(u)
-        share[j] = u / (_ONE + u)
+        spread, share = log1p_share32((e[j] * rate) * inv_theta[j])
+        value[j] = -theta[j] * spread
+        by_mu[j] = -theta[j] * share
 
 
 @njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
-def _zero_nb(theta: Floats, value: Floats, by_mu: Floats, by_theta: Floats) -> None:
-    """In place, from spread and share: log NB(0) and its two derivatives."""
-    for j in range(theta.size):
-        v = -theta[j] * value[j]
-        m = theta[j] * by_mu[j]
-        value[j] = v
-        by_mu[j] = -m
-        by_theta[j] = m + v
-
-
-@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
-def _zero_zinb(value: Floats, logits: Floats, kept: Floats, ratio: Floats) -> None:
-    """In place: log ZINB(0) less log ratio, its derivative in the logits, the weight of NB(0)."""
+def _zero_zinb(value: Floats, logits: Floats, by_mu: Floats, by_theta: Floats) -> None:
+    """In place, from log NB(0): ZINB(0) and its derivatives."""
+    prefer_wide_vectors()
     for j in range(value.size):
-        t = value[j]
         pi = logits[j]
-        gap = pi - t
-        a = exp32(-abs(gap))
+        t = exp32(value[j])
         b = exp32(-abs(pi))
-        inv_a = _ONE / (_ONE + a)
-        inv_b = _ONE / (_ONE + b)
-        larger = pi if gap > _ZERO else t
-        value[j] = _ZERO if pi > _ZERO else larger  # max(pi, t) - max(pi, 0), since t <= 0
-        ratio[j] = (_ONE + a) * inv_b
-        kept[j] = a * inv_a if gap > _ZERO else inv_a
-        ka = a * inv_a
-        kb = b * inv_b
-        # 1/(1+a) - 1/(1+b) for pi > 0, without the ones, which would cancel
-        logits[j] = kb - ka if pi > _ZERO else (inv_a if gap > _ZERO else ka) - kb
+        whole = _ONE + b
+        mass = _ONE + t * b if pi > _ZERO else b + t
+        inverse = _ONE / (mass * whole)
+        value[j] = mass * (mass * inverse)
+        logits[j] = (b * (_ONE - t)) * inverse
+        kept = (t * b if pi > _ZERO else t) * (whole * inverse)
+        by_mu[j] *= kept
+        by_theta[j] *= kept
 
 
 @njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
-def _add_log(value: Floats, ratio: Floats) -> None:
-    """The rest of log ZINB(0): a loop of its own, so that registers suffice."""
+def _logs(value: Floats) -> None:
+    """A loop of its own, so that registers suffice."""
+    prefer_wide_vectors()
     for j in range(value.size):
-        value[j] += log32(ratio[j])
+        value[j] = log32(value[j])
 
 
 @njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
-def _multiply(a: Floats, b: Floats, c: Floats) -> None:
-    for j in range(c.size):
-        a[j] *= c[j]
-        b[j] *= c[j]
+def _any_vanishing(value: Floats, logits: Floats) -> bool:
+    """Whether e^pi and NB(0) of some gene are both too small for float32."""
+    prefer_wide_vectors()
+    found = np.int32(0)
+    for j in range(value.size):
+        found |= np.int32(max(value[j], logits[j]) < _VANISHING)
+    return found != 0
+
+
+@njit(error_model="numpy", nogil=True, cache=True)
+def _zero_zinb_by_logs(value: Floats, logits: Floats, by_mu: Floats, by_theta: Floats) -> None:
+    """What ``_zero_zinb`` and ``_logs`` give, where its two terms may vanish."""
+    for j in range(value.size):
+        pi, t = np.float64(logits[j]), np.float64(value[j])
+        a = math.exp(-abs(pi - t))
+        b = math.exp(-abs(pi))
+        kept = np.float32((a if pi > t else 1.0) / (1.0 + a))
+        by_mu[j] *= kept
+        by_theta[j] *= kept
+        logits[j] = np.float32(
+            (1.0 if pi > t else a) / (1.0 + a) - (1.0 if pi > 0 else b) / (1 + b)
+        )
+        value[j] = np.float32(max(pi, t) + math.log1p(a) - max(pi, 0.0) - math.log1p(b))
+
+
+@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+def _zero_by_theta(value: Floats, by_mu: Floats, by_theta: Floats) -> None:
+    """The derivative of log NB(0) in log theta."""
+    prefer_wide_vectors()
+    for j in range(by_mu.size):
+        by_theta[j] = value[j] - by_mu[j]
 
 
 @njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
@@ -146,6 +175,7 @@ def _softmax_gradient(
     s: Floats, e: Floats, by_mu: Floats, total: Floats, weight: float, factor: float
 ) -> None:
     """Overwrite logits with weight * (softmax * sum(by_mu) - by_mu), and add them to the total."""
+    prefer_wide_vectors()
     for j in range(s.size):
         gradient = weight * (e[j] * factor - by_mu[j])
         s[j] = gradient
@@ -157,6 +187,7 @@ def _softplus_gradient(
     s: Floats, slope: Floats, by_mu: Floats, total: Floats, weight: float
 ) -> None:
     """Overwrite logits with -weight * slope * by_mu, and add them to the total."""
+    prefer_wide_vectors()
     for j in range(s.size):
         gradient = -weight * (slope[j] * by_mu[j])
         s[j] = gradient
@@ -166,6 +197,7 @@ def _softplus_gradient(
 @njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
 def _within_bounds(by_theta: Floats, raw: Floats, weight: float, out: Floats) -> None:
     """Weight the gradient; where log theta is beyond its bounds, it is zero."""
+    prefer_wide_vectors()
     for j in range(by_theta.size):
         out[j] = _ZERO if abs(raw[j]) > _BOUND else weight * by_theta[j]
 
@@ -173,6 +205,7 @@ def _within_bounds(by_theta: Floats, raw: Floats, weight: float, out: Floats) ->
 @njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
 def _scale_and_add(a: Floats, total: Floats, weight: float) -> None:
     """Weight a in place, and add it to the total."""
+    prefer_wide_vectors()
     for j in range(a.size):
         a[j] *= weight
         total[j] += a[j]
@@ -180,6 +213,7 @@ def _scale_and_add(a: Floats, total: Floats, weight: float) -> None:
 
 @njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
 def _add(total: Floats, a: Floats, weight: float) -> None:
+    prefer_wide_vectors()
     for j in range(total.size):
         total[j] += weight * a[j]
 
@@ -215,6 +249,20 @@ def _nonzero_poisson(genes: Genes, x: Floats, by_mu: Floats, value: Doubles) -> 
 
 
 @njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+def _gammas(inv_theta: Floats, log_thetas: Doubles, log_gammas: Doubles, digammas: Doubles) -> None:
+    """Log theta, log gamma(theta) and digamma(theta).
+
+    Theta is that of the very 1/theta in ``_zero_nb``: where it is tiny,
+    x log(theta) and x spread are large and cancel.
+    """
+    prefer_wide_vectors()
+    for i in range(inv_theta.size):
+        theta = 1.0 / np.float64(inv_theta[i])
+        log_thetas[i] = log64(theta)
+        log_gammas[i], digammas[i] = log_gamma_digamma(theta)
+
+
+@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
 def _gather(
     genes: Genes,
     e: Floats,
@@ -222,25 +270,23 @@ def _gather(
     inv_theta: Floats,
     ratio: Doubles,
     theta: Doubles,
+    x_inv_theta: Floats,
 ) -> None:
-    """Mu/theta and theta of the non-zero genes, side by side.
-
-    Theta is that of the very 1/theta in ``_spread``: where it is tiny,
-    x log(theta) and x spread are large and cancel.
-    """
+    """Mu/theta and theta of the non-zero genes, side by side."""
+    prefer_wide_vectors()
     for i in range(genes.size):
         j = genes[i]
+        x_inv_theta[i] = inv_theta[j]
         inverse = np.float64(inv_theta[j])
         ratio[i] = np.float64(e[j]) * rate * inverse
         theta[i] = 1.0 / inverse
 
 
 @njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
-def _gammas(theta: Doubles, value: Doubles, log_gammas: Doubles, digammas: Doubles) -> None:
-    """Turn log mu into log(mu/theta); write log gamma(theta) and digamma(theta)."""
-    for i in range(theta.size):
-        value[i] -= log64(theta[i])
-        log_gammas[i], digammas[i] = log_gamma_digamma(theta[i])
+def _pick(genes: Genes, row: Doubles, picked: Doubles) -> None:
+    prefer_wide_vectors()
+    for i in range(genes.size):
+        picked[i] = row[genes[i]]
 
 
 @njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
@@ -251,6 +297,7 @@ def _nonzero_value(
 
     By_theta still lacks by_mu and digamma(theta).
     """
+    prefer_wide_vectors()
     for i in range(x.size):
         u = ratio[i]
         t = theta[i]
@@ -268,6 +315,7 @@ def _nonzero_value(
 def _nonzero_gradient(
     x: Floats, ratio: Doubles, theta: Doubles, by_mu: Doubles, by_theta: Doubles
 ) -> None:
+    prefer_wide_vectors()
     for i in range(x.size):
         m = (np.float64(x[i]) - theta[i] * ratio[i]) / (1.0 + ratio[i])
         by_mu[i] = m
@@ -284,6 +332,7 @@ def _nonzero_constants(
     by_theta: Doubles,
 ) -> None:
     """Take log gamma(theta), log x! and theta * digamma(theta) off."""
+    prefer_wide_vectors()
     for i in range(x.size):
         value[i] -= log_gammas[i] + _log_factorial(np.float64(x[i]))
         by_theta[i] -= theta[i] * digammas[i]
@@ -292,6 +341,7 @@ def _nonzero_constants(
 @njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
 def _not_dropped(logits: Floats, value: Doubles, by_logits: Floats) -> None:
     """Add log(1 - dropout) to the value of non-zero counts."""
+    prefer_wide_vectors()
     for i in range(logits.size):
         pi = logits[i]
         b = exp32(-abs(pi))
@@ -314,6 +364,7 @@ def _cells(
     raw_log_theta: Floats,
     theta_cg: Floats,
     inv_theta_cg: Floats,
+    gammas: Doubles,
     theta_row: Ints,
     by_theta_ng: Floats,
     indptr: Ints,
@@ -330,6 +381,7 @@ def _cells(
     ``sums`` takes the gradients of the scale bias, of a shared log theta and of
     the dropout bias, one row each.
     """
+    prefer_wide_vectors()
     n_genes = scale_ng.shape[1]
     shared = by_theta_ng.size == 0
     e = np.empty(n_genes, np.float32)
@@ -337,8 +389,6 @@ def _cells(
     value = np.empty(n_genes, np.float32)
     by_mu = np.empty(n_genes, np.float32)
     by_theta = np.empty(n_genes, np.float32)
-    kept = np.empty(n_genes, np.float32)
-    ratio = np.empty(n_genes, np.float32)
     most = 0
     for n in range(first, last):
         most = max(most, indptr[n + 1] - indptr[n])
@@ -347,6 +397,8 @@ def _cells(
     all_value = np.empty(most, np.float64)
     all_by_mu = np.empty(most, np.float64)
     all_by_theta = np.empty(most, np.float64)
+    all_inv_theta = np.empty(most, np.float32)
+    all_log_thetas = np.empty(most, np.float64)
     all_log_gammas = np.empty(most, np.float64)
     all_digammas = np.empty(most, np.float64)
     all_logits = np.empty(most, np.float32)
@@ -391,21 +443,31 @@ def _cells(
             x_ratio, x_theta = all_ratio[:nonzero], all_theta[:nonzero]
             x_by_mu, x_by_theta = all_by_mu[:nonzero], all_by_theta[:nonzero]
             x_log_gammas, x_digammas = all_log_gammas[:nonzero], all_digammas[:nonzero]
-            _gather(where, e, exact_rate, inv_theta, x_ratio, x_theta)
-            _gammas(x_theta, x_value, x_log_gammas, x_digammas)
+            x_inv_theta, x_log_thetas = all_inv_theta[:nonzero], all_log_thetas[:nonzero]
+            _gather(where, e, exact_rate, inv_theta, x_ratio, x_theta, x_inv_theta)
+            if gammas.size > 0:
+                _pick(where, gammas[row, 0], x_log_thetas)
+                _pick(where, gammas[row, 1], x_log_gammas)
+                _pick(where, gammas[row, 2], x_digammas)
+            else:
+                _gammas(x_inv_theta, x_log_thetas, x_log_gammas, x_digammas)
+            for i in range(nonzero):
+                x_value[i] -= x_log_thetas[i]
             _nonzero_value(x, x_ratio, x_theta, x_value, x_by_theta)
             _nonzero_gradient(x, x_ratio, x_theta, x_by_mu, x_by_theta)
             _nonzero_constants(x, x_theta, x_log_gammas, x_digammas, x_value, x_by_theta)
-            _spread(e, inv_theta, rate, value, by_mu)
-            _zero_nb(theta, value, by_mu, by_theta)
+            _zero_nb(e, rate, inv_theta, theta, value, by_mu)
+            _zero_by_theta(value, by_mu, by_theta)
             if family == _ZINB:
                 x_logits = all_logits[:nonzero]
                 x_by_logits = all_by_logits[:nonzero]
                 for i in range(nonzero):
                     x_logits[i] = logits[where[i]]
-                _zero_zinb(value, logits, kept, ratio)
-                _add_log(value, ratio)
-                _multiply(by_mu, by_theta, kept)
+                if _any_vanishing(value, logits):
+                    _zero_zinb_by_logs(value, logits, by_mu, by_theta)
+                else:
+                    _zero_zinb(value, logits, by_mu, by_theta)
+                    _logs(value)
                 _not_dropped(x_logits, x_value, x_by_logits)
                 for i in range(nonzero):
                     if x[i] != _ZERO:
@@ -484,6 +546,18 @@ def logit_gradients(
         span = slice(start, start + _GENES)
         _dispersion(log_theta_cg[row, span], theta[row, span], inv_theta[row, span])
 
+    # once a gene, where that is less often than once a count
+    tabled = n_rows * n_genes < indptr[n_cells] - indptr[0]
+    gammas = np.empty((n_rows if tabled else 0, 3, n_genes), np.float64)
+    if tabled:
+        for part in prange(n_rows * n_blocks):
+            row, start = part // n_blocks, (part % n_blocks) * _GENES
+            span = slice(start, start + _GENES)
+            _gammas(
+                inv_theta[row, span], gammas[row, 0, span], gammas[row, 1, span],
+                gammas[row, 2, span],
+            )  # fmt: skip
+
     # as many partitions whatever the threads, so that every sum has one order
     n_parts = (n_cells + _ROWS - 1) // _ROWS
     parts = np.empty((n_parts, 3, n_genes), np.float32)
@@ -498,6 +572,7 @@ def logit_gradients(
             log_theta_cg,
             theta,
             inv_theta,
+            gammas,
             theta_row,
             by_theta_ng,
             indptr,

@@ -66,7 +66,7 @@ def _transpose(
     return starts, cells, moved
 
 
-def _product(indptr: Tensor, genes: Tensor, values: Tensor, weight_gh: Tensor) -> Tensor:
+def sparse_product(indptr: Tensor, genes: Tensor, values: Tensor, weight_gh: Tensor) -> Tensor:
     """``x @ weight`` for CSR x, shape (n, h); float32 on the CPU."""
     out = torch.empty((len(indptr) - 1, weight_gh.shape[1]), dtype=torch.float32)
     _forward(
@@ -79,7 +79,7 @@ def _product(indptr: Tensor, genes: Tensor, values: Tensor, weight_gh: Tensor) -
     return out
 
 
-def _weight_gradient(
+def sparse_weight_gradient(
     indptr: Tensor, genes: Tensor, values: Tensor, grad_nh: Tensor, n_genes: int
 ) -> Tensor:
     """Gradient of the weight, ``x.T @ grad``, shape (g, h)."""
@@ -101,11 +101,16 @@ class _SparseLinear(torch.autograd.Function):
     def forward(ctx: Any, *args: Tensor) -> Tensor:
         indptr, genes, values, weight_gh = args
         _save(ctx, args, None)
-        return _product(indptr, genes, values, weight_gh)
+        return sparse_product(indptr, genes, values, weight_gh)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, None, _weight_gradient(*ctx.saved_tensors, grad_outputs[0], ctx.n_genes)
+        return (
+            None,
+            None,
+            None,
+            sparse_weight_gradient(*ctx.saved_tensors, grad_outputs[0], ctx.n_genes),
+        )
 
 
 def sparse_linear_cpu(indptr: Tensor, genes: Tensor, values: Tensor, weight_gh: Tensor) -> Tensor:
@@ -118,10 +123,10 @@ def sparse_linear_cpu(indptr: Tensor, genes: Tensor, values: Tensor, weight_gh: 
 # ---- the same as custom operations, for torch.compile -----------------------
 
 _product_op = torch.library.custom_op(
-    "vivace::sparse_linear", _product, mutates_args=(), device_types="cpu"
+    "vivace::sparse_linear", sparse_product, mutates_args=(), device_types="cpu"
 )
 _gradient_op = torch.library.custom_op(
-    "vivace::sparse_linear_backward", _weight_gradient, mutates_args=(), device_types="cpu"
+    "vivace::sparse_linear_backward", sparse_weight_gradient, mutates_args=(), device_types="cpu"
 )
 
 

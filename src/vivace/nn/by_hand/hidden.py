@@ -1,0 +1,179 @@
+"""Kernels of what follows a hidden linear map: batch norm, ReLU, dropout.
+
+README.md has the formulas and the names.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from vivace.ops.fastmath import prefer_wide_vectors
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+Bits = NDArray[np.int16]
+
+_EXACT = {"contract"}
+_ZERO = np.float32(0)
+
+
+@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+def _add_row(total: Doubles, row: Floats) -> None:
+    prefer_wide_vectors()
+    for c in range(row.size):
+        total[c] += row[c]
+
+
+@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+def _add_square(total: Doubles, row: Floats, mean: Doubles) -> None:
+    prefer_wide_vectors()
+    for c in range(row.size):
+        gap = row[c] - mean[c]
+        total[c] += gap * gap
+
+
+@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+def _normed_row(row: Floats, mean: Floats, factor: Floats, shift: Floats, out: Floats) -> None:
+    prefer_wide_vectors()
+    for c in range(row.size):
+        y = (row[c] - mean[c]) * factor[c] + shift[c]
+        out[c] = _ZERO if y <= _ZERO else y  # NaN stays NaN
+
+
+@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+def _drop(row: Floats, bits: Bits, threshold: int, keep: float) -> None:
+    prefer_wide_vectors()
+    lowest, scale = np.int16(threshold), np.float32(keep)
+    for c in range(row.size):
+        row[c] = row[c] * scale if bits[c] >= lowest else _ZERO
+
+
+@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+def normed_relu(
+    x_nh: Floats,
+    bias: Floats,
+    weight: Floats,
+    shift: Floats,
+    running_mean: Floats,
+    running_variance: Floats,
+    own: bool,
+    eps: float,
+    momentum: float,
+    bits_nh: Bits,
+    threshold: int,
+    keep: float,
+    out_nh: Floats,
+    mean: Floats,
+    inv_std: Floats,
+) -> None:
+    """Write out, the mean that is taken from x (not from x + bias), and 1 / standard deviation.
+
+    Moves the running statistics where ``own``, the minibatch's, are used.
+    ``out_nh`` may have more columns than x; the rest is left alone.
+    """
+    n, h = x_nh.shape
+    if own:
+        totals = np.zeros(h, np.float64)
+        squares = np.zeros(h, np.float64)
+        for i in range(n):
+            _add_row(totals, x_nh[i])
+        for c in range(h):
+            totals[c] /= n
+        for i in range(n):
+            _add_square(squares, x_nh[i], totals)
+        for c in range(h):
+            variance = squares[c] / n
+            with_bias = totals[c] + (bias[c] if bias.size > 0 else 0.0)
+            mean[c] = totals[c]
+            inv_std[c] = 1.0 / math.sqrt(variance + eps)
+            running_mean[c] += momentum * (with_bias - running_mean[c])
+            running_variance[c] += momentum * (squares[c] / (n - 1) - running_variance[c])
+    else:
+        for c in range(h):
+            mean[c] = running_mean[c] - (bias[c] if bias.size > 0 else _ZERO)
+            inv_std[c] = 1.0 / math.sqrt(running_variance[c] + eps)
+    factor = weight * inv_std
+    for i in range(n):
+        _normed_row(x_nh[i], mean, factor, shift, out_nh[i, :h])
+    if bits_nh.size > 0:
+        for i in range(n):
+            _drop(out_nh[i, :h], bits_nh[i], threshold, keep)
+
+
+@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+def _opened(out: Floats, upstream: Floats, keep: float, d: Floats) -> None:
+    """The gradient before the ReLU."""
+    prefer_wide_vectors()
+    scale = np.float32(keep)
+    for c in range(out.size):
+        d[c] = upstream[c] * scale if out[c] > _ZERO else _ZERO
+
+
+@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+def _hats(row: Floats, mean: Floats, inv_std: Floats, hat: Floats) -> None:
+    prefer_wide_vectors()
+    for c in range(row.size):
+        hat[c] = (row[c] - mean[c]) * inv_std[c]
+
+
+@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+def _add_product(total: Doubles, a: Floats, b: Floats) -> None:
+    prefer_wide_vectors()
+    for c in range(a.size):
+        total[c] += np.float64(a[c]) * np.float64(b[c])
+
+
+@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+def _centred(d: Floats, hat: Floats, by_shift: Floats, by_weight: Floats, factor: Floats) -> None:
+    """In place, the gradient in x; by_shift and by_weight are means."""
+    prefer_wide_vectors()
+    for c in range(d.size):
+        d[c] = factor[c] * (d[c] - by_shift[c] - hat[c] * by_weight[c])
+
+
+@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+def normed_relu_gradient(
+    x_nh: Floats,
+    out_nh: Floats,
+    upstream_nh: Floats,
+    weight: Floats,
+    mean: Floats,
+    inv_std: Floats,
+    own: bool,
+    keep: float,
+    by_x_nh: Floats,
+    by_weight: Floats,
+    by_shift: Floats,
+    by_bias: Floats,
+) -> None:
+    """Write the gradients in x, weight, shift and bias.
+
+    ``out_nh`` and ``upstream_nh`` may have more columns than x; the rest is not read.
+    """
+    n, h = x_nh.shape
+    hat = np.empty(h, np.float32)
+    weights = np.zeros(h, np.float64)
+    shifts = np.zeros(h, np.float64)
+    for i in range(n):
+        _opened(out_nh[i, :h], upstream_nh[i, :h], keep, by_x_nh[i])
+        _hats(x_nh[i], mean, inv_std, hat)
+        _add_row(shifts, by_x_nh[i])
+        _add_product(weights, by_x_nh[i], hat)
+    factor = weight * inv_std
+    mean_shift = np.zeros(h, np.float32)
+    mean_weight = np.zeros(h, np.float32)
+    for c in range(h):
+        by_weight[c] = weights[c]
+        by_shift[c] = shifts[c]
+        if own:
+            mean_shift[c] = shifts[c] / n
+            mean_weight[c] = weights[c] / n
+    for i in range(n):
+        _hats(x_nh[i], mean, inv_std, hat)
+        _centred(by_x_nh[i], hat, mean_shift, mean_weight, factor)
+    for c in range(by_bias.size):
+        by_bias[c] = 0.0 if own else factor[c] * shifts[c]

@@ -1,0 +1,73 @@
+"""Kernels of the latent variables: draw, KL divergence, and their gradient.
+
+README.md has the formulas and the names.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from vivace.nn.encoder import LOG_VARIANCE_BOUND, VARIANCE_FLOOR
+
+Floats = NDArray[np.float32]
+
+
+@njit(error_model="numpy", nogil=True, cache=True)
+def latent_draw(
+    heads_nk: Floats,
+    noise_nk: Floats,
+    softplus: bool,
+    z_nk: Floats,
+    kl_n: Floats,
+    variance_nk: Floats,
+    slope_nk: Floats,
+) -> None:
+    """Write the draw, the divergence, the variance, and its derivative in the raw head.
+
+    ``z_nk`` may have more columns than k; the rest is left alone.
+    """
+    n, k = noise_nk.shape
+    for i in range(n):
+        kl = 0.0
+        for j in range(k):
+            mean = np.float64(heads_nk[i, j])
+            raw = np.float64(heads_nk[i, k + j])
+            bounded = min(max(raw, -LOG_VARIANCE_BOUND), LOG_VARIANCE_BOUND)
+            bounded = bounded if raw == raw else raw  # NaN stays NaN
+            e = math.exp(bounded)
+            variance = (math.log1p(e) if softplus else e) + VARIANCE_FLOOR
+            z_nk[i, j] = mean + math.sqrt(variance) * noise_nk[i, j]
+            kl += variance + mean * mean - math.log(variance) - 1.0
+            variance_nk[i, j] = variance
+            inside = abs(raw) <= LOG_VARIANCE_BOUND
+            slope_nk[i, j] = (e / (1.0 + e) if softplus else e) if inside else 0.0
+        kl_n[i] = 0.5 * kl
+
+
+@njit(error_model="numpy", nogil=True, cache=True)
+def latent_draw_gradient(
+    by_z_nk: Floats,
+    by_kl: float,
+    heads_nk: Floats,
+    noise_nk: Floats,
+    variance_nk: Floats,
+    slope_nk: Floats,
+    by_heads_nk: Floats,
+) -> None:
+    """Write the gradient in the heads; ``by_kl`` is that in the divergence of every cell.
+
+    ``by_z_nk`` may have more columns than k; the rest is not read.
+    """
+    n, k = noise_nk.shape
+    for i in range(n):
+        for j in range(k):
+            by_z, variance = np.float64(by_z_nk[i, j]), np.float64(variance_nk[i, j])
+            by_heads_nk[i, j] = by_z + by_kl * heads_nk[i, j]
+            by_variance = 0.5 * (
+                by_z * noise_nk[i, j] / math.sqrt(variance) + by_kl * (1.0 - 1.0 / variance)
+            )
+            by_heads_nk[i, k + j] = by_variance * slope_nk[i, j]

@@ -1,0 +1,218 @@
+"""The step by hand against autograd through the network that defines it."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from budget import Budget
+from vivace.config import ModelConfig
+from vivace.data.batch import CountBatch, SparseCounts
+from vivace.nn import VAE, Dimensions, Posterior
+from vivace.nn.by_hand import HandStep, supports
+from vivace.nn.layers import dropout_bits
+from vivace.ops.count_nll import autograd
+
+GENES, HIDDEN, LATENT = 50, 12, 4
+SEEDS = range(16)
+KL_WEIGHT = 0.3
+
+
+def cells(seed, n):
+    """Every kind of column, for a network that may not look at them."""
+    gen = torch.Generator().manual_seed(seed)
+    x = torch.poisson(3 * torch.rand(n, GENES, generator=gen) ** 4, generator=gen)
+    x[:, 0] += 1
+    return CountBatch(
+        counts=SparseCounts.from_dense(x),
+        library=x.sum(1),
+        batch=torch.randint(3, (n,), generator=gen),
+        labels=torch.randint(2, (n,), generator=gen),
+        categorical=torch.randint(2, (n, 2), generator=gen),
+        continuous=torch.randn(n, 2, generator=gen),
+        size_factor=x.sum(1) / 20,
+    )
+
+
+def network(seed, *, size_factor=False, covariates=True, n_batches=3, **options):
+    dims = Dimensions(
+        GENES,
+        n_batches=n_batches,
+        n_categories=(2, 2),
+        n_continuous=2 if covariates else 0,
+        size_factor=size_factor,
+        n_labels=2,
+    )
+    gen = torch.Generator().manual_seed(seed)
+    net = VAE(ModelConfig(n_hidden=HIDDEN, n_latent=LATENT, **options), dims)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(0.4 * torch.randn(parameter.shape, generator=gen))
+        for name, buffer in net.named_buffers():
+            if name.endswith("running_var"):
+                buffer.copy_(0.5 + torch.rand(buffer.shape, generator=gen))
+            elif name.endswith("running_mean"):
+                buffer.copy_(torch.randn(buffer.shape, generator=gen))
+    return net.train()
+
+
+def noise_of(net, n, seed):
+    """What the step draws after the bits of dropout."""
+    gen = torch.Generator().manual_seed(seed)
+    for after in net.encoder.activations:
+        if after.dropout > 0:
+            dropout_bits((n, HIDDEN), gen, None)
+    return torch.empty(n, LATENT).normal_(generator=gen)
+
+
+def found_by(net, losses):
+    gradients = {name: p.grad for name, p in net.named_parameters()}
+    statistics = {k: v for k, v in net.named_buffers() if v.is_floating_point()}
+    return {"losses": losses} | gradients | statistics
+
+
+def by_hand(net, batch, seed):
+    net = copy.deepcopy(net)
+    return found_by(net, HandStep(net)(batch, KL_WEIGHT, torch.Generator().manual_seed(seed)))
+
+
+def by_autograd(net, batch, seed, dtype, monkeypatch):
+    noise = noise_of(net, batch.n_cells, seed).to(dtype)
+    net = copy.deepcopy(net).to(dtype)
+    net.backend = "reference"
+    batch = replace(
+        batch,
+        counts=replace(batch.counts, values=batch.counts.values.to(dtype)),
+        library=batch.library.to(dtype),
+        continuous=batch.continuous.to(dtype),
+        size_factor=batch.size_factor.to(dtype) if net.dims.size_factor else None,
+    )
+    with monkeypatch.context() as patch:
+        at = Posterior.at  # normal_() draws other numbers in float64
+        patch.setattr(Posterior, "at", lambda self, _: at(self, noise))
+        losses = net(batch, KL_WEIGHT, torch.Generator().manual_seed(seed))
+    losses.loss.backward()
+    return found_by(net, torch.stack(losses).detach())
+
+
+def check(monkeypatch, n=24, seeds=SEEDS, **options):
+    budget = Budget()
+    for seed in seeds:
+        net, batch = network(seed, **options), cells(seed, n)
+        if not net.dims.size_factor:
+            batch = replace(batch, size_factor=None)
+        assert supports(net)
+        found = by_hand(net, batch, seed)
+        single, exact = (
+            by_autograd(net, batch, seed, dtype, monkeypatch)
+            for dtype in (torch.float32, torch.float64)
+        )
+        assert found.keys() == exact.keys()
+        for name in exact:
+            if n > 1 and name.endswith(".bias") and ".linears." in name:
+                assert not found[name].any(), name  # batch norm takes it out: exactly zero
+                continue
+            budget.add(name, found[name], single[name], exact[name])
+    budget.check()
+
+
+@pytest.mark.parametrize("likelihood", ["zinb", "nb", "poisson"])
+def test_each_likelihood(likelihood, monkeypatch):
+    check(monkeypatch, gene_likelihood=likelihood)
+
+
+OPTIONS = {
+    "no covariates": {"covariates": False, "n_batches": 1},
+    "no dropout": {"dropout_rate": 0.0},
+    "half dropped": {"dropout_rate": 0.5},
+    "two layers": {"n_layers": 2},
+    "three layers": {"n_layers": 3},
+    "two layers, not injected": {"n_layers": 2, "deeply_inject_covariates": False},
+    "gene-batch": {"dispersion": "gene-batch"},
+    "gene-label": {"dispersion": "gene-label"},
+    "gene-cell": {"dispersion": "gene-cell"},
+    "size factor": {"size_factor": True},
+    "softplus": {"var_activation": "softplus"},
+    "raw counts": {"log_variational": False},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_each_option(options, monkeypatch):
+    check(monkeypatch, **options)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 131])
+def test_sizes(n, monkeypatch):
+    check(monkeypatch, n=n, seeds=range(48 if n < 4 else 8))
+
+
+def test_blocks_of_cells(monkeypatch):
+    monkeypatch.setattr(autograd, "_BLOCK_BYTES", 5 * 4 * GENES)
+    check(monkeypatch)
+    check(monkeypatch, dispersion="gene-cell")
+    check(monkeypatch, dispersion="gene-batch")
+
+
+def test_one_cell_leaves_the_running_statistics(monkeypatch):
+    net = network(0)
+    before = {k: v.clone() for k, v in net.named_buffers()}
+    HandStep(net)(replace(cells(0, 1), size_factor=None), 1.0, torch.Generator().manual_seed(0))
+    assert all(torch.equal(v, before[k]) for k, v in net.named_buffers())
+
+
+def test_minibatches_are_counted():
+    net = network(0)
+    step = HandStep(net)
+    for seed in range(3):
+        step(replace(cells(seed, 9), size_factor=None), 1.0, torch.Generator().manual_seed(seed))
+    counted = [v.item() for k, v in net.named_buffers() if k.endswith("num_batches_tracked")]
+    assert counted == [3, 3]
+
+
+def test_the_step_sees_parameters_that_were_changed_in_place():
+    """As an optimiser and ``load_state_dict`` change them."""
+    net, other = network(0), network(1)
+    batch = replace(cells(0, 9), size_factor=None)
+    step = HandStep(net)
+    net.load_state_dict(other.state_dict())
+    found = step(batch, 1.0, torch.Generator().manual_seed(0))
+    expected = HandStep(other)(batch, 1.0, torch.Generator().manual_seed(0))
+    assert torch.equal(found, expected)
+    for p, q in zip(net.parameters(), other.parameters(), strict=True):
+        assert torch.equal(p.grad, q.grad)
+
+
+def test_nan_shows():
+    net = network(0)
+    with torch.no_grad():
+        net.decoder.linears[0].weight[0, 0] = torch.nan
+    losses = HandStep(net)(replace(cells(0, 9), size_factor=None), 1.0)
+    assert losses[0].isnan()
+
+
+NOT_COVERED = {
+    "latent library": {"use_observed_lib_size": False},
+    "logistic normal": {"latent_distribution": "ln"},
+    "linear": {"linear_decoder": True},
+    "embedding": {"batch_representation": "embedding"},
+    "encoded covariates": {"encode_covariates": True},
+    "layer norm": {"use_layer_norm": "both"},
+    "no batch norm": {"use_batch_norm": "none"},
+    "normal": {"gene_likelihood": "normal"},
+}
+
+
+@pytest.mark.parametrize("options", NOT_COVERED.values(), ids=NOT_COVERED)
+def test_what_is_not_covered_is_left_to_autograd(options):
+    assert not supports(network(0, **options))
+
+
+def test_other_types_and_the_reference_are_left_to_autograd():
+    assert not supports(network(0).double())
+    net = network(0)
+    net.backend = "reference"
+    assert not supports(net)
