@@ -13,7 +13,7 @@ SOURCE = Path(vivace.__file__).parent
 # From the bottom to the top; rooms on one line may not import each other.
 FLOORS = [
     ["errors"],
-    ["seeds", "config", "arguments", "distributions"],
+    ["seeds", "config", "arguments", "distributions", "jit"],
     ["setup"],
     ["data", "datasets"],
     ["ops"],

@@ -13,8 +13,7 @@ would widen it to int64 and halve the number of lanes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
@@ -52,25 +51,6 @@ def _unbits(typingctx: Any, i: Any) -> Any:
         return builder.bitcast(args[0], ir.FloatType())
 
     return types.float32(types.int32), codegen
-
-
-@intrinsic
-def _prefer_wide_vectors(typingctx: Any) -> Any:
-    """Ask LLVM for vectors of 512 bits in the function that calls this, where there are any.
-
-    Left alone it takes 256 bits on processors that have both, for fear of a lower
-    clock; the matrix products before and after use 512 bits in any case.
-    """
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        # llvmlite's own list of attributes has none with a value; LLVM reads it as text
-        set.add(builder.function.attributes, '"prefer-vector-width"="512"')
-        return context.get_dummy_value()
-
-    return types.none(), codegen
-
-
-prefer_wide_vectors = cast("Callable[[], None]", _prefer_wide_vectors)  # as a kernel calls it
 
 
 @njit(fastmath=STRICT, error_model="numpy", cache=True)

@@ -11,7 +11,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from vivace.ops.fastmath import prefer_wide_vectors
+from vivace.jit import prefer_wide_vectors
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]

@@ -21,6 +21,8 @@ from vivace.ops.count_nll.likelihoods import CountHeads
 from vivace.ops.matmul import product
 
 _BLOCK_BYTES = 32 * 2**20  # logits of one block of cells
+_NO_ROWS = np.empty(0, np.int64)
+_NO_LOGITS = torch.empty((1, 0))
 
 
 @dataclass
@@ -47,50 +49,48 @@ def _logit_gradients(
     softplus: bool,
 ) -> _Pass:
     n, g = len(hidden_nh), heads.scale_g.shape[0]
-    new = hidden_nh.new_empty
-    theta_row = torch.empty(0, dtype=torch.int64)
-    theta_ng = new((0, g))
+    theta_row, theta_ng = _NO_ROWS, torch.empty((0, g))
     if heads.theta_hg is not None:
         table = product(hidden_nh, heads.theta_hg, heads.theta_bias_g)
-        theta_row, theta_ng, theta_cg = torch.arange(n), table, new((0, g))
+        theta_row, theta_ng, theta_cg = np.arange(n), table, torch.empty((0, g))
     else:
-        table = new((0, g)) if heads.log_theta_g is None else heads.log_theta_g.view(-1, g)
+        table = theta_ng if heads.log_theta_g is None else heads.log_theta_g.view(-1, g)
         theta_cg = torch.empty_like(table)
         if heads.theta_row_n is not None:
-            theta_row, theta_ng = heads.theta_row_n, new((n, g))
-    out = _Pass(
-        scale_ng=product(hidden_nh, heads.scale_hg, heads.scale_g),
-        dropout_ng=new((1, 0))
-        if heads.dropout_hg is None
-        else product(hidden_nh, heads.dropout_hg, heads.dropout_g),
-        theta_ng=theta_ng,
-        scale_g=new(g),
-        theta_cg=theta_cg,
-        dropout_g=new(g),
-        nll_n=new(n),
-        library_n=new(n),
-    )
+            theta_row, theta_ng = heads.theta_row_n.numpy(), torch.empty((n, g))
+    scale_ng = product(hidden_nh, heads.scale_hg, heads.scale_g)
+    dropout_ng = _NO_LOGITS
+    if heads.dropout_hg is not None:
+        dropout_ng = product(hidden_nh, heads.dropout_hg, heads.dropout_g)
+    of_cells, of_genes = torch.empty((2, n)), torch.empty((2, g))
     indptr, genes, counts = csr
     logit_gradients(
         family,
         softplus,
-        out.scale_ng.numpy(),
-        out.dropout_ng.numpy(),
+        scale_ng.numpy(),
+        dropout_ng.numpy(),
         table.numpy(),
-        theta_row.numpy(),
+        theta_row,
         theta_ng.numpy(),
         indptr.numpy(),
         genes.numpy().view(np.uint32),
         counts.numpy(),
         log_library_n.numpy(),
         weight_n.numpy(),
-        out.nll_n.numpy(),
-        out.library_n.numpy(),
-        out.scale_g.numpy(),
+        of_cells.numpy(),
+        of_genes.numpy(),
         theta_cg.numpy(),
-        out.dropout_g.numpy(),
     )
-    return out
+    return _Pass(
+        scale_ng,
+        dropout_ng,
+        theta_ng,
+        scale_g=of_genes[0],
+        theta_cg=theta_cg,
+        dropout_g=of_genes[1],
+        nll_n=of_cells[0],
+        library_n=of_cells[1],
+    )
 
 
 def _plain(*tensors: Tensor | None) -> list[Any]:

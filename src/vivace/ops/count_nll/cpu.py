@@ -18,6 +18,7 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
+from vivace.jit import prefer_wide_vectors
 from vivace.ops.count_nll.reference import LOG_THETA_BOUND
 from vivace.ops.fastmath import (
     exp32,
@@ -25,7 +26,6 @@ from vivace.ops.fastmath import (
     log1p32,
     log1p_share32,
     log32,
-    prefer_wide_vectors,
 )
 from vivace.ops.gamma import log64, log_gamma, log_gamma_digamma
 
@@ -520,17 +520,16 @@ def logit_gradients(
     counts: Floats,
     log_library: Floats,
     weight: Floats,
-    nll: Floats,
-    by_library: Floats,
-    by_scale: Floats,
+    of_cells: Floats,
+    of_genes: Floats,
     by_theta_cg: Floats,
-    by_dropout: Floats,
 ) -> None:
     """Loss of each cell, and the gradients of its weighted sum.
 
     Overwrites ``scale_ng`` and ``logits_ng`` (one empty row where there is no
-    zero inflation) with the gradients in them.  ``by_scale`` and ``by_dropout``,
-    of shape (g,), are the gradients of the two biases.
+    zero inflation) with the gradients in them.  ``of_cells``, of shape (2, n), are
+    the loss of each cell and the gradient in its log library; ``of_genes``, of
+    shape (2, g), the gradients of the two biases.
 
     Cell n has row ``theta_row[n]`` of ``log_theta_cg``, and leaves its gradient
     in ``by_theta_ng[n]``; where that is empty, all cells share the first row.
@@ -580,14 +579,14 @@ def logit_gradients(
             counts,
             log_library,
             weight,
-            nll,
-            by_library,
+            of_cells[0],
+            of_cells[1],
             parts[part],
         )
     for block in prange(n_blocks):
         start, stop = block * _GENES, min(n_genes, (block + 1) * _GENES)
-        _add_parts(parts[:, 0], start, stop, by_scale)
-        _add_parts(parts[:, 2], start, stop, by_dropout)
+        _add_parts(parts[:, 0], start, stop, of_genes[0])
+        _add_parts(parts[:, 2], start, stop, of_genes[1])
         if by_theta_cg.size > 0 and by_theta_ng.size > 0:
             by_theta_cg[:, start:stop] = _ZERO
             for n in range(n_cells):

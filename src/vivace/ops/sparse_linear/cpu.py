@@ -15,55 +15,114 @@ from numba import njit, prange
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vivace.jit import prefer_wide_vectors
+
 Ints = NDArray[np.int64]
 Genes = NDArray[np.int32]
 Floats = NDArray[np.float32]
 
 _FAST = {"contract", "reassoc", "nsz"}
-_BLOCK = 16  # rows handed to a thread at a time
+_ZERO = np.float32(0)
+_CELLS = 16  # handed to a thread at a time
+_GENES = 256
 
 
 @njit(fastmath=_FAST, error_model="numpy", nogil=True, cache=True)
 def _weighted_rows(
     out_h: Floats, start: int, stop: int, rows: Genes, values: Floats, table: Floats
 ) -> None:
-    """Out = sum over entries of value * table[row]."""
-    out_h[:] = np.float32(0.0)
-    for i in range(start, stop):
-        value = values[i]
-        row = table[rows[i]]
-        for c in range(out_h.size):
-            out_h[c] += value * row[c]
+    """Out = sum over entries of value * table[row].
+
+    Four at a time, so that out is read and written less often; the last four are
+    filled up with entries of value zero in the last one's row.
+    """
+    prefer_wide_vectors()
+    if start == stop:
+        out_h[:] = _ZERO
+    for i in range(start, stop, 4):
+        i1, i2, i3 = min(i + 1, stop - 1), min(i + 2, stop - 1), min(i + 3, stop - 1)
+        v0 = values[i]
+        v1 = values[i1] if i + 1 < stop else _ZERO
+        v2 = values[i2] if i + 2 < stop else _ZERO
+        v3 = values[i3] if i + 3 < stop else _ZERO
+        row0, row1, row2, row3 = table[rows[i]], table[rows[i1]], table[rows[i2]], table[rows[i3]]
+        if i == start:
+            for c in range(out_h.size):
+                out_h[c] = (v0 * row0[c] + v1 * row1[c]) + (v2 * row2[c] + v3 * row3[c])
+        else:
+            for c in range(out_h.size):
+                out_h[c] += (v0 * row0[c] + v1 * row1[c]) + (v2 * row2[c] + v3 * row3[c])
 
 
 @njit(parallel=True, fastmath=_FAST, error_model="numpy", cache=True)
 def _forward(out_nh: Floats, indptr: Ints, genes: Genes, values: Floats, weight_gh: Floats) -> None:
     n_rows = out_nh.shape[0]
-    for block in prange((n_rows + _BLOCK - 1) // _BLOCK):
-        for n in range(block * _BLOCK, min(n_rows, (block + 1) * _BLOCK)):
+    for block in prange((n_rows + _CELLS - 1) // _CELLS):
+        for n in range(block * _CELLS, min(n_rows, (block + 1) * _CELLS)):
             _weighted_rows(out_nh[n], indptr[n], indptr[n + 1], genes, values, weight_gh)
 
 
-@njit(error_model="numpy", cache=True)
+@njit(error_model="numpy", nogil=True, cache=True)
+def _first_from(genes: Genes, start: int, stop: int, gene: int) -> int:
+    """Where the genes of a cell, ascending, reach ``gene``."""
+    while start < stop:
+        middle = (start + stop) // 2
+        if genes[middle] < gene:
+            start = middle + 1
+        else:
+            stop = middle
+    return start
+
+
+@njit(error_model="numpy", nogil=True, cache=True)
 def _transpose(
-    indptr: Ints, genes: Genes, values: Floats, n_genes: int
+    indptr: Ints, genes: Genes, values: Floats, first: int, last: int
 ) -> tuple[Ints, Genes, Floats]:
-    """The same entries ordered by gene (a counting sort), cells ascending in each."""
-    starts = np.zeros(n_genes + 1, np.int64)
-    for i in range(indptr[0], indptr[-1]):
-        starts[genes[i] + 1] += 1
-    for g in range(n_genes):
+    """Entries of the genes from first to last, ordered by gene; cells ascending in each.
+
+    A counting sort.  The genes of each cell must ascend, unless all are asked for.
+    """
+    n_cells = indptr.size - 1
+    begins, ends = np.empty(n_cells, np.int64), np.empty(n_cells, np.int64)
+    starts = np.zeros(last - first + 1, np.int64)
+    for n in range(n_cells):
+        begins[n] = indptr[n] if first == 0 else _first_from(genes, indptr[n], indptr[n + 1], first)
+        ends[n] = _first_from(genes, begins[n], indptr[n + 1], last)
+        for i in range(begins[n], ends[n]):
+            starts[genes[i] - first + 1] += 1
+    for g in range(last - first):
         starts[g + 1] += starts[g]
     place = starts[:-1].copy()
     cells = np.empty(starts[-1], np.int32)
     moved = np.empty(starts[-1], np.float32)
-    for n in range(indptr.size - 1):
-        for i in range(indptr[n], indptr[n + 1]):
-            p = place[genes[i]]
+    for n in range(n_cells):
+        for i in range(begins[n], ends[n]):
+            p = place[genes[i] - first]
             cells[p] = n
             moved[p] = values[i]
-            place[genes[i]] = p + 1
+            place[genes[i] - first] = p + 1
     return starts, cells, moved
+
+
+@njit(error_model="numpy", nogil=True, cache=True)
+def _ascending(indptr: Ints, genes: Genes) -> bool:
+    """Whether the genes of every cell ascend."""
+    falls = np.int32(0)
+    for n in range(indptr.size - 1):
+        for i in range(indptr[n] + 1, indptr[n + 1]):
+            falls |= np.int32(genes[i] < genes[i - 1])
+    return falls == 0
+
+
+@njit(parallel=True, error_model="numpy", cache=True)
+def _backward(out_gh: Floats, indptr: Ints, genes: Genes, values: Floats, grad_nh: Floats) -> None:
+    """Each stretch of genes is transposed by the thread that sums its rows."""
+    n_genes = out_gh.shape[0]
+    for block in prange((n_genes + _GENES - 1) // _GENES):
+        first, last = block * _GENES, min(n_genes, (block + 1) * _GENES)
+        starts, cells, moved = _transpose(indptr, genes, values, first, last)
+        for g in range(last - first):
+            _weighted_rows(out_gh[first + g], starts[g], starts[g + 1], cells, moved, grad_nh)
 
 
 def sparse_product(indptr: Tensor, genes: Tensor, values: Tensor, weight_gh: Tensor) -> Tensor:
@@ -84,13 +143,12 @@ def sparse_weight_gradient(
 ) -> Tensor:
     """Gradient of the weight, ``x.T @ grad``, shape (g, h)."""
     out = torch.empty((n_genes, grad_nh.shape[1]), dtype=torch.float32)
-    by_gene = _transpose(
-        indptr.contiguous().numpy(),
-        genes.contiguous().numpy(),
-        values.detach().contiguous().numpy(),
-        n_genes,
-    )
-    _forward(out.numpy(), *by_gene, grad_nh.detach().contiguous().numpy())
+    csr = indptr.contiguous().numpy(), genes.contiguous().numpy()
+    entries = values.detach().contiguous().numpy()
+    if not _ascending(*csr):  # transposed twice, they do
+        for rows in (n_genes, len(indptr) - 1):
+            *csr, entries = _transpose(*csr, entries, 0, rows)
+    _backward(out.numpy(), *csr, entries, grad_nh.detach().contiguous().numpy())
     return out
 
 
