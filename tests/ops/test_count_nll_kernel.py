@@ -350,7 +350,7 @@ def test_stored_zeros_are_zeros(likelihood, reduction):
 def test_blocks(likelihood, reduction, cells_in_a_block, monkeypatch):
     per_cell = 4 * 120 * (2 if likelihood == "zinb" else 1)
     monkeypatch.setattr(autograd, "_BLOCK_BYTES", cells_in_a_block * per_cell)
-    blocks = autograd._blocks(16, 120, 2 if likelihood == "zinb" else 1)
+    blocks = autograd._blocks(16, count_problem(likelihood, 0).heads)
     assert len(blocks) == math.ceil(16 / cells_in_a_block)
     assert [n for block in blocks for n in range(16)[block]] == list(range(16))
     check_count_budget((count_problem(likelihood, seed) for seed in range(8)), reduction)

@@ -39,8 +39,11 @@ _ONEDNN = _onednn_linear()
 _MKL = _mkl_is_fast()
 
 
-def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``a @ b + bias`` for float32 CPU matrices (n, k) and (k, m)."""
+def product(a: Tensor, b: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    """``a @ b + bias`` for float32 CPU matrices (n, k) and (k, m).
+
+    ``out``, of shape (n, m), may be overwritten and returned, or left alone.
+    """
     if _ONEDNN is not None and a.numel() and b.numel() and not (_MKL and bias is None):
         return _ONEDNN(a, b.T, bias, "none", [], "")  # type: ignore[operator,no-any-return]
-    return a @ b if bias is None else torch.addmm(bias, a, b)
+    return torch.mm(a, b, out=out) if bias is None else torch.addmm(bias, a, b, out=out)

@@ -71,3 +71,14 @@ def latent_draw_gradient(
                 by_z * noise_nk[i, j] / math.sqrt(variance) + by_kl * (1.0 - 1.0 / variance)
             )
             by_heads_nk[i, k + j] = by_variance * slope_nk[i, j]
+
+
+@njit(error_model="numpy", nogil=True, cache=True)
+def fill_onehot(inputs_nk: Floats, start: int, columns: NDArray[np.int64]) -> None:
+    """Columns from ``start``: 1 where ``columns``, shape (n, covariates), points, else 0."""
+    n, k = inputs_nk.shape
+    for i in range(n):
+        for j in range(start, k):
+            inputs_nk[i, j] = 0.0
+        for c in range(columns.shape[1]):
+            inputs_nk[i, start + columns[i, c]] = 1.0

@@ -8,14 +8,15 @@ from torch import Tensor, nn
 
 from vivace.data.batch import CountBatch
 from vivace.nn.by_hand.hidden import normed_relu, normed_relu_gradient
-from vivace.nn.by_hand.latent import latent_draw, latent_draw_gradient
+from vivace.nn.by_hand.latent import fill_onehot, latent_draw, latent_draw_gradient
 from vivace.nn.decoder import Decoder
 from vivace.nn.layers import Activation, BatchNorm, Linear, dropout_bits, dropout_threshold
 from vivace.nn.vae import VAE
 from vivace.ops.count_nll import CountHeads
 from vivace.ops.count_nll.autograd import weighted_gradients
 from vivace.ops.matmul import product
-from vivace.ops.sparse_linear.cpu import sparse_product, sparse_weight_gradient
+from vivace.ops.memory import Memory
+from vivace.ops.sparse_linear.cpu import product_into, weight_gradient_into
 
 _NO_BITS = np.empty((0, 0), np.int16)
 
@@ -73,65 +74,72 @@ class HandStep:
         encoder, decoder, config = network.encoder, network.decoder, network.config
         assert isinstance(decoder, Decoder)
         self.network = network
+        self.log1p = config.log_variational
         self.encoding = _layers(encoder.linears, encoder.activations)
         self.latent = _Linear(encoder.latent)
         self.decoding = _layers(decoder.linears, decoder.activations)
         self.scale = _Linear(decoder.scale)
         self.dropout = None if decoder.dropout is None else _Linear(decoder.dropout)
         self.theta = None if decoder.theta is None else _Linear(decoder.theta)
+        self.log_theta = None if network.log_theta is None else network.log_theta.detach()
         self.softplus_variance = config.var_activation == "softplus"
         self.n_latent = config.n_latent
+        self.n_continuous = network.dims.n_continuous
         self.n_onehot = sum(network.one_hot_sizes)
         self.inject = config.deeply_inject_covariates
+        self.memories: dict[int, Memory] = {}
 
     def __call__(
         self, batch: CountBatch, kl_weight: float, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Loss, reconstruction and KL, shape (3,); the gradients are left in the parameters."""
-        network, n = self.network, batch.n_cells
+        """Loss, reconstruction and KL, shape (3,); the gradients are left in the parameters.
+
+        The gradients are overwritten by the next call.
+        """
+        n, k = batch.n_cells, self.n_latent
+        memory = self.memories.setdefault(n, Memory())
         csr = batch.counts
-        values = torch.log1p(csr.values) if network.config.log_variational else csr.values
+        indptr, genes = csr.indptr.numpy(), csr.genes.numpy()
+        values = (torch.log1p(csr.values) if self.log1p else csr.values).numpy()
 
         # forward
-        x_nh = sparse_product(csr.indptr, csr.genes, values, self.encoding[0].linear.weight)
+        first = self.encoding[0]
+        x_nh = memory.take("encoded", n, first.n_hidden)
+        product_into(x_nh.numpy(), indptr, genes, values, first.linear.weight.numpy())
         for i, layer in enumerate(self.encoding):
             if i > 0:
                 x_nh = product(self.encoding[i - 1].out_nh, layer.linear.weight)
-            layer.forward(x_nh, generator)
+            layer.forward(x_nh, generator, memory.take(f"encoder {i}", n, layer.n_hidden))
         last_nh = self.encoding[-1].out_nh
-        heads_nk = torch.addmm(self.latent.bias, last_nh, self.latent.weight)
-        continuous_nd, onehot_nc = network.covariates(batch)
-        n_continuous = 0 if continuous_nd is None else continuous_nd.shape[1]
-        inputs_nk = torch.empty((n, self.n_latent + n_continuous + self.n_onehot))
-        if continuous_nd is not None:
-            inputs_nk[:, self.n_latent : self.n_latent + n_continuous] = continuous_nd
-        if onehot_nc is not None:
-            inputs_nk[:, self.n_latent + n_continuous :] = onehot_nc
-        noise_nk = torch.empty((n, self.n_latent)).normal_(generator=generator)
-        kl_n, variance_nk, slope_nk = torch.empty(n), *torch.empty((2, n, self.n_latent))
+        heads_nk = memory.take("heads", n, 2 * k)
+        torch.addmm(self.latent.bias, last_nh, self.latent.weight, out=heads_nk)
+        noise_nk = memory.take("noise", n, k).normal_(generator=generator)
+        inputs_nk, onehot_nc = self._covariates(batch, memory)
+        kl_n, (variance_nk, slope_nk) = memory.take("kl", n), memory.take("variance", 2, n, k)
         latent_draw(
             heads_nk.numpy(), noise_nk.numpy(), self.softplus_variance, inputs_nk.numpy(),
             kl_n.numpy(), variance_nk.numpy(), slope_nk.numpy(),
         )  # fmt: skip
         x_nk = inputs_nk
         for i, layer in enumerate(self.decoding):
-            deeper = i + 1 < len(self.decoding)
+            wider = self.n_onehot if self.inject and i + 1 < len(self.decoding) else 0
+            out_nh = memory.take(f"decoder {i}", n, layer.n_hidden + wider)
+            if wider:
+                out_nh[:, -wider:] = onehot_nc
             layer.inputs_nk = x_nk
-            wider = self.n_onehot if deeper and self.inject else 0
-            layer.forward(product(x_nk, layer.linear.weight), generator, wider)
-            x_nk = layer.out_nh
-            if wider and onehot_nc is not None:
-                x_nk[:, -wider:] = onehot_nc
+            layer.forward(product(x_nk, layer.linear.weight), generator, out_nh)
+            x_nk = out_nh
 
         # the loss, and back to the decoder's last hidden state
         share = 1.0 / n
         by_nll = weighted_gradients(
             [csr.indptr, csr.genes, csr.values, x_nk],
             self._heads(batch),
-            network.log_library(batch),
-            torch.full((n,), share),
-            network.likelihood.code,
-            network.activation == "softplus",
+            self.network.log_library(batch),
+            memory.take("weight", n).fill_(share),
+            self.network.likelihood.code,
+            self.network.activation == "softplus",
+            memory,
         )
         self._leave(by_nll.heads)
 
@@ -141,30 +149,42 @@ class HandStep:
             by_x = layer.backward(by_out)
             layer.linear.leave(product(layer.inputs_nk.T, by_x), None)
             by_out = product(by_x, layer.linear.weight.T)
-        by_heads = torch.empty_like(heads_nk)
+        by_heads = memory.take("by heads", n, 2 * k)
         latent_draw_gradient(
             by_out.numpy(), kl_weight * share, heads_nk.numpy(), noise_nk.numpy(),
             variance_nk.numpy(), slope_nk.numpy(), by_heads.numpy(),
         )  # fmt: skip
         self.latent.leave(product(last_nh.T, by_heads), by_heads.sum(0))
         by_out = product(by_heads, self.latent.weight.T)
-        for i in reversed(range(len(self.encoding))):
+        for i in reversed(range(1, len(self.encoding))):
             layer = self.encoding[i]
             by_x = layer.backward(by_out)
-            if i > 0:
-                layer.linear.leave(product(self.encoding[i - 1].out_nh.T, by_x), None)
-                by_out = product(by_x, layer.linear.weight.T)
-            else:
-                by_genes = sparse_weight_gradient(csr.indptr, csr.genes, values, by_x, csr.n_genes)
-                layer.linear.leave(by_genes, None)
+            layer.linear.leave(product(self.encoding[i - 1].out_nh.T, by_x), None)
+            by_out = product(by_x, layer.linear.weight.T)
+        by_weight_gh = memory.take("by genes", csr.n_genes, first.n_hidden)
+        by_x = first.backward(by_out)
+        weight_gradient_into(by_weight_gh.numpy(), indptr, genes, values, by_x.numpy())
+        first.linear.leave(by_weight_gh, None)
 
-        kl = kl_n.mean()
-        return torch.stack((by_nll.total + kl_weight * kl, by_nll.total, kl))
+        reconstruction, kl = by_nll.total.item(), kl_n.numpy().mean(dtype=np.float64).item()
+        return torch.tensor((reconstruction + kl_weight * kl, reconstruction, kl))
+
+    def _covariates(self, batch: CountBatch, memory: Memory) -> tuple[Tensor, Tensor | None]:
+        """[z, continuous, one-hot], z not filled yet; the one-hot part of it."""
+        continuous, onehot = self.n_continuous, self.n_onehot
+        inputs_nk = memory.take("inputs", batch.n_cells, self.n_latent + continuous + onehot)
+        if continuous:
+            inputs_nk[:, self.n_latent : self.n_latent + continuous] = batch.continuous
+        if not onehot:
+            return inputs_nk, None
+        columns = self.network.onehot_columns(batch).numpy()
+        fill_onehot(inputs_nk.numpy(), self.n_latent + continuous, columns)
+        return inputs_nk, inputs_nk[:, self.n_latent + continuous :]
 
     def _heads(self, batch: CountBatch) -> CountHeads:
         network = self.network
         row = {"gene-batch": batch.batch, "gene-label": batch.labels}.get(network.config.dispersion)
-        log_theta = None if network.log_theta is None else network.log_theta.detach()
+        log_theta = self.log_theta
         dropout, theta = self.dropout, self.theta
         return CountHeads(
             self.scale.weight,
@@ -196,7 +216,8 @@ class _Linear:
 
     def leave(self, by_weight: Tensor | None, by_bias: Tensor | None) -> None:
         weight, bias = self.parameters
-        weight.grad = by_weight
+        if by_weight is not None:
+            weight.grad = by_weight
         if by_bias is not None:
             bias.grad = by_bias
 
@@ -212,41 +233,43 @@ class _Layer:
         assert isinstance(norm, BatchNorm)
         self.norm = norm
         self.linear = _Linear(linear)
+        self.bias = self.linear.bias.numpy()
+        self.n_hidden = len(self.bias)
         self.dropout = activation.dropout
         self.threshold, self.keep = dropout_threshold(activation.dropout)
+        if not self.dropout > 0:
+            self.keep = 1.0
         self.weight, self.shift, self.running_mean, self.running_variance = (
             t.detach().numpy()
             for t in (norm.weight, norm.bias, norm.running_mean, norm.running_var)
         )
+        self.mean, self.inv_std = np.empty((2, self.n_hidden), np.float32)
+        self.gradients = tuple(torch.empty(self.n_hidden) for _ in range(3))
+        self.by_weight, self.by_shift, self.by_bias = (t.numpy() for t in self.gradients)
 
-    def forward(self, x_nh: Tensor, generator: torch.Generator | None, wider: int = 0) -> None:
-        """Leave ``out_nh``, with ``wider`` columns more that are not filled."""
+    def forward(self, x_nh: Tensor, generator: torch.Generator | None, out_nh: Tensor) -> None:
+        """Fill the first columns of ``out_nh``."""
         n, h = x_nh.shape
         self.own = n > 1
         if self.own:
             self.norm.num_batches_tracked.add_(1)
         bits = dropout_bits((n, h), generator, None).numpy() if self.dropout > 0 else _NO_BITS
-        self.x = x_nh.numpy()
-        self.out_nh = torch.empty((n, h + wider))
-        self.out = self.out_nh.numpy()
-        self.mean, self.inv_std = np.empty((2, h), np.float32)
+        self.x, self.out_nh, self.out = x_nh.numpy(), out_nh, out_nh.numpy()
         normed_relu(
-            self.x, self.linear.bias.numpy(), self.weight, self.shift, self.running_mean,
-            self.running_variance, self.own, self.norm.eps, self.norm.momentum,
-            bits, self.threshold, self.keep, self.out, self.mean, self.inv_std,
+            self.x, self.bias, self.weight, self.shift, self.running_mean, self.running_variance,
+            self.own, self.norm.eps, self.norm.momentum, bits, self.threshold, self.keep,
+            self.out, self.mean, self.inv_std,
         )  # fmt: skip
 
     def backward(self, by_out_nh: Tensor) -> Tensor:
         """Leave the gradients of norm and bias; that in the product of inputs and weight."""
         by_x_nh = torch.empty(self.x.shape)
-        by_weight, by_shift, by_bias = torch.empty((3, self.x.shape[1]))
         normed_relu_gradient(
             self.x, self.out, by_out_nh.numpy(), self.weight, self.mean, self.inv_std, self.own,
-            self.keep if self.dropout > 0 else 1.0, by_x_nh.numpy(), by_weight.numpy(),
-            by_shift.numpy(), by_bias.numpy(),
+            self.keep, by_x_nh.numpy(), self.by_weight, self.by_shift, self.by_bias,
         )  # fmt: skip
-        self.norm.weight.grad, self.norm.bias.grad = by_weight, by_shift
-        self.linear.parameters[1].grad = by_bias
+        self.norm.weight.grad, self.norm.bias.grad, by_bias = self.gradients
+        self.linear.leave(None, by_bias)
         return by_x_nh
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from vivace.ops.count_nll.cpu import logit_gradients
 from vivace.ops.count_nll.likelihoods import CountHeads
 from vivace.ops.matmul import product
+from vivace.ops.memory import Memory, NoMemory
 
 _BLOCK_BYTES = 32 * 2**20  # logits of one block of cells
 _NO_ROWS = np.empty(0, np.int64)
@@ -47,6 +48,7 @@ def _logit_gradients(
     weight_n: Tensor,
     family: int,
     softplus: bool,
+    memory: Memory,
 ) -> _Pass:
     n, g = len(hidden_nh), heads.scale_g.shape[0]
     theta_row, theta_ng = _NO_ROWS, torch.empty((0, g))
@@ -55,14 +57,14 @@ def _logit_gradients(
         theta_row, theta_ng, theta_cg = np.arange(n), table, torch.empty((0, g))
     else:
         table = theta_ng if heads.log_theta_g is None else heads.log_theta_g.view(-1, g)
-        theta_cg = torch.empty_like(table)
+        theta_cg = memory.take("theta_cg", *table.shape)
         if heads.theta_row_n is not None:
-            theta_row, theta_ng = heads.theta_row_n.numpy(), torch.empty((n, g))
+            theta_row, theta_ng = heads.theta_row_n.numpy(), memory.take("theta_ng", n, g)
     scale_ng = product(hidden_nh, heads.scale_hg, heads.scale_g)
     dropout_ng = _NO_LOGITS
     if heads.dropout_hg is not None:
         dropout_ng = product(hidden_nh, heads.dropout_hg, heads.dropout_g)
-    of_cells, of_genes = torch.empty((2, n)), torch.empty((2, g))
+    of_cells, of_genes = memory.take("of_cells", 2, n), memory.take("of_genes", 2, g)
     indptr, genes, counts = csr
     logit_gradients(
         family,
@@ -103,26 +105,38 @@ def _plain_heads(*tensors: Tensor | None) -> CountHeads:
     return CountHeads(*_plain(*tensors))
 
 
-def _blocks(n_cells: int, n_genes: int, n_heads: int) -> list[slice]:
+def _blocks(n_cells: int, heads: CountHeads) -> list[slice]:
     """Even blocks of cells whose logits stay within ``_BLOCK_BYTES``."""
-    number = max(1, math.ceil(n_cells * 4 * n_genes * n_heads / _BLOCK_BYTES))
+    n_heads = 1 + (heads.dropout_hg is not None) + (heads.theta_hg is not None)
+    n_heads += heads.theta_row_n is not None  # as large as the logits of a head
+    number = max(1, math.ceil(n_cells * 4 * heads.scale_g.shape[0] * n_heads / _BLOCK_BYTES))
     edges = [n_cells * i // number for i in range(number + 1)]
     return [slice(a, b) for a, b in pairwise(edges)]
 
 
 def _passes(
+    blocks: list[slice],
     csr_and_hidden: list[Any],
     heads: CountHeads,
     log_library_n: Tensor,
     weight_n: Tensor,
     family: int,
     softplus: bool,
+    memory: Memory,
 ) -> Any:
     """Rows, hidden state and pass of each block of cells, one after another."""
     indptr, genes, counts, hidden_nh = csr_and_hidden
-    n_heads = 1 + (heads.dropout_hg is not None) + (heads.theta_hg is not None)
-    n_heads += heads.theta_row_n is not None  # as large as the logits of a head
-    for rows in _blocks(len(hidden_nh), heads.scale_g.shape[0], n_heads):
+    if len(blocks) == 1:
+        yield (
+            blocks[0],
+            hidden_nh,
+            _logit_gradients(
+                (indptr, genes, counts), hidden_nh, heads, log_library_n, weight_n, family,
+                softplus, memory,
+            ),
+        )  # fmt: skip
+        return
+    for rows in blocks:
         here = heads
         if heads.theta_row_n is not None:
             here = replace(heads, theta_row_n=heads.theta_row_n[rows])
@@ -131,7 +145,14 @@ def _passes(
             rows,
             hidden_nh[rows],
             _logit_gradients(
-                csr, hidden_nh[rows], here, log_library_n[rows], weight_n[rows], family, softplus
+                csr,
+                hidden_nh[rows],
+                here,
+                log_library_n[rows],
+                weight_n[rows],
+                family,
+                softplus,
+                memory,
             ),
         )
 
@@ -161,7 +182,10 @@ def cell_nll(
     )
     (log_library_n,) = _plain(log_library_n)
     weight_n = torch.ones_like(log_library_n)
-    passes = _passes(csr_and_hidden, heads, log_library_n, weight_n, family, softplus)
+    blocks = _blocks(len(weight_n), heads)
+    passes = _passes(
+        blocks, csr_and_hidden, heads, log_library_n, weight_n, family, softplus, NoMemory()
+    )
     return torch.cat([done.nll_n for *_, done in passes])
 
 
@@ -195,7 +219,10 @@ def _weighted(
     log_library_n, weight_n = _plain(log_library_n, weight_n)
     found = weighted_gradients(csr_and_hidden, heads, log_library_n, weight_n, family, softplus)
     by_heads = [hidden_nh.new_empty(0) if t is None else t for t in found.heads.tensors()]
-    return [found.total, found.hidden_nh, *by_heads, found.library_n]
+    # the gradients of the biases, and that of the library, are rows of larger tensors,
+    # which a custom op must not return
+    by_heads[1], by_heads[4] = by_heads[1].clone(), by_heads[4].clone()
+    return [found.total, found.hidden_nh, *by_heads, found.library_n.clone()]
 
 
 @dataclass(frozen=True)
@@ -222,25 +249,30 @@ def weighted_gradients(
     weight_n: Tensor,
     family: int,
     softplus: bool,
+    memory: Memory | None = None,
 ) -> WeightedGradients:
     """Weighted sum of the losses and its gradients, without autograd.
 
     ``csr_and_hidden`` are indptr, genes, counts and the hidden state; all
-    tensors are contiguous float32 ones that need no gradient.
+    tensors are contiguous float32 ones that need no gradient.  With ``memory``
+    the results are overwritten by the next call that has it.
     """
-    blocks = [
-        _block_gradients(here, done, heads, weight_n[rows])
+    blocks = _blocks(len(weight_n), heads)
+    if memory is None or len(blocks) > 1:
+        memory = NoMemory()
+    found = [
+        _block_gradients(here, done, heads, weight_n[rows], memory)
         for rows, here, done in _passes(
-            csr_and_hidden, heads, log_library_n, weight_n, family, softplus
+            blocks, csr_and_hidden, heads, log_library_n, weight_n, family, softplus, memory
         )
     ]
-    if len(blocks) == 1:
-        return blocks[0]
+    if len(found) == 1:
+        return found[0]
     return WeightedGradients(
-        total=torch.stack([b.total for b in blocks]).sum(),
-        hidden_nh=torch.cat([b.hidden_nh for b in blocks]),
-        heads=CountHeads(*map(_sum, zip(*(b.heads.tensors() for b in blocks), strict=True))),
-        library_n=torch.cat([b.library_n for b in blocks]),
+        total=torch.stack([b.total for b in found]).sum(),
+        hidden_nh=torch.cat([b.hidden_nh for b in found]),
+        heads=CountHeads(*map(_sum, zip(*(b.heads.tensors() for b in found), strict=True))),
+        library_n=torch.cat([b.library_n for b in found]),
     )
 
 
@@ -253,20 +285,21 @@ def _sum(parts: tuple[Tensor | None, ...]) -> Any:
 
 
 def _block_gradients(
-    here_nh: Tensor, done: _Pass, heads: CountHeads, weight_n: Tensor
+    here_nh: Tensor, done: _Pass, heads: CountHeads, weight_n: Tensor, memory: Memory
 ) -> WeightedGradients:
     """From the gradients in the logits of a block of cells to those in what made them."""
     here_hn = here_nh.T
-    by_hidden_nh = product(done.scale_ng, heads.scale_hg.T)
+    n, h, g = *here_nh.shape, len(heads.scale_g)
+    by_hidden_nh = product(done.scale_ng, heads.scale_hg.T, out=memory.take("hidden", n, h))
     by_dropout_hg = by_theta_hg = by_theta_bias_g = None
     if heads.dropout_hg is not None:
-        by_dropout_hg = product(here_hn, done.dropout_ng)
-        by_hidden_nh += product(done.dropout_ng, heads.dropout_hg.T)
+        by_dropout_hg = product(here_hn, done.dropout_ng, out=memory.take("dropout", h, g))
+        by_hidden_nh += product(done.dropout_ng, heads.dropout_hg.T, out=memory.take("more", n, h))
     if heads.theta_hg is not None:
         by_theta_hg, by_theta_bias_g = product(here_hn, done.theta_ng), done.theta_ng.sum(0)
         by_hidden_nh += product(done.theta_ng, heads.theta_hg.T)
     by_heads = CountHeads(
-        product(here_hn, done.scale_ng),
+        product(here_hn, done.scale_ng, out=memory.take("scale", h, g)),
         done.scale_g,
         None if heads.log_theta_g is None else done.theta_cg.view(heads.log_theta_g.shape),
         by_dropout_hg,

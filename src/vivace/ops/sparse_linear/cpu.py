@@ -55,7 +55,10 @@ def _weighted_rows(
 
 
 @njit(parallel=True, fastmath=_FAST, error_model="numpy", cache=True)
-def _forward(out_nh: Floats, indptr: Ints, genes: Genes, values: Floats, weight_gh: Floats) -> None:
+def product_into(
+    out_nh: Floats, indptr: Ints, genes: Genes, values: Floats, weight_gh: Floats
+) -> None:
+    """Write ``x @ weight``."""
     n_rows = out_nh.shape[0]
     for block in prange((n_rows + _CELLS - 1) // _CELLS):
         for n in range(block * _CELLS, min(n_rows, (block + 1) * _CELLS)):
@@ -127,14 +130,9 @@ def _backward(out_gh: Floats, indptr: Ints, genes: Genes, values: Floats, grad_n
 
 def sparse_product(indptr: Tensor, genes: Tensor, values: Tensor, weight_gh: Tensor) -> Tensor:
     """``x @ weight`` for CSR x, shape (n, h); float32 on the CPU."""
-    out = torch.empty((len(indptr) - 1, weight_gh.shape[1]), dtype=torch.float32)
-    _forward(
-        out.numpy(),
-        indptr.contiguous().numpy(),
-        genes.contiguous().numpy(),
-        values.detach().contiguous().numpy(),
-        weight_gh.detach().contiguous().numpy(),
-    )
+    out = torch.empty((len(indptr) - 1, weight_gh.shape[1]))
+    csr = [t.detach().contiguous().numpy() for t in (indptr, genes, values)]
+    product_into(out.numpy(), *csr, weight_gh.detach().contiguous().numpy())
     return out
 
 
@@ -142,14 +140,20 @@ def sparse_weight_gradient(
     indptr: Tensor, genes: Tensor, values: Tensor, grad_nh: Tensor, n_genes: int
 ) -> Tensor:
     """Gradient of the weight, ``x.T @ grad``, shape (g, h)."""
-    out = torch.empty((n_genes, grad_nh.shape[1]), dtype=torch.float32)
-    csr = indptr.contiguous().numpy(), genes.contiguous().numpy()
-    entries = values.detach().contiguous().numpy()
-    if not _ascending(*csr):  # transposed twice, they do
-        for rows in (n_genes, len(indptr) - 1):
-            *csr, entries = _transpose(*csr, entries, 0, rows)
-    _backward(out.numpy(), *csr, entries, grad_nh.detach().contiguous().numpy())
+    out = torch.empty((n_genes, grad_nh.shape[1]))
+    csr = [t.detach().contiguous().numpy() for t in (indptr, genes, values)]
+    weight_gradient_into(out.numpy(), *csr, grad_nh.detach().contiguous().numpy())
     return out
+
+
+def weight_gradient_into(
+    out_gh: Floats, indptr: Ints, genes: Genes, values: Floats, grad_nh: Floats
+) -> None:
+    """Write ``x.T @ grad``."""
+    if not _ascending(indptr, genes):  # transposed twice, they do
+        for rows in (len(out_gh), len(indptr) - 1):
+            indptr, genes, values = _transpose(indptr, genes, values, 0, rows)
+    _backward(out_gh, indptr, genes, values, grad_nh)
 
 
 class _SparseLinear(torch.autograd.Function):
