@@ -32,6 +32,27 @@ class Settings:
     seed: int = 0
     batch_size: int = 512
 
+    @property
+    def num_threads(self) -> int:
+        """Threads of torch's operations and of the kernels: one number for both.
+
+        At first torch's own: the cores, or ``OMP_NUM_THREADS``.  Lower it where
+        several runs share a machine.
+        """
+        import torch
+
+        return torch.get_num_threads()
+
+    @num_threads.setter
+    def num_threads(self, number: int) -> None:
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise ArgumentTypeError(f"settings.num_threads must be an integer, not {number!r}.")
+        if number < 1:
+            raise OptionError(f"settings.num_threads must be at least 1, not {number}.")
+        import torch
+
+        torch.set_num_threads(number)
+
 
 settings = Settings()
 

@@ -29,7 +29,7 @@ def run_demo(folder: Path, *, seed: int = 0, progress: bool = True) -> None:
     settings.seed = seed
     model = SCVI(adata)
     if progress:
-        console.print("Training (the first run on a machine compiles for some seconds first)")
+        console.print("Training")
     model.train(seed=seed, progress=progress)
     adata.obsm["X_scVI"] = model.get_latent_representation()
     console.print(_report(model), highlight=False)

@@ -7,17 +7,16 @@ already; at two to three milliseconds a training step that shows.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-from vivace.jit import LINE, prefetch
+from vivace.jit import LINE, kernel, prefetch
 
 Ints = NDArray[np.int64]
 Genes = NDArray[np.int32]
 Floats = NDArray[np.float32]
 
 
-@njit(error_model="numpy", nogil=True, cache=True)
+@kernel()
 def gather_rows(
     indptr: NDArray[np.integer], genes: NDArray[np.integer], values: Floats, rows: Ints
 ) -> tuple[Ints, Genes, Floats]:

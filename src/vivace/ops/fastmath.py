@@ -17,12 +17,11 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-# Contraction to FMA only: reassociation would undo the error compensation.
-STRICT = {"contract"}
+from vivace.jit import EXACT, kernel
 
 _LN2_HI = np.float32(0.693359375)  # 9 bits: exact when multiplied by an exponent
 _LN2_LO = np.float32(-2.12194440e-4)
@@ -53,7 +52,7 @@ def _unbits(typingctx: Any, i: Any) -> Any:
     return types.float32(types.int32), codegen
 
 
-@njit(fastmath=STRICT, error_model="numpy", cache=True)
+@kernel(fastmath=EXACT)
 def exp32(x: float) -> float:
     """E to the x; arguments are held to the range of normal float32, NaN stays NaN."""
     x = _EXP_MIN if x < _EXP_MIN else x
@@ -72,7 +71,7 @@ def exp32(x: float) -> float:
     return np.float32(y * _unbits(np.int32(np.int32(exponent + np.int32(127)) << np.int32(23))))
 
 
-@njit(fastmath=STRICT, error_model="numpy", cache=True)
+@kernel(fastmath=EXACT)
 def _log_reduced(f: float) -> float:
     """``log(1 + f)`` for ``1 + f`` between sqrt(1/2) and sqrt(2)."""
     z = f * f
@@ -88,7 +87,7 @@ def _log_reduced(f: float) -> float:
     return np.float32(f + (p * f * z - np.float32(0.5) * z))
 
 
-@njit(fastmath=STRICT, error_model="numpy", cache=True)
+@kernel(fastmath=EXACT)
 def log32(x: float) -> float:
     """Natural log of a positive normal float32; NaN stays NaN."""
     i = _bits(np.float32(x))
@@ -99,7 +98,7 @@ def log32(x: float) -> float:
     return y if x == x else x  # the bits of NaN would pass for a large number
 
 
-@njit(fastmath=STRICT, error_model="numpy", cache=True)
+@kernel(fastmath=EXACT)
 def log1p_share32(u: float) -> tuple[float, float]:
     """``log(1 + u)`` and ``u / (1 + u)`` for u >= 0, to full relative accuracy near zero.
 
@@ -118,19 +117,19 @@ def log1p_share32(u: float) -> tuple[float, float]:
     return log, np.float32(u * inverse)
 
 
-@njit(fastmath=STRICT, error_model="numpy", cache=True)
+@kernel(fastmath=EXACT)
 def log1p32(u: float) -> float:
     """``log(1 + u)`` for u >= 0, to full relative accuracy near zero."""
     return log1p_share32(u)[0]
 
 
-@njit(fastmath=STRICT, error_model="numpy", cache=True)
+@kernel(fastmath=EXACT)
 def _ordered(i: int) -> int:
     """Bits of a float32 to an int32 of the same order, and back."""
     return np.int32(i ^ np.int32(np.int32(i >> np.int32(31)) & np.int32(0x7FFFFFFF)))
 
 
-@njit(fastmath=STRICT, error_model="numpy", nogil=True, cache=True)
+@kernel(fastmath=EXACT)
 def largest32(x: NDArray[np.float32]) -> float:
     """Largest of the values, NaN if one of them is a positive NaN; x must not be empty.
 

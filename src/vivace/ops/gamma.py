@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
-from vivace.ops.fastmath import STRICT
+from vivace.jit import EXACT, kernel
 
 _LN2_HI = 6.93147180369123816490e-01  # 33 bits: exact when multiplied by an exponent
 _LN2_LO = 1.90821492927058770002e-10
@@ -51,7 +51,7 @@ def _unbits64(typingctx: Any, i: Any) -> Any:
     return types.float64(types.uint64), codegen
 
 
-@njit(fastmath=STRICT, error_model="numpy", forceinline=True, cache=True)
+@kernel(fastmath=EXACT, inline=True)
 def log64(x: float) -> float:
     """Natural log of a positive normal float64, to 1e-15; NaN stays NaN."""
     # adding the distance from sqrt(1/2) to 1 carries into the exponent from sqrt(2) up
@@ -73,7 +73,7 @@ def log64(x: float) -> float:
     return y if x == x else x  # the bits of NaN would pass for a large number
 
 
-@njit(fastmath=STRICT, error_model="numpy", forceinline=True, cache=True)
+@kernel(fastmath=EXACT, inline=True)
 def log_gamma(z: float) -> float:
     """Log of the gamma function for z > 0, to 1e-10."""
     product = z * (z + 1.0) * (z + 2.0) * (z + 3.0) * (z + 4.0) * (z + 5.0)
@@ -84,7 +84,7 @@ def log_gamma(z: float) -> float:
     return (y - 0.5) * log64(y) - y + _HALF_LOG_2PI + series - log64(product)
 
 
-@njit(fastmath=STRICT, error_model="numpy", forceinline=True, cache=True)
+@kernel(fastmath=EXACT, inline=True)
 def log_gamma_digamma(z: float) -> tuple[float, float]:
     """Log of the gamma function and its derivative for z > 0, to 1e-10."""
     product = z

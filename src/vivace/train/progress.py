@@ -8,6 +8,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vivace.jit import CompileNotice
+
 _EVERY = 20  # minibatches between two moves of the bar: moving it costs as much as a small step
 
 
@@ -25,11 +27,13 @@ class TrainingBar:
             console=Console(stderr=True),
             disable=not show,
         )
+        self._notice = CompileNotice(self._compiling)
         self._waiting = 0
         self._task = self._bar.add_task("", total=n_steps, epoch=0, epochs=n_epochs, losses="")
 
     def __enter__(self) -> Self:
         self._bar.start()
+        self._notice.__enter__()
         return self
 
     def __exit__(
@@ -38,7 +42,13 @@ class TrainingBar:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._notice.__exit__()
         self._bar.stop()
+
+    def _compiling(self) -> None:
+        self._bar.console.print(
+            "Compiling kernels for this processor: some seconds, once.", highlight=False
+        )
 
     def step(self) -> None:
         """One minibatch is done."""

@@ -8,51 +8,49 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-from vivace.jit import prefer_wide_vectors
+from vivace.jit import EXACT, kernel, vector_loop
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Bits = NDArray[np.int16]
 
-_EXACT = {"contract"}
 _ZERO = np.float32(0)
 
 
-@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+@kernel(fastmath=EXACT)
 def _add_row(total: Doubles, row: Floats) -> None:
-    prefer_wide_vectors()
+    vector_loop()
     for c in range(row.size):
         total[c] += row[c]
 
 
-@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+@kernel(fastmath=EXACT)
 def _add_square(total: Doubles, row: Floats, mean: Doubles) -> None:
-    prefer_wide_vectors()
+    vector_loop()
     for c in range(row.size):
         gap = row[c] - mean[c]
         total[c] += gap * gap
 
 
-@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+@kernel(fastmath=EXACT)
 def _normed_row(row: Floats, mean: Floats, factor: Floats, shift: Floats, out: Floats) -> None:
-    prefer_wide_vectors()
+    vector_loop()
     for c in range(row.size):
         y = (row[c] - mean[c]) * factor[c] + shift[c]
         out[c] = _ZERO if y <= _ZERO else y  # NaN stays NaN
 
 
-@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+@kernel(fastmath=EXACT)
 def _drop(row: Floats, bits: Bits, threshold: int, keep: float) -> None:
-    prefer_wide_vectors()
+    vector_loop()
     lowest, scale = np.int16(threshold), np.float32(keep)
     for c in range(row.size):
         row[c] = row[c] * scale if bits[c] >= lowest else _ZERO
 
 
-@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+@kernel(fastmath=EXACT)
 def normed_relu(
     x_nh: Floats,
     bias: Floats,
@@ -104,38 +102,38 @@ def normed_relu(
             _drop(out_nh[i, :h], bits_nh[i], threshold, keep)
 
 
-@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+@kernel(fastmath=EXACT)
 def _opened(out: Floats, upstream: Floats, keep: float, d: Floats) -> None:
     """The gradient before the ReLU."""
-    prefer_wide_vectors()
+    vector_loop()
     scale = np.float32(keep)
     for c in range(out.size):
         d[c] = upstream[c] * scale if out[c] > _ZERO else _ZERO
 
 
-@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+@kernel(fastmath=EXACT)
 def _hats(row: Floats, mean: Floats, inv_std: Floats, hat: Floats) -> None:
-    prefer_wide_vectors()
+    vector_loop()
     for c in range(row.size):
         hat[c] = (row[c] - mean[c]) * inv_std[c]
 
 
-@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+@kernel(fastmath=EXACT)
 def _add_product(total: Doubles, a: Floats, b: Floats) -> None:
-    prefer_wide_vectors()
+    vector_loop()
     for c in range(a.size):
         total[c] += np.float64(a[c]) * np.float64(b[c])
 
 
-@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+@kernel(fastmath=EXACT)
 def _centred(d: Floats, hat: Floats, by_shift: Floats, by_weight: Floats, factor: Floats) -> None:
     """In place, the gradient in x; by_shift and by_weight are means."""
-    prefer_wide_vectors()
+    vector_loop()
     for c in range(d.size):
         d[c] = factor[c] * (d[c] - by_shift[c] - hat[c] * by_weight[c])
 
 
-@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+@kernel(fastmath=EXACT)
 def normed_relu_gradient(
     x_nh: Floats,
     out_nh: Floats,

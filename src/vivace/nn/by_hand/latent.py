@@ -8,31 +8,30 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from vivace.jit import kernel
 from vivace.nn.encoder import LOG_VARIANCE_BOUND, VARIANCE_FLOOR
 
 Floats = NDArray[np.float32]
 
 
-@njit(error_model="numpy", nogil=True, cache=True)
+@kernel()
 def latent_draw(
     heads_nk: Floats,
     noise_nk: Floats,
     softplus: bool,
     z_nk: Floats,
-    kl_n: Floats,
     variance_nk: Floats,
     slope_nk: Floats,
-) -> None:
-    """Write the draw, the divergence, the variance, and its derivative in the raw head.
+) -> float:
+    """Write the draw, the variance, and its derivative in the raw head; the mean divergence.
 
     ``z_nk`` may have more columns than k; the rest is left alone.
     """
     n, k = noise_nk.shape
+    kl = 0.0
     for i in range(n):
-        kl = 0.0
         for j in range(k):
             mean = np.float64(heads_nk[i, j])
             raw = np.float64(heads_nk[i, k + j])
@@ -45,10 +44,11 @@ def latent_draw(
             variance_nk[i, j] = variance
             inside = abs(raw) <= LOG_VARIANCE_BOUND
             slope_nk[i, j] = (e / (1.0 + e) if softplus else e) if inside else 0.0
-        kl_n[i] = 0.5 * kl
+    mean_kl: float = 0.5 * kl / n
+    return mean_kl
 
 
-@njit(error_model="numpy", nogil=True, cache=True)
+@kernel()
 def latent_draw_gradient(
     by_z_nk: Floats,
     by_kl: float,
@@ -73,7 +73,7 @@ def latent_draw_gradient(
             by_heads_nk[i, k + j] = by_variance * slope_nk[i, j]
 
 
-@njit(error_model="numpy", nogil=True, cache=True)
+@kernel()
 def fill_onehot(inputs_nk: Floats, start: int, columns: NDArray[np.int64]) -> None:
     """Columns from ``start``: 1 where ``columns``, shape (n, covariates), points, else 0."""
     n, k = inputs_nk.shape

@@ -115,16 +115,16 @@ class HandStep:
         torch.addmm(self.latent.bias, last_nh, self.latent.weight, out=heads_nk)
         noise_nk = memory.take("noise", n, k).normal_(generator=generator)
         inputs_nk, onehot_nc = self._covariates(batch, memory)
-        kl_n, (variance_nk, slope_nk) = memory.take("kl", n), memory.take("variance", 2, n, k)
-        latent_draw(
+        variance_nk, slope_nk = memory.take("variance", n, k), memory.take("slope", n, k)
+        kl = latent_draw(
             heads_nk.numpy(), noise_nk.numpy(), self.softplus_variance, inputs_nk.numpy(),
-            kl_n.numpy(), variance_nk.numpy(), slope_nk.numpy(),
+            variance_nk.numpy(), slope_nk.numpy(),
         )  # fmt: skip
         x_nk = inputs_nk
         for i, layer in enumerate(self.decoding):
             wider = self.n_onehot if self.inject and i + 1 < len(self.decoding) else 0
             out_nh = memory.take(f"decoder {i}", n, layer.n_hidden + wider)
-            if wider:
+            if wider and onehot_nc is not None:
                 out_nh[:, -wider:] = onehot_nc
             layer.inputs_nk = x_nk
             layer.forward(product(x_nk, layer.linear.weight), generator, out_nh)
@@ -166,7 +166,7 @@ class HandStep:
         weight_gradient_into(by_weight_gh.numpy(), indptr, genes, values, by_x.numpy())
         first.linear.leave(by_weight_gh, None)
 
-        reconstruction, kl = by_nll.total.item(), kl_n.numpy().mean(dtype=np.float64).item()
+        reconstruction = by_nll.total.item()
         return torch.tensor((reconstruction + kl_weight * kl, reconstruction, kl))
 
     def _covariates(self, batch: CountBatch, memory: Memory) -> tuple[Tensor, Tensor | None]:

@@ -15,10 +15,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from numpy.typing import NDArray
 
-from vivace.jit import prefer_wide_vectors
+from vivace.jit import EXACT, SUMS, kernel, never_inline, parallel_kernel, vector_loop
 from vivace.ops.count_nll.reference import LOG_THETA_BOUND
 from vivace.ops.fastmath import (
     exp32,
@@ -34,8 +34,6 @@ Genes = NDArray[np.uint32]  # unsigned, so that no index is checked for a negati
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
-_EXACT = {"contract"}
-_SUMS = {"contract", "reassoc", "nsz"}  # only where a sum may be split over lanes
 
 _ONE = np.float32(1)
 _ZERO = np.float32(0)
@@ -51,10 +49,10 @@ _SOFTPLUS_IS_EXP = -20.0  # below it their logs are equal to float32 accuracy
 # ---- dispersions, once a step --------------------------------------------------
 
 
-@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+@kernel(fastmath=EXACT)
 def _dispersion(log_theta: Floats, theta: Floats, inv_theta: Floats) -> None:
     """Theta and 1/theta, from log theta held within its bounds."""
-    prefer_wide_vectors()
+    vector_loop()
     for g in range(log_theta.size):
         t = log_theta[g]
         t = -_BOUND if t < -_BOUND else t
@@ -66,29 +64,29 @@ def _dispersion(log_theta: Floats, theta: Floats, inv_theta: Floats) -> None:
 # ---- passes over one row of g genes -----------------------------------------
 
 
-@njit(fastmath=_SUMS, error_model="numpy", nogil=True, cache=True)
+@kernel(fastmath=SUMS)
 def _total(a: Floats | Doubles) -> float:
-    prefer_wide_vectors()
+    vector_loop()
     total = 0.0
     for j in range(a.size):
         total += np.float64(a[j])
     return total
 
 
-@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+@kernel(fastmath=EXACT)
 def _exponentials(s: Floats, e: Floats) -> tuple[float, float]:
     """Write e = exp(s - max s); the maximum and the sum of e."""
-    prefer_wide_vectors()
+    vector_loop()
     top = largest32(s)
     for j in range(s.size):
         e[j] = exp32(s[j] - top)
     return top, _total(e)
 
 
-@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+@kernel(fastmath=EXACT)
 def _softplus(s: Floats, e: Floats, slope: Floats) -> None:
     """Write e = log(1 + exp(s)), and the derivative of log e."""
-    prefer_wide_vectors()
+    vector_loop()
     for j in range(s.size):
         small = exp32(-abs(s[j]))
         rest = log1p32(small)
@@ -98,22 +96,22 @@ def _softplus(s: Floats, e: Floats, slope: Floats) -> None:
         slope[j] = (_ONE if s[j] > _ZERO else small) / ((_ONE + small) * e[j])
 
 
-@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+@kernel(fastmath=EXACT)
 def _zero_nb(
     e: Floats, rate: float, inv_theta: Floats, theta: Floats, value: Floats, by_mu: Floats
 ) -> None:
     """Log NB(0) and its derivative in log mu."""
-    prefer_wide_vectors()
+    vector_loop()
     for j in range(e.size):
         spread, share = log1p_share32((e[j] * rate) * inv_theta[j])
         value[j] = -theta[j] * spread
         by_mu[j] = -theta[j] * share
 
 
-@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+@kernel(fastmath=EXACT)
 def _zero_zinb(value: Floats, logits: Floats, by_mu: Floats, by_theta: Floats) -> None:
     """In place, from log NB(0): ZINB(0) and its derivatives."""
-    prefer_wide_vectors()
+    vector_loop()
     for j in range(value.size):
         pi = logits[j]
         t = exp32(value[j])
@@ -128,25 +126,25 @@ def _zero_zinb(value: Floats, logits: Floats, by_mu: Floats, by_theta: Floats) -
         by_theta[j] *= kept
 
 
-@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+@kernel(fastmath=EXACT)
 def _logs(value: Floats) -> None:
     """A loop of its own, so that registers suffice."""
-    prefer_wide_vectors()
+    vector_loop()
     for j in range(value.size):
         value[j] = log32(value[j])
 
 
-@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+@kernel(fastmath=EXACT)
 def _any_vanishing(value: Floats, logits: Floats) -> bool:
     """Whether e^pi and NB(0) of some gene are both too small for float32."""
-    prefer_wide_vectors()
+    vector_loop()
     found = np.int32(0)
     for j in range(value.size):
         found |= np.int32(max(value[j], logits[j]) < _VANISHING)
     return found != 0
 
 
-@njit(error_model="numpy", nogil=True, cache=True)
+@kernel()
 def _zero_zinb_by_logs(value: Floats, logits: Floats, by_mu: Floats, by_theta: Floats) -> None:
     """What ``_zero_zinb`` and ``_logs`` give, where its two terms may vanish."""
     for j in range(value.size):
@@ -162,58 +160,58 @@ def _zero_zinb_by_logs(value: Floats, logits: Floats, by_mu: Floats, by_theta: F
         value[j] = np.float32(max(pi, t) + math.log1p(a) - max(pi, 0.0) - math.log1p(b))
 
 
-@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+@kernel(fastmath=EXACT)
 def _zero_by_theta(value: Floats, by_mu: Floats, by_theta: Floats) -> None:
     """The derivative of log NB(0) in log theta."""
-    prefer_wide_vectors()
+    vector_loop()
     for j in range(by_mu.size):
         by_theta[j] = value[j] - by_mu[j]
 
 
-@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+@kernel(fastmath=EXACT)
 def _softmax_gradient(
     s: Floats, e: Floats, by_mu: Floats, total: Floats, weight: float, factor: float
 ) -> None:
     """Overwrite logits with weight * (softmax * sum(by_mu) - by_mu), and add them to the total."""
-    prefer_wide_vectors()
+    vector_loop()
     for j in range(s.size):
         gradient = weight * (e[j] * factor - by_mu[j])
         s[j] = gradient
         total[j] += gradient
 
 
-@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+@kernel(fastmath=EXACT)
 def _softplus_gradient(
     s: Floats, slope: Floats, by_mu: Floats, total: Floats, weight: float
 ) -> None:
     """Overwrite logits with -weight * slope * by_mu, and add them to the total."""
-    prefer_wide_vectors()
+    vector_loop()
     for j in range(s.size):
         gradient = -weight * (slope[j] * by_mu[j])
         s[j] = gradient
         total[j] += gradient
 
 
-@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+@kernel(fastmath=EXACT)
 def _within_bounds(by_theta: Floats, raw: Floats, weight: float, out: Floats) -> None:
     """Weight the gradient; where log theta is beyond its bounds, it is zero."""
-    prefer_wide_vectors()
+    vector_loop()
     for j in range(by_theta.size):
         out[j] = _ZERO if abs(raw[j]) > _BOUND else weight * by_theta[j]
 
 
-@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+@kernel(fastmath=EXACT)
 def _scale_and_add(a: Floats, total: Floats, weight: float) -> None:
     """Weight a in place, and add it to the total."""
-    prefer_wide_vectors()
+    vector_loop()
     for j in range(a.size):
         a[j] *= weight
         total[j] += a[j]
 
 
-@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+@kernel(fastmath=EXACT)
 def _add(total: Floats, a: Floats, weight: float) -> None:
-    prefer_wide_vectors()
+    vector_loop()
     for j in range(total.size):
         total[j] += weight * a[j]
 
@@ -221,12 +219,12 @@ def _add(total: Floats, a: Floats, weight: float) -> None:
 # ---- the non-zero genes of a row --------------------------------------------
 
 
-@njit(error_model="numpy", nogil=True, cache=True)
+@kernel()
 def _log_factorial(x: float) -> float:
     return _LOG_FACTORIAL[np.uint32(x)] if x < 256 and x == math.floor(x) else log_gamma(x + 1.0)
 
 
-@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+@kernel(fastmath=EXACT)
 def _nonzero_log_mu(
     genes: Genes, s: Floats, e: Floats, softplus: bool, shift: float, log_mu: Doubles
 ) -> None:
@@ -239,7 +237,7 @@ def _nonzero_log_mu(
         log_mu[i] = log_e + shift
 
 
-@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+@kernel(fastmath=EXACT)
 def _nonzero_poisson(genes: Genes, x: Floats, by_mu: Floats, value: Doubles) -> None:
     """From log mu in ``value``: log Poisson without its mean; x is added to by_mu."""
     for i in range(genes.size):
@@ -248,21 +246,21 @@ def _nonzero_poisson(genes: Genes, x: Floats, by_mu: Floats, value: Doubles) -> 
         value[i] = count * value[i] - _log_factorial(count)
 
 
-@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+@kernel(fastmath=EXACT)
 def _gammas(inv_theta: Floats, log_thetas: Doubles, log_gammas: Doubles, digammas: Doubles) -> None:
     """Log theta, log gamma(theta) and digamma(theta).
 
     Theta is that of the very 1/theta in ``_zero_nb``: where it is tiny,
     x log(theta) and x spread are large and cancel.
     """
-    prefer_wide_vectors()
+    vector_loop()
     for i in range(inv_theta.size):
         theta = 1.0 / np.float64(inv_theta[i])
         log_thetas[i] = log64(theta)
         log_gammas[i], digammas[i] = log_gamma_digamma(theta)
 
 
-@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+@kernel(fastmath=EXACT)
 def _gather(
     genes: Genes,
     e: Floats,
@@ -273,7 +271,7 @@ def _gather(
     x_inv_theta: Floats,
 ) -> None:
     """Mu/theta and theta of the non-zero genes, side by side."""
-    prefer_wide_vectors()
+    vector_loop()
     for i in range(genes.size):
         j = genes[i]
         x_inv_theta[i] = inv_theta[j]
@@ -282,14 +280,14 @@ def _gather(
         theta[i] = 1.0 / inverse
 
 
-@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+@kernel(fastmath=EXACT)
 def _pick(genes: Genes, row: Doubles, picked: Doubles) -> None:
-    prefer_wide_vectors()
+    vector_loop()
     for i in range(genes.size):
         picked[i] = row[genes[i]]
 
 
-@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+@kernel(fastmath=EXACT)
 def _nonzero_value(
     x: Floats, ratio: Doubles, theta: Doubles, value: Doubles, by_theta: Doubles
 ) -> None:
@@ -297,7 +295,7 @@ def _nonzero_value(
 
     By_theta still lacks by_mu and digamma(theta).
     """
-    prefer_wide_vectors()
+    vector_loop()
     for i in range(x.size):
         u = ratio[i]
         t = theta[i]
@@ -311,18 +309,18 @@ def _nonzero_value(
         by_theta[i] = t * (digamma_z - spread)
 
 
-@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+@kernel(fastmath=EXACT)
 def _nonzero_gradient(
     x: Floats, ratio: Doubles, theta: Doubles, by_mu: Doubles, by_theta: Doubles
 ) -> None:
-    prefer_wide_vectors()
+    vector_loop()
     for i in range(x.size):
         m = (np.float64(x[i]) - theta[i] * ratio[i]) / (1.0 + ratio[i])
         by_mu[i] = m
         by_theta[i] -= m
 
 
-@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+@kernel(fastmath=EXACT)
 def _nonzero_constants(
     x: Floats,
     theta: Doubles,
@@ -332,16 +330,16 @@ def _nonzero_constants(
     by_theta: Doubles,
 ) -> None:
     """Take log gamma(theta), log x! and theta * digamma(theta) off."""
-    prefer_wide_vectors()
+    vector_loop()
     for i in range(x.size):
         value[i] -= log_gammas[i] + _log_factorial(np.float64(x[i]))
         by_theta[i] -= theta[i] * digammas[i]
 
 
-@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+@kernel(fastmath=EXACT)
 def _not_dropped(logits: Floats, value: Doubles, by_logits: Floats) -> None:
     """Add log(1 - dropout) to the value of non-zero counts."""
-    prefer_wide_vectors()
+    vector_loop()
     for i in range(logits.size):
         pi = logits[i]
         b = exp32(-abs(pi))
@@ -353,7 +351,7 @@ def _not_dropped(logits: Floats, value: Doubles, by_logits: Floats) -> None:
 # ---- cells ------------------------------------------------------------------
 
 
-@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+@kernel(fastmath=EXACT)
 def _cells(
     first: int,
     last: int,
@@ -381,7 +379,7 @@ def _cells(
     ``sums`` takes the gradients of the scale bias, of a shared log theta and of
     the dropout bias, one row each.
     """
-    prefer_wide_vectors()
+    never_inline()
     n_genes = scale_ng.shape[1]
     shared = by_theta_ng.size == 0
     e = np.empty(n_genes, np.float32)
@@ -498,7 +496,7 @@ def _cells(
             _scale_and_add(logits, sums[2], -w)
 
 
-@njit(fastmath=_EXACT, error_model="numpy", nogil=True, cache=True)
+@kernel(fastmath=EXACT)
 def _add_parts(parts: Floats, start: int, stop: int, total: Floats) -> None:
     """Sum over the partitions, for some genes."""
     total[start:stop] = _ZERO
@@ -506,7 +504,49 @@ def _add_parts(parts: Floats, start: int, stop: int, total: Floats) -> None:
         _add(total[start:stop], parts[part, start:stop], _ONE)
 
 
-@njit(parallel=True, fastmath=_EXACT, error_model="numpy", cache=True)
+@kernel(fastmath=EXACT)
+def _tables(
+    row: int,
+    span: slice,
+    log_theta_cg: Floats,
+    theta_cg: Floats,
+    inv_theta_cg: Floats,
+    gammas: Doubles,
+) -> None:
+    """For a stretch of genes: theta, 1/theta, and where it is wanted what ``_gammas`` gives."""
+    never_inline()
+    inv_theta = inv_theta_cg[row, span]
+    _dispersion(log_theta_cg[row, span], theta_cg[row, span], inv_theta)
+    if gammas.size > 0:
+        _gammas(inv_theta, gammas[row, 0, span], gammas[row, 1, span], gammas[row, 2, span])
+
+
+@kernel(fastmath=EXACT)
+def _sums(
+    start: int,
+    stop: int,
+    parts: Floats,
+    log_theta_cg: Floats,
+    theta_row: Ints,
+    by_theta_ng: Floats,
+    of_genes: Floats,
+    by_theta_cg: Floats,
+) -> None:
+    """For a stretch of genes: add the partitions up, and the cells of each row of theta."""
+    never_inline()
+    _add_parts(parts[:, 0], start, stop, of_genes[0])
+    _add_parts(parts[:, 2], start, stop, of_genes[1])
+    if by_theta_cg.size > 0 and by_theta_ng.size > 0:
+        by_theta_cg[:, start:stop] = _ZERO
+        for n in range(by_theta_ng.shape[0]):
+            _add(by_theta_cg[theta_row[n], start:stop], by_theta_ng[n, start:stop], _ONE)
+    elif by_theta_cg.size > 0:
+        total = by_theta_cg[0]
+        _add_parts(parts[:, 1], start, stop, total)
+        _within_bounds(total[start:stop], log_theta_cg[0, start:stop], _ONE, total[start:stop])
+
+
+@parallel_kernel(fastmath=EXACT)
 def logit_gradients(
     family: int,
     softplus: bool,
@@ -540,58 +580,31 @@ def logit_gradients(
     n_blocks = (n_genes + _GENES - 1) // _GENES
     theta = np.empty((n_rows, n_genes), np.float32)
     inv_theta = np.empty((n_rows, n_genes), np.float32)
-    for part in prange(n_rows * n_blocks):
-        row, start = part // n_blocks, (part % n_blocks) * _GENES
-        span = slice(start, start + _GENES)
-        _dispersion(log_theta_cg[row, span], theta[row, span], inv_theta[row, span])
-
     # once a gene, where that is less often than once a count
     tabled = n_rows * n_genes < indptr[n_cells] - indptr[0]
     gammas = np.empty((n_rows if tabled else 0, 3, n_genes), np.float64)
-    if tabled:
-        for part in prange(n_rows * n_blocks):
-            row, start = part // n_blocks, (part % n_blocks) * _GENES
-            span = slice(start, start + _GENES)
-            _gammas(
-                inv_theta[row, span], gammas[row, 0, span], gammas[row, 1, span],
-                gammas[row, 2, span],
-            )  # fmt: skip
-
     # as many partitions whatever the threads, so that every sum has one order
     n_parts = (n_cells + _ROWS - 1) // _ROWS
     parts = np.empty((n_parts, 3, n_genes), np.float32)
-    for part in prange(n_parts):
-        _cells(
-            part * n_cells // n_parts,
-            (part + 1) * n_cells // n_parts,
-            family,
-            softplus,
-            scale_ng,
-            logits_ng,
-            log_theta_cg,
-            theta,
-            inv_theta,
-            gammas,
-            theta_row,
-            by_theta_ng,
-            indptr,
-            genes,
-            counts,
-            log_library,
-            weight,
-            of_cells[0],
-            of_cells[1],
-            parts[part],
-        )
-    for block in prange(n_blocks):
-        start, stop = block * _GENES, min(n_genes, (block + 1) * _GENES)
-        _add_parts(parts[:, 0], start, stop, of_genes[0])
-        _add_parts(parts[:, 2], start, stop, of_genes[1])
-        if by_theta_cg.size > 0 and by_theta_ng.size > 0:
-            by_theta_cg[:, start:stop] = _ZERO
-            for n in range(n_cells):
-                _add(by_theta_cg[theta_row[n], start:stop], by_theta_ng[n, start:stop], _ONE)
-        elif by_theta_cg.size > 0:
-            total = by_theta_cg[0]
-            _add_parts(parts[:, 1], start, stop, total)
-            _within_bounds(total[start:stop], log_theta_cg[0, start:stop], _ONE, total[start:stop])
+
+    tables, cells, sums = 0, 1, 2  # one parallel loop for all: each takes a second to compile
+    for phase in range(3):
+        number = n_blocks * (n_rows if phase == tables else 1) if phase != cells else n_parts
+        for part in prange(number):
+            start = (part % n_blocks) * _GENES
+            stop = min(n_genes, start + _GENES)
+            if phase == tables:
+                _tables(
+                    part // n_blocks, slice(start, stop), log_theta_cg, theta, inv_theta, gammas
+                )
+            elif phase == cells:
+                _cells(
+                    part * n_cells // n_parts, (part + 1) * n_cells // n_parts, family, softplus,
+                    scale_ng, logits_ng, log_theta_cg, theta, inv_theta, gammas, theta_row,
+                    by_theta_ng, indptr, genes, counts, log_library, weight,
+                    of_cells[0], of_cells[1], parts[part],
+                )  # fmt: skip
+            elif phase == sums:
+                _sums(
+                    start, stop, parts, log_theta_cg, theta_row, by_theta_ng, of_genes, by_theta_cg
+                )

@@ -11,23 +11,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import prange
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vivace.jit import prefer_wide_vectors
+from vivace.jit import SUMS, kernel, never_inline, parallel_kernel, vector_loop
 
 Ints = NDArray[np.int64]
 Genes = NDArray[np.int32]
 Floats = NDArray[np.float32]
 
-_FAST = {"contract", "reassoc", "nsz"}
 _ZERO = np.float32(0)
 _CELLS = 16  # handed to a thread at a time
 _GENES = 256
 
 
-@njit(fastmath=_FAST, error_model="numpy", nogil=True, cache=True)
+@kernel(fastmath=SUMS)
 def _weighted_rows(
     out_h: Floats, start: int, stop: int, rows: Genes, values: Floats, table: Floats
 ) -> None:
@@ -36,7 +35,7 @@ def _weighted_rows(
     Four at a time, so that out is read and written less often; the last four are
     filled up with entries of value zero in the last one's row.
     """
-    prefer_wide_vectors()
+    vector_loop()
     if start == stop:
         out_h[:] = _ZERO
     for i in range(start, stop, 4):
@@ -54,7 +53,7 @@ def _weighted_rows(
                 out_h[c] += (v0 * row0[c] + v1 * row1[c]) + (v2 * row2[c] + v3 * row3[c])
 
 
-@njit(parallel=True, fastmath=_FAST, error_model="numpy", cache=True)
+@parallel_kernel(fastmath=SUMS)
 def product_into(
     out_nh: Floats, indptr: Ints, genes: Genes, values: Floats, weight_gh: Floats
 ) -> None:
@@ -65,7 +64,7 @@ def product_into(
             _weighted_rows(out_nh[n], indptr[n], indptr[n + 1], genes, values, weight_gh)
 
 
-@njit(error_model="numpy", nogil=True, cache=True)
+@kernel()
 def _first_from(genes: Genes, start: int, stop: int, gene: int) -> int:
     """Where the genes of a cell, ascending, reach ``gene``."""
     while start < stop:
@@ -77,7 +76,7 @@ def _first_from(genes: Genes, start: int, stop: int, gene: int) -> int:
     return start
 
 
-@njit(error_model="numpy", nogil=True, cache=True)
+@kernel()
 def _transpose(
     indptr: Ints, genes: Genes, values: Floats, first: int, last: int
 ) -> tuple[Ints, Genes, Floats]:
@@ -107,7 +106,7 @@ def _transpose(
     return starts, cells, moved
 
 
-@njit(error_model="numpy", nogil=True, cache=True)
+@kernel()
 def _ascending(indptr: Ints, genes: Genes) -> bool:
     """Whether the genes of every cell ascend."""
     falls = np.int32(0)
@@ -117,15 +116,29 @@ def _ascending(indptr: Ints, genes: Genes) -> bool:
     return falls == 0
 
 
-@njit(parallel=True, error_model="numpy", cache=True)
+@kernel()
+def _genes_gradient(
+    out_gh: Floats,
+    first: int,
+    last: int,
+    indptr: Ints,
+    genes: Genes,
+    values: Floats,
+    grad_nh: Floats,
+) -> None:
+    never_inline()
+    starts, cells, moved = _transpose(indptr, genes, values, first, last)
+    for g in range(last - first):
+        _weighted_rows(out_gh[first + g], starts[g], starts[g + 1], cells, moved, grad_nh)
+
+
+@parallel_kernel()
 def _backward(out_gh: Floats, indptr: Ints, genes: Genes, values: Floats, grad_nh: Floats) -> None:
     """Each stretch of genes is transposed by the thread that sums its rows."""
     n_genes = out_gh.shape[0]
     for block in prange((n_genes + _GENES - 1) // _GENES):
         first, last = block * _GENES, min(n_genes, (block + 1) * _GENES)
-        starts, cells, moved = _transpose(indptr, genes, values, first, last)
-        for g in range(last - first):
-            _weighted_rows(out_gh[first + g], starts[g], starts[g + 1], cells, moved, grad_nh)
+        _genes_gradient(out_gh, first, last, indptr, genes, values, grad_nh)
 
 
 def sparse_product(indptr: Tensor, genes: Tensor, values: Tensor, weight_gh: Tensor) -> Tensor:
