@@ -368,14 +368,45 @@ def test_unknown_arguments_of_the_model(tiny, refused, name, parts):
 @pytest.mark.parametrize(
     ("name", "parts"),
     [
-        ("max_epoch", ("did you mean 'max_epochs'?",)),
+        ("max_epoch", ("did you mean 'max_epochs'",)),
         ("acelerator", ("did you mean 'accelerator'?",)),
-        ("zzz", ("there are", "'progress'")),
+        ("zzz", ("there are", "'accelerator'")),
     ],
 )
 def test_unknown_arguments_of_train(trained, refused, name, parts):
     with refused(ArgumentTypeError, "train has no argument", repr(name), *parts):
         trained.train(**{name: 1})
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        ({"early_stopping": 1}, ("early_stopping must be True, False or None",)),
+        ({"early_stopping_monitor": "elbo"}, ("early_stopping_monitor", "elbo_validation")),
+        ({"early_stopping_mode": "least"}, ("early_stopping_mode must be 'min' or 'max'",)),
+        ({"early_stopping_patience": 0}, ("early_stopping_patience must be at least 1",)),
+        ({"early_stopping_min_delta": "1"}, ("early_stopping_min_delta must be a number",)),
+        ({"early_stopping_warmup_epochs": -1}, ("early_stopping_warmup_epochs",)),
+        ({"max_steps": 0}, ("max_steps must be at least 1",)),
+        ({"max_steps": 1.5}, ("max_steps must be an integer",)),
+        ({"callbacks": [3]}, ("callbacks must have one of", "on_epoch_end")),
+        ({"callbacks": "progress"}, ("callbacks must be an object or a list",)),
+        ({"logger": object()}, ("logger must have log_metrics",)),
+        ({"logger": True}, ("logger=True is not known", "CSVLogger")),
+        ({"plan_kwargs": {"reduce_lr_on_plateau": 1}}, ("must be True or False",)),
+        ({"plan_kwargs": {"lr_scheduler_metric": "loss"}}, ("must be one of", "train_loss")),
+        ({"plan_kwargs": {"lr_factor": "x"}}, ("plan_kwargs['lr_factor'] must be a number",)),
+    ],
+)
+def test_wrong_training_options(trained, refused, options, parts):
+    errors = OptionError, ArgumentTypeError
+    before = len(trained.history)
+    with pytest.raises(errors) as caught:
+        trained.train(1, progress=False, **options)
+    for part in parts:
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(trained.history) == before
 
 
 # ---- model folders (more in store/test_folder.py) ----------------------------

@@ -46,9 +46,17 @@ from vivace.nn import VAE, Dimensions
 from vivace.seeds import SeedStream, check_seed
 from vivace.setup import Declarations, Schema, read_declarations, write_declarations
 from vivace.store.folder import damaged_model, read_adata
-from vivace.train import RECIPES, TrainOptions, TrainState, fit
+from vivace.train import (
+    Listeners,
+    TrainOptions,
+    TrainState,
+    batch_size_of,
+    fit,
+    max_steps_of,
+    patience_of,
+    recipe_of,
+)
 from vivace.train.initialise import set_library_prior
-from vivace.train.recipes import BATCH_SIZE
 
 ARGUMENTS = tuple(  # what the constructors take, under the names that users give
     "batch_embedding_kwargs" if name == "batch_embedding_dim" else name
@@ -193,13 +201,26 @@ class Model(ABC):
         train_size: float = 0.9,
         validation_size: float | None = None,
         batch_size: int | None = None,
+        max_steps: int | None = None,
+        early_stopping: bool | None = None,
+        early_stopping_monitor: str = "elbo_validation",
+        early_stopping_patience: int = 45,
+        early_stopping_min_delta: float = 0.0,
+        early_stopping_mode: str = "min",
+        early_stopping_warmup_epochs: int = 0,
         seed: int | None = None,
         accelerator: str = "auto",
         plan_kwargs: Mapping[str, Any] | None = None,
+        callbacks: Any = (),
+        logger: Any = None,
         progress: bool = True,
         **unknown: Any,
     ) -> None:
         """Fit the model.
+
+        With the "fast" recipe the weights that stay are those of the epoch with
+        the best validation ELBO at KL weight 1.  The last line of
+        :attr:`summary` says whether training was long enough.
 
         Called again, it goes on with the same split and appends to the history.
 
@@ -215,6 +236,17 @@ class Model(ABC):
             Shares of the cells; None for the second takes all that are left.
         batch_size
             Cells of a minibatch; None for 128.
+        max_steps
+            Minibatches at most; None, or -1, for no such limit.
+        early_stopping
+            Stop where ``early_stopping_monitor``, a column of the history, has
+            not improved by more than ``early_stopping_min_delta`` for
+            ``early_stopping_patience`` epochs; "fast" then lets the learning rate
+            fall to zero over a quarter as many steps.  Epochs before the full KL
+            weight, and ``early_stopping_warmup_epochs``, are not judged.  None is
+            False.
+        early_stopping_mode
+            "min" where the monitored number should fall, else "max".
         seed
             Of the split, the order of cells and the noise; None takes the
             model's next.
@@ -222,7 +254,14 @@ class Model(ABC):
             "auto", "cpu", "cuda", "mps": where to train, by Lightning Fabric.
         plan_kwargs
             Numbers of the recipe to replace: lr, eps, weight_decay,
-            n_epochs_kl_warmup, n_steps_kl_warmup, min_kl_weight, max_kl_weight.
+            n_epochs_kl_warmup, n_steps_kl_warmup, min_kl_weight, max_kl_weight;
+            reduce_lr_on_plateau, lr_factor, lr_patience, lr_threshold, lr_min,
+            lr_scheduler_metric.
+        callbacks
+            Objects with methods of :class:`vivace.train.Callback`.
+        logger
+            A logger of Lightning Fabric (CSVLogger, TensorBoardLogger), or several:
+            each epoch's row of the history is logged.
         progress
             Whether to show a progress bar.
 
@@ -234,43 +273,49 @@ class Model(ABC):
             If the loss stops being finite.
         """
         refuse_unknown("train", unknown, _TRAIN_ARGUMENTS)
-        if not isinstance(recipe, str) or recipe not in RECIPES:
-            raise OptionError(
-                f"recipe must be one of {', '.join(map(repr, RECIPES))}, not {recipe!r}."
-            )
-        if plan_kwargs is not None and not isinstance(plan_kwargs, Mapping):
-            raise ArgumentTypeError(f"plan_kwargs must be a dict or None, not {plan_kwargs!r}.")
+        plan = recipe_of(recipe, plan_kwargs)
         positive("max_epochs", max_epochs)
-        positive("batch_size", batch_size)
+        patience = patience_of(
+            early_stopping,
+            early_stopping_monitor,
+            early_stopping_patience,
+            early_stopping_min_delta,
+            early_stopping_mode,
+            early_stopping_warmup_epochs,
+        )
         number("train_size", train_size)
         number("validation_size", validation_size)
         accelerator_here(accelerator)
         source = self._own_source()
-        plan = RECIPES[recipe].with_plan(plan_kwargs)
+        listeners = Listeners(self, callbacks, logger)
+        steps, cells = max_steps_of(max_steps), batch_size_of(batch_size)
         options_seed = self._seeds.take(seed)
         if len(self._state.train_rows) == 0:
             split = split_rows(
                 source.n_cells, train_size, validation_size, np.random.default_rng(options_seed)
             )
             self._state.train_rows, self._state.validation_rows = split
-        n_train = len(self._state.train_rows)
-        epochs = max_epochs or plan.epochs(source.n_cells, n_train)
+        begun = time.perf_counter() - self._state.summary.get("seconds", 0.0)
+
+        def summarise(verdict: str) -> None:
+            """After every epoch, so that an interrupted model can be asked and saved."""
+            self._summarise(recipe, source.n_cells, time.perf_counter() - begun, verdict)
+
         options = TrainOptions(
             recipe=plan,
-            epochs=epochs,
-            batch_size=batch_size or BATCH_SIZE,
+            epochs=max_epochs,
+            max_steps=steps,
+            batch_size=cells,
+            patience=patience,
             seed=options_seed,
             accelerator=accelerator,
+            listeners=listeners,
             progress=progress,
+            summarise=summarise,
         )
-        begun = time.perf_counter()
-        try:
-            fit(self.module, source, self._state, options)
-        finally:  # an interrupted run leaves a model that can be asked and saved
-            if self._state.history:
-                self._summarise(recipe, source.n_cells, time.perf_counter() - begun)
+        fit(self.module, source, self._state, options)
 
-    def _summarise(self, recipe: str, n_cells: int, seconds: float) -> None:
+    def _summarise(self, recipe: str, n_cells: int, seconds: float, verdict: str) -> None:
         state = self._state
         state.summary = {
             "recipe": recipe,
@@ -279,8 +324,9 @@ class Model(ABC):
             "cell_names": None if self._adata is None else _digest(self._adata),
             "train_cells": len(state.train_rows),
             "validation_cells": len(state.validation_rows),
-            "seconds": round(seconds + state.summary.get("seconds", 0.0), 3),
+            "seconds": round(seconds, 3),
             "kl_weight": state.history[-1]["kl_weight"],
+            "verdict": verdict,
         }
 
     @property
@@ -624,6 +670,8 @@ class Model(ABC):
                 f"{last['elbo_train']:.1f} train"
                 + ("" if np.isnan(held := last["elbo_validation"]) else f", {held:.1f} validation")
             )
+            if "verdict" in t:  # models saved by the first release have none
+                lines.append(f"verdict: {t['verdict']}")
         else:
             lines.append("not trained: call train()")
         return "\n".join(lines)
@@ -657,9 +705,18 @@ _TRAIN_ARGUMENTS = (
     "train_size",
     "validation_size",
     "batch_size",
+    "max_steps",
+    "early_stopping",
+    "early_stopping_monitor",
+    "early_stopping_patience",
+    "early_stopping_min_delta",
+    "early_stopping_mode",
+    "early_stopping_warmup_epochs",
     "seed",
     "accelerator",
     "plan_kwargs",
+    "callbacks",
+    "logger",
     "progress",
 )
 

@@ -8,6 +8,7 @@ import torch
 from anndata import AnnData
 
 import vivace
+from vivace.data import CountBatch, MemorySource
 from vivace.errors import DataError, TrainingError
 from vivace.train.initialise import initialise_from_data
 
@@ -105,19 +106,53 @@ def test_a_loss_that_is_not_finite_is_an_error_not_a_result() -> None:
     model = model_of(counts(50))
     with torch.no_grad():
         model.module.decoder.scale.weight[0, 0] = float("nan")
-    with pytest.raises(
-        TrainingError, match=r"in epoch 1, .* train a new model with a lower learning"
+    with (
+        pytest.warns(RuntimeWarning, match="in epoch 1; the epoch is done again with half"),
+        pytest.raises(TrainingError, match=r"in epoch 1, .* train a new model with a lower learn"),
     ):
         model.train(1, recipe="scvi-tools", progress=False)
     assert not model.is_trained
+
+
+def test_an_epoch_that_went_wrong_is_done_again_with_smaller_steps() -> None:
+    model = model_of(counts(150))
+    model.train(2, progress=False)
+    weight = model.module.decoder.scale.weight
+    broken = []
+
+    class Break(vivace.train.Callback):
+        def on_epoch_end(self, model: vivace.SCVI, row: dict[str, float]) -> None:
+            if not broken:  # the next epoch's first loss is not finite, but its start is
+                broken.append(weight.detach().clone())
+
+    plain = MemorySource.gather
+
+    def gather(self: MemorySource, rows: np.ndarray) -> CountBatch:
+        if len(broken) == 1:
+            broken.append(weight.detach().clone())
+            with torch.no_grad():
+                weight.fill_(float("nan"))
+        return plain(self, rows)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MemorySource, "gather", gather)
+        with pytest.warns(RuntimeWarning, match="in epoch 2; the epoch is done again with half"):
+            model.train(3, callbacks=Break(), progress=False)
+    assert len(model.history) == 5
+    assert np.isfinite(model.history.to_numpy()).all()
+    lr = model.history["lr"].to_numpy()
+    assert lr[3] < 0.51 * lr[2]
 
 
 def test_after_a_failure_the_last_finite_weights_answer() -> None:
     model = model_of(counts(150))
     model.train(2, progress=False)
     before = model.get_elbo(seed=0)
-    with pytest.raises(TrainingError, match="weights are those of before it"):
-        model.train(3, plan_kwargs={"lr": 1e30}, progress=False)
+    with (
+        pytest.warns(RuntimeWarning, match="done again"),
+        pytest.raises(TrainingError, match="weights are those of before it"),
+    ):
+        model.train(3, plan_kwargs={"lr": 1e38}, progress=False)
     assert np.isfinite(model.get_latent_representation()).all()
     if len(model.history) == 2:
         assert model.get_elbo(seed=0) == before

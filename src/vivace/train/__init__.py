@@ -1,7 +1,27 @@
 """Training: the loop, its schedule, its recipes, and what it records."""
 
-from vivace.train.loop import TrainOptions, fit
+from vivace.train.callbacks import Callback, Listeners
+from vivace.train.loop import fit
+from vivace.train.options import (
+    TrainOptions,
+    batch_size_of,
+    max_steps_of,
+    patience_of,
+    recipe_of,
+)
 from vivace.train.recipes import RECIPES, Recipe
 from vivace.train.state import TrainState
 
-__all__ = ["RECIPES", "Recipe", "TrainOptions", "TrainState", "fit"]
+__all__ = [
+    "RECIPES",
+    "Callback",
+    "Listeners",
+    "Recipe",
+    "TrainOptions",
+    "TrainState",
+    "batch_size_of",
+    "fit",
+    "max_steps_of",
+    "patience_of",
+    "recipe_of",
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,42 +12,24 @@ import torch
 from torch import Tensor
 
 from vivace.data import CountBatch, Rows, Source, minibatches
-from vivace.errors import TrainingError
+from vivace.errors import OptionError, TrainingError
 from vivace.nn import VAE
 from vivace.seeds import numpy_generator, torch_generator
 from vivace.train.adam import FusedAdam
 from vivace.train.initialise import initialise_from_data
-from vivace.train.recipes import Recipe
+from vivace.train.options import TrainOptions
+from vivace.train.recipes import Recipe, Schedule
 from vivace.train.state import TrainState
+from vivace.train.watch import Waiting, Watch, copy_weights
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-_VALIDATION_SHARE = 0.05  # validation cells looked at each epoch, as a share of the training cells
-_VALIDATION_FLOOR = 256
+_VALIDATION_SHARE = 0.1  # validation cells looked at each epoch, as a share of the training cells
+_VALIDATION_FLOOR = 512
 _VALIDATION_BATCH = 512
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """What one call of ``train`` was asked to do.
-
-    Parameters
-    ----------
-    recipe : schedules and optimiser settings
-    epochs : passes over the training cells
-    batch_size : cells of a minibatch
-    seed : of initialisation, order and noise
-    accelerator : Lightning Fabric's name of a device, or "auto"
-    progress : whether a bar is shown
-    """
-
-    recipe: Recipe
-    epochs: int
-    batch_size: int
-    seed: int
-    accelerator: str
-    progress: bool
+_HALVINGS = 6  # of the learning rate, where the loss stops being finite
+_COOLDOWN = 0.25  # steps in which the learning rate falls after an early stop, of those before it
 
 
 def fit(network: VAE, source: Source, state: TrainState, options: TrainOptions) -> None:
@@ -56,69 +38,154 @@ def fit(network: VAE, source: Source, state: TrainState, options: TrainOptions) 
     Raises
     ------
     TrainingError
-        If the loss stops being finite; the network is then as it was after
-        the last epoch that was.
+        If the loss stops being finite and smaller steps do not help; the
+        network is then as it was after the last epoch that was.
     """
     # seconds of imports: only those who train wait for them
     from lightning_fabric import Fabric
 
-    from vivace.nn.by_hand import HandStep, supports
     from vivace.train.progress import TrainingBar
 
-    fabric = Fabric(accelerator=options.accelerator, devices=1)
-    order = numpy_generator(options.seed)
     recipe = options.recipe
-    if state.trained:
+    order = numpy_generator(options.seed)
+    again = state.trained
+    if again:
         recipe = recipe.continued()
     elif recipe.from_data:
         initialise_from_data(network, source, state.train_rows, order)
-    network.to(fabric.device)
-    optimizer = _optimizer(network, recipe)
-    pass_of = HandStep(network) if supports(network) else _AutogradPass(fabric, network, optimizer)
-    device = network.device
-    noise = torch_generator(options.seed, device)
-    watched = _watched(state, order)
+    run = _Run(Fabric(accelerator=options.accelerator, devices=1), network, source, recipe, options)
+    run.watched = _watched(state)
+    if options.patience is not None and not len(run.watched):
+        raise OptionError(
+            "early_stopping needs validation cells, and there are none; leave some with "
+            "train_size=0.9, or pass early_stopping=False."
+        )
+
     per_epoch = sum(1 for _ in minibatches(state.train_rows, options.batch_size))
-    n_steps = per_epoch * options.epochs
+    epochs = options.epochs
+    if epochs is None:
+        epochs = recipe.epochs(source.n_cells, len(state.train_rows))
+        if options.max_steps is not None:
+            epochs = math.ceil(options.max_steps / per_epoch)
+    n_steps = min(per_epoch * epochs, options.max_steps or per_epoch * epochs)
+    schedule = Schedule(recipe, n_steps)
+    watch = Watch(options.patience, recipe.keep_best)
+    waiting = Waiting(recipe.lr_threshold)
+    if again and len(run.watched):
+        watch.before(network, run.validate(recipe.max_kl_weight)["elbo_validation"])
 
-    good = _copy(network)
-
-    with TrainingBar(options.epochs, n_steps, options.progress) as bar:
-        step = 0
-        for epoch in range(options.epochs):
-            begun = time.perf_counter()
-            network.train()
-            sums = torch.zeros(3, device=device)
-            lr = kl_weight = 0.0
-            for rows in minibatches(state.train_rows, options.batch_size, order):
-                batch = source.gather(rows).to(device)
-                lr = recipe.learning_rate(step, n_steps)
-                kl_weight = recipe.kl_weight(step, n_steps, epoch)
-                for group in optimizer.param_groups:
-                    group["lr"] = lr
-                losses = pass_of(batch, kl_weight, noise)
-                optimizer.step()
-                sums.add_(losses, alpha=len(rows))
-                step += 1
-                bar.step()
-            row = _row(sums / len(state.train_rows), "train")
-            row |= _row(_validate(network, source, watched, kl_weight, options.seed), "validation")
-            row |= {"lr": lr, "kl_weight": kl_weight, "seconds": time.perf_counter() - begun}
-            if not math.isfinite(row["train_loss"]):
-                network.load_state_dict(good)
-                network.eval()
-                raise TrainingError(
-                    f"The loss stopped being finite in epoch {epoch + 1}, and the weights are those "
-                    "of before it; train a new model with a lower learning rate, for example "
-                    f"plan_kwargs={{'lr': {recipe.lr / 4:g}}}."
-                )
-            good = _copy(network)
+    good, halvings, step, epoch = copy_weights(network), 0, 0, 0
+    options.listeners.start()
+    with TrainingBar(epochs, n_steps, options.progress) as bar:
+        while step < schedule.n_steps:
+            rows = list(minibatches(state.train_rows, options.batch_size, order))
+            row = run.epoch(rows[: schedule.n_steps - step], step, epoch, schedule, bar)
+            if row is None:
+                halvings += 1
+                _undo(network, good, halvings, epoch, recipe)
+                run.start_optimizer()
+                schedule.halve()
+                bar.back(step)
+                continue
+            good = copy_weights(network)
+            step += len(rows[: schedule.n_steps - step])
+            epoch += 1
             state.history.append(row)
+            options.summarise("not finished")
             bar.epoch(epoch, row)
-    network.eval()
+            full_kl = recipe.judged_in_warmup or row["kl_weight"] >= recipe.max_kl_weight
+            watch.epoch(network, row, full_kl)
+            if options.listeners.epoch(row, len(state.history) - 1):
+                watch.stopped = True
+                break
+            if (
+                recipe.reduce_lr_on_plateau
+                and full_kl
+                and waiting.epochs_without(row[recipe.lr_scheduler_metric]) > recipe.lr_patience
+            ):
+                schedule.reduce()
+                waiting.start_again()
+            if not schedule.falling(step) and watch.out_of_patience(row, full_kl):
+                if not schedule.decays:
+                    break
+                schedule.finish(step, round(_COOLDOWN * step))
+                bar.ends(schedule.n_steps)
+        watch.restore(network)
+        network.eval()
+        verdict = watch.verdict(state.history[-1]["kl_weight"], recipe.max_kl_weight)
+        options.summarise(verdict)
+        bar.say(verdict)
+    options.listeners.end()
 
 
-class _AutogradPass:
+class _Run:
+    """What stays the same over the epochs of one call of ``train``."""
+
+    watched: Rows
+
+    def __init__(
+        self, fabric: Fabric, network: VAE, source: Source, recipe: Recipe, options: TrainOptions
+    ) -> None:
+        self.fabric, self.network, self.source, self.recipe = fabric, network, source, recipe
+        self.seed = options.seed
+        network.to(fabric.device)
+        self.device = network.device
+        self.noise = torch_generator(options.seed, self.device)
+        self.start_optimizer()
+
+    def start_optimizer(self) -> None:
+        """Adam without a memory, and what computes the gradients for it."""
+        from vivace.nn.by_hand import HandStep, supports  # compiles: only when it is needed
+
+        self.optimizer = _optimizer(self.network, self.recipe)
+        self.gradients = (
+            HandStep(self.network)
+            if supports(self.network)
+            else _AutogradStep(self.fabric, self.network, self.optimizer)
+        )
+
+    def epoch(
+        self, batches: list[Rows], step: int, epoch: int, schedule: Schedule, bar: Any
+    ) -> dict[str, float] | None:
+        """Train on the minibatches and validate; None where a loss is not finite."""
+        begun = time.perf_counter()
+        self.network.train()
+        on_cpu = self.device.type == "cpu"
+        sums = torch.zeros(3, device=self.device)
+        lr = kl_weight = 0.0
+        for rows in batches:
+            batch = self.source.gather(rows).to(self.device)
+            lr = schedule.learning_rate(step)
+            kl_weight = self.recipe.kl_weight(step, schedule.n_steps, epoch)
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            losses = self.gradients(batch, kl_weight, self.noise)
+            if on_cpu and not math.isfinite(losses[0].item()):  # a GPU would have to be waited for
+                return None
+            self.optimizer.step()
+            sums.add_(losses, alpha=len(rows))
+            step += 1
+            bar.step()
+        row = _row(sums / sum(map(len, batches)), "train")
+        row |= self.validate(kl_weight)
+        row |= {"lr": lr, "kl_weight": kl_weight, "seconds": time.perf_counter() - begun}
+        seen = (row["train_loss"], row["validation_loss"] if len(self.watched) else 0.0)
+        return row if all(map(math.isfinite, seen)) else None
+
+    @torch.no_grad()
+    def validate(self, kl_weight: float) -> dict[str, float]:
+        """Losses over the watched cells, with the same noise each time."""
+        self.network.eval()
+        noise = torch_generator(self.seed, self.device)
+        sums = torch.zeros(3, device=self.device)
+        for part in minibatches(self.watched, _VALIDATION_BATCH):
+            losses = self.network(self.source.gather(part).to(self.device), kl_weight, noise)
+            sums += len(part) * torch.stack(losses)
+        n = len(self.watched)
+        return _row(sums / n if n else sums.fill_(math.nan), "validation")
+
+
+class _AutogradStep:
     """Losses of a minibatch, shape (3,), and gradients by autograd: any network, any device."""
 
     def __init__(self, fabric: Fabric, network: VAE, optimizer: torch.optim.Optimizer) -> None:
@@ -147,27 +214,34 @@ def _optimizer(network: VAE, recipe: Recipe) -> FusedAdam:
     )
 
 
-def _copy(network: VAE) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in network.state_dict().items()}
+def _undo(network: VAE, good: dict[str, Tensor], halvings: int, epoch: int, recipe: Recipe) -> None:
+    """Go back to the last finite epoch, and say so; give up after several halvings."""
+    network.load_state_dict(good)
+    if halvings > _HALVINGS:
+        network.eval()
+        raise TrainingError(
+            f"The loss stopped being finite in epoch {epoch + 1}, and smaller steps did not help; "
+            "the weights are those of before it; train a new model with a lower learning rate, for "
+            f"example plan_kwargs={{'lr': {recipe.lr / 2**_HALVINGS:g}}}."
+        )
+    warnings.warn(
+        f"The loss stopped being finite in epoch {epoch + 1}; the epoch is done again with half "
+        "the learning rate.",
+        RuntimeWarning,
+        stacklevel=4,
+    )
 
 
-def _watched(state: TrainState, order: np.random.Generator) -> Rows:
-    """Validation cells looked at each epoch: all, or so many that they cost little."""
+def _watched(state: TrainState) -> Rows:
+    """Validation cells looked at each epoch: all, or so many that they cost little.
+
+    The same in every call of ``train``, so that their ELBOs can be compared.
+    """
     most = max(_VALIDATION_FLOOR, int(_VALIDATION_SHARE * len(state.train_rows)))
     rows = state.validation_rows
-    return rows if len(rows) <= most else np.sort(order.choice(rows, most, replace=False))
-
-
-@torch.no_grad()
-def _validate(network: VAE, source: Source, rows: Rows, kl_weight: float, seed: int) -> Tensor:
-    """Loss, reconstruction and KL over the watched cells, with the same noise each epoch."""
-    network.eval()
-    noise = torch_generator(seed, network.device)
-    sums = torch.zeros(3, device=network.device)
-    for part in minibatches(rows, _VALIDATION_BATCH):
-        losses = network(source.gather(part).to(network.device), kl_weight, noise)
-        sums += len(part) * torch.stack((losses.loss, losses.reconstruction, losses.kl))
-    return sums / len(rows) if len(rows) else sums.fill_(math.nan)
+    if len(rows) <= most:
+        return rows
+    return np.sort(numpy_generator(0).choice(rows, most, replace=False))
 
 
 def _row(means: Tensor, part: str) -> dict[str, float]:

@@ -60,10 +60,24 @@ class TrainingBar:
         self._bar.advance(self._task, self._waiting)
         self._waiting = 0
 
+    def back(self, step: int) -> None:
+        """An epoch was undone: go back to the step it began with."""
+        self._waiting = 0
+        self._bar.update(self._task, completed=step)
+
+    def ends(self, n_steps: int) -> None:
+        """There will be ``n_steps`` in all."""
+        self._bar.update(self._task, total=n_steps)
+
+    def say(self, verdict: str) -> None:
+        """The last word, below the bar."""
+        if not self._bar.disable:
+            self._bar.console.print(f"Training {verdict}", highlight=False, soft_wrap=True)
+
     def epoch(self, epoch: int, row: dict[str, float]) -> None:
-        """One epoch is done: show its negative ELBO."""
+        """So many epochs are done: show the last one's negative ELBO."""
         self._advance()
         losses = f"-ELBO {row['elbo_train']:.1f}"
         if row["elbo_validation"] == row["elbo_validation"]:  # not NaN
             losses += f", validation {row['elbo_validation']:.1f}"
-        self._bar.update(self._task, epoch=epoch + 1, losses=losses)
+        self._bar.update(self._task, epoch=epoch, losses=losses)

@@ -18,6 +18,14 @@ from typing import Any
 from vivace.errors import ArgumentTypeError, OptionError, near
 
 BATCH_SIZE = 128
+METRICS = (  # columns of the history that can be watched
+    "elbo_validation",
+    "reconstruction_loss_validation",
+    "kl_local_validation",
+    "validation_loss",
+    "elbo_train",
+    "train_loss",
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,11 @@ class Recipe:
         win over epochs, and both over the fraction
     min_kl_weight, max_kl_weight : where the KL weight starts and ends
     from_data : output bias and dispersion start at the data's moments
+    keep_best : the weights of the epoch with the best validation ELBO stay
+    judged_in_warmup : early stopping counts epochs before the full KL weight too
+    reduce_lr_on_plateau : the learning rate is multiplied by ``lr_factor`` where
+        ``lr_scheduler_metric`` has not fallen by more than ``lr_threshold`` for more
+        than ``lr_patience`` epochs, but not below ``lr_min``
     """
 
     name: str
@@ -52,6 +65,14 @@ class Recipe:
     min_kl_weight: float = 0.0
     max_kl_weight: float = 1.0
     from_data: bool = False
+    keep_best: bool = False
+    judged_in_warmup: bool = False
+    reduce_lr_on_plateau: bool = False
+    lr_factor: float = 0.6
+    lr_patience: int = 30
+    lr_threshold: float = 0.0
+    lr_min: float = 0.0
+    lr_scheduler_metric: str = "elbo_validation"
 
     def epochs(self, n_cells: int, n_train: int) -> int:
         """Epochs where ``max_epochs`` is not given."""
@@ -102,16 +123,59 @@ class Recipe:
         for name, value in changes.items():
             if name not in PLAN_OPTIONS:
                 raise ArgumentTypeError(f"plan_kwargs has no {name!r}; {near(name, PLAN_OPTIONS)}")
-            optional = name.startswith("n_")
-            if isinstance(value, bool) or not (
-                isinstance(value, int | float) or (optional and value is None)
-            ):
-                raise ArgumentTypeError(f"plan_kwargs[{name!r}] must be a number, not {value!r}.")
-            if value is not None and not (math.isfinite(value) and value >= 0):
-                raise OptionError(f"plan_kwargs[{name!r}] must be finite and >= 0, not {value}.")
+            _check_plan(name, value)
         if "n_epochs_kl_warmup" in changes or "n_steps_kl_warmup" in changes:
             changes = {"kl_warmup": None, "n_epochs_kl_warmup": None, **changes}
         return replace(self, **changes)
+
+
+class Schedule:
+    """Learning rate of each step of one call of ``train``.
+
+    Parameters
+    ----------
+    recipe : where the learning rate comes from
+    n_steps : steps in all; fewer after :meth:`finish`
+    """
+
+    def __init__(self, recipe: Recipe, n_steps: int) -> None:
+        self.recipe = recipe
+        self.n_steps = n_steps
+        self.scale = 1.0
+        self._finish_from: int | None = None
+        self._finish_lr = 0.0
+
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of step ``step`` (from 0)."""
+        if self._finish_from is None:
+            return self.scale * self.recipe.learning_rate(step, self.n_steps)
+        into = (step - self._finish_from) / (self.n_steps - self._finish_from)
+        return self._finish_lr * 0.5 * (1.0 + math.cos(math.pi * into))
+
+    @property
+    def decays(self) -> bool:
+        """Whether the learning rate falls to zero in the end."""
+        return self.recipe.lr_decay > 0
+
+    def falling(self, step: int) -> bool:
+        """Whether it has begun to."""
+        begins = (1 - self.recipe.lr_decay) * self.n_steps
+        return self._finish_from is not None or (self.decays and step > begins)
+
+    def finish(self, step: int, steps: int) -> None:
+        """Let the learning rate fall to zero over the next ``steps``, or what is left."""
+        self._finish_lr = self.learning_rate(step)
+        self._finish_from, self.n_steps = step, min(self.n_steps, step + max(steps, 1))
+
+    def reduce(self) -> None:
+        """Multiply the learning rate by ``lr_factor``, down to ``lr_min``."""
+        least = self.recipe.lr_min / self.recipe.lr if self.recipe.lr else 0.0
+        self.scale = max(self.scale * self.recipe.lr_factor, min(least, self.scale))
+
+    def halve(self) -> None:
+        """Half the learning rate from here on."""
+        self.scale /= 2
+        self._finish_lr /= 2
 
 
 PLAN_OPTIONS = (
@@ -122,7 +186,34 @@ PLAN_OPTIONS = (
     "n_steps_kl_warmup",
     "min_kl_weight",
     "max_kl_weight",
+    "reduce_lr_on_plateau",
+    "lr_factor",
+    "lr_patience",
+    "lr_threshold",
+    "lr_min",
+    "lr_scheduler_metric",
 )
+
+
+def _check_plan(name: str, value: object) -> None:
+    """Refuse what the option of that name cannot be."""
+    if name == "reduce_lr_on_plateau":
+        if not isinstance(value, bool):
+            raise ArgumentTypeError(f"plan_kwargs[{name!r}] must be True or False, not {value!r}.")
+        return
+    if name == "lr_scheduler_metric":
+        if value not in METRICS:
+            raise OptionError(
+                f"plan_kwargs[{name!r}] must be one of {', '.join(METRICS)}, not {value!r}."
+            )
+        return
+    optional = name.startswith("n_")
+    if isinstance(value, bool) or not (
+        isinstance(value, int | float) or (optional and value is None)
+    ):
+        raise ArgumentTypeError(f"plan_kwargs[{name!r}] must be a number, not {value!r}.")
+    if value is not None and not (math.isfinite(value) and value >= 0):
+        raise OptionError(f"plan_kwargs[{name!r}] must be finite and >= 0, not {value}.")
 
 
 def fast_epochs(n_train: int) -> int:
@@ -147,8 +238,14 @@ RECIPES: dict[str, Recipe] = {
         lr_decay=0.6,
         kl_warmup=0.5,
         from_data=True,
+        keep_best=True,
     ),
     "scvi-tools": Recipe(
-        name="scvi-tools", lr=1e-3, eps=0.01, weight_decay=1e-6, n_epochs_kl_warmup=400
+        name="scvi-tools",
+        lr=1e-3,
+        eps=0.01,
+        weight_decay=1e-6,
+        n_epochs_kl_warmup=400,
+        judged_in_warmup=True,
     ),
 }

@@ -1,0 +1,107 @@
+"""What can be told of training while it runs: callbacks and loggers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from vivace.errors import ArgumentTypeError, OptionError
+
+
+class Callback:
+    """What is called during training; override what you need.
+
+    Any object with one of these methods will do.  ``model`` is the model that
+    trains and answers all its questions; ``row`` is the row that the epoch adds
+    to its history.
+
+    Examples
+    --------
+    >>> class Print(Callback):
+    ...     def on_epoch_end(self, model, row):
+    ...         print(row["elbo_validation"])
+    """
+
+    def on_train_start(self, model: Any) -> None:
+        """Before the first step."""
+
+    def on_epoch_end(self, model: Any, row: dict[str, float]) -> bool | None:
+        """After each epoch; True stops the training."""
+
+    def on_train_end(self, model: Any) -> None:
+        """After the last epoch, with the weights that stay."""
+
+
+_METHODS = ("on_train_start", "on_epoch_end", "on_train_end")
+
+
+class Listeners:
+    """The callbacks and loggers of one call of ``train``.
+
+    Parameters
+    ----------
+    model : handed to the callbacks
+    callbacks : objects with methods of :class:`Callback`
+    loggers : Lightning Fabric's loggers, or others with ``log_metrics(metrics, step)``
+    """
+
+    def __init__(self, model: Any, callbacks: object, loggers: object) -> None:
+        self._model = model
+        self._callbacks = _several("callbacks", callbacks)
+        self._loggers = _several("logger", loggers)
+        for callback in self._callbacks:
+            _check(callback)
+        for logger in self._loggers:
+            if not callable(getattr(logger, "log_metrics", None)):
+                raise ArgumentTypeError(
+                    f"logger must have log_metrics(metrics, step), as lightning_fabric's CSVLogger "
+                    f"and TensorBoardLogger have, but is {logger!r}."
+                )
+
+    def start(self) -> None:
+        """Before the first step."""
+        self._call("on_train_start")
+
+    def epoch(self, row: dict[str, float], epoch: int) -> bool:
+        """After an epoch; whether a callback wants to stop."""
+        for logger in self._loggers:
+            logger.log_metrics({k: v for k, v in row.items() if v == v}, step=epoch)
+        return any(answer is True for answer in self._call("on_epoch_end", dict(row)))
+
+    def end(self) -> None:
+        """After the last epoch."""
+        self._call("on_train_end")
+        for logger in self._loggers:
+            for method in ("save", "finalize"):
+                if callable(getattr(logger, method, None)):
+                    getattr(logger, method)(*(("success",) if method == "finalize" else ()))
+
+    def _call(self, method: str, *args: Any) -> list[Any]:
+        found = (getattr(callback, method, None) for callback in self._callbacks)
+        return [call(self._model, *args) for call in found if call is not None]
+
+
+def _several(name: str, given: object) -> Sequence[Any]:
+    if given is None or given is False:
+        return ()
+    if given is True:
+        raise OptionError(
+            f"{name}=True is not known; give an object, for example "
+            "lightning_fabric.loggers.CSVLogger('logs')."
+        )
+    if isinstance(given, str):
+        raise ArgumentTypeError(f"{name} must be an object or a list of them, not {given!r}.")
+    return tuple(given) if isinstance(given, Iterable) else (given,)
+
+
+def _check(callback: object) -> None:
+    homes = {cls.__module__.split(".")[0] for cls in type(callback).__mro__}
+    if homes & {"lightning", "pytorch_lightning", "scvi"}:
+        raise OptionError(
+            f"{type(callback).__name__} is a callback of Lightning's Trainer, which vivace does not "
+            "use; give an object with on_epoch_end(model, row), see vivace.train.Callback."
+        )
+    if not any(callable(getattr(callback, m, None)) for m in _METHODS):
+        raise ArgumentTypeError(
+            f"callbacks must have one of {', '.join(_METHODS)}, but {callback!r} has none."
+        )

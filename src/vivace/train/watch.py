@@ -1,0 +1,142 @@
+"""What the validation ELBO says: the best weights, when to stop, and a verdict in words."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from vivace.nn import VAE
+
+_STILL = 0.005  # of the ELBO: gained over the last quarter of the epochs, it is still improving
+
+
+@dataclass(frozen=True)
+class Patience:
+    """When training stops early.
+
+    Parameters
+    ----------
+    monitor : column of the history that is watched
+    epochs : epochs in a row without an improvement
+    min_delta : an improvement is more than this
+    lower_is_better : whether the monitored number should fall
+    warmup_epochs : epochs that are not judged
+    """
+
+    monitor: str = "elbo_validation"
+    epochs: int = 45
+    min_delta: float = 0.0
+    lower_is_better: bool = True
+    warmup_epochs: int = 0
+
+
+class Waiting:
+    """Counts the epochs since a number last fell.
+
+    Examples
+    --------
+    >>> waiting = Waiting(min_delta=0.5)
+    >>> [waiting.epochs_without(value) for value in (3.0, 2.0, 1.8, 1.0)]
+    [0, 0, 1, 0]
+    """
+
+    def __init__(self, min_delta: float = 0.0) -> None:
+        self._min_delta = min_delta
+        self._best = math.inf
+        self._waited = 0
+
+    def epochs_without(self, value: float) -> int:
+        """Take note of an epoch's number; epochs in a row without an improvement."""
+        if value < self._best - self._min_delta:
+            self._best, self._waited = value, 0
+        else:
+            self._waited += 1
+        return self._waited
+
+    def start_again(self) -> None:
+        """Count from here."""
+        self._waited = 0
+
+
+@dataclass
+class Watch:
+    """Follows one call of ``train``.
+
+    Epochs are judged by the validation ELBO at KL weight 1, and only from the
+    first one whose training had its full KL weight: before, the ELBO tells of
+    the warm-up.
+
+    Parameters
+    ----------
+    patience : None where training does not stop early
+    keep_best : whether the weights of the best epoch are kept
+    """
+
+    patience: Patience | None
+    keep_best: bool
+    weights: dict[str, Tensor] | None = None
+    best: float = math.inf
+    best_epoch: int = -1
+    stopped: bool = False
+    elbos: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._waiting = Waiting(self.patience.min_delta if self.patience else 0.0)
+
+    def before(self, network: VAE, elbo: float) -> None:
+        """Take note of a model that is trained already: it is not to become worse."""
+        self.best, self.best_epoch = elbo, -1
+        if self.keep_best:
+            self.weights = copy_weights(network)
+
+    def epoch(self, network: VAE, row: dict[str, float], full_kl: bool) -> None:
+        """Take note of an epoch."""
+        elbo = row["elbo_validation"]
+        self.elbos.append(elbo)
+        if full_kl and elbo < self.best:
+            self.best, self.best_epoch = elbo, len(self.elbos) - 1
+            if self.keep_best:
+                self.weights = copy_weights(network)
+
+    def out_of_patience(self, row: dict[str, float], full_kl: bool) -> bool:
+        """Whether training should stop after this epoch."""
+        patience = self.patience
+        if patience is None or not full_kl or len(self.elbos) <= patience.warmup_epochs:
+            return False
+        sign = 1 if patience.lower_is_better else -1
+        self.stopped = self._waiting.epochs_without(sign * row[patience.monitor]) >= patience.epochs
+        return self.stopped
+
+    def restore(self, network: VAE) -> None:
+        """Give the network the best weights, where they are kept and not the last."""
+        if self.weights is not None and self.best_epoch < len(self.elbos) - 1:
+            network.load_state_dict(self.weights)
+
+    def verdict(self, kl_weight: float, max_kl_weight: float) -> str:
+        """One sentence on whether this was enough."""
+        epochs = len(self.elbos)
+        after = f"{epochs} epoch{'s' * (epochs != 1)}"
+        if not epochs or math.isnan(self.elbos[-1]):
+            return f"trained for {after} without validation cells: nothing tells if it was enough"
+        if kl_weight < max_kl_weight:
+            return (
+                f"stopped after {after} with the KL weight at {kl_weight:.3g} of "
+                f"{max_kl_weight:g}: train longer, or shorten its warm-up"
+            )
+        behind = epochs - 1 - self.best_epoch
+        if self.best_epoch < 0 and math.isfinite(self.best):
+            return f"{after} more did not help: the weights stay as they were"
+        if self.stopped or (self.best_epoch >= 0 and behind >= max(2, epochs // 4)):
+            return f"converged after {self.best_epoch + 1} epochs; {behind} more did not help"
+        quarter = max(1, epochs // 4)
+        gain = self.elbos[-1 - quarter] - self.best if epochs > quarter else math.inf
+        if gain > _STILL * abs(self.best):
+            return f"stopped by the budget of {after} while still improving: train longer"
+        return f"converged: the last {quarter} of {after} brought {max(gain, 0.0):.1f} nats a cell"
+
+
+def copy_weights(network: VAE) -> dict[str, Tensor]:
+    """Parameters and statistics as they are now."""
+    return {name: value.clone() for name, value in network.state_dict().items()}

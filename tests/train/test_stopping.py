@@ -1,0 +1,356 @@
+"""Best weights, early stopping, schedules, verdicts, callbacks and loggers."""
+
+from __future__ import annotations
+
+import csv
+import math
+from itertools import pairwise
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from anndata import AnnData
+
+import vivace
+from vivace.errors import OptionError
+from vivace.train import RECIPES, Callback
+from vivace.train.recipes import Schedule
+from vivace.train.watch import Patience, Watch
+
+
+@pytest.fixture(scope="module")
+def adata():
+    cells = vivace.datasets.pbmc3k()[:600, :300].copy()
+    cells = cells[np.asarray(cells.X.sum(1)).ravel() > 0].copy()
+    vivace.SCVI.setup_anndata(cells)
+    return cells
+
+
+@pytest.fixture
+def model(adata):
+    vivace.settings.seed = 0
+    return vivace.SCVI(adata, n_hidden=16, n_latent=3)
+
+
+# ---- the watch, by itself ----------------------------------------------------
+
+
+def network(value):
+    """Stands for a network whose weights are one number."""
+    net = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(net.weight, value)
+    return net
+
+
+def watched(elbos, patience=None, full_from=0, **more):
+    """A watch after these epochs, and the epoch after which it had enough."""
+    watch = Watch(patience, keep_best=True)
+    for epoch, elbo in enumerate(elbos):
+        row = {"elbo_validation": elbo, **{k: v[epoch] for k, v in more.items()}}
+        watch.epoch(network(elbo), row, epoch >= full_from)
+        if watch.out_of_patience(row, epoch >= full_from):
+            return watch, epoch
+    return watch, None
+
+
+def test_the_best_weights_are_restored():
+    watch, _ = watched([5.0, 3.0, 4.0])
+    net = network(0.0)
+    watch.restore(net)
+    assert net.weight.item() == 3.0
+
+
+def test_weights_of_the_warm_up_are_not_chosen():
+    watch, _ = watched([1.0, 5.0, 4.0, 4.5], full_from=1)
+    net = network(0.0)
+    watch.restore(net)
+    assert net.weight.item() == 4.0
+
+
+def test_patience():
+    elbos = [5.0, 4.0, 4.5, 4.2, 4.1, 3.0]
+    assert watched(elbos, Patience(epochs=3))[1] == 4
+    assert watched(elbos, Patience(epochs=4))[1] is None
+    assert watched(elbos, Patience(epochs=3, warmup_epochs=3))[1] is None
+    assert watched(elbos, Patience(epochs=3), full_from=2)[1] is None
+    assert watched(elbos, Patience(epochs=2, min_delta=1.5))[1] == 2
+    assert watched(elbos, Patience("score", 2, lower_is_better=False), score=range(6))[1] is None
+    assert watched(elbos, Patience("score", 2, lower_is_better=True), score=range(6))[1] == 2
+
+
+VERDICTS = {
+    "stopped": ([9.0, 5.0, 5.1, 5.2], Patience(epochs=2), "converged after 2 epochs; 2 more did"),
+    "best long ago": (
+        [9.0, 5.0, *[5.1] * 6],
+        None,
+        "converged after 2 epochs; 6 more did not help",
+    ),
+    "falling": ([9.0, 8.0, 7.0, 6.0], None, "stopped by the budget of 4 epochs while still impr"),
+    "level": (
+        [9.0, 5.0, 4.5, 4.5, 4.49, 4.48],
+        None,
+        "converged: the last 1 of 6 epochs brought 0",
+    ),
+    "one epoch": ([9.0], None, "stopped by the budget of 1 epoch while still improving"),
+    "no validation": ([math.nan] * 3, None, "trained for 3 epochs without validation cells"),
+}
+
+
+@pytest.mark.parametrize(("elbos", "patience", "said"), VERDICTS.values(), ids=VERDICTS)
+def test_verdicts(elbos, patience, said):
+    assert watched(elbos, patience)[0].verdict(1.0, 1.0).startswith(said)
+
+
+def test_a_warm_up_that_was_not_finished_is_said():
+    said = watched([9.0, 8.0])[0].verdict(0.02, 1.0)
+    assert "KL weight at 0.02 of 1: train longer" in said
+
+
+def test_a_second_run_that_does_not_help_is_said():
+    watch = Watch(None, keep_best=True)
+    watch.before(network(1.0), 4.0)
+    watch.epoch(network(2.0), {"elbo_validation": 5.0}, True)
+    assert watch.verdict(1.0, 1.0) == "1 epoch more did not help: the weights stay as they were"
+    net = network(0.0)
+    watch.restore(net)
+    assert net.weight.item() == 1.0
+
+
+# ---- the schedule --------------------------------------------------------------
+
+
+def test_after_an_early_stop_the_learning_rate_falls_to_zero():
+    schedule = Schedule(RECIPES["fast"], 1000)
+    assert schedule.learning_rate(300) == 1e-2
+    assert not schedule.falling(300)
+    schedule.finish(300, 100)
+    assert schedule.n_steps == 400
+    rates = [schedule.learning_rate(step) for step in range(300, 401)]
+    assert rates[0] == 1e-2
+    assert rates[100] == 0.0
+    assert all(a > b for a, b in pairwise(rates))
+    assert schedule.falling(300)
+
+
+def test_a_finish_does_not_outlast_the_budget():
+    schedule = Schedule(RECIPES["fast"], 350)
+    schedule.finish(300, 100)
+    assert schedule.n_steps == 350
+
+
+def test_reducing_the_learning_rate_stops_at_the_least():
+    plan = {"reduce_lr_on_plateau": True, "lr_factor": 0.5, "lr_min": 3e-4}
+    schedule = Schedule(RECIPES["scvi-tools"].with_plan(plan), 10)
+    rates = []
+    for _ in range(3):
+        schedule.reduce()
+        rates.append(schedule.learning_rate(0))
+    assert rates == pytest.approx([5e-4, 3e-4, 3e-4])
+
+
+# ---- train -----------------------------------------------------------------------
+
+
+def test_the_weights_that_stay_are_those_of_the_best_epoch(model):
+    class Spoil(Callback):
+        """Ruins the weights after the second to last epoch, and again after the last."""
+
+        def on_epoch_end(self, model, row):
+            if len(model.history) >= 11:
+                with torch.no_grad():
+                    model.module.decoder.scale.bias.mul_(0.5)
+
+    model.train(12, callbacks=Spoil(), progress=False)
+    h = model.history["elbo_validation"]
+    assert h.iloc[-1] > h.iloc[-2]
+    best = h[model.history["kl_weight"] == 1].min()
+    found = -model.get_elbo(indices=model.validation_indices, n_samples=50, seed=0)
+    assert found == pytest.approx(best, rel=0.01)
+    assert abs(found - h.iloc[-1]) > 3 * abs(found - best)
+
+
+def test_early_stopping_lets_the_learning_rate_fall_first(model):
+    patience = {"early_stopping": True, "early_stopping_patience": 2}
+    plan = {"n_epochs_kl_warmup": 1}
+    model.train(200, **patience, early_stopping_min_delta=1e9, plan_kwargs=plan, progress=False)
+    lr = model.history["lr"]
+    assert len(lr) < 30
+    assert lr.iloc[-1] < 0.2 * lr.max()
+    assert "more did not help" in model.summary
+
+
+def test_early_stopping_of_the_scvi_tools_recipe_stops_at_once(model):
+    model.train(
+        50,
+        recipe="scvi-tools",
+        early_stopping=True,
+        early_stopping_patience=3,
+        early_stopping_min_delta=1e9,
+        progress=False,
+    )
+    assert len(model.history) == 4  # the first epoch is an improvement on nothing
+    assert (model.history["lr"] == 1e-3).all()
+
+
+def test_no_early_stopping_without_validation_cells(model):
+    with pytest.raises(OptionError, match="early_stopping needs validation cells"):
+        model.train(2, train_size=1.0, early_stopping=True, progress=False)
+    model.train(2, train_size=1.0, progress=False)
+    assert "without validation cells" in model.summary
+
+
+@pytest.mark.parametrize(("epochs", "steps", "expected"), [(None, 7, 2), (1, 100, 1), (9, 3, 1)])
+def test_max_steps(model, epochs, steps, expected):
+    model.train(epochs, max_steps=steps, progress=False)  # five minibatches an epoch
+    assert len(model.history) == expected
+    moved = model.module.encoder.activations[0].batch_norm.num_batches_tracked.item()
+    assert moved == min(steps, 5 * (epochs or 2))
+
+
+def test_no_limit_of_steps(model):
+    model.train(2, max_steps=-1, progress=False)
+    assert len(model.history) == 2
+
+
+def test_the_learning_rate_falls_where_the_metric_does_not(model):
+    plan = {
+        "reduce_lr_on_plateau": True,
+        "lr_patience": 1,
+        "lr_threshold": 1e9,
+        "lr_factor": 0.5,
+        "n_epochs_kl_warmup": None,
+    }
+    model.train(7, recipe="scvi-tools", plan_kwargs=plan, progress=False)
+    assert model.history["lr"].tolist() == pytest.approx(
+        [1e-3, 1e-3, 1e-3, 5e-4, 5e-4, 2.5e-4, 2.5e-4]
+    )
+
+
+def test_training_again_does_not_make_the_model_worse(model):
+    model.train(10, progress=False)
+    before = {k: v.clone() for k, v in model.module.state_dict().items()}
+    model.train(1, plan_kwargs={"lr": 0.3}, progress=False)
+    assert "the weights stay as they were" in model.summary
+    assert all(torch.equal(v, before[k]) for k, v in model.module.state_dict().items())
+
+
+def test_the_same_cells_are_watched_in_every_call(adata):
+    model = vivace.SCVI(adata, n_hidden=8, n_latent=2)
+    model.train(2, train_size=0.05, progress=False)
+    frozen = {"lr": 0.0}
+    seen = []
+    for seed in (1, 2):
+        model.train(1, plan_kwargs=frozen, seed=seed, progress=False)
+        seen.append(model.history["reconstruction_loss_validation"].iloc[-1])
+    assert seen[0] == pytest.approx(seen[1], rel=2e-3)  # noise alone, not other cells
+
+
+# ---- callbacks and loggers -----------------------------------------------------
+
+
+def test_callbacks_are_called_in_order(model):
+    calls = []
+
+    class Record(Callback):
+        def on_train_start(self, model):
+            calls.append(("start", len(model.history)))
+
+        def on_epoch_end(self, model, row):
+            calls.append(("epoch", len(model.history)))
+            assert row == model.history.iloc[-1].to_dict()
+
+        def on_train_end(self, model):
+            calls.append(("end", len(model.history)))
+
+    only_one_method = SimpleNamespace(on_epoch_end=lambda model, row: calls.append(("own", 0)))
+    model.train(2, callbacks=[Record(), only_one_method], progress=False)
+    assert calls == [("start", 0), ("epoch", 1), ("own", 0), ("epoch", 2), ("own", 0), ("end", 2)]
+
+
+def test_a_callback_may_ask_the_model_and_stop_it(model):
+    asked = []
+
+    class Enough(Callback):
+        def on_epoch_end(self, model, row):
+            asked.append(model.get_latent_representation().shape)
+            return len(asked) == 3
+
+    model.train(20, callbacks=Enough(), progress=False)
+    assert len(model.history) == 3
+    assert asked == [(model.adata.n_obs, 3)] * 3
+
+
+def test_a_callback_may_save_the_model(model, tmp_path):
+    class Save(Callback):
+        def on_epoch_end(self, model, row):
+            model.save(tmp_path / f"epoch {len(model.history)}")
+            assert "verdict: not finished" in repr(model)
+
+    model.train(2, callbacks=Save(), progress=False)
+    for epoch in (1, 2):
+        assert len(vivace.SCVI.load(tmp_path / f"epoch {epoch}").history) == epoch
+
+
+def test_lightnings_callbacks_are_refused(model):
+    kind = type("EarlyStopping", (), {"__module__": "lightning.pytorch.callbacks"})
+    with pytest.raises(OptionError, match="EarlyStopping is a callback of Lightning's Trainer"):
+        model.train(1, callbacks=[kind()], progress=False)
+
+
+def test_fabrics_csv_logger(model, tmp_path):
+    from lightning_fabric.loggers import CSVLogger
+
+    model.train(3, logger=CSVLogger(tmp_path, name="run", version=""), progress=False)
+    (file,) = tmp_path.rglob("metrics.csv")
+    rows = list(csv.DictReader(file.read_text().splitlines()))
+    assert [int(row["step"]) for row in rows] == [0, 1, 2]
+    for name in ("elbo_train", "elbo_validation", "lr"):
+        found = [float(row[name]) for row in rows]
+        assert found == pytest.approx(model.history[name].tolist())
+
+
+# ---- never NaN -----------------------------------------------------------------
+
+
+def hostile(kind, rng):
+    """Valid counts that nobody wishes for."""
+    n, g = 90, 40
+    x = rng.poisson(1.0, (n, g)).astype(float)
+    if kind == "counts of a million":
+        x[rng.random((n, g)) < 0.05] = 1e6
+    if kind == "one gene":
+        x = x[:, :1]
+    if kind == "all cells alike":
+        x[:] = x[0]
+    if kind == "empty genes":
+        x[:, : g // 2] = 0
+    if kind == "depths of a thousandth and a thousand":
+        x *= np.repeat([1.0, 1e3, 1e6], n // 3)[:, None]
+    if kind == "single molecules":
+        x = np.eye(g)[rng.integers(0, g, n)]
+    x[x.sum(1) == 0, 0] = 1
+    return AnnData(x.astype(np.float32))
+
+
+@pytest.mark.parametrize("likelihood", ["zinb", "nb", "poisson"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "counts of a million",
+        "one gene",
+        "all cells alike",
+        "empty genes",
+        "depths of a thousandth and a thousand",
+        "single molecules",
+    ],
+)
+def test_every_valid_matrix_of_counts_has_a_finite_loss(kind, likelihood):
+    adata = hostile(kind, np.random.default_rng(0))
+    adata.obs["batch"] = np.repeat(["a", "b", "c"], len(adata) // 3)
+    vivace.SCVI.setup_anndata(adata, batch_key="batch")
+    model = vivace.SCVI(adata, gene_likelihood=likelihood, n_hidden=8, n_latent=2)
+    model.train(8, progress=False)  # a warning that an epoch was done again would be an error
+    assert np.isfinite(model.history.to_numpy()).all()
+    assert np.isfinite(model.get_latent_representation()).all()
+    assert np.isfinite(model.get_elbo())
