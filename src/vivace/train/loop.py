@@ -15,7 +15,7 @@ from vivace.data import CountBatch, Rows, Source, minibatches
 from vivace.errors import OptionError, TrainingError
 from vivace.nn import VAE
 from vivace.seeds import numpy_generator, torch_generator
-from vivace.train.adam import FusedAdam
+from vivace.train.adam import FusedAdam, Group
 from vivace.train.initialise import initialise_from_data
 from vivace.train.options import TrainOptions
 from vivace.train.recipes import Recipe, Schedule
@@ -24,6 +24,8 @@ from vivace.train.watch import Waiting, Watch, copy_weights
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+    from vivace.nn.by_hand import HandStep
 
 _VALIDATION_SHARE = 0.1  # validation cells looked at each epoch, as a share of the training cells
 _VALIDATION_FLOOR = 512
@@ -41,10 +43,7 @@ def fit(network: VAE, source: Source, state: TrainState, options: TrainOptions) 
         If the loss stops being finite and smaller steps do not help; the
         network is then as it was after the last epoch that was.
     """
-    # seconds of imports: only those who train wait for them
-    from lightning_fabric import Fabric
-
-    from vivace.train.progress import TrainingBar
+    from vivace.train.progress import TrainingBar  # a terminal library: only those who train wait
 
     recipe = options.recipe
     order = numpy_generator(options.seed)
@@ -53,7 +52,7 @@ def fit(network: VAE, source: Source, state: TrainState, options: TrainOptions) 
         recipe = recipe.continued()
     elif recipe.from_data:
         initialise_from_data(network, source, state.train_rows, order)
-    run = _Run(Fabric(accelerator=options.accelerator, devices=1), network, source, recipe, options)
+    run = _Run(network, source, recipe, options)
     run.watched = _watched(state)
     if options.patience is not None and not len(run.watched):
         raise OptionError(
@@ -123,25 +122,30 @@ class _Run:
 
     watched: Rows
 
-    def __init__(
-        self, fabric: Fabric, network: VAE, source: Source, recipe: Recipe, options: TrainOptions
-    ) -> None:
-        self.fabric, self.network, self.source, self.recipe = fabric, network, source, recipe
-        self.seed = options.seed
-        network.to(fabric.device)
+    def __init__(self, network: VAE, source: Source, recipe: Recipe, options: TrainOptions) -> None:
+        from vivace.nn.by_hand import supports  # compiles: only when it is needed
+
+        self.network, self.source, self.recipe, self.seed = network, source, recipe, options.seed
+        self.fabric: Fabric | None = None
+        if _on_cpu(options.accelerator):
+            network.to("cpu")
+        if not (_on_cpu(options.accelerator) and supports(network)):
+            from lightning_fabric import Fabric  # a second's import, for those who need it
+
+            self.fabric = Fabric(accelerator=options.accelerator, devices=1)
+            network.to(self.fabric.device)
         self.device = network.device
         self.noise = torch_generator(options.seed, self.device)
         self.start_optimizer()
 
     def start_optimizer(self) -> None:
         """Adam without a memory, and what computes the gradients for it."""
-        from vivace.nn.by_hand import HandStep, supports  # compiles: only when it is needed
+        from vivace.nn.by_hand import HandStep
 
-        self.optimizer = _optimizer(self.network, self.recipe)
-        self.gradients = (
-            HandStep(self.network)
-            if supports(self.network)
-            else _AutogradStep(self.fabric, self.network, self.optimizer)
+        self.take_step: _HandStep | _AutogradStep = (
+            _HandStep(HandStep(self.network), self.recipe)
+            if self.fabric is None
+            else _AutogradStep(self.fabric, self.network, self.recipe)
         )
 
     def epoch(
@@ -157,12 +161,9 @@ class _Run:
             batch = self.source.gather(rows).to(self.device)
             lr = schedule.learning_rate(step)
             kl_weight = self.recipe.kl_weight(step, schedule.n_steps, epoch)
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
-            losses = self.gradients(batch, kl_weight, self.noise)
+            losses = self.take_step(batch, kl_weight, lr, self.noise)
             if on_cpu and not math.isfinite(losses[0].item()):  # a GPU would have to be waited for
                 return None
-            self.optimizer.step()
             sums.add_(losses, alpha=len(rows))
             step += 1
             bar.step()
@@ -185,33 +186,57 @@ class _Run:
         return _row(sums / n if n else sums.fill_(math.nan), "validation")
 
 
+class _HandStep:
+    """One step on the CPU by kernels: losses of a minibatch, shape (3,), and Adam."""
+
+    def __init__(self, gradients: HandStep, recipe: Recipe) -> None:
+        self.gradients = gradients
+        groups = [Group(p, decay) for p, decay in _groups(gradients.network, recipe)]
+        self.adam = FusedAdam(groups, lr=recipe.lr, eps=recipe.eps)
+
+    def __call__(
+        self, batch: CountBatch, kl_weight: float, lr: float, noise: torch.Generator
+    ) -> Tensor:
+        losses = self.gradients(batch, kl_weight, noise)
+        self.adam.lr = lr
+        self.adam.step()
+        return losses
+
+
 class _AutogradStep:
-    """Losses of a minibatch, shape (3,), and gradients by autograd: any network, any device."""
+    """The same by autograd and Lightning Fabric: any network, any device."""
 
-    def __init__(self, fabric: Fabric, network: VAE, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, fabric: Fabric, network: VAE, recipe: Recipe) -> None:
         self.fabric = fabric
-        self.parameters = list(network.parameters())
-        self.wrapped: Any = fabric.setup(network, optimizer)[0]
+        groups = [{"params": p, "weight_decay": decay} for p, decay in _groups(network, recipe)]
+        adam = torch.optim.Adam(groups, lr=recipe.lr, eps=recipe.eps, fused=True)
+        self.wrapped, self.adam = fabric.setup(network, adam)
 
-    def __call__(self, batch: CountBatch, kl_weight: float, noise: torch.Generator) -> Tensor:
-        for parameter in self.parameters:
-            parameter.grad = None
-        losses = self.wrapped(batch, kl_weight, noise)
+    def __call__(
+        self, batch: CountBatch, kl_weight: float, lr: float, noise: torch.Generator
+    ) -> Tensor:
+        for group in self.adam.param_groups:
+            group["lr"] = lr
+        losses: Any = self.wrapped(batch, kl_weight, noise)
         self.fabric.backward(losses.loss)
+        self.adam.step()
+        self.adam.zero_grad()
         return torch.stack(losses).detach()
 
 
-def _optimizer(network: VAE, recipe: Recipe) -> FusedAdam:
-    """Adam over the parameters."""
-    matrices = [p for p in network.parameters() if p.ndim > 1]
-    others = [p for p in network.parameters() if p.ndim <= 1]
-    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
-    return FusedAdam(
-        groups if recipe.decay_matrices_only else list(network.parameters()),
-        lr=recipe.lr,
-        weight_decay=recipe.weight_decay,
-        eps=recipe.eps,
-    )
+def _groups(network: VAE, recipe: Recipe) -> list[tuple[list[Tensor], float]]:
+    """Parameters, and the weight decay they have."""
+    parameters: list[Tensor] = list(network.parameters())
+    if not recipe.decay_matrices_only:
+        return [(parameters, recipe.weight_decay)]
+    matrices = [p for p in parameters if p.ndim > 1]
+    return [(matrices, recipe.weight_decay), ([p for p in parameters if p.ndim <= 1], 0.0)]
+
+
+def _on_cpu(accelerator: str) -> bool:
+    """Whether Fabric would take the CPU."""
+    there = torch.cuda.is_available() or torch.backends.mps.is_available()
+    return accelerator == "cpu" or (accelerator == "auto" and not there)
 
 
 def _undo(network: VAE, good: dict[str, Tensor], halvings: int, epoch: int, recipe: Recipe) -> None:

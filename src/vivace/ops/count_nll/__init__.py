@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -96,12 +96,14 @@ def count_nll(
         raise OptionError(f"backend='cpu' has no {likelihood!r}; use backend='reference'.")
     inputs = (hidden_nh, *heads.tensors()[:-1], log_library_n, weight_n)
     if family.counts and use_cpu_kernel(backend, *inputs, counts.values):
-        from vivace.ops.count_nll.autograd import cell_nll, weighted_nll
+        from vivace.ops.count_nll.autograd import cell_nll, plain_cell_nll, weighted_nll
 
         csr = (counts.indptr, counts.genes, counts.values)
         softplus = activation == "softplus"
         if reduction == "none" or not torch.is_grad_enabled():
-            nll_n: Tensor = cell_nll(
+            traced = torch.is_grad_enabled() or torch.compiler.is_compiling()
+            of_cells: Any = cell_nll if traced else plain_cell_nll
+            nll_n: Tensor = of_cells(
                 *csr, hidden_nh, *heads.tensors(), log_library_n, family.code, softplus
             )
         else:

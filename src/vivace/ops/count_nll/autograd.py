@@ -157,8 +157,7 @@ def _passes(
         )
 
 
-@torch.library.custom_op("vivace::cell_nll", mutates_args=(), device_types="cpu")
-def cell_nll(
+def plain_cell_nll(
     indptr: Tensor,
     genes: Tensor,
     counts: Tensor,
@@ -175,7 +174,11 @@ def cell_nll(
     family: int,
     softplus: bool,
 ) -> Tensor:
-    """Negative log-likelihood of each cell, shape (n,)."""
+    """Negative log-likelihood of each cell, shape (n,), without a gradient.
+
+    What asks for none calls this and not the custom op, whose first call imports
+    torch's compiler, a second.
+    """
     csr_and_hidden = _plain(indptr, genes, counts, hidden_nh)
     heads = _plain_heads(
         scale_hg, scale_g, log_theta_g, dropout_hg, dropout_g, theta_hg, theta_bias_g, theta_row_n
@@ -187,6 +190,11 @@ def cell_nll(
         blocks, csr_and_hidden, heads, log_library_n, weight_n, family, softplus, NoMemory()
     )
     return torch.cat([done.nll_n for *_, done in passes])
+
+
+cell_nll = torch.library.custom_op(
+    "vivace::cell_nll", plain_cell_nll, mutates_args=(), device_types="cpu"
+)
 
 
 def _weighted(
