@@ -34,10 +34,10 @@ def _processor() -> str:
     return platform.processor()
 
 
-def run_json(python: str | Path, script: str, *args: object) -> dict[str, Any]:
+def run_json(python: str | Path, script: str, *args: object, **environment: str) -> dict[str, Any]:
     """Run a script of this folder with some Python and read the JSON on its last line."""
     command = [str(python), str(HERE / script), *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])

@@ -1,6 +1,7 @@
 """vivace's side of the comparisons, in a process of its own; mirrors peer.py.
 
-Usage: python ours.py speed DATA.h5ad BATCH_KEY LIKELIHOOD EPOCHS
+Usage: python ours.py speed DATA.h5ad BATCH_KEY LIKELIHOOD EPOCHS [OPTIONS_AS_JSON]
+       python ours.py floor LIKELIHOOD N_GENES
        python ours.py default DATA.h5ad BATCH_KEY LIKELIHOOD SEED MODEL_FOLDER
 
 Prints one JSON line.
@@ -12,28 +13,62 @@ import json
 import resource
 import sys
 import time
+from statistics import median
 
 import anndata
+import torch
 
 import vivace
+from vivace.ops.matmul import product
 
 
-def _model(data: str, batch_key: str, likelihood: str, seed: int) -> vivace.SCVI:
+def _model(
+    data: str,
+    batch_key: str,
+    likelihood: str,
+    seed: int,
+    covariates: bool = False,
+    dispersion: str = "gene",
+) -> vivace.SCVI:
     vivace.settings.seed = seed
     adata = anndata.read_h5ad(data)
-    vivace.SCVI.setup_anndata(adata, batch_key=batch_key)
-    return vivace.SCVI(adata, gene_likelihood=likelihood)  # type: ignore[arg-type]
+    vivace.SCVI.setup_anndata(
+        adata,
+        batch_key=batch_key,
+        categorical_covariate_keys=["donor"] if covariates else None,
+        continuous_covariate_keys=["score"] if covariates else None,
+    )
+    return vivace.SCVI(adata, gene_likelihood=likelihood, dispersion=dispersion)  # type: ignore[arg-type]
 
 
-def speed(data: str, batch_key: str, likelihood: str, epochs: str) -> dict[str, object]:
+def speed(
+    data: str, batch_key: str, likelihood: str, epochs: str, options: str = "{}"
+) -> dict[str, object]:
     """Training cells a second at scvi-tools' settings, after one epoch to warm up."""
-    model = _model(data, batch_key, likelihood, 0)
-    model.train(1, recipe="scvi-tools", progress=False)
+    chosen = json.loads(options)
+    batch_size = chosen.pop("batch_size", 128)
+    model = _model(data, batch_key, likelihood, 0, **chosen)
+    model.train(1, recipe="scvi-tools", batch_size=batch_size, progress=False)
     begun = time.perf_counter()
-    model.train(int(epochs), recipe="scvi-tools", progress=False)
+    model.train(int(epochs), recipe="scvi-tools", batch_size=batch_size, progress=False)
     seconds = time.perf_counter() - begun
     n_train = len(model.train_indices)
     return {"seconds": seconds, "cells_per_second": int(epochs) * n_train / seconds}
+
+
+def floor(likelihood: str, n_genes: str) -> dict[str, object]:
+    """Cells a second if a step were its large matrix products and nothing else."""
+    genes, heads = int(n_genes), 2 if likelihood == "zinb" else 1
+    hidden, weight, bias = torch.randn(128, 128), torch.randn(128, genes), torch.randn(genes)
+    logits = torch.randn(128, genes)
+    seconds = []
+    for _ in range(100):
+        begun = time.perf_counter()
+        product(hidden, weight, bias)
+        product(hidden.T, logits)
+        product(logits, weight.T)
+        seconds.append(time.perf_counter() - begun)
+    return {"cells_per_second": 128 / (heads * median(seconds[10:]))}
 
 
 def peak_mb() -> int:
@@ -52,5 +87,5 @@ def default(data: str, batch_key: str, likelihood: str, seed: str, out: str) -> 
 
 
 if __name__ == "__main__":
-    command = {"speed": speed, "default": default}[sys.argv[1]]
+    command = {"speed": speed, "floor": floor, "default": default}[sys.argv[1]]
     print(json.dumps(command(*sys.argv[2:])))

@@ -1,7 +1,7 @@
 """scvi-tools' side of the comparisons; run with a Python that has scvi-tools 1.4.2.
 
 Usage: python peer.py prepare RAW.h5ad OUT.h5ad BATCH_KEY N_GENES
-       python peer.py speed DATA.h5ad BATCH_KEY LIKELIHOOD EPOCHS
+       python peer.py speed DATA.h5ad BATCH_KEY LIKELIHOOD EPOCHS [OPTIONS_AS_JSON]
        python peer.py default DATA.h5ad BATCH_KEY LIKELIHOOD SEED WEIGHTS.pt
        python peer.py judge MODEL DATA.h5ad DRAWS LATENT.npy [MODEL_TO_SAVE]
 
@@ -32,23 +32,39 @@ def prepare(raw: str, out: str, batch_key: str, n_genes: str) -> dict[str, objec
     return {"cells": adata.n_obs, "genes": adata.n_vars}
 
 
-def _model(data: str, batch_key: str, likelihood: str, seed: int):  # type: ignore[no-untyped-def]
+def _model(  # type: ignore[no-untyped-def]
+    data: str,
+    batch_key: str,
+    likelihood: str,
+    seed: int,
+    covariates: bool = False,
+    dispersion: str = "gene",
+):
     import anndata
     import scvi
 
     scvi.settings.seed = seed
     scvi.settings.verbosity = 40
     adata = anndata.read_h5ad(data)
-    scvi.model.SCVI.setup_anndata(adata, batch_key=batch_key)
-    return scvi.model.SCVI(adata, gene_likelihood=likelihood)
+    scvi.model.SCVI.setup_anndata(
+        adata,
+        batch_key=batch_key,
+        categorical_covariate_keys=["donor"] if covariates else None,
+        continuous_covariate_keys=["score"] if covariates else None,
+    )
+    return scvi.model.SCVI(adata, gene_likelihood=likelihood, dispersion=dispersion)
 
 
-def speed(data: str, batch_key: str, likelihood: str, epochs: str) -> dict[str, object]:
+def speed(
+    data: str, batch_key: str, likelihood: str, epochs: str, options: str = "{}"
+) -> dict[str, object]:
     """Training cells a second at the defaults, after one epoch to warm up."""
-    model = _model(data, batch_key, likelihood, 0)
-    model.train(max_epochs=1, enable_progress_bar=False)
+    chosen = json.loads(options)
+    batch_size = chosen.pop("batch_size", 128)
+    model = _model(data, batch_key, likelihood, 0, **chosen)
+    model.train(max_epochs=1, batch_size=batch_size, enable_progress_bar=False)
     begun = time.perf_counter()
-    model.train(max_epochs=int(epochs), enable_progress_bar=False)
+    model.train(max_epochs=int(epochs), batch_size=batch_size, enable_progress_bar=False)
     seconds = time.perf_counter() - begun
     n_train = len(model.train_indices)
     return {"seconds": seconds, "cells_per_second": int(epochs) * n_train / seconds}

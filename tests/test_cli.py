@@ -148,6 +148,8 @@ def test_embed_under_another_key_into_the_same_file(vivace_says, cells, saved):
         (("--train-size", "0"), ("train_size", "above 0")),
         (("--batch-size", "0"), ("batch_size", "at least 1")),
         (("--max-epochs", "0"), ("max_epochs", "at least 1")),
+        (("--max-steps", "0"), ("max_steps", "at least 1")),
+        (("--early-stopping", "--train-size", "1"), ("early_stopping", "validation cells")),
         (("--seed", "-1"), ("seed", "-1")),
         (("--accelerator", "abacus"), ("accelerator", "'cpu'", "'abacus'")),
     ],

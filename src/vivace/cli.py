@@ -74,6 +74,13 @@ def train(
     recipe: Annotated[str, typer.Option(help="fast or scvi-tools.")] = "fast",
     train_size: Annotated[float, typer.Option(help="Share of the cells to train on.")] = 0.9,
     batch_size: Annotated[int | None, typer.Option(help="Cells of a minibatch.")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Minibatches at most.")] = None,
+    early_stopping: Annotated[
+        bool, typer.Option("--early-stopping", help="Stop where validation no longer improves.")
+    ] = False,
+    early_stopping_patience: Annotated[
+        int, typer.Option(help="Epochs without an improvement before that.")
+    ] = 45,
     seed: Annotated[int | None, typer.Option(help="Of the whole run.")] = None,
     accelerator: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     overwrite: Annotated[
@@ -116,6 +123,9 @@ def train(
         recipe=recipe,
         train_size=train_size,
         batch_size=batch_size,
+        max_steps=max_steps,
+        early_stopping=early_stopping,
+        early_stopping_patience=early_stopping_patience,
         seed=seed,
         accelerator=accelerator,
         progress=not quiet,

@@ -102,6 +102,31 @@ def test_verdicts(elbos, patience, said):
     assert watched(elbos, patience)[0].verdict(1.0, 1.0).startswith(said)
 
 
+def test_improving_after_the_plateau_is_said():
+    watch = Watch(Patience(epochs=1), keep_best=True)
+    for elbo in (5.0, 5.1):
+        watch.epoch(network(elbo), {"elbo_validation": elbo}, True)
+        watch.out_of_patience({"elbo_validation": elbo}, True)
+    watch.epoch(network(4.0), {"elbo_validation": 4.0}, True)
+    assert watch.verdict(1.0, 1.0) == (
+        "converged: no improvement at the plateau of epoch 2, and then 1 epochs with a falling "
+        "learning rate"
+    )
+
+
+def test_a_callback_that_stopped_it_is_said():
+    watch, _ = watched([9.0, 8.0])
+    watch.by_callback = True
+    assert watch.verdict(1.0, 1.0) == "stopped by a callback after 2 epochs"
+
+
+@pytest.mark.parametrize(("least", "most"), [(0.1, 0.9), (0.3, 0.7), (0.0, 1e-3)])
+def test_the_full_kl_weight_is_reached_whatever_its_rounding(model, least, most):
+    plan = {"min_kl_weight": least, "max_kl_weight": most}
+    model.train(6, plan_kwargs=plan, progress=False)
+    assert "KL weight" not in model.summary.splitlines()[-1]
+
+
 def test_a_warm_up_that_was_not_finished_is_said():
     said = watched([9.0, 8.0])[0].verdict(0.02, 1.0)
     assert "KL weight at 0.02 of 1: train longer" in said
@@ -278,6 +303,7 @@ def test_a_callback_may_ask_the_model_and_stop_it(model):
 
     model.train(20, callbacks=Enough(), progress=False)
     assert len(model.history) == 3
+    assert model.summary.endswith("verdict: stopped by a callback after 3 epochs")
     assert asked == [(model.adata.n_obs, 3)] * 3
 
 

@@ -52,21 +52,14 @@ def fit(network: VAE, source: Source, state: TrainState, options: TrainOptions) 
         recipe = recipe.continued()
     elif recipe.from_data:
         initialise_from_data(network, source, state.train_rows, order)
-    run = _Run(network, source, recipe, options)
-    run.watched = _watched(state)
+    run = _Run(network, source, recipe, options, _watched(state))
     if options.patience is not None and not len(run.watched):
         raise OptionError(
             "early_stopping needs validation cells, and there are none; leave some with "
             "train_size=0.9, or pass early_stopping=False."
         )
 
-    per_epoch = sum(1 for _ in minibatches(state.train_rows, options.batch_size))
-    epochs = options.epochs
-    if epochs is None:
-        epochs = recipe.epochs(source.n_cells, len(state.train_rows))
-        if options.max_steps is not None:
-            epochs = math.ceil(options.max_steps / per_epoch)
-    n_steps = min(per_epoch * epochs, options.max_steps or per_epoch * epochs)
+    epochs, n_steps = _budget(source, state, recipe, options)
     schedule = Schedule(recipe, n_steps)
     watch = Watch(options.patience, recipe.keep_best)
     waiting = Waiting(recipe.lr_threshold)
@@ -77,8 +70,9 @@ def fit(network: VAE, source: Source, state: TrainState, options: TrainOptions) 
     options.listeners.start()
     with TrainingBar(epochs, n_steps, options.progress) as bar:
         while step < schedule.n_steps:
-            rows = list(minibatches(state.train_rows, options.batch_size, order))
-            row = run.epoch(rows[: schedule.n_steps - step], step, epoch, schedule, bar)
+            batches = list(minibatches(state.train_rows, options.batch_size, order))
+            batches = batches[: schedule.n_steps - step]
+            row = run.epoch(batches, step, epoch, schedule, bar)
             if row is None:
                 halvings += 1
                 _undo(network, good, halvings, epoch, recipe)
@@ -87,15 +81,15 @@ def fit(network: VAE, source: Source, state: TrainState, options: TrainOptions) 
                 bar.back(step)
                 continue
             good = copy_weights(network)
-            step += len(rows[: schedule.n_steps - step])
+            step += len(batches)
             epoch += 1
             state.history.append(row)
             options.summarise("not finished")
             bar.epoch(epoch, row)
-            full_kl = recipe.judged_in_warmup or row["kl_weight"] >= recipe.max_kl_weight
+            full_kl = recipe.judged_in_warmup or _reached(row["kl_weight"], recipe.max_kl_weight)
             watch.epoch(network, row, full_kl)
-            if options.listeners.epoch(row, len(state.history) - 1):
-                watch.stopped = True
+            watch.by_callback = options.listeners.epoch(row, len(state.history) - 1)
+            if watch.by_callback:
                 break
             if (
                 recipe.reduce_lr_on_plateau
@@ -117,14 +111,38 @@ def fit(network: VAE, source: Source, state: TrainState, options: TrainOptions) 
     options.listeners.end()
 
 
+def _budget(
+    source: Source, state: TrainState, recipe: Recipe, options: TrainOptions
+) -> tuple[int, int]:
+    """Epochs, the last of which may be cut short, and steps."""
+    per_epoch = sum(1 for _ in minibatches(state.train_rows, options.batch_size))
+    epochs = options.epochs
+    if epochs is None and options.max_steps is not None:
+        epochs = math.ceil(options.max_steps / per_epoch)
+    elif epochs is None:
+        epochs = recipe.epochs(source.n_cells, len(state.train_rows))
+    n_steps = min(per_epoch * epochs, options.max_steps or per_epoch * epochs)
+    return math.ceil(n_steps / per_epoch), n_steps
+
+
+def _reached(kl_weight: float, full: float) -> bool:
+    return kl_weight >= full or math.isclose(kl_weight, full)
+
+
 class _Run:
     """What stays the same over the epochs of one call of ``train``."""
 
-    watched: Rows
-
-    def __init__(self, network: VAE, source: Source, recipe: Recipe, options: TrainOptions) -> None:
+    def __init__(
+        self,
+        network: VAE,
+        source: Source,
+        recipe: Recipe,
+        options: TrainOptions,
+        watched: Rows,
+    ) -> None:
         from vivace.nn.by_hand import supports  # compiles: only when it is needed
 
+        self.watched = watched
         self.network, self.source, self.recipe, self.seed = network, source, recipe, options.seed
         self.fabric: Fabric | None = None
         if _on_cpu(options.accelerator):

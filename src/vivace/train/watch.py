@@ -80,10 +80,12 @@ class Watch:
     best: float = math.inf
     best_epoch: int = -1
     stopped: bool = False
+    by_callback: bool = False
     elbos: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._waiting = Waiting(self.patience.min_delta if self.patience else 0.0)
+        self._plateau = 0
 
     def before(self, network: VAE, elbo: float) -> None:
         """Take note of a model that is trained already: it is not to become worse."""
@@ -107,6 +109,7 @@ class Watch:
             return False
         sign = 1 if patience.lower_is_better else -1
         self.stopped = self._waiting.epochs_without(sign * row[patience.monitor]) >= patience.epochs
+        self._plateau = len(self.elbos)
         return self.stopped
 
     def restore(self, network: VAE) -> None:
@@ -120,12 +123,19 @@ class Watch:
         after = f"{epochs} epoch{'s' * (epochs != 1)}"
         if not epochs or math.isnan(self.elbos[-1]):
             return f"trained for {after} without validation cells: nothing tells if it was enough"
-        if kl_weight < max_kl_weight:
+        if self.by_callback:
+            return f"stopped by a callback after {after}"
+        if kl_weight < max_kl_weight and not math.isclose(kl_weight, max_kl_weight):
             return (
                 f"stopped after {after} with the KL weight at {kl_weight:.3g} of "
                 f"{max_kl_weight:g}: train longer, or shorten its warm-up"
             )
         behind = epochs - 1 - self.best_epoch
+        if self.stopped and self._plateau <= self.best_epoch:
+            return (
+                f"converged: no improvement at the plateau of epoch {self._plateau}, and then "
+                f"{epochs - self._plateau} epochs with a falling learning rate"
+            )
         if self.best_epoch < 0 and math.isfinite(self.best):
             return f"{after} more did not help: the weights stay as they were"
         if self.stopped or (self.best_epoch >= 0 and behind >= max(2, epochs // 4)):

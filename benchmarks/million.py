@@ -1,0 +1,142 @@
+"""A million cells: simulate them from a trained model, then train on more and more of them.
+
+Usage: python benchmarks/million.py --folder /tmp/million --save
+
+The model is trained on the 10x PBMC 3k that ships with the package (negative
+binomial); cells are drawn from it with three times the depth, which makes about
+a tenth of the entries non-zero.  What a cell was drawn from, its cell type, is
+kept, so that the latent space can be judged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+from sklearn.neighbors import KNeighborsClassifier
+
+import vivace
+from common import provenance, report, run_json
+
+SIZES = (10_000, 30_000, 100_000, 300_000, 1_000_000)
+TEST_CELLS = 10_000
+DEPTH = 3.0
+_AT_A_TIME = 20_000
+
+
+def simulate(out: Path, n_cells: int, seed: int = 0) -> None:
+    """Cells drawn from a model of PBMC 3k, with the type of the cell each was drawn from."""
+    reference = vivace.datasets.pbmc3k()
+    vivace.settings.seed = seed
+    vivace.SCVI.setup_anndata(reference)
+    model = vivace.SCVI(reference, gene_likelihood="nb")
+    model.train(progress=False)
+    mean, variance = model.get_latent_representation(return_dist=True)
+    library = np.asarray(reference.X.sum(1)).ravel()
+    rng = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    source = rng.integers(reference.n_obs, size=n_cells)
+    blocks = []
+    for start in range(0, n_cells, _AT_A_TIME):
+        rows = source[start : start + _AT_A_TIME]
+        z = mean[rows] + np.sqrt(variance[rows]) * rng.standard_normal(mean[rows].shape)
+        drawn = model.decode(z, indices=rows, library_size=DEPTH * library[rows]).sample()
+        x = drawn.numpy().astype(np.float32)
+        x[np.arange(len(x)), x.argmax(1)] += x.sum(1) == 0  # no cell without a molecule
+        blocks.append(sp.csr_matrix(x))
+        print(f"{start + len(rows):,} cells", file=sys.stderr, flush=True)
+    obs = pd.DataFrame(
+        {"cell_type": reference.obs["cell_type"].to_numpy()[source]},
+        index=np.arange(n_cells).astype(str),
+    )
+    counts = sp.vstack(blocks, format="csr")
+    anndata.AnnData(counts, obs=obs, var=reference.var[[]].copy()).write_h5ad(out)
+
+
+def train(data: str, n_cells: str) -> dict[str, Any]:
+    """Default training on the first cells; quality on cells that come after all of them."""
+    adata = anndata.read_h5ad(data)
+    test = adata[-TEST_CELLS:].copy()
+    if int(n_cells) < adata.n_obs - TEST_CELLS:
+        adata = adata[: int(n_cells)].copy()
+    else:  # all but the test cells, without a second copy of the counts
+        keep = adata.n_obs - TEST_CELLS
+        counts = adata.X[:keep]
+        adata = anndata.AnnData(counts, obs=adata.obs.iloc[:keep], var=adata.var)
+        del counts
+    matrix = adata.X
+    counts_mb = (matrix.data.nbytes + matrix.indices.nbytes + matrix.indptr.nbytes) / 2**20
+    begun = time.perf_counter()
+    vivace.SCVI.setup_anndata(adata)
+    model = vivace.SCVI(adata, gene_likelihood="nb")
+    ready = time.perf_counter()
+    before_mb = _resident_mb()
+    model.train(progress=False)
+    seconds = time.perf_counter() - ready
+    peak_mb = _peak_mb()
+    latent = model.get_latent_representation(test)
+    half = len(test) // 2
+    knn = KNeighborsClassifier(15).fit(latent[:half], test.obs["cell_type"][:half])
+    return {
+        "cells": adata.n_obs,
+        "density": round(matrix.nnz / (matrix.shape[0] * matrix.shape[1]), 3),
+        "epochs": len(model.history),
+        "setup_seconds": round(ready - begun, 1),
+        "train_seconds": round(seconds, 1),
+        "cells_visited_per_second": round(len(model.history) * len(model.train_indices) / seconds),
+        "counts_mb": round(counts_mb),
+        "resident_before_training_mb": before_mb,
+        "peak_mb": peak_mb,
+        "test_elbo": round(float(model.get_elbo(test, n_samples=5, seed=0)), 2),
+        "cell_type_knn_accuracy": round(
+            float(knn.score(latent[half:], test.obs["cell_type"][half:])), 3
+        ),
+        "verdict": model.summary.splitlines()[-1],
+    }
+
+
+def _peak_mb() -> int:
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def _resident_mb() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS"):
+            return round(int(line.split()[1]) / 1024)
+    return 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, required=True, help="where the cells are kept")
+    parser.add_argument("--sizes", nargs="*", type=int, default=SIZES)
+    parser.add_argument("--save", action="store_true")
+    args = parser.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    total = max(args.sizes) + TEST_CELLS
+    data = args.folder / f"simulated_{total}.h5ad"
+    if not data.exists():
+        simulate(data, total)
+    result = {
+        "benchmark": "million",
+        **provenance(),
+        "runs": [run_json(sys.executable, "million.py", "train", data, n) for n in args.sizes],
+    }
+    report("million", result, args.save)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["train"]:
+        print(json.dumps(train(*sys.argv[2:])))
+    else:
+        main()
