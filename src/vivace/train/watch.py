@@ -120,7 +120,7 @@ class Watch:
     def verdict(self, kl_weight: float, max_kl_weight: float) -> str:
         """One sentence on whether this was enough."""
         epochs = len(self.elbos)
-        after = f"{epochs} epoch{'s' * (epochs != 1)}"
+        after = _epochs(epochs)
         if not epochs or math.isnan(self.elbos[-1]):
             return f"trained for {after} without validation cells: nothing tells if it was enough"
         if self.by_callback:
@@ -133,18 +133,22 @@ class Watch:
         behind = epochs - 1 - self.best_epoch
         if self.stopped and self._plateau <= self.best_epoch:
             return (
-                f"converged: no improvement at the plateau of epoch {self._plateau}, and then "
-                f"{epochs - self._plateau} epochs with a falling learning rate"
+                f"converged: level at epoch {self._plateau}, then {_epochs(epochs - self._plateau)} "
+                "with a falling learning rate"
             )
         if self.best_epoch < 0 and math.isfinite(self.best):
             return f"{after} more did not help: the weights stay as they were"
         if self.stopped or (self.best_epoch >= 0 and behind >= max(2, epochs // 4)):
-            return f"converged after {self.best_epoch + 1} epochs; {behind} more did not help"
+            return f"converged after {_epochs(self.best_epoch + 1)}; {behind} more did not help"
         quarter = max(1, epochs // 4)
         gain = self.elbos[-1 - quarter] - self.best if epochs > quarter else math.inf
         if gain > _STILL * abs(self.best):
             return f"stopped by the budget of {after} while still improving: train longer"
         return f"converged: the last {quarter} of {after} brought {max(gain, 0.0):.1f} nats a cell"
+
+
+def _epochs(number: int) -> str:
+    return f"{number} epoch{'s' * (number != 1)}"
 
 
 def copy_weights(network: VAE) -> dict[str, Tensor]:
