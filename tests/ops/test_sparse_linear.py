@@ -245,3 +245,39 @@ def test_kernel_is_refused_where_it_does_not_apply(refused):
     counts, weight, _ = draw(12)
     with refused(OptionError, "backend='cpu'", "float32"):
         sparse_linear(counts, weight.double(), backend="cpu")
+
+
+# ---- entries in any order -----------------------------------------------------
+
+
+@each_transform
+@pytest.mark.parametrize("g", [130, 700])  # 700 genes are three stretches
+def test_the_genes_of_a_cell_may_come_in_any_order(transform, g):
+    problems = []
+    for seed in range(8):
+        counts, weight, upstream = draw(seed, g=g)
+        gen = torch.Generator().manual_seed(seed)
+        order = torch.cat(
+            [
+                start + torch.randperm(int(stop - start), generator=gen)
+                for start, stop in zip(counts.indptr[:-1], counts.indptr[1:], strict=True)
+            ]
+        )
+        mixed = replace(counts, genes=counts.genes[order], values=counts.values[order])
+        assert not cpu._ascending(mixed.indptr.numpy(), mixed.genes.numpy())
+        assert torch.equal(mixed.dense(), counts.dense())
+        problems.append((mixed, weight, upstream))
+    check_budget(problems, transform)
+
+
+@pytest.mark.parametrize("entries", range(10))
+def test_any_number_of_entries_a_cell_and_a_gene(entries):
+    """They are taken four at a time."""
+    gen = torch.Generator().manual_seed(entries)
+    x = torch.zeros(11, 300)
+    for row in x:
+        row[torch.randperm(300, generator=gen)[:entries]] = 2.0
+    for counts in (x, x[:, :11].T.contiguous()):
+        weight = torch.randn(counts.shape[1], 24, generator=gen)
+        upstream = torch.randn(len(counts), 24, generator=gen)
+        check_budget([(SparseCounts.from_dense(counts), weight, upstream)])
