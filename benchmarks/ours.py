@@ -1,7 +1,7 @@
 """vivace's side of the comparisons, in a process of its own; mirrors peer.py.
 
 Usage: python ours.py speed DATA.h5ad BATCH_KEY LIKELIHOOD EPOCHS [OPTIONS_AS_JSON]
-       python ours.py floor LIKELIHOOD N_GENES
+       python ours.py floor LIKELIHOOD N_GENES BATCH_SIZE
        python ours.py default DATA.h5ad BATCH_KEY LIKELIHOOD SEED MODEL_FOLDER
 
 Prints one JSON line.
@@ -56,19 +56,20 @@ def speed(
     return {"seconds": seconds, "cells_per_second": int(epochs) * n_train / seconds}
 
 
-def floor(likelihood: str, n_genes: str) -> dict[str, object]:
+def floor(likelihood: str, n_genes: str, batch_size: str) -> dict[str, object]:
     """Cells a second if a step were its large matrix products and nothing else."""
     genes, heads = int(n_genes), 2 if likelihood == "zinb" else 1
-    hidden, weight, bias = torch.randn(128, 128), torch.randn(128, genes), torch.randn(genes)
-    logits = torch.randn(128, genes)
+    cells = int(batch_size)
+    hidden, weight, bias = torch.randn(cells, 128), torch.randn(128, genes), torch.randn(genes)
+    logits = torch.randn(cells, genes)
     seconds = []
-    for _ in range(100):
+    for _ in range(60):
         begun = time.perf_counter()
         product(hidden, weight, bias)
         product(hidden.T, logits)
         product(logits, weight.T)
         seconds.append(time.perf_counter() - begun)
-    return {"cells_per_second": 128 / (heads * median(seconds[10:]))}
+    return {"cells_per_second": cells / (heads * median(seconds[10:]))}
 
 
 def peak_mb() -> int:

@@ -2,8 +2,8 @@
 
 Usage: python benchmarks/step.py --peer-python .peer/bin/python --pairs 5 --save
 
-The floor is the time of the matrix products alone: six of 128 x 128 x genes a
-step for ZINB, three for the others, by the same library on the same machine.
+The floor is the time of the matrix products alone: six of batch size x 128 x
+genes a step for ZINB, three for the others, by the same library on the same machine.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def measure(case: dict[str, Any], files: dict[str, Path], args: argparse.Namespa
     ]
     ratios = sorted(o / p for p, o in rates)
     genes = DATA[case["data"]][1]
-    floor = run_json(sys.executable, "ours.py", "floor", likelihood, genes, **environment)
+    cells = case.get("options", {}).get("batch_size", 128)
+    floor = run_json(sys.executable, "ours.py", "floor", likelihood, genes, cells, **environment)
     mine = median(o for _, o in rates)
     return {
         "threads": threads,

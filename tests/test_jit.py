@@ -63,6 +63,19 @@ def test_without_a_folder_that_can_be_written_kernels_are_compiled_each_time(tmp
     run(program, cwd=tmp_path)
 
 
+def test_a_cache_that_becomes_a_file_is_done_without(tmp_path):
+    """As when a disk is full: kernels are compiled, and not kept."""
+    folder = tmp_path / "cache"
+    spoil = (
+        "import shutil, pathlib\n"
+        "from vivace.ops.sparse_linear import cpu\n"
+        f"shutil.rmtree({str(folder)!r}, ignore_errors=True)\n"
+        f"pathlib.Path({str(folder)!r}).touch()\n"
+    )
+    run(spoil + PRODUCT, NUMBA_CACHE_DIR=str(folder), OMP_NUM_THREADS="1")
+    assert folder.is_file()
+
+
 def test_a_cache_that_goes_away_is_made_again(tmp_path):
     folder = tmp_path / "cache"
     run(PRODUCT, NUMBA_CACHE_DIR=str(folder))
@@ -88,6 +101,30 @@ def test_a_forked_process_runs_kernels_and_lives():
         "    os._exit(0 if out[2, 0] == 3.0 else 1)\n"
         "assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0\n"
         "product_into(out, indptr, genes, values, weight)\n"
+    )
+    run(program, OMP_NUM_THREADS="2")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.parametrize(
+    "first", ["model.train(1, progress=False)", "torch.ones(99, 99) @ torch.ones(99, 99)"]
+)
+def test_a_forked_process_trains_and_answers(first):
+    """Whatever its parent has started threads for."""
+    program = (
+        "import os, warnings, torch, vivace\n"
+        "warnings.simplefilter('ignore', DeprecationWarning)\n"
+        "adata = vivace.datasets.pbmc3k()[:300].copy()\n"
+        "vivace.SCVI.setup_anndata(adata)\n"
+        "model = vivace.SCVI(adata, n_hidden=16)\n"
+        f"{first}\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    assert vivace.settings.num_threads == 1\n"
+        "    model.train(1, progress=False)\n"
+        "    os._exit(0 if model.get_latent_representation().shape == (300, 10) else 1)\n"
+        "assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0\n"
+        "assert vivace.settings.num_threads == 2\n"
     )
     run(program, OMP_NUM_THREADS="2")
 
@@ -119,21 +156,22 @@ def test_a_wrong_number_of_threads(number, error):
         vivace.settings.num_threads = number
 
 
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="one thread is all there is")
 def test_threads_do_not_change_a_bit(threads):
     rng = np.random.default_rng(0)
-    x = rng.poisson(0.2, (70, 600)) * 1.0
+    x = rng.poisson(0.2, (70, 600)) * 1.0  # several partitions of each kind
     indptr = np.concatenate([[0], np.cumsum((x > 0).sum(1))])
     genes, values = np.nonzero(x)[1].astype(np.int32), x[x > 0].astype(np.float32)
     weight = rng.normal(size=(600, 24)).astype(np.float32)
     upstream = rng.normal(size=(70, 24)).astype(np.float32)
     found = []
-    for number in {1, vivace.settings.num_threads}:
+    for number in (1, 2):
         vivace.settings.num_threads = number
         out, gradient = np.empty((70, 24), np.float32), np.empty((600, 24), np.float32)
         cpu.product_into(out, indptr, genes, values, weight)
         cpu.weight_gradient_into(gradient, indptr, genes, values, upstream)
         found.append(np.concatenate([out.ravel(), gradient.ravel()]))
-    assert all(np.array_equal(found[0], other) for other in found)
+    assert np.array_equal(*found)
 
 
 def test_the_notice_comes_once_and_only_for_what_is_compiled():

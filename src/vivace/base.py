@@ -204,7 +204,7 @@ class Model(ABC):
         max_steps: int | None = None,
         early_stopping: bool | None = None,
         early_stopping_monitor: str = "elbo_validation",
-        early_stopping_patience: int = 45,
+        early_stopping_patience: int | None = None,
         early_stopping_min_delta: float = 0.0,
         early_stopping_mode: str = "min",
         early_stopping_warmup_epochs: int = 0,
@@ -241,10 +241,12 @@ class Model(ABC):
         early_stopping
             Stop where ``early_stopping_monitor``, a column of the history, has
             not improved by more than ``early_stopping_min_delta`` for
-            ``early_stopping_patience`` epochs; "fast" then lets the learning rate
-            fall to zero over a quarter as many steps.  Epochs before the full KL
-            weight, and ``early_stopping_warmup_epochs``, are not judged.  None is
-            False.
+            ``early_stopping_patience`` epochs (None: 8, with "scvi-tools" 45).
+            "fast" then holds its learning rate up to such a plateau, and lets it
+            fall to zero over a quarter as many steps, or over the last quarter of
+            the budget; give ``max_epochs`` for a larger budget.  Epochs before the
+            full KL weight, and ``early_stopping_warmup_epochs``, are not judged.
+            None is False.
         early_stopping_mode
             "min" where the monitored number should fall, else "max".
         seed
@@ -276,6 +278,7 @@ class Model(ABC):
         plan = recipe_of(recipe, plan_kwargs)
         positive("max_epochs", max_epochs)
         patience = patience_of(
+            plan,
             early_stopping,
             early_stopping_monitor,
             early_stopping_patience,
@@ -290,16 +293,18 @@ class Model(ABC):
         listeners = Listeners(self, callbacks, logger)
         steps, cells = max_steps_of(max_steps), batch_size_of(batch_size)
         options_seed = self._seeds.take(seed)
-        if len(self._state.train_rows) == 0:
+        if len(self._state.train_rows) == 0 or not self.is_trained:
             split = split_rows(
                 source.n_cells, train_size, validation_size, np.random.default_rng(options_seed)
             )
             self._state.train_rows, self._state.validation_rows = split
         begun = time.perf_counter() - self._state.summary.get("seconds", 0.0)
+        names = None if self._adata is None else _digest(self._adata)
 
         def summarise(verdict: str) -> None:
             """After every epoch, so that an interrupted model can be asked and saved."""
-            self._summarise(recipe, source.n_cells, time.perf_counter() - begun, verdict)
+            seconds = time.perf_counter() - begun
+            self._summarise(recipe, source.n_cells, names, seconds, verdict)
 
         options = TrainOptions(
             recipe=plan,
@@ -315,13 +320,15 @@ class Model(ABC):
         )
         fit(self.module, source, self._state, options)
 
-    def _summarise(self, recipe: str, n_cells: int, seconds: float, verdict: str) -> None:
+    def _summarise(
+        self, recipe: str, n_cells: int, names: str | None, seconds: float, verdict: str
+    ) -> None:
         state = self._state
         state.summary = {
             "recipe": recipe,
             "epochs": len(state.history),
             "cells": n_cells,
-            "cell_names": None if self._adata is None else _digest(self._adata),
+            "cell_names": names,
             "train_cells": len(state.train_rows),
             "validation_cells": len(state.validation_rows),
             "seconds": round(seconds, 3),
@@ -778,6 +785,8 @@ def _check_training(state: TrainState) -> None:
     epochs = state.summary.get("epochs", 0)
     if len(state.history) != epochs:
         raise ValueError(f"history.csv has {len(state.history)} epochs of {epochs}")
+    if not state.trained:  # a split without an epoch, which is drawn again
+        state.train_rows, state.validation_rows = np.zeros((2, 0), np.int64)
     used = np.concatenate([state.train_rows, state.validation_rows])
     if used.min(initial=0) < 0 or used.max(initial=-1) >= state.summary.get("cells", 0):
         raise ValueError("the split names cells that the data did not have")

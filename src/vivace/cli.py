@@ -79,8 +79,8 @@ def train(
         bool, typer.Option("--early-stopping", help="Stop where validation no longer improves.")
     ] = False,
     early_stopping_patience: Annotated[
-        int, typer.Option(help="Epochs without an improvement before that.")
-    ] = 45,
+        int | None, typer.Option(help="Epochs without an improvement before that.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the whole run.")] = None,
     accelerator: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     overwrite: Annotated[

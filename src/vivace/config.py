@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -15,6 +17,17 @@ LatentDistribution = Literal["normal", "ln"]
 BatchRepresentation = Literal["one-hot", "embedding"]
 VarActivation = Literal["exp", "softplus"]
 Where = Literal["none", "encoder", "decoder", "both"]
+
+
+def _one_thread() -> None:
+    """In a forked process: torch's and Numba's other threads are not in it, and would be waited for."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_one_thread)
 
 _SPELLED_OUT = {"negative_binomial": "nb", "zero_inflated_negative_binomial": "zinb"}
 

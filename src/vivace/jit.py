@@ -34,9 +34,9 @@ def kernel(*, fastmath: Set[str] = frozenset(), inline: bool = False) -> Callabl
 def parallel_kernel(*, fastmath: Set[str] = frozenset()) -> Callable[[F], F]:
     """The same for a function with a ``prange``, which is called from Python only.
 
-    It runs on as many threads as torch (``vivace.settings.num_threads``), and on
-    one where the process is a fork: Numba's threads do not survive ``os.fork``,
-    and would take the process with them.
+    It runs on as many threads as torch (``vivace.settings.num_threads``); in a
+    forked process that is one, and stays one: Numba's threads do not survive
+    ``os.fork``, and would take the process with them.
     """
 
     def decorate(function: F) -> F:
@@ -76,9 +76,23 @@ class _ParallelKernel:
 def _compiled(function: Callable[..., Any], **options: Any) -> Any:
     options |= {"error_model": "numpy", "nogil": True}
     try:
-        return numba.njit(cache=True, **options)(function)
+        compiled = numba.njit(cache=True, **options)(function)
     except RuntimeError:  # no folder that can be written: compiled in every process
         return numba.njit(**options)(function)
+    cache = compiled._cache
+    for method in ("load_overload", "save_overload"):  # a disk that is full, a folder that is gone
+        setattr(cache, method, _or_without(getattr(cache, method)))
+    return compiled
+
+
+def _or_without(method: Callable[..., Any]) -> Callable[..., Any]:
+    def forgiving(*args: Any) -> Any:
+        try:
+            return method(*args)
+        except OSError:
+            return None
+
+    return forgiving
 
 
 _forked = False

@@ -82,3 +82,20 @@ def test_plan_refusals() -> None:
         FAST.with_plan({"lr": "high"})
     with pytest.raises(OptionError, match=r"\['lr'\] must be finite and >= 0, not -1"):
         FAST.with_plan({"lr": -1})
+
+
+def test_none_is_no_other_warm_up() -> None:
+    """As it is scvi-tools' own default."""
+    for recipe in RECIPES.values():
+        assert recipe.with_plan({"n_steps_kl_warmup": None}) == recipe
+
+
+def test_held_for_early_stopping_the_kl_weight_is_full_before_the_decay() -> None:
+    for epochs in (10, 20, 60, 400):
+        held = RECIPES["fast"].held(epochs, usual=20)
+        full = min(s for s in range(1000) if held.kl_weight(s, 1000, 0) == 1.0)
+        falls = min(s for s in range(full, 1000) if held.learning_rate(s, 1000) < held.lr)
+        assert full <= 251
+        assert falls >= 749
+        if epochs > 20:  # the warm-ups take no longer than in a run of usual length
+            assert full * epochs <= 0.5 * 20 * 1000 + epochs

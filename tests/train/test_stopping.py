@@ -90,7 +90,7 @@ VERDICTS = {
     "level": (
         [9.0, 5.0, 4.5, 4.5, 4.49, 4.48],
         None,
-        "converged: the last 1 of 6 epochs brought 0",
+        "went through its schedule of 6 epochs, of",
     ),
     "one epoch": ([9.0], None, "stopped by the budget of 1 epoch while still improving"),
     "no validation": ([math.nan] * 3, None, "trained for 3 epochs without validation cells"),
@@ -194,14 +194,33 @@ def test_the_weights_that_stay_are_those_of_the_best_epoch(model):
     assert abs(found - h.iloc[-1]) > 3 * abs(found - best)
 
 
-def test_early_stopping_lets_the_learning_rate_fall_first(model):
-    patience = {"early_stopping": True, "early_stopping_patience": 2}
-    plan = {"n_epochs_kl_warmup": 1}
-    model.train(200, **patience, early_stopping_min_delta=1e9, plan_kwargs=plan, progress=False)
+def test_early_stopping_holds_the_learning_rate_and_then_lets_it_fall(model):
+    model.train(
+        60,
+        early_stopping=True,
+        early_stopping_patience=3,
+        early_stopping_min_delta=1e9,
+        progress=False,
+    )
+    h = model.history
+    full = int((h["kl_weight"] < 1).sum())  # the first epoch at full weight is an improvement
+    plateau = full + 4
+    fall = max(1, round(0.25 * plateau))
+    assert len(h) == plateau + fall
+    assert (h["lr"].iloc[full:plateau] == 1e-2).all()
+    assert h["lr"].iloc[plateau:].is_monotonic_decreasing
+    assert h["lr"].iloc[-1] < 0.2e-2
+    assert f"level at epoch {plateau}, then {fall} epochs" in model.summary or (
+        "more did not help" in model.summary
+    )
+
+
+def test_without_a_plateau_the_learning_rate_falls_at_the_end_of_the_budget(model):
+    model.train(20, early_stopping=True, early_stopping_patience=20, progress=False)
     lr = model.history["lr"]
-    assert len(lr) < 30
-    assert lr.iloc[-1] < 0.2 * lr.max()
-    assert "a falling learning rate" in model.summary or "did not help" in model.summary
+    assert len(lr) == 20
+    assert (lr.iloc[5:15] == 1e-2).all()
+    assert lr.iloc[-1] < 1e-3
 
 
 def test_early_stopping_of_the_scvi_tools_recipe_stops_at_once(model):
@@ -220,7 +239,11 @@ def test_early_stopping_of_the_scvi_tools_recipe_stops_at_once(model):
 def test_no_early_stopping_without_validation_cells(model):
     with pytest.raises(OptionError, match="early_stopping needs validation cells"):
         model.train(2, train_size=1.0, early_stopping=True, progress=False)
-    model.train(2, train_size=1.0, progress=False)
+    plan = {"reduce_lr_on_plateau": True}
+    with pytest.raises(OptionError, match="reduce_lr_on_plateau needs validation cells"):
+        model.train(2, train_size=1.0, plan_kwargs=plan, progress=False)
+    of_training = {"early_stopping": True, "early_stopping_monitor": "elbo_train"}
+    model.train(2, train_size=1.0, **of_training, progress=False)
     assert "without validation cells" in model.summary
 
 
@@ -249,6 +272,96 @@ def test_the_learning_rate_falls_where_the_metric_does_not(model):
     assert model.history["lr"].tolist() == pytest.approx(
         [1e-3, 1e-3, 1e-3, 5e-4, 5e-4, 2.5e-4, 2.5e-4]
     )
+
+
+def test_a_refused_call_leaves_the_split_to_the_next(model):
+    with pytest.raises(OptionError):
+        model.train(2, train_size=1.0, early_stopping=True, progress=False)
+    model.train(1, train_size=0.5, progress=False)
+    assert len(model.train_indices) == len(model.validation_indices) == model.adata.n_obs // 2
+
+
+class Interrupt(Callback):
+    """Ctrl-C in the epoch after so many."""
+
+    def __init__(self, epochs):
+        self.epochs = epochs
+
+    def on_train_start(self, model):
+        if self.epochs == 0:
+            raise KeyboardInterrupt
+
+    def on_epoch_end(self, model, row):
+        self.epochs -= 1
+        if self.epochs == 0:
+            with torch.no_grad():
+                model.module.decoder.scale.weight.fill_(7.0)  # as if in the middle of an epoch
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_run_says_so_and_keeps_whole_epochs(model, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        model.train(10, callbacks=Interrupt(3), progress=False)
+    assert "interrupted after 3 epochs; the weights are of the last whole epoch" in model.summary
+    assert not (model.module.decoder.scale.weight == 7.0).any()
+    assert not model.module.training
+    model.save(tmp_path / "model")
+    assert len(vivace.SCVI.load(tmp_path / "model").history) == 3
+
+
+def test_an_interrupted_second_run_keeps_the_best_weights(model):
+    model.train(10, progress=False)
+    before = {k: v.clone() for k, v in model.module.state_dict().items()}
+    with pytest.raises(KeyboardInterrupt):
+        model.train(5, plan_kwargs={"lr": 0.5}, callbacks=Interrupt(1), progress=False)
+    assert "interrupted after 1 epoch; the weights are of the best epoch" in model.summary
+    assert all(torch.equal(v, before[k]) for k, v in model.module.state_dict().items())
+
+
+def test_a_model_interrupted_before_its_first_epoch_can_be_saved_and_trained(model, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        model.train(5, train_size=0.5, callbacks=Interrupt(0), progress=False)
+    assert not model.is_trained
+    model.save(tmp_path / "model")
+    loaded = vivace.SCVI.load(tmp_path / "model", model.adata)
+    for again in (model, loaded):
+        again.train(1, train_size=0.75, progress=False)
+        assert len(again.train_indices) == 0.75 * model.adata.n_obs
+
+
+def test_loggers_write_what_they_hold_when_training_fails(model, tmp_path):
+    from lightning_fabric.loggers import CSVLogger
+
+    logger = CSVLogger(tmp_path, name="run", version="")
+    with pytest.raises(KeyboardInterrupt):
+        model.train(5, logger=logger, callbacks=Interrupt(2), progress=False)
+    (file,) = tmp_path.rglob("metrics.csv")
+    assert len(file.read_text().splitlines()) == 3
+
+
+def test_weights_that_are_not_finite_are_noticed_without_validation(model):
+    with pytest.warns(RuntimeWarning, match="done again with half the learning rate"):
+        model.train(1, train_size=1.0, max_steps=1, plan_kwargs={"lr": 1e38}, progress=False)
+    assert all(v.isfinite().all() for v in model.module.state_dict().values())
+    assert model.history["lr"].iloc[0] < 1e38
+
+
+def test_frozen_parameters_stay(model):
+    model.module.decoder.requires_grad_(False)
+    before = {k: v.clone() for k, v in model.module.decoder.named_parameters()}
+    model.train(2, progress=False)
+    after = dict(model.module.decoder.named_parameters())
+    assert all(torch.equal(after[k], v) for k, v in before.items())
+    assert all(p.grad is None for p in model.module.parameters())
+
+
+def test_a_second_run_of_the_scvi_tools_recipe_keeps_its_last_weights(model):
+    plan = {"n_epochs_kl_warmup": 1}
+    model.train(8, recipe="scvi-tools", plan_kwargs=plan, progress=False)
+    before = {k: v.clone() for k, v in model.module.state_dict().items()}
+    model.train(2, recipe="scvi-tools", plan_kwargs=plan | {"lr": 0.5}, progress=False)
+    assert "2 epochs more did not help: the weights are those of the last one" in model.summary
+    assert any(not torch.equal(v, before[k]) for k, v in model.module.state_dict().items())
 
 
 def test_training_again_does_not_make_the_model_worse(model):
@@ -315,6 +428,20 @@ def test_a_callback_may_save_the_model(model, tmp_path):
     model.train(2, callbacks=Save(), progress=False)
     for epoch in (1, 2):
         assert len(vivace.SCVI.load(tmp_path / f"epoch {epoch}").history) == epoch
+
+
+@pytest.mark.parametrize("answer", [True, np.True_])
+def test_what_stops(model, answer):
+    stop = SimpleNamespace(on_epoch_end=lambda model, row: answer)
+    model.train(5, callbacks=stop, progress=False)
+    assert len(model.history) == 1
+
+
+@pytest.mark.parametrize("answer", [None, False, np.False_, 1, "stop"])
+def test_what_does_not_stop(model, answer):
+    go_on = SimpleNamespace(on_epoch_end=lambda model, row: answer)
+    model.train(2, callbacks=go_on, progress=False)
+    assert len(model.history) == 2
 
 
 def test_lightnings_callbacks_are_refused(model):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from vivace.errors import ArgumentTypeError, OptionError
 
 
@@ -12,8 +14,8 @@ class Callback:
     """What is called during training; override what you need.
 
     Any object with one of these methods will do.  ``model`` is the model that
-    trains and answers all its questions; ``row`` is the row that the epoch adds
-    to its history.
+    trains; after the first epoch it answers all its questions.  ``row`` is the
+    row that the epoch adds to its history.
 
     Examples
     --------
@@ -66,15 +68,21 @@ class Listeners:
         """After an epoch; whether a callback wants to stop."""
         for logger in self._loggers:
             logger.log_metrics({k: v for k, v in row.items() if v == v}, step=epoch)
-        return any(answer is True for answer in self._call("on_epoch_end", dict(row)))
+        answers = self._call("on_epoch_end", dict(row))
+        return any(isinstance(a, bool | np.bool_) and bool(a) for a in answers)
 
     def end(self) -> None:
         """After the last epoch."""
         self._call("on_train_end")
+        self.close("success")
+
+    def close(self, status: str) -> None:
+        """Let the loggers write what they hold; ``status`` is "success" or "failed"."""
         for logger in self._loggers:
-            for method in ("save", "finalize"):
-                if callable(getattr(logger, method, None)):
-                    getattr(logger, method)(*(("success",) if method == "finalize" else ()))
+            if callable(getattr(logger, "save", None)):
+                logger.save()
+            if callable(getattr(logger, "finalize", None)):
+                logger.finalize(status)
 
     def _call(self, method: str, *args: Any) -> list[Any]:
         found = (getattr(callback, method, None) for callback in self._callbacks)
@@ -95,6 +103,10 @@ def _several(name: str, given: object) -> Sequence[Any]:
 
 
 def _check(callback: object) -> None:
+    if isinstance(callback, type):
+        raise ArgumentTypeError(
+            f"callbacks takes objects, not classes; give {callback.__name__}()."
+        )
     homes = {cls.__module__.split(".")[0] for cls in type(callback).__mro__}
     if homes & {"lightning", "pytorch_lightning", "scvi"}:
         raise OptionError(

@@ -79,7 +79,8 @@ def _bias(head: Linear | LinearHead) -> torch.Tensor | None:
 
 
 def _fill(parameter: torch.Tensor | None, values: np.ndarray) -> None:
-    if parameter is not None:
+    frozen = isinstance(parameter, torch.nn.Parameter) and not parameter.requires_grad
+    if parameter is not None and not frozen:
         parameter.copy_(torch.from_numpy(values).to(parameter.dtype))  # one row, or all the same
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from vivace.nn.by_hand import HandStep
+    from vivace.train.progress import TrainingBar
 
 _VALIDATION_SHARE = 0.1  # validation cells looked at each epoch, as a share of the training cells
 _VALIDATION_FLOOR = 512
@@ -45,70 +46,48 @@ def fit(network: VAE, source: Source, state: TrainState, options: TrainOptions) 
     """
     from vivace.train.progress import TrainingBar  # a terminal library: only those who train wait
 
-    recipe = options.recipe
-    order = numpy_generator(options.seed)
-    again = state.trained
-    if again:
+    recipe, watched = options.recipe, _watched(state)
+    _check_watched(options, watched)
+    if state.trained:
         recipe = recipe.continued()
-    elif recipe.from_data:
-        initialise_from_data(network, source, state.train_rows, order)
-    run = _Run(network, source, recipe, options, _watched(state))
-    if options.patience is not None and not len(run.watched):
-        raise OptionError(
-            "early_stopping needs validation cells, and there are none; leave some with "
-            "train_size=0.9, or pass early_stopping=False."
-        )
-
     epochs, n_steps = _budget(source, state, recipe, options)
-    schedule = Schedule(recipe, n_steps)
-    watch = Watch(options.patience, recipe.keep_best)
-    waiting = Waiting(recipe.lr_threshold)
-    if again and len(run.watched):
-        watch.before(network, run.validate(recipe.max_kl_weight)["elbo_validation"])
-
-    good, halvings, step, epoch = copy_weights(network), 0, 0, 0
-    options.listeners.start()
+    if options.patience is not None:
+        recipe = recipe.held(epochs, recipe.epochs(source.n_cells, len(state.train_rows)))
     with TrainingBar(epochs, n_steps, options.progress) as bar:
-        while step < schedule.n_steps:
-            batches = list(minibatches(state.train_rows, options.batch_size, order))
-            batches = batches[: schedule.n_steps - step]
-            row = run.epoch(batches, step, epoch, schedule, bar)
-            if row is None:
-                halvings += 1
-                _undo(network, good, halvings, epoch, recipe)
-                run.start_optimizer()
-                schedule.halve()
-                bar.back(step)
-                continue
-            good = copy_weights(network)
-            step += len(batches)
-            epoch += 1
-            state.history.append(row)
-            options.summarise("not finished")
-            bar.epoch(epoch, row)
-            full_kl = recipe.judged_in_warmup or _reached(row["kl_weight"], recipe.max_kl_weight)
-            watch.epoch(network, row, full_kl)
-            watch.by_callback = options.listeners.epoch(row, len(state.history) - 1)
-            if watch.by_callback:
-                break
-            if (
-                recipe.reduce_lr_on_plateau
-                and full_kl
-                and waiting.epochs_without(row[recipe.lr_scheduler_metric]) > recipe.lr_patience
-            ):
-                schedule.reduce()
-                waiting.start_again()
-            if not schedule.falling(step) and watch.out_of_patience(row, full_kl):
-                if not schedule.decays:
-                    break
-                schedule.finish(step, round(_COOLDOWN * step))
-                bar.ends(schedule.n_steps)
-        watch.restore(network)
-        network.eval()
-        verdict = watch.verdict(state.history[-1]["kl_weight"], recipe.max_kl_weight)
+        order = numpy_generator(options.seed)
+        if recipe.from_data and not state.trained:
+            initialise_from_data(network, source, state.train_rows, order)
+        watch = Watch(options.patience, recipe.keep_best)
+        run = _Run(network, source, recipe, options, watched)
+        try:
+            verdict = run.train(state, watch, Schedule(recipe, n_steps), order, bar)
+        except BaseException:
+            verdict = watch.interrupted(network, run.good)
+            if state.history:
+                options.summarise(verdict)
+            options.listeners.close("failed")
+            raise
+        finally:
+            network.zero_grad(set_to_none=True)
+            network.eval()
         options.summarise(verdict)
         bar.say(verdict)
     options.listeners.end()
+
+
+def _check_watched(options: TrainOptions, watched: Rows) -> None:
+    """What is to be watched must be measured."""
+    asked = []
+    if options.patience is not None:
+        asked.append(("early_stopping", options.patience.monitor))
+    if options.recipe.reduce_lr_on_plateau:
+        asked.append(("reduce_lr_on_plateau", options.recipe.lr_scheduler_metric))
+    for name, column in asked:
+        if "validation" in column and not len(watched):
+            raise OptionError(
+                f"{name} needs validation cells for {column!r}, and there are none; leave some with "
+                f"train_size=0.9, or leave {name} out."
+            )
 
 
 def _budget(
@@ -142,7 +121,7 @@ class _Run:
     ) -> None:
         from vivace.nn.by_hand import supports  # compiles: only when it is needed
 
-        self.watched = watched
+        self.watched, self.options = watched, options
         self.network, self.source, self.recipe, self.seed = network, source, recipe, options.seed
         self.fabric: Fabric | None = None
         if _on_cpu(options.accelerator):
@@ -154,7 +133,60 @@ class _Run:
             network.to(self.fabric.device)
         self.device = network.device
         self.noise = torch_generator(options.seed, self.device)
+        self.good = copy_weights(network)  # as they were after the last epoch that was finite
         self.start_optimizer()
+
+    def train(
+        self,
+        state: TrainState,
+        watch: Watch,
+        schedule: Schedule,
+        order: np.random.Generator,
+        bar: TrainingBar,
+    ) -> str:
+        """All epochs; a verdict."""
+        network, recipe, options = self.network, self.recipe, self.options
+        waiting = Waiting(recipe.lr_threshold)
+        if state.trained and len(self.watched):
+            watch.before(network, self.validate(recipe.max_kl_weight)["elbo_validation"])
+        halvings = step = epoch = 0
+        options.listeners.start()
+        while step < schedule.n_steps:
+            batches = list(minibatches(state.train_rows, options.batch_size, order))
+            batches = batches[: schedule.n_steps - step]
+            row = self.epoch(batches, step, epoch, schedule, bar)
+            if row is None:
+                halvings += 1
+                _undo(network, self.good, halvings, epoch, recipe)
+                self.start_optimizer()
+                schedule.halve()
+                bar.back(step)
+                continue
+            self.good = copy_weights(network)
+            step += len(batches)
+            epoch += 1
+            state.history.append(row)
+            options.summarise("not finished")
+            bar.epoch(epoch, row)
+            full_kl = recipe.judged_in_warmup or _reached(row["kl_weight"], recipe.max_kl_weight)
+            watch.epoch(network, row, full_kl)
+            watch.by_callback = options.listeners.epoch(row, len(state.history) - 1)
+            if watch.by_callback:
+                break
+            if (
+                recipe.reduce_lr_on_plateau
+                and full_kl
+                and waiting.epochs_without(row[recipe.lr_scheduler_metric]) > recipe.lr_patience
+            ):
+                schedule.reduce()
+                waiting.start_again()
+            if not schedule.falling(step) and watch.out_of_patience(row, full_kl):
+                if not schedule.decays:
+                    break
+                schedule.finish(step, round(_COOLDOWN * step))
+                bar.ends(schedule.n_steps)
+        watch.restore(network)
+        return watch.verdict(state.history[-1]["kl_weight"], recipe.max_kl_weight)
 
     def start_optimizer(self) -> None:
         """Adam without a memory, and what computes the gradients for it."""
@@ -167,7 +199,7 @@ class _Run:
         )
 
     def epoch(
-        self, batches: list[Rows], step: int, epoch: int, schedule: Schedule, bar: Any
+        self, batches: list[Rows], step: int, epoch: int, schedule: Schedule, bar: TrainingBar
     ) -> dict[str, float] | None:
         """Train on the minibatches and validate; None where a loss is not finite."""
         begun = time.perf_counter()
@@ -189,7 +221,9 @@ class _Run:
         row |= self.validate(kl_weight)
         row |= {"lr": lr, "kl_weight": kl_weight, "seconds": time.perf_counter() - begun}
         seen = (row["train_loss"], row["validation_loss"] if len(self.watched) else 0.0)
-        return row if all(map(math.isfinite, seen)) else None
+        weights = [v for v in self.network.state_dict().values() if v.is_floating_point()]
+        finite = all(map(math.isfinite, seen)) and all(v.isfinite().all() for v in weights)
+        return row if finite else None
 
     @torch.no_grad()
     def validate(self, kl_weight: float) -> dict[str, float]:

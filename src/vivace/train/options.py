@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -67,6 +68,7 @@ def batch_size_of(value: int | None) -> int:
 
 
 def patience_of(
+    recipe: Recipe,
     early_stopping: object,
     monitor: object,
     patience: Any,
@@ -87,8 +89,14 @@ def patience_of(
         raise OptionError(f"early_stopping_mode must be 'min' or 'max', not {mode!r}.")
     positive("early_stopping_patience", patience)
     number("early_stopping_min_delta", min_delta)
+    if min_delta is None or not math.isfinite(min_delta):
+        raise OptionError(f"early_stopping_min_delta must be a finite number, not {min_delta}.")
     if warmup != 0:
         positive("early_stopping_warmup_epochs", warmup)
     if not early_stopping:
         return None
-    return Patience(str(monitor), int(patience), abs(float(min_delta)), mode == "min", int(warmup))
+    if patience is None:
+        patience = recipe.patience
+    return Patience(
+        str(monitor), int(patience), abs(float(min_delta)), mode == "min", int(warmup or 0)
+    )

@@ -46,6 +46,8 @@ class TrainingBar:
         self._bar.stop()
 
     def _compiling(self) -> None:
+        if self._bar.disable:
+            return
         self._bar.console.print(
             "Compiling kernels for this processor: some seconds, once.", highlight=False
         )

@@ -18,6 +18,7 @@ from typing import Any
 from vivace.errors import ArgumentTypeError, OptionError, near
 
 BATCH_SIZE = 128
+_HELD = 0.25  # of the steps: KL warm-up at most, and final decay, where training may stop early
 METRICS = (  # columns of the history that can be watched
     "elbo_validation",
     "reconstruction_loss_validation",
@@ -45,6 +46,7 @@ class Recipe:
         win over epochs, and both over the fraction
     min_kl_weight, max_kl_weight : where the KL weight starts and ends
     from_data : output bias and dispersion start at the data's moments
+    patience : epochs without an improvement after which early stopping stops
     keep_best : the weights of the epoch with the best validation ELBO stay
     judged_in_warmup : early stopping counts epochs before the full KL weight too
     reduce_lr_on_plateau : the learning rate is multiplied by ``lr_factor`` where
@@ -65,6 +67,7 @@ class Recipe:
     min_kl_weight: float = 0.0
     max_kl_weight: float = 1.0
     from_data: bool = False
+    patience: int = 45
     keep_best: bool = False
     judged_in_warmup: bool = False
     reduce_lr_on_plateau: bool = False
@@ -102,6 +105,18 @@ class Recipe:
             share = step / (self.kl_warmup * n_steps)
         return self.min_kl_weight + min(1.0, share) * (self.max_kl_weight - self.min_kl_weight)
 
+    def held(self, epochs: int, usual: int) -> Recipe:
+        """The same for early stopping: the learning rate stays up until a plateau, or nearly to the end.
+
+        The KL weight is full long before; ``usual`` is the recipe's own number of
+        epochs, by which the warm-ups are measured where ``epochs`` is larger.
+        """
+        if self.lr_decay == 0:
+            return self
+        share = min(1.0, usual / epochs)
+        kl_warmup = None if self.kl_warmup is None else min(_HELD, self.kl_warmup * share)
+        return replace(self, lr_warmup=self.lr_warmup * share, kl_warmup=kl_warmup, lr_decay=_HELD)
+
     def continued(self) -> Recipe:
         """The same for a second call of ``train``: no warm-up of step size or KL weight.
 
@@ -124,9 +139,17 @@ class Recipe:
             if name not in PLAN_OPTIONS:
                 raise ArgumentTypeError(f"plan_kwargs has no {name!r}; {near(name, PLAN_OPTIONS)}")
             _check_plan(name, value)
+        if changes.get("n_steps_kl_warmup", 0) is None:
+            del changes["n_steps_kl_warmup"]  # None is no other warm-up, as in scvi-tools
         if "n_epochs_kl_warmup" in changes or "n_steps_kl_warmup" in changes:
             changes = {"kl_warmup": None, "n_epochs_kl_warmup": None, **changes}
-        return replace(self, **changes)
+        recipe = replace(self, **changes)
+        if recipe.min_kl_weight > recipe.max_kl_weight:
+            raise OptionError(
+                f"min_kl_weight ({recipe.min_kl_weight:g}) is above max_kl_weight "
+                f"({recipe.max_kl_weight:g}); lower one or raise the other."
+            )
+        return recipe
 
 
 class Schedule:
@@ -214,6 +237,8 @@ def _check_plan(name: str, value: object) -> None:
         raise ArgumentTypeError(f"plan_kwargs[{name!r}] must be a number, not {value!r}.")
     if value is not None and not (math.isfinite(value) and value >= 0):
         raise OptionError(f"plan_kwargs[{name!r}] must be finite and >= 0, not {value}.")
+    if name == "lr_factor" and not float(value) < 1:  # type: ignore[arg-type]
+        raise OptionError(f"plan_kwargs['lr_factor'] must be below 1, not {value}.")
 
 
 def fast_epochs(n_train: int) -> int:
@@ -238,6 +263,7 @@ RECIPES: dict[str, Recipe] = {
         lr_decay=0.6,
         kl_warmup=0.5,
         from_data=True,
+        patience=8,
         keep_best=True,
     ),
     "scvi-tools": Recipe(

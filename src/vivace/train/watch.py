@@ -112,6 +112,12 @@ class Watch:
         self._plateau = len(self.elbos)
         return self.stopped
 
+    def interrupted(self, network: VAE, good: dict[str, Tensor]) -> str:
+        """Go back to the best weights, or to those of the last whole epoch; a verdict."""
+        network.load_state_dict(good if self.weights is None else self.weights)
+        which = "last whole" if self.weights is None else "best"
+        return f"interrupted after {_epochs(len(self.elbos))}; the weights are of the {which} epoch"
+
     def restore(self, network: VAE) -> None:
         """Give the network the best weights, where they are kept and not the last."""
         if self.weights is not None and self.best_epoch < len(self.elbos) - 1:
@@ -137,14 +143,18 @@ class Watch:
                 "with a falling learning rate"
             )
         if self.best_epoch < 0 and math.isfinite(self.best):
-            return f"{after} more did not help: the weights stay as they were"
+            stay = "stay as they were" if self.keep_best else "are those of the last one"
+            return f"{after} more did not help: the weights {stay}"
         if self.stopped or (self.best_epoch >= 0 and behind >= max(2, epochs // 4)):
             return f"converged after {_epochs(self.best_epoch + 1)}; {behind} more did not help"
         quarter = max(1, epochs // 4)
         gain = self.elbos[-1 - quarter] - self.best if epochs > quarter else math.inf
         if gain > _STILL * abs(self.best):
             return f"stopped by the budget of {after} while still improving: train longer"
-        return f"converged: the last {quarter} of {after} brought {max(gain, 0.0):.1f} nats a cell"
+        return (
+            f"went through its schedule of {after}, of which the last {quarter} brought "
+            f"{max(gain, 0.0):.1f} nats a cell"
+        )
 
 
 def _epochs(number: int) -> str:

@@ -22,7 +22,7 @@ _NO_BITS = np.empty((0, 0), np.int16)
 
 
 def supports(network: VAE) -> bool:
-    """Whether the list of calls covers this network: all of it float32, on the CPU.
+    """Whether the list of calls covers this network: all of it float32, on the CPU, to be trained.
 
     It does not cover a latent library, a logistic-normal latent, a linear
     decoder, an embedded batch, covariates in the encoder, layer norm, hidden
@@ -41,7 +41,7 @@ def supports(network: VAE) -> bool:
         and config.use_batch_norm == "both"
         and config.use_layer_norm == "none"
         and all(t.device.type == "cpu" for t in tensors)
-        and all(t.dtype == torch.float32 for t in network.parameters())
+        and all(p.dtype == torch.float32 and p.requires_grad for p in network.parameters())
     )
 
 
