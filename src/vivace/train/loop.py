@@ -15,7 +15,7 @@ from vivace.data import CountBatch, Rows, Source, minibatches
 from vivace.errors import OptionError, TrainingError
 from vivace.nn import VAE
 from vivace.seeds import numpy_generator, torch_generator
-from vivace.train.adam import FusedAdam, Group
+from vivace.train.adam import FLUSH_EVERY, FusedAdam, Group, flush_subnormal
 from vivace.train.initialise import initialise_from_data
 from vivace.train.options import TrainOptions
 from vivace.train.recipes import Recipe, Schedule
@@ -263,6 +263,7 @@ class _AutogradStep:
         groups = [{"params": p, "weight_decay": decay} for p, decay in _groups(network, recipe)]
         adam = torch.optim.Adam(groups, lr=recipe.lr, eps=recipe.eps, fused=True)
         self.wrapped, self.adam = fabric.setup(network, adam)
+        self.steps = 0
 
     def __call__(
         self, batch: CountBatch, kl_weight: float, lr: float, noise: torch.Generator
@@ -273,6 +274,10 @@ class _AutogradStep:
         self.fabric.backward(losses.loss)
         self.adam.step()
         self.adam.zero_grad()
+        self.steps += 1
+        if self.steps % FLUSH_EVERY == 0:
+            for parameter, state in self.adam.state.items():
+                flush_subnormal([parameter, state["exp_avg"], state["exp_avg_sq"]])
         return torch.stack(losses).detach()
 
 
