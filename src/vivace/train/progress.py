@@ -29,6 +29,7 @@ class TrainingBar:
         )
         self._notice = CompileNotice(self._compiling)
         self._waiting = 0
+        self._verdict = ""
         self._task = self._bar.add_task("", total=n_steps, epoch=0, epochs=n_epochs, losses="")
 
     def __enter__(self) -> Self:
@@ -44,6 +45,8 @@ class TrainingBar:
     ) -> None:
         self._notice.__exit__()
         self._bar.stop()
+        if self._verdict and not self._bar.disable:
+            self._bar.console.print(f"Training {self._verdict}", highlight=False, soft_wrap=True)
 
     def _compiling(self) -> None:
         if self._bar.disable:
@@ -73,8 +76,7 @@ class TrainingBar:
 
     def say(self, verdict: str) -> None:
         """The last word, below the bar."""
-        if not self._bar.disable:
-            self._bar.console.print(f"Training {verdict}", highlight=False, soft_wrap=True)
+        self._verdict = verdict
 
     def epoch(self, epoch: int, row: dict[str, float]) -> None:
         """So many epochs are done: show the last one's negative ELBO."""
