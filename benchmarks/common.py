@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+COVARIATES = {  # of simulated counts, as both libraries' setup_anndata takes them
+    "categorical_covariate_keys": ["donor"],
+    "continuous_covariate_keys": ["score"],
+}
 
 
 def provenance() -> dict[str, Any]:

@@ -19,6 +19,7 @@ import anndata
 import torch
 
 import vivace
+from common import COVARIATES
 from vivace.ops.matmul import product
 
 
@@ -32,12 +33,7 @@ def _model(
 ) -> vivace.SCVI:
     vivace.settings.seed = seed
     adata = anndata.read_h5ad(data)
-    vivace.SCVI.setup_anndata(
-        adata,
-        batch_key=batch_key,
-        categorical_covariate_keys=["donor"] if covariates else None,
-        continuous_covariate_keys=["score"] if covariates else None,
-    )
+    vivace.SCVI.setup_anndata(adata, batch_key=batch_key, **(COVARIATES if covariates else {}))
     return vivace.SCVI(adata, gene_likelihood=likelihood, dispersion=dispersion)  # type: ignore[arg-type]
 
 

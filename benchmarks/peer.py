@@ -16,6 +16,8 @@ import sys
 import time
 import warnings
 
+from common import COVARIATES
+
 warnings.filterwarnings("ignore")
 
 
@@ -46,12 +48,7 @@ def _model(  # type: ignore[no-untyped-def]
     scvi.settings.seed = seed
     scvi.settings.verbosity = 40
     adata = anndata.read_h5ad(data)
-    scvi.model.SCVI.setup_anndata(
-        adata,
-        batch_key=batch_key,
-        categorical_covariate_keys=["donor"] if covariates else None,
-        continuous_covariate_keys=["score"] if covariates else None,
-    )
+    scvi.model.SCVI.setup_anndata(adata, batch_key=batch_key, **(COVARIATES if covariates else {}))
     return scvi.model.SCVI(adata, gene_likelihood=likelihood, dispersion=dispersion)
 
 

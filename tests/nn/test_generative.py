@@ -179,7 +179,7 @@ def test_a_theta_for_each_cell_and_gene():
     net, batch = network(dispersion="gene-cell").eval(), cells()
     assert net.log_theta is None
     z = torch.randn(N, K, generator=torch.Generator().manual_seed(6)).double()
-    hidden = net.decoder(z, *net.covariates(batch))
+    hidden = net.decoder(z, *net._covariates(batch))
     expected = (hidden @ net.decoder.theta.weight + net.decoder.theta.bias).exp()
     torch.testing.assert_close(net.rates(z, batch).theta, expected)
 
@@ -187,7 +187,7 @@ def test_a_theta_for_each_cell_and_gene():
 def test_an_embedded_batch_takes_the_place_of_its_columns():
     options = {"batch_representation": "embedding", "batch_embedding_dim": 2}
     net, batch = network(**options, encode_covariates=True).eval(), cells()
-    continuous, onehot = net.covariates(batch)
+    continuous, onehot = net._covariates(batch)
     assert onehot is None
     expected = torch.cat([batch.continuous, net.batch_embedding.weight[batch.batch]], 1)
     torch.testing.assert_close(continuous, expected)

@@ -99,7 +99,6 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.positive = _POSITIVE[var_activation]
-        self.softplus = var_activation == "softplus"
         self.n_genes = n_genes
         self.uses_covariates = n_continuous + n_onehot > 0
         self.inject = inject

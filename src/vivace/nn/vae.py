@@ -191,7 +191,7 @@ class VAE(nn.Module):
 
     def encode(self, batch: CountBatch, generator: torch.Generator | None = None) -> Inference:
         """q(z|x), and q(l|x) where the library is latent."""
-        covariates = self.covariates(batch) if self.encoder.uses_covariates else (None, None)
+        covariates = self._covariates(batch) if self.encoder.uses_covariates else (None, None)
         inputs = (batch.counts, *covariates, generator, self.backend)
         library = None if self.library_encoder is None else self.library_encoder(*inputs)
         return Inference(self.encoder(*inputs), library)
@@ -290,14 +290,18 @@ class VAE(nn.Module):
 
     def _decode(self, point_nk: Tensor, batch: CountBatch) -> tuple[Tensor, CountHeads]:
         """Hidden state and heads; what a cell's dispersion depends on is in the heads."""
-        hidden_nh = self.decoder(point_nk, *self.covariates(batch))
+        hidden_nh = self.decoder(point_nk, *self._covariates(batch))
         heads = self.decoder.heads(hidden_nh)
         if self.log_theta is None:
             return hidden_nh, heads
-        row = {"gene-batch": batch.batch, "gene-label": batch.labels}.get(self.config.dispersion)
-        return hidden_nh, replace(heads, log_theta_g=self.log_theta, theta_row_n=row)
+        row_n = self.theta_rows(batch)
+        return hidden_nh, replace(heads, log_theta_g=self.log_theta, theta_row_n=row_n)
 
-    def covariates(self, batch: CountBatch) -> tuple[Tensor | None, Tensor | None]:
+    def theta_rows(self, batch: CountBatch) -> Tensor | None:
+        """Row of ``log_theta`` of each cell, shape (n,); None where all share one."""
+        return {"gene-batch": batch.batch, "gene-label": batch.labels}.get(self.config.dispersion)
+
+    def _covariates(self, batch: CountBatch) -> tuple[Tensor | None, Tensor | None]:
         """Continuous covariates with the embedding of the batch; one-hot ones, batch first."""
         dtype = self.decoder.scale.weight.dtype
         continuous = batch.continuous.to(dtype) if self.dims.n_continuous else None

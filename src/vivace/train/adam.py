@@ -84,7 +84,6 @@ class FusedAdam:
         self.groups = list(groups)
         self.lr, self.eps, self.betas = lr, eps, betas
         self._step = torch.zeros(())
-        self._steps = 0
 
     @torch.no_grad()
     def step(self) -> None:
@@ -99,7 +98,6 @@ class FusedAdam:
                 weight_decay=group.weight_decay,
                 amsgrad=False, maximize=False, grad_scale=None, found_inf=None,
             )  # fmt: skip
-        self._steps += 1
-        if self._steps % FLUSH_EVERY == 0:
+        if self._step.item() % FLUSH_EVERY == 0:
             for group in self.groups:
                 flush_subnormal([*group.params, *group.averages, *group.squares])

@@ -182,8 +182,6 @@ class HandStep:
         return inputs_nk, inputs_nk[:, self.n_latent + continuous :]
 
     def _heads(self, batch: CountBatch) -> CountHeads:
-        network = self.network
-        row = {"gene-batch": batch.batch, "gene-label": batch.labels}.get(network.config.dispersion)
         log_theta = self.log_theta
         dropout, theta = self.dropout, self.theta
         return CountHeads(
@@ -194,7 +192,7 @@ class HandStep:
             None if dropout is None else dropout.bias,
             None if theta is None else theta.weight,
             None if theta is None else theta.bias,
-            None if log_theta is None else row,
+            None if log_theta is None else self.network.theta_rows(batch),
         )
 
     def _leave(self, by_heads: CountHeads) -> None:

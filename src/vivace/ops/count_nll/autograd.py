@@ -126,16 +126,6 @@ def _passes(
 ) -> Any:
     """Rows, hidden state and pass of each block of cells, one after another."""
     indptr, genes, counts, hidden_nh = csr_and_hidden
-    if len(blocks) == 1:
-        yield (
-            blocks[0],
-            hidden_nh,
-            _logit_gradients(
-                (indptr, genes, counts), hidden_nh, heads, log_library_n, weight_n, family,
-                softplus, memory,
-            ),
-        )  # fmt: skip
-        return
     for rows in blocks:
         here = heads
         if heads.theta_row_n is not None:
