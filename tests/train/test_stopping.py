@@ -16,7 +16,7 @@ import vivace
 from vivace.errors import OptionError
 from vivace.train import RECIPES, Callback
 from vivace.train.recipes import Schedule
-from vivace.train.watch import Patience, Watch
+from vivace.train.watch import Patience, Watch, copy_weights
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +43,16 @@ def network(value):
     return net
 
 
+def weights(value):
+    return copy_weights(network(value))
+
+
 def watched(elbos, patience=None, full_from=0, **more):
     """A watch after these epochs, and the epoch after which it had enough."""
     watch = Watch(patience, keep_best=True)
     for epoch, elbo in enumerate(elbos):
         row = {"elbo_validation": elbo, **{k: v[epoch] for k, v in more.items()}}
-        watch.epoch(network(elbo), row, epoch >= full_from)
+        watch.epoch(weights(elbo), row, epoch >= full_from)
         if watch.out_of_patience(row, epoch >= full_from):
             return watch, epoch
     return watch, None
@@ -105,9 +109,9 @@ def test_verdicts(elbos, patience, said):
 def test_improving_after_the_plateau_is_said():
     watch = Watch(Patience(epochs=1), keep_best=True)
     for elbo in (5.0, 5.1):
-        watch.epoch(network(elbo), {"elbo_validation": elbo}, True)
+        watch.epoch(weights(elbo), {"elbo_validation": elbo}, True)
         watch.out_of_patience({"elbo_validation": elbo}, True)
-    watch.epoch(network(4.0), {"elbo_validation": 4.0}, True)
+    watch.epoch(weights(4.0), {"elbo_validation": 4.0}, True)
     assert watch.verdict(1.0, 1.0) == (
         "converged: level at epoch 2, then 1 epoch with a falling learning rate"
     )
@@ -133,8 +137,8 @@ def test_a_warm_up_that_was_not_finished_is_said():
 
 def test_a_second_run_that_does_not_help_is_said():
     watch = Watch(None, keep_best=True)
-    watch.before(network(1.0), 4.0)
-    watch.epoch(network(2.0), {"elbo_validation": 5.0}, True)
+    watch.before(weights(1.0), 4.0)
+    watch.epoch(weights(2.0), {"elbo_validation": 5.0}, True)
     assert watch.verdict(1.0, 1.0) == "1 epoch more did not help: the weights stay as they were"
     net = network(0.0)
     watch.restore(net)

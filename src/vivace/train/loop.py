@@ -148,7 +148,7 @@ class _Run:
         network, recipe, options = self.network, self.recipe, self.options
         waiting = Waiting(recipe.lr_threshold)
         if state.trained and len(self.watched):
-            watch.before(network, self.validate(recipe.max_kl_weight)["elbo_validation"])
+            watch.before(self.good, self.validate(recipe.max_kl_weight)["elbo_validation"])
         halvings = step = epoch = 0
         options.listeners.start()
         while step < schedule.n_steps:
@@ -169,7 +169,7 @@ class _Run:
             options.summarise("not finished")
             bar.epoch(epoch, row)
             full_kl = recipe.judged_in_warmup or _reached(row["kl_weight"], recipe.max_kl_weight)
-            watch.epoch(network, row, full_kl)
+            watch.epoch(self.good, row, full_kl)
             watch.by_callback = options.listeners.epoch(row, len(state.history) - 1)
             if watch.by_callback:
                 break

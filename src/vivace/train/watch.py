@@ -87,20 +87,20 @@ class Watch:
         self._waiting = Waiting(self.patience.min_delta if self.patience else 0.0)
         self._plateau = 0
 
-    def before(self, network: VAE, elbo: float) -> None:
+    def before(self, weights: dict[str, Tensor], elbo: float) -> None:
         """Take note of a model that is trained already: it is not to become worse."""
         self.best, self.best_epoch = elbo, -1
         if self.keep_best:
-            self.weights = copy_weights(network)
+            self.weights = weights
 
-    def epoch(self, network: VAE, row: dict[str, float], full_kl: bool) -> None:
-        """Take note of an epoch."""
+    def epoch(self, weights: dict[str, Tensor], row: dict[str, float], full_kl: bool) -> None:
+        """Take note of an epoch, which ended with these ``weights``, a copy that nobody changes."""
         elbo = row["elbo_validation"]
         self.elbos.append(elbo)
         if full_kl and elbo < self.best:
             self.best, self.best_epoch = elbo, len(self.elbos) - 1
             if self.keep_best:
-                self.weights = copy_weights(network)
+                self.weights = weights
 
     def out_of_patience(self, row: dict[str, float], full_kl: bool) -> bool:
         """Whether training should stop after this epoch."""
