@@ -13,27 +13,14 @@ from statistics import median
 from typing import Any
 
 import anndata
-import numpy as np
 import torch
 from sklearn.model_selection import cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
 import vivace
 from common import provenance, report, run_json
+from quality import elbo, split
 from vivace.store.scvi_tools import weights_from_scvi_tools
-
-DRAWS = 25
-
-
-def split(data: Path, batch_key: str, fit: Path, test: Path) -> None:
-    """Set 10 % of the cells of each batch aside."""
-    adata = anndata.read_h5ad(data)
-    generator = np.random.default_rng(0)
-    held_out = np.zeros(adata.n_obs, bool)
-    for rows in adata.obs.groupby(batch_key, observed=True).indices.values():
-        held_out[generator.permutation(rows)[: len(rows) // 10]] = True
-    adata[~held_out].copy().write_h5ad(fit)
-    adata[held_out].copy().write_h5ad(test)
 
 
 def paired_speed(args: argparse.Namespace, data: Path, likelihood: str) -> dict[str, Any]:
@@ -64,7 +51,7 @@ def quality(model: vivace.SCVI, test: anndata.AnnData) -> dict[str, float]:
     knn = KNeighborsClassifier(15)
     labels = test.obs["cell_type"].astype(str)
     return {
-        "test_elbo": round(float(model.get_elbo(test, n_samples=DRAWS, seed=0)), 2),
+        "test_elbo": elbo(model, test),
         "cell_type_knn_accuracy": round(
             float(cross_val_score(knn, latent, labels, cv=5).mean()), 3
         ),

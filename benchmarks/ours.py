@@ -33,7 +33,8 @@ def _model(
 ) -> vivace.SCVI:
     vivace.settings.seed = seed
     adata = anndata.read_h5ad(data)
-    vivace.SCVI.setup_anndata(adata, batch_key=batch_key, **(COVARIATES if covariates else {}))
+    key = None if batch_key == "none" else batch_key
+    vivace.SCVI.setup_anndata(adata, batch_key=key, **(COVARIATES if covariates else {}))
     return vivace.SCVI(adata, gene_likelihood=likelihood, dispersion=dispersion)  # type: ignore[arg-type]
 
 

@@ -3,9 +3,11 @@
 Usage: python peer.py prepare RAW.h5ad OUT.h5ad BATCH_KEY N_GENES
        python peer.py speed DATA.h5ad BATCH_KEY LIKELIHOOD EPOCHS [OPTIONS_AS_JSON]
        python peer.py default DATA.h5ad BATCH_KEY LIKELIHOOD SEED WEIGHTS.pt
+       python peer.py trajectory DATA.h5ad BATCH_KEY LIKELIHOOD SEED FOLDER [MAX_EPOCHS]
+       python peer.py scib DATA.h5ad BATCH_KEY LABEL_KEY LATENTS.npz
        python peer.py judge MODEL DATA.h5ad DRAWS LATENT.npy [MODEL_TO_SAVE]
 
-Prints one JSON line.
+Prints one JSON line.  A BATCH_KEY of "none" is no batch.
 """
 
 from __future__ import annotations
@@ -27,11 +29,19 @@ def prepare(raw: str, out: str, batch_key: str, n_genes: str) -> dict[str, objec
 
     adata = sc.read_h5ad(raw)
     sc.pp.highly_variable_genes(
-        adata, n_top_genes=int(n_genes), flavor="seurat_v3", batch_key=batch_key, subset=True
+        adata,
+        n_top_genes=int(n_genes),
+        flavor="seurat_v3",
+        batch_key=_key(batch_key),
+        subset=True,
     )
     sc.pp.filter_cells(adata, min_counts=1)
     adata.write_h5ad(out)
     return {"cells": adata.n_obs, "genes": adata.n_vars}
+
+
+def _key(batch_key: str) -> str | None:
+    return None if batch_key == "none" else batch_key
 
 
 def _model(  # type: ignore[no-untyped-def]
@@ -48,7 +58,9 @@ def _model(  # type: ignore[no-untyped-def]
     scvi.settings.seed = seed
     scvi.settings.verbosity = 40
     adata = anndata.read_h5ad(data)
-    scvi.model.SCVI.setup_anndata(adata, batch_key=batch_key, **(COVARIATES if covariates else {}))
+    scvi.model.SCVI.setup_anndata(
+        adata, batch_key=_key(batch_key), **(COVARIATES if covariates else {})
+    )
     return scvi.model.SCVI(adata, gene_likelihood=likelihood, dispersion=dispersion)
 
 
@@ -82,6 +94,81 @@ def default(data: str, batch_key: str, likelihood: str, seed: str, out: str) -> 
     return {"seconds": seconds, "epochs": len(elbo), "elbo_train": last, "peak_mb": peak_mb}
 
 
+MARKS = (10, 20, 50, 100, 150, 200, 300, 400)  # epochs whose weights are kept
+
+
+def trajectory(
+    data: str, batch_key: str, likelihood: str, seed: str, folder: str, max_epochs: str = ""
+) -> dict[str, object]:
+    """Default ``train()``; writes the weights after the epochs of MARKS.
+
+    Seconds are of processor time, less those of writing weights, so that what else the
+    machine does is not counted; with one thread they are those of a clock.
+    """
+    import torch
+    from lightning.pytorch.callbacks import Callback
+
+    class Keep(Callback):  # type: ignore[misc]
+        seconds = 0.0
+
+        def on_train_epoch_end(self, trainer, module) -> None:  # type: ignore[no-untyped-def]
+            begun, epoch = time.process_time(), trainer.current_epoch + 1
+            if epoch in MARKS:
+                torch.save(module.module.state_dict(), f"{folder}/epoch_{epoch}.pt")
+            self.seconds += time.process_time() - begun
+
+    keep, model = Keep(), _model(data, batch_key, likelihood, int(seed))
+    begun = time.process_time()
+    epochs = int(max_epochs) if max_epochs else None
+    model.train(max_epochs=epochs, enable_progress_bar=False, callbacks=[keep])
+    seconds = time.process_time() - begun - keep.seconds
+    epochs = len(model.history["elbo_train"])
+    torch.save(model.module.state_dict(), f"{folder}/epoch_{epochs}.pt")
+    return {
+        "seconds": seconds,
+        "epochs": epochs,
+        "threads": torch.get_num_threads(),
+        "validation_cells": model.validation_indices.tolist(),
+    }
+
+
+def scib(data: str, batch_key: str, label_key: str, latents: str) -> dict[str, object]:
+    """Scores of scib-metrics for every latent representation in an npz of cells x latent arrays."""
+    import anndata
+    import numpy as np
+    import scanpy as sc
+    from scib_metrics.benchmark import BatchCorrection, Benchmarker, BioConservation
+
+    adata = anndata.read_h5ad(data)
+    if batch_key == "none":
+        adata.obs["none"] = "one"
+    counts = adata.copy()
+    sc.pp.normalize_total(counts, target_sum=1e4)
+    sc.pp.log1p(counts)
+    sc.pp.pca(counts)
+    adata.obsm["Unintegrated"] = counts.obsm["X_pca"]
+    with np.load(latents) as arrays:
+        names = list(arrays)
+        for name in names:
+            adata.obsm[name] = arrays[name]
+    one = adata.obs[batch_key].nunique() == 1
+    bench = Benchmarker(
+        adata,
+        batch_key=batch_key,
+        label_key=label_key,
+        embedding_obsm_keys=names,
+        bio_conservation_metrics=BioConservation(nmi_ari_cluster_labels_kmeans=True),
+        batch_correction_metrics=None if one else BatchCorrection(),
+        pre_integrated_embedding_obsm_key="Unintegrated",
+        n_jobs=1,
+        progress_bar=False,
+    )
+    bench.benchmark()
+    table = bench.get_results(min_max_scale=False)
+    rows = {n: {k: round(float(v), 4) for k, v in table.loc[n].items()} for n in names}
+    return {"scores": rows}
+
+
 def judge(path: str, data: str, draws: str, latent: str, out: str = "") -> dict[str, object]:
     """ELBO of a model folder; writes its latent means, and the model after two more epochs."""
     import anndata
@@ -103,7 +190,8 @@ def judge(path: str, data: str, draws: str, latent: str, out: str = "") -> dict[
 if __name__ == "__main__":
     import importlib.metadata
 
-    command = {"prepare": prepare, "speed": speed, "default": default, "judge": judge}[sys.argv[1]]
+    commands = (prepare, speed, default, trajectory, scib, judge)
+    command = {c.__name__: c for c in commands}[sys.argv[1]]
     result = command(*sys.argv[2:])
     versions = {p: importlib.metadata.version(p) for p in ("scvi-tools", "torch")}
     print(json.dumps({**result, "versions": versions}))

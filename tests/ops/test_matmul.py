@@ -12,7 +12,12 @@ import torch
 from budget import Budget
 from vivace.ops import matmul
 
-PATHS = {"onednn": (True, False), "mkl": (True, True), "fallback": (False, False)}
+PATHS = {  # whether there is oneDNN, and whether MKL is preferred without and with a bias
+    "onednn": (True, (False, False)),
+    "mkl": (True, (True, False)),
+    "mkl with bias": (True, (True, True)),
+    "fallback": (False, (False, False)),
+}
 
 
 @pytest.fixture
@@ -20,7 +25,8 @@ def path(request, monkeypatch):
     """Sets what torch is said to have: oneDNN, and an MKL made for the processor."""
     onednn, mkl = request.param
     monkeypatch.setattr(matmul, "_ONEDNN", matmul._onednn_linear() if onednn else None)
-    monkeypatch.setattr(matmul, "_MKL", mkl)
+    for name, value in zip(("_MKL", "_MKL_WITH_BIAS"), mkl, strict=True):
+        monkeypatch.setattr(matmul, name, value)
 
 
 each_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS, indirect=True)
@@ -87,17 +93,25 @@ def test_nan_shows_in_its_row_and_column_alone(path):
 
 @pytest.mark.parametrize(
     ("mkl", "biased", "expected"),
-    [(False, False, 1), (False, True, 1), (True, False, 0), (True, True, 1)],
+    [
+        ((False, False), False, 1),
+        ((False, False), True, 1),
+        ((True, False), False, 0),
+        ((True, False), True, 1),
+        ((True, True), False, 0),
+        ((True, True), True, 0),
+    ],
 )
 def test_which_path_is_taken(mkl, biased, expected, monkeypatch):
-    """oneDNN where torch has it, but for products without a bias where MKL is fast."""
+    """oneDNN where torch has it, but for the products that MKL is faster at."""
     calls = []
     onednn = matmul._onednn_linear()
     if onednn is None:
         assert matmul._ONEDNN is None
         return
     monkeypatch.setattr(matmul, "_ONEDNN", lambda *a: calls.append(a) or onednn(*a))
-    monkeypatch.setattr(matmul, "_MKL", mkl)
+    for name, value in zip(("_MKL", "_MKL_WITH_BIAS"), mkl, strict=True):
+        monkeypatch.setattr(matmul, name, value)
     bias = torch.ones(4) if biased else None
     found = matmul.product(torch.ones(2, 3), torch.ones(3, 4), bias)
     assert torch.equal(found, torch.full((2, 4), 3.0 + biased))
@@ -109,11 +123,20 @@ def test_no_onednn_is_found_where_torch_has_none(monkeypatch):
     assert matmul._onednn_linear() is None
 
 
-@pytest.mark.parametrize("vendor", ["GenuineIntel", "AuthenticAMD"])
+@pytest.mark.parametrize(
+    ("vendor", "flags", "expected"),
+    [
+        ("GenuineIntel", "avx2 avx512f", (True, False)),
+        ("AuthenticAMD", "avx2 avx512f", (False, False)),
+        ("GenuineIntel", "avx2 fma", (True, True)),
+        ("AuthenticAMD", "avx2 fma", (True, True)),
+        ("ARM", "neon", (False, False)),
+    ],
+)
 @pytest.mark.parametrize("available", [True, False])
-def test_mkl_is_taken_on_processors_it_is_made_for(vendor, available, monkeypatch, tmp_path):
+def test_mkl_is_taken_where_it_is_fast(vendor, flags, expected, available, monkeypatch, tmp_path):
     listed = tmp_path / "cpuinfo"
-    listed.write_text(f"processor : 0\nvendor_id : {vendor}\n")
+    listed.write_text(f"processor : 0\nvendor_id : {vendor}\nflags : fpu {flags}\n")
     monkeypatch.setattr(matmul, "_LISTED", listed)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: available)
-    assert matmul._mkl_is_fast() == (available and vendor == "GenuineIntel")
+    assert matmul._mkl_is_fast() == (expected if available else (False, False))

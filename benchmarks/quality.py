@@ -1,0 +1,148 @@
+"""The data sets that recipes are judged on, and how: one judge for both libraries.
+
+10 % of each batch's cells are set aside for the test, once.  Scores:
+
+* ``elbo``: of the test cells; full log-likelihood, KL weight 1, evaluation mode, 25 draws a cell
+* ``marginal_ll``: of 300 test cells, by importance weighting, so that a tighter bound is
+  not taken for a better model
+* ``knn``: how well 15 neighbours in the latent space of all cells tell a cell's type
+* ``bio``, ``batch``: scib-metrics' aggregates on the latent space of all cells
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import torch
+from sklearn.model_selection import cross_val_score
+from sklearn.neighbors import KNeighborsClassifier
+
+import vivace
+from common import run_json
+
+DRAWS = 25
+N_GENES = 2_000
+_MARGINAL_CELLS = 300
+_MARGINAL_DRAWS = 1_000
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """One of the data sets.
+
+    Parameters
+    ----------
+    file : of raw counts
+    batch_key, label_key : columns; "none" is no batch
+    """
+
+    file: str
+    batch_key: str
+    label_key: str = "cell_type"
+
+
+SETS = {
+    "kang, condition": DataSet("kang_ifnb_dev.h5ad", "condition"),
+    "kang, donor": DataSet("kang_ifnb_dev.h5ad", "donor"),
+    "pbmc, three studies": DataSet("pbmc_multistudy_dev.h5ad", "batch", "cell_type_coarse"),
+    "cortex": DataSet("cortex_zeisel.h5ad", "none"),
+    "cell mixology": DataSet("cell_mixology.h5ad", "batch"),
+    "pbmc, sorted": DataSet("pbmc_facs_zheng.h5ad", "none"),
+}
+HELD_OUT = "pbmc, sorted"  # not looked at while the recipe was chosen
+
+
+def slug(name: str) -> str:
+    """The name of a data set's folder."""
+    return name.replace(", ", "_").replace(" ", "_")
+
+
+def prepare(name: str, raw: Path, folder: Path, peer_python: str) -> Path:
+    """The folder of a data set, with ``data.h5ad``, ``fit.h5ad`` and ``test.h5ad`` in it."""
+    chosen, there = SETS[name], folder / slug(name)
+    if (there / "test.h5ad").exists():
+        return there
+    there.mkdir(parents=True, exist_ok=True)
+    data = there / "data.h5ad"
+    run_json(peer_python, "peer.py", "prepare", raw / chosen.file, data, chosen.batch_key, N_GENES)
+    split(data, chosen.batch_key, there / "fit.h5ad", there / "test.h5ad")
+    return there
+
+
+def split(data: Path, batch_key: str, fit: Path, test: Path) -> None:
+    """Set 10 % of the cells of each batch aside."""
+    adata = anndata.read_h5ad(data)
+    generator = np.random.default_rng(0)
+    held_out = np.zeros(adata.n_obs, bool)
+    batches = np.zeros(adata.n_obs) if batch_key == "none" else adata.obs[batch_key].to_numpy()
+    for batch in np.unique(batches):
+        rows = np.flatnonzero(batches == batch)
+        held_out[generator.permutation(rows)[: len(rows) // 10]] = True
+    adata[~held_out].copy().write_h5ad(fit)
+    adata[held_out].copy().write_h5ad(test)
+
+
+def setup(adata: anndata.AnnData, batch_key: str) -> None:
+    """``setup_anndata``, where "none" is no batch."""
+    vivace.SCVI.setup_anndata(adata, batch_key=None if batch_key == "none" else batch_key)
+
+
+def elbo(model: vivace.SCVI, test: anndata.AnnData) -> float:
+    """ELBO a test cell."""
+    return round(float(model.get_elbo(test, n_samples=DRAWS, seed=0)), 3)
+
+
+def knn(model: vivace.SCVI, adata: anndata.AnnData, label_key: str) -> float:
+    """Cross-validated accuracy of the cell type by its neighbours."""
+    latent = model.get_latent_representation(adata)
+    labels = adata.obs[label_key].astype(str)
+    order = np.random.default_rng(0).permutation(len(labels))
+    scores = cross_val_score(KNeighborsClassifier(15), latent[order], labels.iloc[order], cv=5)
+    return round(float(scores.mean()), 4)
+
+
+@torch.no_grad()
+def marginal_ll(model: vivace.SCVI, test: anndata.AnnData) -> float:
+    """Importance-weighted log-likelihood of a test cell, mean over up to 300 of them."""
+    rows = np.sort(np.random.default_rng(0).permutation(test.n_obs)[:_MARGINAL_CELLS])
+    cells = test[rows].copy()
+    mean, variance = (
+        torch.from_numpy(np.asarray(m))
+        for m in model.get_latent_representation(cells, return_dist=True)
+    )
+    counts = torch.from_numpy(cells.X.toarray())
+    generator = torch.Generator().manual_seed(0)
+    weights = []
+    for _ in range(_MARGINAL_DRAWS):
+        noise = torch.randn(mean.shape, generator=generator)
+        z = mean + variance.sqrt() * noise
+        log_px = model.decode(z, cells).log_prob(counts).double().sum(1)
+        log_ratio = 0.5 * (noise**2 + variance.log() - z**2).double().sum(1)
+        weights.append(log_px + log_ratio)
+    each = torch.logsumexp(torch.stack(weights), 0) - math.log(_MARGINAL_DRAWS)
+    return round(float(each.mean()), 3)
+
+
+def scib(
+    folder: Path, name: str, latents: dict[str, np.ndarray], peer_python: str
+) -> dict[str, dict[str, float]]:
+    """Scores of scib-metrics of each latent space of all cells."""
+    file = folder / "latents.npz"
+    np.savez(file, **latents)
+    chosen = SETS[name]
+    done: dict[str, Any] = run_json(
+        peer_python,
+        "peer.py",
+        "scib",
+        folder / "data.h5ad",
+        chosen.batch_key,
+        chosen.label_key,
+        file,
+    )
+    scores: dict[str, dict[str, float]] = done["scores"]
+    return scores

@@ -1,0 +1,201 @@
+"""The default recipe against scvi-tools' default run, on the data sets of quality.py.
+
+Usage: python benchmarks/recipe.py --raw DATA --folder SCRATCH --peer-python PEER --save
+
+Seconds of both are from the same run, in turn: vivace's whole default ``train()``, and
+scvi-tools' seconds an epoch times the epochs of its default run.  Its quality is read from
+results/trajectories.json.  ``--figure FILE`` draws the ELBO of the test cells against seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any
+
+import anndata
+
+import vivace
+from common import provenance, report, run_json
+from quality import SETS, elbo, knn, marginal_ll, prepare, scib
+from trajectories import RESULTS as TRAJECTORIES
+
+PEER_EPOCHS = 5  # timed, after one to warm up
+NOT_WORSE = -0.5  # nats a cell
+_T_95 = {2: 6.31, 3: 2.92, 4: 2.35, 5: 2.13, 6: 2.02, 7: 1.94, 8: 1.89}  # one-sided, n - 1 degrees
+
+
+def measure(name: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Seconds and quality of both on one data set."""
+    chosen = SETS[name]
+    fit = folder / "fit.h5ad"
+    runs = json.loads(TRAJECTORIES.read_text())["sets"][name]
+    peer_epochs = runs["0"]["epochs"]
+    ours, theirs = [], []
+    for seed in range(args.seeds):
+        shared = (fit, chosen.batch_key, "zinb")
+        ours.append(
+            run_json(sys.executable, "ours.py", "default", *shared, seed, folder / f"ours_{seed}")
+        )
+        if seed < args.pairs:
+            p = run_json(args.peer_python, "peer.py", "speed", *shared, PEER_EPOCHS)
+            theirs.append(p["seconds"] / PEER_EPOCHS * peer_epochs)
+    ratios = sorted(p / o["seconds"] for o, p in zip(ours, theirs, strict=False))
+    mine = judge(name, folder, len(ours), args.peer_python)
+    last = [r["marks"][-1] for r in runs.values()]
+    best = [
+        next(m for m in r["marks"] if m["epoch"] == r["best_epoch_on_validation"])
+        for r in runs.values()
+    ]
+    return {
+        "vivace": {
+            "seconds": round(median(o["seconds"] for o in ours), 2),
+            "epochs": ours[0]["epochs"],
+            **_means(mine),
+        },
+        "scvi_tools": {
+            "seconds": round(median(theirs), 1),
+            "epochs": peer_epochs,
+            "seeds": len(runs),
+            **_means(last),
+        },
+        "scvi_tools_best_on_validation": {"epochs": [m["epoch"] for m in best], **_means(best)},
+        "time_ratio": round(median(ratios), 1),
+        "time_ratio_of_each_pair": [round(r, 1) for r in ratios],
+        "test_elbo_gain": _gain(mine, last),
+        "test_elbo_gain_over_its_best": _gain(mine, best),
+        "each_seed": mine,
+    }
+
+
+def judge(name: str, folder: Path, seeds: int, peer_python: str) -> list[dict[str, Any]]:
+    """Scores of the models that ``ours.py default`` left."""
+    data, test = (anndata.read_h5ad(folder / f"{f}.h5ad") for f in ("data", "test"))
+    marks, latents = [], {}
+    for seed in range(seeds):
+        model = vivace.SCVI.load(folder / f"ours_{seed}")
+        marks.append(
+            {
+                "test_elbo": elbo(model, test),
+                "marginal_ll": marginal_ll(model, test),
+                "knn": knn(model, data, SETS[name].label_key),
+                "verdict": model.summary.splitlines()[-1],
+            }
+        )
+        latents[str(seed)] = model.get_latent_representation(data)
+    for seed, found in scib(folder, name, latents, peer_python).items():
+        marks[int(seed)]["scib"] = found
+    return marks
+
+
+def _means(marks: list[dict[str, Any]]) -> dict[str, float]:
+    """Means over seeds of what can be compared."""
+    flat = [
+        {k: m[k] for k in ("test_elbo", "marginal_ll", "knn")}
+        | {"bio": m["scib"]["Bio conservation"], "batch": m["scib"].get("Batch correction")}
+        for m in marks
+    ]
+    return {
+        k: round(mean(f[k] for f in flat), 4)
+        for k in flat[0]
+        if all(f[k] is not None and f[k] == f[k] for f in flat)
+    }
+
+
+def _gain(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> dict[str, Any]:
+    """How much better the test ELBO is, and the one-sided 95 % bound of that."""
+    a, b = ([m["test_elbo"] for m in marks] for marks in (ours, theirs))
+    gain = mean(a) - mean(b)
+    error = math.sqrt(sum(stdev(x) ** 2 / len(x) for x in (a, b) if len(x) > 1))
+    bound = gain - _T_95[min(len(x) for x in (a, b) if len(x) > 1)] * error
+    return {
+        "nats": round(gain, 2),
+        "lower_bound": round(bound, 2),
+        "not_worse": bound > NOT_WORSE,
+    }
+
+
+def curve(name: str, folder: Path) -> list[tuple[float, float]]:
+    """Seconds of training and ELBO of the test cells after each epoch of a default run."""
+    fit, test = (anndata.read_h5ad(folder / f"{f}.h5ad") for f in ("fit", "test"))
+    vivace.settings.seed = 0
+    key = SETS[name].batch_key
+    vivace.SCVI.setup_anndata(fit, batch_key=None if key == "none" else key)
+    points: list[tuple[float, float]] = []
+
+    class Follow:
+        seconds = 0.0
+
+        def on_epoch_end(self, model: vivace.SCVI, row: dict[str, float]) -> None:
+            self.seconds += row["seconds"]
+            points.append((round(self.seconds, 3), elbo(model, test)))
+
+    vivace.SCVI(fit).train(progress=False, callbacks=[Follow()])
+    return points
+
+
+def draw(result: dict[str, Any], file: Path) -> None:
+    """ELBO of the test cells against seconds, a panel a data set."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    peers = json.loads(TRAJECTORIES.read_text())["sets"]
+    names = list(result["sets"])
+    columns = min(3, len(names))
+    rows = math.ceil(len(names) / columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(3.6 * columns, 2.7 * rows), squeeze=False, layout="constrained"
+    )
+    for axis in axes.flat[len(names) :]:
+        axis.axis("off")
+    for axis, name in zip(axes.flat, names, strict=False):
+        found = result["sets"][name]
+        epoch = found["scvi_tools"]["seconds"] / found["scvi_tools"]["epochs"]
+        for seed, run in peers[name].items():
+            axis.plot(
+                [m["epoch"] * epoch for m in run["marks"]],
+                [m["test_elbo"] for m in run["marks"]],
+                "o-", ms=3, lw=1, color="0.45", label="scvi-tools 1.4.2" if seed == "0" else None,
+            )  # fmt: skip
+        seconds, values = zip(*found["curve"], strict=True)
+        axis.plot(seconds, values, "o-", ms=3, lw=1.5, color="C3", label="vivace")
+        ends = [*values[len(values) // 2 :], *(m["test_elbo"] for m in peers[name]["0"]["marks"])]
+        low, high = min(ends), max(ends)
+        axis.set_ylim(low - 0.25 * (high - low), high + 0.1 * (high - low))
+        axis.set_xscale("log")
+        axis.set_title(name, fontsize=10)
+    axes[0, 0].legend(frameon=False, fontsize=8)
+    figure.supxlabel("seconds of training, 2 cores", fontsize=10)
+    figure.supylabel("ELBO of test cells, nats a cell", fontsize=10)
+    figure.savefig(file, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--raw", required=True, type=Path, help="folder of the h5ad files")
+    parser.add_argument("--folder", required=True, type=Path, help="where models are kept")
+    parser.add_argument("--peer-python", required=True, help="Python that has scvi-tools 1.4.2")
+    parser.add_argument("--only", nargs="*", choices=SETS, default=list(SETS))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--figure", type=Path)
+    parser.add_argument("--save", action="store_true")
+    args = parser.parse_args()
+    result: dict[str, Any] = {"benchmark": "recipe", **provenance(), "sets": {}}
+    for name in args.only:
+        folder = prepare(name, args.raw, args.folder, args.peer_python)
+        result["sets"][name] = measure(name, folder, args)
+        result["sets"][name]["curve"] = curve(name, folder)
+    report("recipe", result, args.save)
+    if args.figure:
+        draw(result, args.figure)
+
+
+if __name__ == "__main__":
+    main()

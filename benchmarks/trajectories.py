@@ -1,0 +1,139 @@
+"""scvi-tools' default training on the data sets of quality.py: how good after how many epochs.
+
+Usage: python benchmarks/trajectories.py --raw DATA --folder SCRATCH --peer-python PEER
+
+Takes hours.  Each run is added to results/trajectories.json when it is done, and not done
+again while it is there.  Seconds are of processor time with one thread; ratios of speed are
+measured in pairs elsewhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import anndata
+import torch
+
+import vivace
+from common import HERE, provenance, run_json
+from quality import SETS, elbo, knn, marginal_ll, prepare, scib, setup, slug
+from vivace.store.scvi_tools import weights_from_scvi_tools
+
+RESULTS = HERE / "results" / "trajectories.json"
+SEEDS = (0, 1, 2)
+
+
+def run(name: str, seed: int, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """One default run of scvi-tools, judged at its marks."""
+    chosen = SETS[name]
+    kept = folder / f"peer_{seed}"
+    kept.mkdir(exist_ok=True)
+    peer = run_json(
+        args.peer_python, "peer.py", "trajectory",
+        folder / "fit.h5ad", chosen.batch_key, "zinb", seed, kept,
+        OMP_NUM_THREADS=str(args.threads),
+    )  # fmt: skip
+    data, fit, test = (anndata.read_h5ad(folder / f"{f}.h5ad") for f in ("data", "fit", "test"))
+    validation = fit[peer.pop("validation_cells")].copy()
+    model = _model(fit, chosen.batch_key)
+    marks = []
+    files = sorted(kept.glob("epoch_*.pt"), key=_epoch)
+    for file in files:
+        _load(model, file)
+        marks.append(
+            {
+                "epoch": _epoch(file),
+                "validation_elbo": elbo(model, validation),
+                "test_elbo": elbo(model, test),
+                "knn": knn(model, data, chosen.label_key),
+            }
+        )
+    best = max(range(len(marks)), key=lambda i: marks[i]["validation_elbo"])
+    for i in {best, len(marks) - 1}:
+        _load(model, files[i])
+        marks[i]["marginal_ll"] = marginal_ll(model, test)
+    return {
+        "seconds": round(peer["seconds"], 1),
+        "seconds_per_epoch": round(peer["seconds"] / peer["epochs"], 3),
+        "epochs": peer["epochs"],
+        "threads": peer["threads"],
+        "best_epoch_on_validation": marks[best]["epoch"],
+        "marks": marks,
+        "versions": peer["versions"],
+    }
+
+
+def scores(name: str, folder: Path, done: dict[str, Any], peer_python: str) -> None:
+    """Add scib-metrics' scores, at the last epoch and the best on validation, to runs without."""
+    missing = {
+        (seed, mark["epoch"]): mark
+        for seed, found in done.items()
+        for mark in found["marks"]
+        if mark["epoch"] in (found["epochs"], found["best_epoch_on_validation"])
+        and "scib" not in mark
+        and (folder / f"peer_{seed}" / f"epoch_{mark['epoch']}.pt").exists()
+    }
+    if not missing:
+        return
+    data, fit = (anndata.read_h5ad(folder / f"{f}.h5ad") for f in ("data", "fit"))
+    model = _model(fit, SETS[name].batch_key)
+    latents = {}
+    for seed, epoch in missing:
+        _load(model, folder / f"peer_{seed}" / f"epoch_{epoch}.pt")
+        latents[f"{seed} {epoch}"] = model.get_latent_representation(data)
+    found = scib(folder, name, latents, peer_python)
+    for (seed, epoch), mark in missing.items():
+        mark["scib"] = found[f"{seed} {epoch}"]
+
+
+def _model(fit: anndata.AnnData, batch_key: str) -> vivace.SCVI:
+    setup(fit, batch_key)
+    model = vivace.SCVI(fit)
+    model.train(max_steps=1, progress=False)  # only a trained model answers
+    return model
+
+
+def _epoch(file: Path) -> int:
+    return int(file.stem.split("_")[1])
+
+
+def _load(model: vivace.SCVI, file: Path) -> None:
+    state = torch.load(file, weights_only=True)
+    model.module.load_state_dict(weights_from_scvi_tools(state, model.config))
+    model.module.eval()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--raw", required=True, type=Path, help="folder of the h5ad files")
+    parser.add_argument("--folder", required=True, type=Path, help="where weights are kept")
+    parser.add_argument("--peer-python", required=True, help="Python that has scvi-tools 1.4.2")
+    parser.add_argument("--only", nargs="*", choices=SETS, default=list(SETS))
+    parser.add_argument("--seeds", nargs="*", type=int, default=SEEDS)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    done: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"sets": {}}
+    for seed in args.seeds:
+        for name in args.only:
+            runs = done["sets"].setdefault(name, {})
+            if str(seed) in runs:
+                continue
+            folder = prepare(name, args.raw, args.folder, args.peer_python)
+            runs[str(seed)] = run(name, seed, folder, args)
+            _keep(done)
+            print(name, seed, json.dumps(runs[str(seed)]["marks"][-1]), flush=True)
+    for name in args.only:
+        scores(name, args.folder / slug(name), done["sets"].get(name, {}), args.peer_python)
+        _keep(done)
+
+
+def _keep(done: dict[str, Any]) -> None:
+    done |= {"benchmark": "trajectories", **provenance()}
+    RESULTS.write_text(json.dumps(done, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
