@@ -11,14 +11,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import anndata
 import numpy as np
-import torch
 from sklearn.model_selection import cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
@@ -106,26 +104,11 @@ def knn(model: vivace.SCVI, adata: anndata.AnnData, label_key: str) -> float:
     return round(float(scores.mean()), 4)
 
 
-@torch.no_grad()
 def marginal_ll(model: vivace.SCVI, test: anndata.AnnData) -> float:
     """Importance-weighted log-likelihood of a test cell, mean over up to 300 of them."""
     rows = np.sort(np.random.default_rng(0).permutation(test.n_obs)[:_MARGINAL_CELLS])
-    cells = test[rows].copy()
-    mean, variance = (
-        torch.from_numpy(np.asarray(m))
-        for m in model.get_latent_representation(cells, return_dist=True)
-    )
-    counts = torch.from_numpy(cells.X.toarray())
-    generator = torch.Generator().manual_seed(0)
-    weights = []
-    for _ in range(_MARGINAL_DRAWS):
-        noise = torch.randn(mean.shape, generator=generator)
-        z = mean + variance.sqrt() * noise
-        log_px = model.decode(z, cells).log_prob(counts).double().sum(1)
-        log_ratio = 0.5 * (noise**2 + variance.log() - z**2).double().sum(1)
-        weights.append(log_px + log_ratio)
-    each = torch.logsumexp(torch.stack(weights), 0) - math.log(_MARGINAL_DRAWS)
-    return round(float(each.mean()), 3)
+    found = model.get_marginal_ll(test, rows, n_mc_samples=_MARGINAL_DRAWS, seed=0)
+    return round(float(found), 3)
 
 
 def scib(

@@ -10,7 +10,6 @@ results/trajectories.json.  ``--figure FILE`` draws the ELBO of the test cells a
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from pathlib import Path
@@ -19,10 +18,10 @@ from typing import Any
 
 import anndata
 
+import trajectories
 import vivace
 from common import provenance, report, run_json
 from quality import SETS, elbo, knn, marginal_ll, prepare, scib
-from trajectories import RESULTS as TRAJECTORIES
 
 PEER_EPOCHS = 5  # timed, after one to warm up
 NOT_WORSE = -0.5  # nats a cell
@@ -33,7 +32,7 @@ def measure(name: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]
     """Seconds and quality of both on one data set."""
     chosen = SETS[name]
     fit = folder / "fit.h5ad"
-    runs = json.loads(TRAJECTORIES.read_text())["sets"][name]
+    runs = trajectories.read()[name]
     peer_epochs = runs["0"]["epochs"]
     ours, theirs = [], []
     for seed in range(args.seeds):
@@ -145,7 +144,7 @@ def draw(result: dict[str, Any], file: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    peers = json.loads(TRAJECTORIES.read_text())["sets"]
+    peers = trajectories.read()
     names = list(result["sets"])
     columns = min(3, len(names))
     rows = math.ceil(len(names) / columns)

@@ -115,23 +115,31 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=SEEDS)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    done: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"sets": {}}
     for seed in args.seeds:
         for name in args.only:
-            runs = done["sets"].setdefault(name, {})
-            if str(seed) in runs:
+            if str(seed) in read().get(name, {}):
                 continue
             folder = prepare(name, args.raw, args.folder, args.peer_python)
-            runs[str(seed)] = run(name, seed, folder, args)
-            _keep(done)
-            print(name, seed, json.dumps(runs[str(seed)]["marks"][-1]), flush=True)
+            found = run(name, seed, folder, args)
+            _keep(name, {str(seed): found})
+            print(name, seed, json.dumps(found["marks"][-1]), flush=True)
     for name in args.only:
-        scores(name, args.folder / slug(name), done["sets"].get(name, {}), args.peer_python)
-        _keep(done)
+        runs = read().get(name, {})
+        scores(name, args.folder / slug(name), runs, args.peer_python)
+        _keep(name, runs)
 
 
-def _keep(done: dict[str, Any]) -> None:
-    done |= {"benchmark": "trajectories", **provenance()}
+def read() -> dict[str, Any]:
+    """The runs that are done, by data set and seed."""
+    sets: dict[str, Any] = json.loads(RESULTS.read_text())["sets"] if RESULTS.exists() else {}
+    return sets
+
+
+def _keep(name: str, runs: dict[str, Any]) -> None:
+    """Add runs to those of the file, where another process may have put some."""
+    sets = read()
+    sets[name] = dict(sorted((sets.get(name, {}) | runs).items()))
+    done = {"benchmark": "trajectories", **provenance(), "sets": sets}
     RESULTS.write_text(json.dumps(done, indent=1) + "\n")
 
 

@@ -470,6 +470,44 @@ class Model(ABC):
         )
         return {"reconstruction_loss": _mean(values) if return_mean else values}
 
+    def get_marginal_ll(
+        self,
+        adata: AnnData | None = None,
+        indices: Indices | None = None,
+        n_mc_samples: int = 1000,
+        batch_size: int | None = None,
+        return_mean: bool = True,
+        n_mc_samples_per_pass: int = 1,
+        *,
+        seed: int | None = None,
+    ) -> float | NDArray[np.float64]:
+        """Marginal log-likelihood, log p(x), nats, by importance sampling; higher is better.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            As in :meth:`get_latent_representation`.
+        n_mc_samples
+            Draws a cell; the estimate rises with their number to the exact value.
+        return_mean
+            The mean over cells; False gives one value a cell, shape (n,).
+        n_mc_samples_per_pass
+            As in scvi-tools; memory does not depend on the draws, so it changes nothing.
+        seed
+            Of the draws; None takes the model's next.
+
+        Notes
+        -----
+        Source: Burda et al. 2016, arXiv:1509.00519.
+        """
+        positive("n_mc_samples", n_mc_samples)
+        positive("n_mc_samples_per_pass", n_mc_samples_per_pass)
+        source, rows = self._cells(adata, indices)
+        values = posterior.marginal_ll(
+            self.module, source, rows, _size(batch_size), n_mc_samples, self._seeds.take(seed)
+        )
+        return _mean(values) if return_mean else values
+
     def decode(
         self,
         z: NDArray[Any] | Tensor,

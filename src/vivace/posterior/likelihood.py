@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from vivace.data import Rows, Source
 from vivace.nn import VAE
-from vivace.posterior.stream import draw, encoded
+from vivace.posterior.stream import children, draw, encoded
 from vivace.seeds import numpy_generator
 
 
@@ -31,7 +31,7 @@ def reconstruction(
 def _terms(
     network: VAE, source: Source, rows: Rows, batch_size: int, n_samples: int, seed: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    generators = [numpy_generator(s) for s in _children(seed, n_samples)]
+    generators = [numpy_generator(s) for s in children(seed, n_samples)]
     error = np.zeros(len(rows))
     kl = np.empty(len(rows))
     for part, batch, inference in encoded(network, source, rows, batch_size):
@@ -41,8 +41,3 @@ def _terms(
         total = inference.z.kl() + network.library_kl(inference, batch)
         kl[part] = total.cpu().double().numpy()
     return error / n_samples, kl
-
-
-def _children(seed: int, n: int) -> list[int]:
-    """One seed for each draw, so that draws do not depend on the minibatches."""
-    return [int(s) for s in np.random.SeedSequence(seed).generate_state(n, np.uint64) >> 1]

@@ -32,6 +32,7 @@ _VALIDATION_SHARE = 0.1  # validation cells looked at each epoch, as a share of 
 _VALIDATION_FLOOR = 512
 _VALIDATION_BATCH = 512
 _HALVINGS = 6  # of the learning rate, where the loss stops being finite
+_BETA1 = 0.9  # decay of Adam's mean of gradients a step
 _COOLDOWN = 0.25  # steps in which the learning rate falls after an early stop, of those before it
 
 
@@ -244,7 +245,8 @@ class _HandStep:
     def __init__(self, gradients: HandStep, recipe: Recipe) -> None:
         self.gradients = gradients
         groups = [Group(p, decay) for p, decay in _groups(gradients.network, recipe)]
-        self.adam = FusedAdam(groups, lr=recipe.lr, eps=recipe.eps)
+        betas = (_BETA1, recipe.beta2)
+        self.adam = FusedAdam(groups, lr=recipe.lr, eps=recipe.eps, betas=betas)
 
     def __call__(
         self, batch: CountBatch, kl_weight: float, lr: float, noise: torch.Generator
@@ -261,7 +263,8 @@ class _AutogradStep:
     def __init__(self, fabric: Fabric, network: VAE, recipe: Recipe) -> None:
         self.fabric = fabric
         groups = [{"params": p, "weight_decay": decay} for p, decay in _groups(network, recipe)]
-        adam = torch.optim.Adam(groups, lr=recipe.lr, eps=recipe.eps, fused=True)
+        betas = (_BETA1, recipe.beta2)
+        adam = torch.optim.Adam(groups, lr=recipe.lr, eps=recipe.eps, betas=betas, fused=True)
         self.wrapped, self.adam = fabric.setup(network, adam)
         self.steps = 0
 

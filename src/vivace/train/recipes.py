@@ -38,6 +38,7 @@ class Recipe:
     name : its name in ``train(recipe=...)``
     lr : highest learning rate of Adam
     eps, weight_decay : Adam's epsilon and L2 penalty
+    beta2 : decay of Adam's mean of squared gradients a step
     decay_matrices_only : the L2 penalty leaves out biases, batch norm and dispersion
     lr_warmup, lr_decay : fractions of the steps in which the learning rate
         rises linearly from near 0, and falls to 0 along a cosine
@@ -58,6 +59,7 @@ class Recipe:
     lr: float
     eps: float
     weight_decay: float
+    beta2: float = 0.999
     decay_matrices_only: bool = False
     lr_warmup: float = 0.0
     lr_decay: float = 0.0
