@@ -281,3 +281,15 @@ def test_any_number_of_entries_a_cell_and_a_gene(entries):
         weight = torch.randn(counts.shape[1], 24, generator=gen)
         upstream = torch.randn(len(counts), 24, generator=gen)
         check_budget([(SparseCounts.from_dense(counts), weight, upstream)])
+
+
+@pytest.mark.parametrize("n", [1, 16, 17, 40])
+def test_dense_counts_are_those_of_scipy(n):
+    """Several entries of a gene add up; what was in the array before is gone."""
+    rng = np.random.default_rng(n)
+    cells, genes = rng.integers(0, n, 300), rng.integers(0, 25, 300)
+    indptr = np.append(0, np.bincount(cells, minlength=n).cumsum())
+    genes, values = genes.astype(np.int32), rng.integers(1, 9, 300).astype(np.float32)
+    found = np.full((n, 25), np.nan, np.float32)
+    cpu.fill_dense(found, indptr, genes, values)
+    np.testing.assert_array_equal(found, sp.csr_matrix((values, genes, indptr), (n, 25)).toarray())

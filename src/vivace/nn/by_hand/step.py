@@ -16,8 +16,9 @@ from vivace.ops.count_nll import CountHeads
 from vivace.ops.count_nll.autograd import weighted_gradients
 from vivace.ops.matmul import product
 from vivace.ops.memory import Memory
-from vivace.ops.sparse_linear.cpu import product_into, weight_gradient_into
+from vivace.ops.sparse_linear.cpu import fill_dense, product_into, weight_gradient_into
 
+_DENSE = 0.25  # share of counts above zero from which a dense product takes less time
 _NO_BITS = np.empty((0, 0), np.int16)
 
 
@@ -101,11 +102,18 @@ class HandStep:
         csr = batch.counts
         indptr, genes = csr.indptr.numpy(), csr.genes.numpy()
         values = (torch.log1p(csr.values) if self.log1p else csr.values).numpy()
+        dense_ng = None
+        if len(values) > _DENSE * n * csr.n_genes:
+            dense_ng = memory.take("counts", n, csr.n_genes)
+            fill_dense(dense_ng.numpy(), indptr, genes, values)
 
         # forward
         first = self.encoding[0]
         x_nh = memory.take("encoded", n, first.n_hidden)
-        product_into(x_nh.numpy(), indptr, genes, values, first.linear.weight.numpy())
+        if dense_ng is None:
+            product_into(x_nh.numpy(), indptr, genes, values, first.linear.weight.numpy())
+        else:
+            x_nh = product(dense_ng, first.linear.weight, out=x_nh)
         for i, layer in enumerate(self.encoding):
             if i > 0:
                 x_nh = product(self.encoding[i - 1].out_nh, layer.linear.weight)
@@ -163,7 +171,10 @@ class HandStep:
             by_out = product(by_x, layer.linear.weight.T)
         by_weight_gh = memory.take("by genes", csr.n_genes, first.n_hidden)
         by_x = first.backward(by_out)
-        weight_gradient_into(by_weight_gh.numpy(), indptr, genes, values, by_x.numpy())
+        if dense_ng is None:
+            weight_gradient_into(by_weight_gh.numpy(), indptr, genes, values, by_x.numpy())
+        else:
+            by_weight_gh = product(dense_ng.T, by_x, out=by_weight_gh)
         first.linear.leave(by_weight_gh, None)
 
         reconstruction = by_nll.total.item()

@@ -64,6 +64,17 @@ def product_into(
             _weighted_rows(out_nh[n], indptr[n], indptr[n + 1], genes, values, weight_gh)
 
 
+@parallel_kernel()
+def fill_dense(out_ng: Floats, indptr: Ints, genes: Genes, values: Floats) -> None:
+    """Write x as a dense matrix; entries of the same gene add up."""
+    n_rows = out_ng.shape[0]
+    for block in prange((n_rows + _CELLS - 1) // _CELLS):
+        for n in range(block * _CELLS, min(n_rows, (block + 1) * _CELLS)):
+            out_ng[n, :] = _ZERO
+            for i in range(indptr[n], indptr[n + 1]):
+                out_ng[n, genes[i]] += values[i]
+
+
 @kernel()
 def _first_from(genes: Genes, start: int, stop: int, gene: int) -> int:
     """Where the genes of a cell, ascending, reach ``gene``."""
