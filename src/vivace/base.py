@@ -50,7 +50,6 @@ from vivace.train import (
     Listeners,
     TrainOptions,
     TrainState,
-    batch_size_of,
     fit,
     max_steps_of,
     patience_of,
@@ -235,7 +234,8 @@ class Model(ABC):
         train_size, validation_size
             Shares of the cells; None for the second takes all that are left.
         batch_size
-            Cells of a minibatch; None for 128.
+            Cells of a minibatch; None for 128, or, with "fast" and fewer than 4,000
+            training cells, 64.
         max_steps
             Minibatches at most; None, or -1, for no such limit.
         early_stopping
@@ -291,7 +291,8 @@ class Model(ABC):
         accelerator_here(accelerator)
         source = self._own_source()
         listeners = Listeners(self, callbacks, logger)
-        steps, cells = max_steps_of(max_steps), batch_size_of(batch_size)
+        steps = max_steps_of(max_steps)
+        positive("batch_size", batch_size)
         options_seed = self._seeds.take(seed)
         if len(self._state.train_rows) == 0 or not self.is_trained:
             split = split_rows(
@@ -310,7 +311,7 @@ class Model(ABC):
             recipe=plan,
             epochs=max_epochs,
             max_steps=steps,
-            batch_size=cells,
+            batch_size=batch_size,
             patience=patience,
             seed=options_seed,
             accelerator=accelerator,

@@ -49,13 +49,20 @@ def test_continuing_starts_at_full_kl_weight() -> None:
     assert FAST.continued().kl_weight(0, 100, 0) == 1.0
 
 
-def test_fast_visits_fall_with_the_root_of_the_cells() -> None:
-    sizes = [10**k for k in range(1, 8)]
+def test_fast_visits_fall_with_the_cells_and_few_cells_get_steps() -> None:
+    sizes = [*range(200, 1_000, 50), *(round(10 ** (k / 4)) for k in range(12, 29))]
     epochs = [fast_epochs(n) for n in sizes]
-    assert epochs == sorted(epochs, reverse=True)
+    small, large = ([e for n, e in zip(sizes, epochs, strict=True) if f(n)] for f in (
+        lambda n: n < 4_000, lambda n: n >= 4_000
+    ))  # fmt: skip
+    assert small == sorted(small, reverse=True)
+    assert large == sorted(large, reverse=True)
     assert min(epochs) >= 2
-    steps = [e * n for e, n in zip(epochs, sizes, strict=True)]
-    assert steps == sorted(steps)
+    visits = [e * n for e, n in zip(epochs, sizes, strict=True)]
+    assert all(v >= 16_000 * 0.95 for v in visits)
+    assert max(fast_epochs(n) for n in range(200)) <= 100
+    assert [FAST.batch_size(n) for n in (1, 3_999, 4_000, 10**7)] == [64, 64, 128, 128]
+    assert THEIRS.batch_size(10) == THEIRS.batch_size(10**7) == 128
 
 
 @pytest.mark.parametrize(

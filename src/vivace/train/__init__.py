@@ -4,7 +4,6 @@ from vivace.train.callbacks import Callback, Listeners
 from vivace.train.loop import fit
 from vivace.train.options import (
     TrainOptions,
-    batch_size_of,
     max_steps_of,
     patience_of,
     recipe_of,
@@ -19,7 +18,6 @@ __all__ = [
     "Recipe",
     "TrainOptions",
     "TrainState",
-    "batch_size_of",
     "fit",
     "max_steps_of",
     "patience_of",

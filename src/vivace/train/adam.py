@@ -34,10 +34,12 @@ class Group:
     ----------
     params : leaves whose gradients are in ``.grad``
     weight_decay : L2 penalty
+    lr_factor : their learning rate, as a multiple of that of all
     """
 
     params: list[Tensor]
     weight_decay: float
+    lr_factor: float = 1.0
     averages: list[Tensor] = field(init=False)
     squares: list[Tensor] = field(init=False)
 
@@ -94,7 +96,7 @@ class FusedAdam:
             torch._fused_adam_(
                 group.params, grads, group.averages, group.squares, [],
                 [self._step] * len(grads),
-                lr=self.lr, beta1=self.betas[0], beta2=self.betas[1], eps=self.eps,
+                lr=self.lr * group.lr_factor, beta1=self.betas[0], beta2=self.betas[1], eps=self.eps,
                 weight_decay=group.weight_decay,
                 amsgrad=False, maximize=False, grad_scale=None, found_inf=None,
             )  # fmt: skip

@@ -14,6 +14,7 @@ from torch import Tensor
 from vivace.data import CountBatch, Rows, Source, minibatches
 from vivace.errors import OptionError, TrainingError
 from vivace.nn import VAE
+from vivace.nn.layers import BatchNorm
 from vivace.seeds import numpy_generator, torch_generator
 from vivace.train.adam import FLUSH_EVERY, FusedAdam, Group, flush_subnormal
 from vivace.train.initialise import initialise_from_data
@@ -32,7 +33,6 @@ _VALIDATION_SHARE = 0.1  # validation cells looked at each epoch, as a share of 
 _VALIDATION_FLOOR = 512
 _VALIDATION_BATCH = 512
 _HALVINGS = 6  # of the learning rate, where the loss stops being finite
-_BETA1 = 0.9  # decay of Adam's mean of gradients a step
 _COOLDOWN = 0.25  # steps in which the learning rate falls after an early stop, of those before it
 
 
@@ -51,7 +51,8 @@ def fit(network: VAE, source: Source, state: TrainState, options: TrainOptions) 
     _check_watched(options, watched)
     if state.trained:
         recipe = recipe.continued()
-    epochs, n_steps = _budget(source, state, recipe, options)
+    batch_size = options.batch_size or recipe.batch_size(len(state.train_rows))
+    epochs, n_steps = _budget(source, state, recipe, options, batch_size)
     if options.patience is not None:
         recipe = recipe.held(epochs, recipe.epochs(source.n_cells, len(state.train_rows)))
     with TrainingBar(epochs, n_steps, options.progress) as bar:
@@ -59,7 +60,7 @@ def fit(network: VAE, source: Source, state: TrainState, options: TrainOptions) 
         if recipe.from_data and not state.trained:
             initialise_from_data(network, source, state.train_rows, order)
         watch = Watch(options.patience, recipe.keep_best)
-        run = _Run(network, source, recipe, options, watched)
+        run = _Run(network, source, recipe, options, watched, batch_size)
         try:
             verdict = run.train(state, watch, Schedule(recipe, n_steps), order, bar)
         except BaseException:
@@ -92,10 +93,10 @@ def _check_watched(options: TrainOptions, watched: Rows) -> None:
 
 
 def _budget(
-    source: Source, state: TrainState, recipe: Recipe, options: TrainOptions
+    source: Source, state: TrainState, recipe: Recipe, options: TrainOptions, batch_size: int
 ) -> tuple[int, int]:
     """Epochs, the last of which may be cut short, and steps."""
-    per_epoch = sum(1 for _ in minibatches(state.train_rows, options.batch_size))
+    per_epoch = sum(1 for _ in minibatches(state.train_rows, batch_size))
     epochs = options.epochs
     if epochs is None and options.max_steps is not None:
         epochs = math.ceil(options.max_steps / per_epoch)
@@ -119,10 +120,11 @@ class _Run:
         recipe: Recipe,
         options: TrainOptions,
         watched: Rows,
+        batch_size: int,
     ) -> None:
         from vivace.nn.by_hand import supports  # compiles: only when it is needed
 
-        self.watched, self.options = watched, options
+        self.watched, self.options, self.batch_size = watched, options, batch_size
         self.network, self.source, self.recipe, self.seed = network, source, recipe, options.seed
         self.fabric: Fabric | None = None
         if _on_cpu(options.accelerator):
@@ -132,6 +134,9 @@ class _Run:
 
             self.fabric = Fabric(accelerator=options.accelerator, devices=1)
             network.to(self.fabric.device)
+        for module in network.modules():
+            if isinstance(module, BatchNorm):
+                module.momentum = recipe.momentum
         self.device = network.device
         self.noise = torch_generator(options.seed, self.device)
         self.good = copy_weights(network)  # as they were after the last epoch that was finite
@@ -153,7 +158,7 @@ class _Run:
         halvings = step = epoch = 0
         options.listeners.start()
         while step < schedule.n_steps:
-            batches = list(minibatches(state.train_rows, options.batch_size, order))
+            batches = list(minibatches(state.train_rows, self.batch_size, order))
             batches = batches[: schedule.n_steps - step]
             row = self.epoch(batches, step, epoch, schedule, bar)
             if row is None:
@@ -244,8 +249,8 @@ class _HandStep:
 
     def __init__(self, gradients: HandStep, recipe: Recipe) -> None:
         self.gradients = gradients
-        groups = [Group(p, decay) for p, decay in _groups(gradients.network, recipe)]
-        betas = (_BETA1, recipe.beta2)
+        groups = [Group(*group) for group in _groups(gradients.network, recipe)]
+        betas = (recipe.beta1, recipe.beta2)
         self.adam = FusedAdam(groups, lr=recipe.lr, eps=recipe.eps, betas=betas)
 
     def __call__(
@@ -262,8 +267,11 @@ class _AutogradStep:
 
     def __init__(self, fabric: Fabric, network: VAE, recipe: Recipe) -> None:
         self.fabric = fabric
-        groups = [{"params": p, "weight_decay": decay} for p, decay in _groups(network, recipe)]
-        betas = (_BETA1, recipe.beta2)
+        groups = [
+            {"params": p, "weight_decay": decay, "lr_factor": factor}
+            for p, decay, factor in _groups(network, recipe)
+        ]
+        betas = (recipe.beta1, recipe.beta2)
         adam = torch.optim.Adam(groups, lr=recipe.lr, eps=recipe.eps, betas=betas, fused=True)
         self.wrapped, self.adam = fabric.setup(network, adam)
         self.steps = 0
@@ -272,7 +280,7 @@ class _AutogradStep:
         self, batch: CountBatch, kl_weight: float, lr: float, noise: torch.Generator
     ) -> Tensor:
         for group in self.adam.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_factor"]
         losses: Any = self.wrapped(batch, kl_weight, noise)
         self.fabric.backward(losses.loss)
         self.adam.step()
@@ -284,13 +292,18 @@ class _AutogradStep:
         return torch.stack(losses).detach()
 
 
-def _groups(network: VAE, recipe: Recipe) -> list[tuple[list[Tensor], float]]:
-    """Parameters, and the weight decay they have."""
+def _groups(network: VAE, recipe: Recipe) -> list[tuple[list[Tensor], float, float]]:
+    """Parameters, the weight decay they have, and their learning rate as a multiple."""
     parameters: list[Tensor] = list(network.parameters())
-    if not recipe.decay_matrices_only:
-        return [(parameters, recipe.weight_decay)]
-    matrices = [p for p in parameters if p.ndim > 1]
-    return [(matrices, recipe.weight_decay), ([p for p in parameters if p.ndim <= 1], 0.0)]
+    matrices = [p for p in parameters if _is_matrix(p, network)]
+    vectors = [p for p in parameters if not _is_matrix(p, network)]
+    decay = 0.0 if recipe.decay_matrices_only else recipe.weight_decay
+    return [(matrices, recipe.weight_decay, 1.0), (vectors, decay, recipe.vector_lr)]
+
+
+def _is_matrix(parameter: Tensor, network: VAE) -> bool:
+    """Whether it multiplies something; a table of dispersions is a list of vectors."""
+    return parameter.ndim > 1 and parameter is not network.log_theta
 
 
 def _on_cpu(accelerator: str) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 from vivace.arguments import number, positive
 from vivace.errors import ArgumentTypeError, OptionError
 from vivace.train.callbacks import Listeners
-from vivace.train.recipes import BATCH_SIZE, METRICS, RECIPES, Recipe
+from vivace.train.recipes import METRICS, RECIPES, Recipe
 from vivace.train.watch import Patience
 
 
@@ -23,7 +23,7 @@ class TrainOptions:
     recipe : schedules and optimiser settings
     epochs : passes over the training cells; None lets the recipe choose
     max_steps : minibatches at most; None for no such limit
-    batch_size : cells of a minibatch
+    batch_size : cells of a minibatch; None lets the recipe choose
     patience : when to stop early; None for never
     seed : of initialisation, order and noise
     accelerator : Lightning Fabric's name of a device, or "auto"
@@ -35,7 +35,7 @@ class TrainOptions:
     recipe: Recipe
     epochs: int | None
     max_steps: int | None
-    batch_size: int
+    batch_size: int | None
     patience: Patience | None
     seed: int
     accelerator: str
@@ -59,12 +59,6 @@ def max_steps_of(value: object) -> int | None:
         return None
     positive("max_steps", value)
     return value  # type: ignore[return-value]
-
-
-def batch_size_of(value: int | None) -> int:
-    """``batch_size``; None for 128."""
-    positive("batch_size", value)
-    return value or BATCH_SIZE
 
 
 def patience_of(

@@ -18,6 +18,7 @@ from typing import Any
 from vivace.errors import ArgumentTypeError, OptionError, near
 
 BATCH_SIZE = 128
+_FEW_CELLS = 4_000
 _HELD = 0.25  # of the steps: KL warm-up at most, and final decay, where training may stop early
 METRICS = (  # columns of the history that can be watched
     "elbo_validation",
@@ -38,7 +39,9 @@ class Recipe:
     name : its name in ``train(recipe=...)``
     lr : highest learning rate of Adam
     eps, weight_decay : Adam's epsilon and L2 penalty
-    beta2 : decay of Adam's mean of squared gradients a step
+    beta1, beta2 : decay of Adam's means of gradients and of their squares, a step
+    vector_lr : learning rate of biases, norms and dispersions, as a multiple of ``lr``
+    momentum : of batch norm's running statistics; they see a minibatch this much
     decay_matrices_only : the L2 penalty leaves out biases, batch norm and dispersion
     lr_warmup, lr_decay : fractions of the steps in which the learning rate
         rises linearly from near 0, and falls to 0 along a cosine
@@ -59,7 +62,10 @@ class Recipe:
     lr: float
     eps: float
     weight_decay: float
+    beta1: float = 0.9
     beta2: float = 0.999
+    vector_lr: float = 1.0
+    momentum: float = 0.01
     decay_matrices_only: bool = False
     lr_warmup: float = 0.0
     lr_decay: float = 0.0
@@ -84,6 +90,10 @@ class Recipe:
         if self.name == "scvi-tools":
             return max(1, min(round(20_000 / n_cells * 400), 400))
         return fast_epochs(n_train)
+
+    def batch_size(self, n_train: int) -> int:
+        """Cells of a minibatch where ``batch_size`` is not given."""
+        return BATCH_SIZE if self.name == "scvi-tools" else fast_batch_size(n_train)
 
     def learning_rate(self, step: int, n_steps: int) -> float:
         """Learning rate of step ``step`` (from 0) of ``n_steps``."""
@@ -243,15 +253,30 @@ def _check_plan(name: str, value: object) -> None:
         raise OptionError(f"plan_kwargs['lr_factor'] must be below 1, not {value}.")
 
 
-def fast_epochs(n_train: int) -> int:
-    """Epochs of the "fast" recipe: visits per cell fall with the root of their number.
+def fast_batch_size(n_train: int) -> int:
+    """Cells of a minibatch of the "fast" recipe: few cells need the steps more than the rate.
 
     Examples
     --------
-    >>> [fast_epochs(n) for n in (1_000, 10_000, 100_000, 1_000_000)]
-    [47, 15, 5, 2]
+    >>> [fast_batch_size(n) for n in (1_000, 10_000)]
+    [64, 128]
     """
-    return max(2, min(60, round(1500 / math.sqrt(n_train))))
+    return BATCH_SIZE if n_train >= _FEW_CELLS else BATCH_SIZE // 2
+
+
+def fast_epochs(n_train: int) -> int:
+    """Epochs of the "fast" recipe: visits per cell fall with the root of their number.
+
+    Few cells are visited as often as it takes to make about 250 steps.
+
+    Examples
+    --------
+    >>> [fast_epochs(n) for n in (300, 1_000, 10_000, 100_000, 1_000_000)]
+    [53, 16, 15, 5, 2]
+    """
+    if n_train < _FEW_CELLS:
+        return max(13, min(100, round(16_000 / max(n_train, 1))))
+    return max(2, min(20, round(1500 / math.sqrt(n_train))))
 
 
 RECIPES: dict[str, Recipe] = {
@@ -260,6 +285,10 @@ RECIPES: dict[str, Recipe] = {
         lr=1e-2,
         eps=1e-4,
         weight_decay=3e-3,
+        beta1=0.8,
+        beta2=0.95,
+        vector_lr=3.0,
+        momentum=0.05,
         decay_matrices_only=True,
         lr_warmup=0.1,
         lr_decay=0.6,
