@@ -253,7 +253,9 @@ def test_no_early_stopping_without_validation_cells(model):
 
 @pytest.mark.parametrize(("epochs", "steps", "expected"), [(None, 7, 2), (1, 100, 1), (9, 3, 1)])
 def test_max_steps(model, epochs, steps, expected):
-    model.train(epochs, max_steps=steps, batch_size=128, progress=False)  # five minibatches an epoch
+    model.train(
+        epochs, max_steps=steps, batch_size=128, progress=False
+    )  # five minibatches an epoch
     assert len(model.history) == expected
     moved = model.module.encoder.activations[0].batch_norm.num_batches_tracked.item()
     assert moved == min(steps, 5 * (epochs or 2))

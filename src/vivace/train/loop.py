@@ -60,7 +60,7 @@ def fit(network: VAE, source: Source, state: TrainState, options: TrainOptions) 
         if recipe.from_data and not state.trained:
             initialise_from_data(network, source, state.train_rows, order)
         watch = Watch(options.patience, recipe.keep_best)
-        run = _Run(network, source, recipe, options, watched, batch_size)
+        run = _Run(network, source, recipe, options, watched, batch_size, n_steps)
         try:
             verdict = run.train(state, watch, Schedule(recipe, n_steps), order, bar)
         except BaseException:
@@ -121,10 +121,12 @@ class _Run:
         options: TrainOptions,
         watched: Rows,
         batch_size: int,
+        n_steps: int,
     ) -> None:
         from vivace.nn.by_hand import supports  # compiles: only when it is needed
 
         self.watched, self.options, self.batch_size = watched, options, batch_size
+        self.betas = recipe.betas(n_steps)
         self.network, self.source, self.recipe, self.seed = network, source, recipe, options.seed
         self.fabric: Fabric | None = None
         if _on_cpu(options.accelerator):
@@ -199,9 +201,9 @@ class _Run:
         from vivace.nn.by_hand import HandStep
 
         self.take_step: _HandStep | _AutogradStep = (
-            _HandStep(HandStep(self.network), self.recipe)
+            _HandStep(HandStep(self.network), self.recipe, self.betas)
             if self.fabric is None
-            else _AutogradStep(self.fabric, self.network, self.recipe)
+            else _AutogradStep(self.fabric, self.network, self.recipe, self.betas)
         )
 
     def epoch(
@@ -247,10 +249,9 @@ class _Run:
 class _HandStep:
     """One step on the CPU by kernels: losses of a minibatch, shape (3,), and Adam."""
 
-    def __init__(self, gradients: HandStep, recipe: Recipe) -> None:
+    def __init__(self, gradients: HandStep, recipe: Recipe, betas: tuple[float, float]) -> None:
         self.gradients = gradients
         groups = [Group(*group) for group in _groups(gradients.network, recipe)]
-        betas = (recipe.beta1, recipe.beta2)
         self.adam = FusedAdam(groups, lr=recipe.lr, eps=recipe.eps, betas=betas)
 
     def __call__(
@@ -265,13 +266,14 @@ class _HandStep:
 class _AutogradStep:
     """The same by autograd and Lightning Fabric: any network, any device."""
 
-    def __init__(self, fabric: Fabric, network: VAE, recipe: Recipe) -> None:
+    def __init__(
+        self, fabric: Fabric, network: VAE, recipe: Recipe, betas: tuple[float, float]
+    ) -> None:
         self.fabric = fabric
         groups = [
             {"params": p, "weight_decay": decay, "lr_factor": factor}
             for p, decay, factor in _groups(network, recipe)
         ]
-        betas = (recipe.beta1, recipe.beta2)
         adam = torch.optim.Adam(groups, lr=recipe.lr, eps=recipe.eps, betas=betas, fused=True)
         self.wrapped, self.adam = fabric.setup(network, adam)
         self.steps = 0

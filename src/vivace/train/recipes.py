@@ -19,6 +19,7 @@ from vivace.errors import ArgumentTypeError, OptionError, near
 
 BATCH_SIZE = 128
 _FEW_CELLS = 4_000
+_LEAST_MEMORY = 20  # steps
 _HELD = 0.25  # of the steps: KL warm-up at most, and final decay, where training may stop early
 METRICS = (  # columns of the history that can be watched
     "elbo_validation",
@@ -40,6 +41,8 @@ class Recipe:
     lr : highest learning rate of Adam
     eps, weight_decay : Adam's epsilon and L2 penalty
     beta1, beta2 : decay of Adam's means of gradients and of their squares, a step
+    memory : share of the steps that the mean of squares remembers, where that is
+        less than ``beta2`` does (and 20 steps at least); None: ``beta2`` says it
     vector_lr : learning rate of biases, norms and dispersions, as a multiple of ``lr``
     momentum : of batch norm's running statistics; they see a minibatch this much
     decay_matrices_only : the L2 penalty leaves out biases, batch norm and dispersion
@@ -64,6 +67,7 @@ class Recipe:
     weight_decay: float
     beta1: float = 0.9
     beta2: float = 0.999
+    memory: float | None = None
     vector_lr: float = 1.0
     momentum: float = 0.01
     decay_matrices_only: bool = False
@@ -94,6 +98,12 @@ class Recipe:
     def batch_size(self, n_train: int) -> int:
         """Cells of a minibatch where ``batch_size`` is not given."""
         return BATCH_SIZE if self.name == "scvi-tools" else fast_batch_size(n_train)
+
+    def betas(self, n_steps: int) -> tuple[float, float]:
+        """Adam's decays in a run of ``n_steps``."""
+        if self.memory is None:
+            return self.beta1, self.beta2
+        return self.beta1, min(self.beta2, 1 - 1 / max(self.memory * n_steps, _LEAST_MEMORY))
 
     def learning_rate(self, step: int, n_steps: int) -> float:
         """Learning rate of step ``step`` (from 0) of ``n_steps``."""
@@ -286,7 +296,7 @@ RECIPES: dict[str, Recipe] = {
         eps=1e-4,
         weight_decay=3e-3,
         beta1=0.8,
-        beta2=0.95,
+        memory=0.04,
         vector_lr=3.0,
         momentum=0.05,
         decay_matrices_only=True,
