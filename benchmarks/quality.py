@@ -63,7 +63,7 @@ def slug(name: str) -> str:
 def prepare(name: str, raw: Path, folder: Path, peer_python: str) -> Path:
     """The folder of a data set, with ``data.h5ad``, ``fit.h5ad`` and ``test.h5ad`` in it."""
     chosen, there = SETS[name], folder / slug(name)
-    if (there / "test.h5ad").exists():
+    if (there / "test.h5ad").exists():  # the last that is written
         return there
     there.mkdir(parents=True, exist_ok=True)
     data = there / "data.h5ad"

@@ -63,6 +63,7 @@ def run(name: str, seed: int, folder: Path, args: argparse.Namespace) -> dict[st
         "best_epoch_on_validation": marks[best]["epoch"],
         "marks": marks,
         "versions": peer["versions"],
+        "machine": provenance()["machine"],
     }
 
 
@@ -139,8 +140,9 @@ def _keep(name: str, runs: dict[str, Any]) -> None:
     """Add runs to those of the file, where another process may have put some."""
     sets = read()
     sets[name] = dict(sorted((sets.get(name, {}) | runs).items()))
-    done = {"benchmark": "trajectories", **provenance(), "sets": sets}
-    RESULTS.write_text(json.dumps(done, indent=1) + "\n")
+    new = RESULTS.with_suffix(".new")
+    new.write_text(json.dumps({"benchmark": "trajectories", "sets": sets}, indent=1) + "\n")
+    new.replace(RESULTS)
 
 
 if __name__ == "__main__":

@@ -235,7 +235,7 @@ class Model(ABC):
             Shares of the cells; None for the second takes all that are left.
         batch_size
             Cells of a minibatch; None for 128, or, with "fast" and fewer than 4,000
-            training cells, 64.
+            training cells, 64.  The recipe's number of epochs does not depend on it.
         max_steps
             Minibatches at most; None, or -1, for no such limit.
         early_stopping
@@ -496,6 +496,15 @@ class Model(ABC):
             As in scvi-tools; memory does not depend on the draws, so it changes nothing.
         seed
             Of the draws; None takes the model's next.
+
+        Returns
+        -------
+        A number, or an array, float64, shape (n,).
+
+        Raises
+        ------
+        OptionError, ArgumentTypeError
+            If a number of draws is not an integer of at least 1.
 
         Notes
         -----

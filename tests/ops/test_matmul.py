@@ -124,19 +124,22 @@ def test_no_onednn_is_found_where_torch_has_none(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("vendor", "flags", "expected"),
+    ("vendor", "capability", "expected"),
     [
-        ("GenuineIntel", "avx2 avx512f", (True, False)),
-        ("AuthenticAMD", "avx2 avx512f", (False, False)),
-        ("GenuineIntel", "avx2 fma", (True, True)),
-        ("AuthenticAMD", "avx2 fma", (True, True)),
-        ("ARM", "neon", (False, False)),
+        ("GenuineIntel", "AVX512", (True, False)),
+        ("AuthenticAMD", "AVX512", (False, False)),
+        ("GenuineIntel", "AVX2", (True, True)),
+        ("AuthenticAMD", "AVX2", (True, True)),
+        ("ARM", "DEFAULT", (False, False)),
     ],
 )
 @pytest.mark.parametrize("available", [True, False])
-def test_mkl_is_taken_where_it_is_fast(vendor, flags, expected, available, monkeypatch, tmp_path):
+def test_mkl_is_taken_where_it_is_fast(
+    vendor, capability, expected, available, monkeypatch, tmp_path
+):
     listed = tmp_path / "cpuinfo"
-    listed.write_text(f"processor : 0\nvendor_id : {vendor}\nflags : fpu {flags}\n")
+    listed.write_text(f"processor : 0\nvendor_id : {vendor}\n")
     monkeypatch.setattr(matmul, "_LISTED", listed)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: available)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     assert matmul._mkl_is_fast() == (expected if available else (False, False))

@@ -90,6 +90,11 @@ VERDICTS = {
         None,
         "converged after 2 epochs; 6 more did not help",
     ),
+    "worse from the first on": (
+        [5.0, *[5.1] * 6],
+        None,
+        "best at epoch 1, the first that counts; 6 more did not help: train for fewer epochs",
+    ),
     "falling": ([9.0, 8.0, 7.0, 6.0], None, "stopped by the budget of 4 epochs while still impr"),
     "level": (
         [9.0, 5.0, 4.5, 4.5, 4.49, 4.48],

@@ -32,10 +32,10 @@ def _mkl_is_fast() -> tuple[bool, bool]:
     """Whether MKL is to be preferred without a bias, and with one."""
     if not torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
         return False, False
-    listed = _LISTED.read_text() if _LISTED.exists() else platform.processor()
-    if "avx512f" not in listed and "avx2" in listed:
+    if torch.backends.cpu.get_cpu_capability() == "AVX2":
         return True, True
-    return "GenuineIntel" in listed, False
+    vendor = _LISTED.read_text() if _LISTED.exists() else platform.processor()
+    return "GenuineIntel" in vendor, False
 
 
 _ONEDNN = _onednn_linear()

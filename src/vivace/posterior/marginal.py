@@ -36,7 +36,7 @@ def marginal_ll(
         total = torch.full((len(inference.z.mean),), -math.inf, dtype=torch.float64)
         for generator in generators:
             log_weight = _log_weight(network, batch, inference, generator)
-            total = torch.logaddexp(total, log_weight.cpu())
+            total = torch.logaddexp(total, log_weight)
         found[part] = total.numpy() - math.log(n_samples)
     return found
 
@@ -44,7 +44,7 @@ def marginal_ll(
 def _log_weight(
     network: VAE, batch: CountBatch, inference: Inference, generator: np.random.Generator
 ) -> Tensor:
-    """Log of p(x, z, l) / q(z, l|x) at one draw a cell, float64, shape (n,).
+    """Log of p(x, z, l) / q(z, l|x) at one draw a cell, float64 on the CPU, shape (n,).
 
     The densities of z are those of the normal draw, before a logistic-normal's softmax:
     they are taken in the same coordinates, and their ratio is that of the points.
@@ -60,9 +60,10 @@ def _log_weight(
         standard = (log_library - mean) / variance.sqrt()
         own_variance = inference.library.variance[:, 0] / variance
         ratio += _log_ratio(noise[:, k], standard, own_variance)
-    return ratio - network.nll(network.place(z), batch, log_library).double()
+    return ratio - network.nll(network.place(z), batch, log_library).cpu().double()
 
 
 def _log_ratio(noise: Tensor, value: Tensor, variance: Tensor) -> Tensor:
     """Log of the standard normal density at ``value`` over that it was drawn from."""
-    return 0.5 * (noise.double().square() + variance.double().log() - value.double().square())
+    noise, value, variance = (t.cpu().double() for t in (noise, value, variance))
+    return 0.5 * (noise.square() + variance.log() - value.square())

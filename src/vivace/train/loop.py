@@ -53,14 +53,17 @@ def fit(network: VAE, source: Source, state: TrainState, options: TrainOptions) 
         recipe = recipe.continued()
     batch_size = options.batch_size or recipe.batch_size(len(state.train_rows))
     epochs, n_steps = _budget(source, state, recipe, options, batch_size)
-    if options.patience is not None:
-        recipe = recipe.held(epochs, recipe.epochs(source.n_cells, len(state.train_rows)))
+    usual = recipe.epochs(source.n_cells, len(state.train_rows))
+    expected = n_steps
+    if options.patience is not None:  # so many epochs are not expected, only allowed
+        recipe = recipe.held(epochs, usual)
+        expected = round(n_steps * min(1.0, usual / epochs))
     with TrainingBar(epochs, n_steps, options.progress) as bar:
         order = numpy_generator(options.seed)
         if recipe.from_data and not state.trained:
             initialise_from_data(network, source, state.train_rows, order)
         watch = Watch(options.patience, recipe.keep_best)
-        run = _Run(network, source, recipe, options, watched, batch_size, n_steps)
+        run = _Run(network, source, recipe, options, watched, batch_size, recipe.betas(expected))
         try:
             verdict = run.train(state, watch, Schedule(recipe, n_steps), order, bar)
         except BaseException:
@@ -121,12 +124,12 @@ class _Run:
         options: TrainOptions,
         watched: Rows,
         batch_size: int,
-        n_steps: int,
+        betas: tuple[float, float],
     ) -> None:
         from vivace.nn.by_hand import supports  # compiles: only when it is needed
 
         self.watched, self.options, self.batch_size = watched, options, batch_size
-        self.betas = recipe.betas(n_steps)
+        self.betas = betas
         self.network, self.source, self.recipe, self.seed = network, source, recipe, options.seed
         self.fabric: Fabric | None = None
         if _on_cpu(options.accelerator):

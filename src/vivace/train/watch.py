@@ -81,6 +81,7 @@ class Watch:
     best_epoch: int = -1
     stopped: bool = False
     by_callback: bool = False
+    first_judged: int = -1
     elbos: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -97,6 +98,8 @@ class Watch:
         """Take note of an epoch, which ended with these ``weights``, a copy that nobody changes."""
         elbo = row["elbo_validation"]
         self.elbos.append(elbo)
+        if full_kl and self.first_judged < 0:
+            self.first_judged = len(self.elbos) - 1
         if full_kl and elbo < self.best:
             self.best, self.best_epoch = elbo, len(self.elbos) - 1
             if self.keep_best:
@@ -145,6 +148,12 @@ class Watch:
         if self.best_epoch < 0 and math.isfinite(self.best):
             stay = "stay as they were" if self.keep_best else "are those of the last one"
             return f"{after} more did not help: the weights {stay}"
+        overfitted = 0 <= self.best_epoch == self.first_judged and behind >= max(2, epochs // 4)
+        if overfitted and not self.stopped:
+            return (
+                f"best at epoch {self.best_epoch + 1}, the first that counts; {behind} "
+                "more did not help: train for fewer epochs"
+            )
         if self.stopped or (self.best_epoch >= 0 and behind >= max(2, epochs // 4)):
             return f"converged after {_epochs(self.best_epoch + 1)}; {behind} more did not help"
         quarter = max(1, epochs // 4)
