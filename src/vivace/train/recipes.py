@@ -284,11 +284,11 @@ def fast_epochs(n_train: int) -> int:
     Examples
     --------
     >>> [fast_epochs(n) for n in (100, 3_000, 10_000, 100_000, 1_000_000)]
-    [16, 13, 15, 5, 2]
+    [16, 13, 14, 5, 2]
     """
     if n_train < _FEW_CELLS:
         return 16 if n_train < _VERY_FEW_CELLS else 13
-    return max(2, min(20, round(1500 / math.sqrt(n_train))))
+    return max(2, min(14, round(1500 / math.sqrt(n_train))))
 
 
 RECIPES: dict[str, Recipe] = {
