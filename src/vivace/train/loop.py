@@ -45,7 +45,7 @@ def fit(network: VAE, source: Source, state: TrainState, options: TrainOptions) 
         If the loss stops being finite and smaller steps do not help; the
         network is then as it was after the last epoch that was.
     """
-    from vivace.train.progress import TrainingBar  # a terminal library: only those who train wait
+    from vivace.train.progress import TrainingBar  # the compiler: only those who train wait
 
     recipe, watched = options.recipe, _watched(state)
     _check_watched(options, watched)
