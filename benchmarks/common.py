@@ -17,6 +17,11 @@ COVARIATES = {  # of simulated counts, as both libraries' setup_anndata takes th
 }
 
 
+def batch_column(batch_key: str) -> str | None:
+    """The column that a BATCH_KEY of the command line names; "none" is no batch."""
+    return None if batch_key == "none" else batch_key
+
+
 def provenance() -> dict[str, Any]:
     """Machine, commit and versions."""
     commit = subprocess.run(

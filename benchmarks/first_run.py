@@ -13,14 +13,12 @@ from statistics import median
 from typing import Any
 
 import anndata
-import torch
 from sklearn.model_selection import cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
 import vivace
 from common import provenance, report, run_json
-from quality import elbo, split
-from vivace.store.scvi_tools import weights_from_scvi_tools
+from quality import elbo, load_peer, split
 
 
 def paired_speed(args: argparse.Namespace, data: Path, likelihood: str) -> dict[str, Any]:
@@ -67,8 +65,7 @@ def default_training(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     test = anndata.read_h5ad(test_file)
     model = vivace.SCVI.load(folder / "model")
     ours |= quality(model, test)
-    state = torch.load(folder / "peer.pt", weights_only=True)
-    model.module.load_state_dict(weights_from_scvi_tools(state, model.config))
+    load_peer(model, folder / "peer.pt")
     peer |= quality(model, test)
     return {
         "vivace": ours,

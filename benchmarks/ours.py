@@ -19,7 +19,7 @@ import anndata
 import torch
 
 import vivace
-from common import COVARIATES
+from common import COVARIATES, batch_column
 from vivace.ops.matmul import product
 
 
@@ -33,8 +33,9 @@ def _model(
 ) -> vivace.SCVI:
     vivace.settings.seed = seed
     adata = anndata.read_h5ad(data)
-    key = None if batch_key == "none" else batch_key
-    vivace.SCVI.setup_anndata(adata, batch_key=key, **(COVARIATES if covariates else {}))
+    vivace.SCVI.setup_anndata(
+        adata, batch_key=batch_column(batch_key), **(COVARIATES if covariates else {})
+    )
     return vivace.SCVI(adata, gene_likelihood=likelihood, dispersion=dispersion)  # type: ignore[arg-type]
 
 

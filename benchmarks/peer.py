@@ -3,7 +3,7 @@
 Usage: python peer.py prepare RAW.h5ad OUT.h5ad BATCH_KEY N_GENES
        python peer.py speed DATA.h5ad BATCH_KEY LIKELIHOOD EPOCHS [OPTIONS_AS_JSON]
        python peer.py default DATA.h5ad BATCH_KEY LIKELIHOOD SEED WEIGHTS.pt
-       python peer.py trajectory DATA.h5ad BATCH_KEY LIKELIHOOD SEED FOLDER [MAX_EPOCHS]
+       python peer.py trajectory DATA.h5ad BATCH_KEY LIKELIHOOD SEED FOLDER
        python peer.py scib DATA.h5ad BATCH_KEY LABEL_KEY LATENTS.npz
        python peer.py judge MODEL DATA.h5ad DRAWS LATENT.npy [MODEL_TO_SAVE]
 
@@ -18,7 +18,7 @@ import sys
 import time
 import warnings
 
-from common import COVARIATES
+from common import COVARIATES, batch_column
 
 warnings.filterwarnings("ignore")
 
@@ -32,16 +32,12 @@ def prepare(raw: str, out: str, batch_key: str, n_genes: str) -> dict[str, objec
         adata,
         n_top_genes=int(n_genes),
         flavor="seurat_v3",
-        batch_key=_key(batch_key),
+        batch_key=batch_column(batch_key),
         subset=True,
     )
     sc.pp.filter_cells(adata, min_counts=1)
     adata.write_h5ad(out)
     return {"cells": adata.n_obs, "genes": adata.n_vars}
-
-
-def _key(batch_key: str) -> str | None:
-    return None if batch_key == "none" else batch_key
 
 
 def _model(  # type: ignore[no-untyped-def]
@@ -59,7 +55,7 @@ def _model(  # type: ignore[no-untyped-def]
     scvi.settings.verbosity = 40
     adata = anndata.read_h5ad(data)
     scvi.model.SCVI.setup_anndata(
-        adata, batch_key=_key(batch_key), **(COVARIATES if covariates else {})
+        adata, batch_key=batch_column(batch_key), **(COVARIATES if covariates else {})
     )
     return scvi.model.SCVI(adata, gene_likelihood=likelihood, dispersion=dispersion)
 
@@ -98,7 +94,7 @@ MARKS = (10, 20, 50, 100, 150, 200, 300, 400)  # epochs whose weights are kept
 
 
 def trajectory(
-    data: str, batch_key: str, likelihood: str, seed: str, folder: str, max_epochs: str = ""
+    data: str, batch_key: str, likelihood: str, seed: str, folder: str
 ) -> dict[str, object]:
     """Default ``train()``; writes the weights after the epochs of MARKS.
 
@@ -119,8 +115,7 @@ def trajectory(
 
     keep, model = Keep(), _model(data, batch_key, likelihood, int(seed))
     begun = time.process_time()
-    epochs = int(max_epochs) if max_epochs else None
-    model.train(max_epochs=epochs, enable_progress_bar=False, callbacks=[keep])
+    model.train(enable_progress_bar=False, callbacks=[keep])
     seconds = time.process_time() - begun - keep.seconds
     epochs = len(model.history["elbo_train"])
     torch.save(model.module.state_dict(), f"{folder}/epoch_{epochs}.pt")

@@ -11,17 +11,21 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import anndata
 import numpy as np
+import pandas as pd
+import torch
 from sklearn.model_selection import cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
 import vivace
-from common import run_json
+from common import batch_column, run_json
+from vivace.store.scvi_tools import weights_from_scvi_tools
 
 DRAWS = 25
 N_GENES = 2_000
@@ -53,6 +57,16 @@ SETS = {
     "pbmc, sorted": DataSet("pbmc_facs_zheng.h5ad", "none"),
 }
 HELD_OUT = "pbmc, sorted"  # not looked at while the recipe was chosen
+
+
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """The command line of what runs over the data sets."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--raw", required=True, type=Path, help="folder of the h5ad files")
+    parser.add_argument("--folder", required=True, type=Path, help="where models are kept")
+    parser.add_argument("--peer-python", required=True, help="Python that has scvi-tools 1.4.2")
+    parser.add_argument("--only", nargs="*", choices=SETS, default=list(SETS))
+    return parser
 
 
 def slug(name: str) -> str:
@@ -87,7 +101,13 @@ def split(data: Path, batch_key: str, fit: Path, test: Path) -> None:
 
 def setup(adata: anndata.AnnData, batch_key: str) -> None:
     """``setup_anndata``, where "none" is no batch."""
-    vivace.SCVI.setup_anndata(adata, batch_key=None if batch_key == "none" else batch_key)
+    vivace.SCVI.setup_anndata(adata, batch_key=batch_column(batch_key))
+
+
+def load_peer(model: vivace.SCVI, weights: Path) -> None:
+    """Give a model the weights that scvi-tools' module saved."""
+    state = torch.load(weights, weights_only=True)
+    model.module.load_state_dict(weights_from_scvi_tools(state, model.config))
 
 
 def elbo(model: vivace.SCVI, test: anndata.AnnData) -> float:
@@ -95,10 +115,9 @@ def elbo(model: vivace.SCVI, test: anndata.AnnData) -> float:
     return round(float(model.get_elbo(test, n_samples=DRAWS, seed=0)), 3)
 
 
-def knn(model: vivace.SCVI, adata: anndata.AnnData, label_key: str) -> float:
+def knn(latent: np.ndarray, labels: pd.Series) -> float:
     """Cross-validated accuracy of the cell type by its neighbours."""
-    latent = model.get_latent_representation(adata)
-    labels = adata.obs[label_key].astype(str)
+    labels = labels.astype(str)
     order = np.random.default_rng(0).permutation(len(labels))
     scores = cross_val_score(KNeighborsClassifier(15), latent[order], labels.iloc[order], cv=5)
     return round(float(scores.mean()), 4)

@@ -27,7 +27,7 @@ from scipy import stats
 import trajectories
 import vivace
 from common import provenance, report, run_json
-from quality import HELD_OUT, SETS, elbo, knn, marginal_ll, prepare, scib
+from quality import HELD_OUT, SETS, arguments, elbo, knn, marginal_ll, prepare, scib, setup
 
 PEER_EPOCHS = 5  # timed, after one to warm up
 NOT_WORSE = -0.5  # nats a cell
@@ -103,16 +103,17 @@ def judge(name: str, folder: Path, seeds: int, args: argparse.Namespace) -> list
     marks, latents = [], {}
     for seed in range(seeds):
         model = vivace.SCVI.load(folder / f"ours_{seed}")
+        latent = model.get_latent_representation(data)
         marks.append(
             {
                 "test_elbo": elbo(model, test),
                 "marginal_ll": marginal_ll(model, test),
-                "knn": knn(model, data, SETS[name].label_key),
+                "knn": knn(latent, data.obs[SETS[name].label_key]),
                 "verdict": model.summary.splitlines()[-1],
             }
         )
         if seed < args.scib_seeds:
-            latents[str(seed)] = model.get_latent_representation(data)
+            latents[str(seed)] = latent
     for seed, found in scib(folder, name, latents, args.peer_python).items():
         marks[int(seed)]["scib"] = found
     return marks
@@ -150,23 +151,19 @@ def _gain(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> dict[str,
     }
 
 
-def curve(name: str, folder: Path) -> list[tuple[float, float]]:
-    """Seconds of training and ELBO of the test cells after each epoch of a default run."""
+def curve(name: str, folder: Path) -> list[float]:
+    """ELBO of the test cells after each epoch of a default run."""
     fit, test = (anndata.read_h5ad(folder / f"{f}.h5ad") for f in ("fit", "test"))
     vivace.settings.seed = 0
-    key = SETS[name].batch_key
-    vivace.SCVI.setup_anndata(fit, batch_key=None if key == "none" else key)
-    points: list[tuple[float, float]] = []
+    setup(fit, SETS[name].batch_key)
+    values: list[float] = []
 
     class Follow:
-        seconds = 0.0
-
         def on_epoch_end(self, model: vivace.SCVI, row: dict[str, float]) -> None:
-            self.seconds += row["seconds"]
-            points.append((round(self.seconds, 3), elbo(model, test)))
+            values.append(elbo(model, test))
 
     vivace.SCVI(fit).train(progress=False, callbacks=[Follow()])
-    return points
+    return values
 
 
 def draw(result: dict[str, Any], file: Path) -> None:
@@ -197,8 +194,8 @@ def draw(result: dict[str, Any], file: Path) -> None:
                 [m["test_elbo"] for m in run["marks"]],
                 "o-", ms=3, lw=1, color="0.45", label="scvi-tools 1.4.2" if seed == "0" else None,
             )  # fmt: skip
-        values = [v for _, v in found["curve"]]
-        epoch = found["vivace"]["seconds"] / len(values)  # the curve's own run was not timed
+        values = found["curve"]
+        epoch = found["vivace"]["seconds"] / len(values)
         seconds = [epoch * (i + 1) for i in range(len(values))]
         axis.plot(seconds, values, "o-", ms=3, lw=1.5, color="C3", label="vivace")
         ends = [*values[len(values) // 2 :], *(m["test_elbo"] for m in peers[name]["0"]["marks"])]
@@ -213,11 +210,7 @@ def draw(result: dict[str, Any], file: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--raw", required=True, type=Path, help="folder of the h5ad files")
-    parser.add_argument("--folder", required=True, type=Path, help="where models are kept")
-    parser.add_argument("--peer-python", required=True, help="Python that has scvi-tools 1.4.2")
-    parser.add_argument("--only", nargs="*", choices=SETS, default=list(SETS))
+    parser = arguments(__doc__)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--scib-seeds", type=int, default=5, help="of them judged by scib-metrics")

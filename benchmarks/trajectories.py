@@ -15,12 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import anndata
-import torch
 
 import vivace
 from common import HERE, provenance, run_json
-from quality import SETS, elbo, knn, marginal_ll, prepare, scib, setup, slug
-from vivace.store.scvi_tools import weights_from_scvi_tools
+from quality import (
+    SETS,
+    arguments,
+    elbo,
+    knn,
+    load_peer,
+    marginal_ll,
+    prepare,
+    scib,
+    setup,
+    slug,
+)
 
 RESULTS = HERE / "results" / "trajectories.json"
 SEEDS = (0, 1, 2)
@@ -42,18 +51,19 @@ def run(name: str, seed: int, folder: Path, args: argparse.Namespace) -> dict[st
     marks = []
     files = sorted(kept.glob("epoch_*.pt"), key=_epoch)
     for file in files:
-        _load(model, file)
+        load_peer(model, file)
+        latent = model.get_latent_representation(data)
         marks.append(
             {
                 "epoch": _epoch(file),
                 "validation_elbo": elbo(model, validation),
                 "test_elbo": elbo(model, test),
-                "knn": knn(model, data, chosen.label_key),
+                "knn": knn(latent, data.obs[chosen.label_key]),
             }
         )
     best = max(range(len(marks)), key=lambda i: marks[i]["validation_elbo"])
     for i in {best, len(marks) - 1}:
-        _load(model, files[i])
+        load_peer(model, files[i])
         marks[i]["marginal_ll"] = marginal_ll(model, test)
     return {
         "seconds": round(peer["seconds"], 1),
@@ -83,7 +93,7 @@ def scores(name: str, folder: Path, done: dict[str, Any], peer_python: str) -> N
     model = _model(fit, SETS[name].batch_key)
     latents = {}
     for seed, epoch in missing:
-        _load(model, folder / f"peer_{seed}" / f"epoch_{epoch}.pt")
+        load_peer(model, folder / f"peer_{seed}" / f"epoch_{epoch}.pt")
         latents[f"{seed} {epoch}"] = model.get_latent_representation(data)
     found = scib(folder, name, latents, peer_python)
     for (seed, epoch), mark in missing.items():
@@ -101,18 +111,8 @@ def _epoch(file: Path) -> int:
     return int(file.stem.split("_")[1])
 
 
-def _load(model: vivace.SCVI, file: Path) -> None:
-    state = torch.load(file, weights_only=True)
-    model.module.load_state_dict(weights_from_scvi_tools(state, model.config))
-    model.module.eval()
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--raw", required=True, type=Path, help="folder of the h5ad files")
-    parser.add_argument("--folder", required=True, type=Path, help="where weights are kept")
-    parser.add_argument("--peer-python", required=True, help="Python that has scvi-tools 1.4.2")
-    parser.add_argument("--only", nargs="*", choices=SETS, default=list(SETS))
+    parser = arguments(__doc__)
     parser.add_argument("--seeds", nargs="*", type=int, default=SEEDS)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
