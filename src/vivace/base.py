@@ -9,7 +9,7 @@ import hashlib
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -439,10 +439,7 @@ class Model(ABC):
             Of the draws; None takes the model's next.
         """
         positive("n_samples", n_samples)
-        source, rows = self._cells(adata, indices)
-        values = posterior.elbo(
-            self.module, source, rows, _size(batch_size), n_samples, self._seeds.take(seed)
-        )
+        values = self._by_cell(posterior.elbo, adata, indices, batch_size, n_samples, seed)
         return _mean(values) if return_mean else values
 
     def get_reconstruction_error(
@@ -465,9 +462,8 @@ class Model(ABC):
         one value a cell with ``return_mean=False``.
         """
         positive("n_samples", n_samples)
-        source, rows = self._cells(adata, indices)
-        values = posterior.reconstruction(
-            self.module, source, rows, _size(batch_size), n_samples, self._seeds.take(seed)
+        values = self._by_cell(
+            posterior.reconstruction, adata, indices, batch_size, n_samples, seed
         )
         return {"reconstruction_loss": _mean(values) if return_mean else values}
 
@@ -512,9 +508,8 @@ class Model(ABC):
         """
         positive("n_mc_samples", n_mc_samples)
         positive("n_mc_samples_per_pass", n_mc_samples_per_pass)
-        source, rows = self._cells(adata, indices)
-        values = posterior.marginal_ll(
-            self.module, source, rows, _size(batch_size), n_mc_samples, self._seeds.take(seed)
+        values = self._by_cell(
+            posterior.marginal_ll, adata, indices, batch_size, n_mc_samples, seed
         )
         return _mean(values) if return_mean else values
 
@@ -752,6 +747,20 @@ class Model(ABC):
             raise NotTrainedError("The model has not been trained; call train() first.")
         source = self._own_source() if adata is None else self._read(adata)
         return source, row_numbers(indices, source.n_cells)
+
+    def _by_cell(
+        self,
+        question: Callable[..., NDArray[np.float64]],
+        adata: AnnData | None,
+        indices: Indices | None,
+        batch_size: int | None,
+        n_samples: int,
+        seed: int | None,
+    ) -> NDArray[np.float64]:
+        """What ``n_samples`` draws say of each cell, shape (n,)."""
+        source, rows = self._cells(adata, indices)
+        size = _size(batch_size)
+        return question(self.module, source, rows, size, n_samples, self._seeds.take(seed))
 
 
 _TRAIN_ARGUMENTS = (

@@ -53,17 +53,14 @@ def fit(network: VAE, source: Source, state: TrainState, options: TrainOptions) 
         recipe = recipe.continued()
     batch_size = options.batch_size or recipe.batch_size(len(state.train_rows))
     epochs, n_steps = _budget(source, state, recipe, options, batch_size)
-    usual = recipe.epochs(source.n_cells, len(state.train_rows))
-    expected = n_steps
-    if options.patience is not None:  # so many epochs are not expected, only allowed
-        recipe = recipe.held(epochs, usual)
-        expected = round(n_steps * min(1.0, usual / epochs))
+    if options.patience is not None:
+        recipe = recipe.held(epochs, recipe.epochs(source.n_cells, len(state.train_rows)))
     with TrainingBar(epochs, n_steps, options.progress) as bar:
         order = numpy_generator(options.seed)
         if recipe.from_data and not state.trained:
             initialise_from_data(network, source, state.train_rows, order)
         watch = Watch(options.patience, recipe.keep_best)
-        run = _Run(network, source, recipe, options, watched, batch_size, recipe.betas(expected))
+        run = _Run(network, source, recipe, options, watched, batch_size, recipe.betas(n_steps))
         try:
             verdict = run.train(state, watch, Schedule(recipe, n_steps), order, bar)
         except BaseException:

@@ -132,13 +132,19 @@ class Recipe:
         """The same for early stopping: the learning rate stays up until a plateau, or nearly to the end.
 
         The KL weight is full long before; ``usual`` is the recipe's own number of
-        epochs, by which the warm-ups are measured where ``epochs`` is larger.
+        epochs, by which warm-ups and memory are measured where ``epochs`` is larger.
         """
         if self.lr_decay == 0:
             return self
         share = min(1.0, usual / epochs)
         kl_warmup = None if self.kl_warmup is None else min(_HELD, self.kl_warmup * share)
-        return replace(self, lr_warmup=self.lr_warmup * share, kl_warmup=kl_warmup, lr_decay=_HELD)
+        return replace(
+            self,
+            lr_warmup=self.lr_warmup * share,
+            kl_warmup=kl_warmup,
+            lr_decay=_HELD,
+            memory=None if self.memory is None else self.memory * share,
+        )
 
     def continued(self) -> Recipe:
         """The same for a second call of ``train``: no warm-up of step size or KL weight.

@@ -148,13 +148,13 @@ class Watch:
         if self.best_epoch < 0 and math.isfinite(self.best):
             stay = "stay as they were" if self.keep_best else "are those of the last one"
             return f"{after} more did not help: the weights {stay}"
-        overfitted = 0 <= self.best_epoch == self.first_judged and behind >= max(2, epochs // 4)
-        if overfitted and not self.stopped:
+        long_ago = self.best_epoch >= 0 and behind >= max(2, epochs // 4)
+        if long_ago and self.best_epoch == self.first_judged and not self.stopped:
             return (
                 f"best at epoch {self.best_epoch + 1}, the first that counts; {behind} "
                 "more did not help: train for fewer epochs"
             )
-        if self.stopped or (self.best_epoch >= 0 and behind >= max(2, epochs // 4)):
+        if self.stopped or long_ago:
             return f"converged after {_epochs(self.best_epoch + 1)}; {behind} more did not help"
         quarter = max(1, epochs // 4)
         gain = self.elbos[-1 - quarter] - self.best if epochs > quarter else math.inf
