@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
+from anndata import AnnData
 from numpy.typing import NDArray
 
-from vivace.errors import ArgumentTypeError, OptionError, near
+from vivace.errors import ArgumentTypeError, DataError, MissingColumnError, OptionError, near
 
 Indices = Sequence[int] | NDArray[Any]
 
@@ -49,6 +51,20 @@ def numbers(name: str, value: object) -> torch.Tensor:
     if not np.isfinite(array).all():
         raise OptionError(f"{name} holds values that are not finite; replace them.")
     return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def column_of(adata: AnnData, name: str, key: object) -> pd.Series[Any]:
+    """A column of obs without missing values, which the argument ``name`` names."""
+    if not isinstance(key, str):
+        raise ArgumentTypeError(f"{name} must be the name of a column of obs, not {key!r}.")
+    if key not in adata.obs:
+        raise MissingColumnError(f"obs has no column {key!r} ({name}); {near(key, adata.obs)}")
+    column = adata.obs[key]
+    if column.isna().any():
+        raise DataError(
+            f"obs[{key!r}] ({name}) has no value for {int(column.isna().sum())} cells; fill it in."
+        )
+    return column
 
 
 def folder(value: object) -> Path:

@@ -10,7 +10,6 @@ import torch
 from anndata import AnnData
 
 from vivace.arguments import refuse_unknown
-from vivace.base import ARGUMENTS, Model, embedding_dim
 from vivace.config import (
     BatchRepresentation,
     Dispersion,
@@ -21,6 +20,7 @@ from vivace.config import (
     Where,
 )
 from vivace.errors import OptionError
+from vivace.methods import ARGUMENTS, Model, embedding_dim
 from vivace.nn import LinearDecoder
 
 

@@ -8,7 +8,6 @@ from typing import Any, final
 from anndata import AnnData
 
 from vivace.arguments import refuse_unknown
-from vivace.base import ARGUMENTS, Model, embedding_dim
 from vivace.config import (
     BatchRepresentation,
     Dispersion,
@@ -18,6 +17,7 @@ from vivace.config import (
     VarActivation,
     Where,
 )
+from vivace.methods import ARGUMENTS, Model, embedding_dim
 
 
 @final

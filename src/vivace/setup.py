@@ -7,8 +7,9 @@ and categories) that it owns, saves, and checks new data against.
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
@@ -22,6 +23,9 @@ from vivace.errors import ArgumentTypeError, DataError, MissingColumnError, near
 UNS_KEY = "vivace"
 _MANY = 100  # so many categories are never taken for names of cells
 Category = str | int | float | bool
+Transform = (
+    Category | Sequence[Category] | Mapping[str, Category | Sequence[Category]] | None
+)  # what transform_batch takes
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,20 @@ class Columns:
 
 
 @dataclass(frozen=True)
+class Codes:
+    """Categories that take the place of the cells' own.
+
+    Parameters
+    ----------
+    batch : code of the batch; None leaves each cell its own
+    categorical : pairs of (which further covariate, code)
+    """
+
+    batch: int | None = None
+    categorical: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True)
 class Schema:
     """What a model keeps of its data: genes in order, columns and their categories.
 
@@ -167,21 +185,75 @@ class Schema:
             size_factor=size_factor,
         )
 
-    def batch_code(self, category: Category) -> int:
-        """Code of a category of the batch column, by its text."""
-        key = self.declarations.batch_key
-        if key is None:
-            raise DataError(
-                f"The model has no batch, so that {category!r} cannot be one; declare a batch_key "
-                "with setup_anndata."
+    def codes(self, transform: Transform) -> tuple[Codes, ...]:
+        """What ``transform_batch`` asks for, one :class:`Codes` for each combination.
+
+        Parameters
+        ----------
+        transform
+            None for the cells' own; a category of the batch or a list of them; or a
+            mapping from columns (the batch's, or a categorical covariate's) to those.
+
+        Raises
+        ------
+        DataError
+            If there is no such column or category; the message names near ones.
+        """
+        if transform is None:
+            return (Codes(),)
+        d = self.declarations
+        if not isinstance(transform, Mapping):
+            if d.batch_key is None:
+                raise DataError(
+                    f"The model has no batch, so that {transform!r} cannot be one; declare a "
+                    "batch_key with setup_anndata, or name the column: "
+                    "transform_batch={'column': 'category'}."
+                )
+            transform = {d.batch_key: transform}
+        columns = {key: i for i, key in enumerate(d.categorical_covariate_keys)}
+        choices: list[list[tuple[int | None, int]]] = []
+        for key, wanted in transform.items():
+            if key not in columns and key != d.batch_key:
+                declared = [*columns, *([] if d.batch_key is None else [d.batch_key])]
+                raise DataError(
+                    f"{key!r} is not a column that the model was given as batch or categorical "
+                    f"covariate; {near(key, declared)}"
+                )
+            column = None if key == d.batch_key else columns[key]
+            known = self.batches if column is None else self.categories[column]
+            argument = "batch_key" if column is None else "categorical_covariate_keys"
+            several = isinstance(wanted, Iterable) and not isinstance(wanted, str)
+            listed = list(wanted) if several else [wanted]  # type: ignore[arg-type]
+            if not listed:
+                raise DataError(
+                    f"transform_batch names no category of {key!r}; leave it None for the cells' own."
+                )
+            choices.append([(column, _code(key, c, known, argument)) for c in listed])
+        return tuple(_codes_of(chosen) for chosen in itertools.product(*choices))
+
+    def genes_at(self, gene_list: Sequence[str] | None) -> NDArray[np.int64] | None:
+        """Where the genes of ``gene_list`` stand, in its order; None for all.
+
+        Raises
+        ------
+        MissingColumnError
+            If a name is not a gene of the model; the message names near ones.
+        """
+        if gene_list is None:
+            return None
+        if isinstance(gene_list, str) or not isinstance(gene_list, Iterable):
+            raise ArgumentTypeError(f"gene_list must be a list of gene names, not {gene_list!r}.")
+        names = [str(g) for g in gene_list]
+        if not names:
+            raise DataError("gene_list is empty; name at least one gene, or leave it None for all.")
+        positions = pd.Index(self.genes).get_indexer(pd.Index(names))
+        unknown = [g for g, at in zip(names, positions, strict=True) if at < 0]
+        if unknown:
+            raise MissingColumnError(
+                f"gene_list holds {len(unknown)} of {len(names)} names that are not genes of the "
+                f"model (first: {unknown[0]!r}); {near(unknown[0], self.genes)}"
             )
-        codes = {str(c): i for i, c in enumerate(self.batches)}
-        if str(plain_category(category)) not in codes:
-            raise DataError(
-                f"obs[{key!r}] (batch_key) has no category {category!r}; "
-                f"{near(str(category), codes)}"
-            )
-        return codes[str(plain_category(category))]
+        return np.asarray(positions, np.int64)
 
     def idle_columns(self, columns: Columns) -> list[str]:
         """A sentence for each declared covariate that cannot change anything."""
@@ -268,6 +340,22 @@ class Schema:
 
     def _shape(self) -> str:
         return f"{len(self.genes)} genes"
+
+
+def _code(key: str, category: Any, known: tuple[Category, ...], argument: str) -> int:
+    """Code of a category, by its text."""
+    codes = {str(c): i for i, c in enumerate(known)}
+    if str(plain_category(category)) not in codes:
+        raise DataError(
+            f"obs[{key!r}] ({argument}) has no category {category!r}; {near(str(category), codes)}"
+        )
+    return codes[str(plain_category(category))]
+
+
+def _codes_of(chosen: Iterable[tuple[int | None, int]]) -> Codes:
+    chosen = list(chosen)
+    batch = next((code for column, code in chosen if column is None), None)
+    return Codes(batch, tuple((column, code) for column, code in chosen if column is not None))
 
 
 def gene_names(adata: AnnData) -> tuple[str, ...]:

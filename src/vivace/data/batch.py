@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from typing import Self
 
 import torch
@@ -66,6 +67,28 @@ class SparseCounts:
 
 
 @dataclass(frozen=True)
+class StoredPosterior:
+    """What the encoders said about n cells, kept when their counts were dropped.
+
+    Parameters
+    ----------
+    mean, variance : Tensor, float32, shape (n, k), of q(z|x), before a logistic-normal's softmax
+    library_mean, library_variance : Tensor, float32, shape (n, 1), of q(log l|x); None where
+        the library is observed
+    """
+
+    mean: Tensor
+    variance: Tensor
+    library_mean: Tensor | None = None
+    library_variance: Tensor | None = None
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> StoredPosterior:
+        """The same with every tensor changed."""
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{n: change(t) for n, t in given.items() if t is not None})
+
+
+@dataclass(frozen=True)
 class CountBatch:
     """Everything the network reads about n cells.
 
@@ -78,6 +101,7 @@ class CountBatch:
     categorical : Tensor, int64, shape (n, c), codes of further categorical covariates
     continuous : Tensor, float32, shape (n, d), continuous covariates
     size_factor : Tensor, float32, shape (n,), or None where none is declared
+    posterior : StoredPosterior of n cells, which stands for encoding them, or None
     """
 
     counts: SparseCounts
@@ -87,6 +111,7 @@ class CountBatch:
     categorical: Tensor
     continuous: Tensor
     size_factor: Tensor | None = None
+    posterior: StoredPosterior | None = None
 
     @property
     def n_cells(self) -> int:
@@ -104,4 +129,7 @@ class CountBatch:
             categorical=self.categorical.to(device),
             continuous=self.continuous.to(device),
             size_factor=None if self.size_factor is None else self.size_factor.to(device),
+            posterior=None
+            if self.posterior is None
+            else self.posterior.each(lambda t: t.to(device)),
         )

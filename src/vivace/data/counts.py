@@ -14,6 +14,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 from numpy.typing import NDArray
 
+from vivace.data.minified import read_minified
 from vivace.data.source import MemorySource
 from vivace.errors import ArgumentTypeError, DataError, MissingColumnError, near
 from vivace.setup import Schema
@@ -21,11 +22,14 @@ from vivace.setup import Schema
 _BLOCK = 1 << 20  # values looked at in one go
 
 
-def read_cells(adata: AnnData, schema: Schema, *, allow_negative: bool = False) -> MemorySource:
+def read_cells(
+    adata: AnnData, schema: Schema, *, allow_negative: bool = False, model: str = ""
+) -> MemorySource:
     """The cells of ``adata`` as the model with this ``schema`` reads them.
 
     Genes are aligned by name, categories by the schema's codes, and the counts
-    are checked; ``allow_negative`` is for values that are not counts.
+    are checked; ``allow_negative`` is for values that are not counts.  Of data that
+    ``model`` minified (its digest) the posterior is read.
 
     Raises
     ------
@@ -40,19 +44,28 @@ def read_cells(adata: AnnData, schema: Schema, *, allow_negative: bool = False) 
         )
     positions = schema.gene_positions(adata)
     columns = schema.columns(adata)
-    counts = count_matrix(adata, schema.declarations.layer)
-    if positions is not None:
-        counts = counts[:, positions]
-        counts.sort_indices()
-    check_counts(adata, counts, schema, allow_negative=allow_negative)
+    posterior, library = read_minified(adata, model)
+    if library is None:
+        counts = count_matrix(adata, schema.declarations.layer)
+        if positions is not None:
+            counts = counts[:, positions]
+            counts.sort_indices()
+        check_counts(adata, counts, schema, allow_negative=allow_negative)
+        library = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel().astype(np.float32)
+        has_counts = True
+    else:
+        counts = sp.csr_matrix((adata.n_obs, len(schema.genes)), dtype=np.float32)
+        has_counts = False
     return MemorySource(
         counts=counts,
-        library=np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel().astype(np.float32),
+        library=library,
         batch=columns.batch,
         labels=columns.labels,
         categorical=columns.categorical,
         continuous=columns.continuous,
         size_factor=columns.size_factor,
+        posterior=posterior,
+        has_counts=has_counts,
     )
 
 

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
 
-from vivace.data.batch import CountBatch, SparseCounts
+from vivace.data.batch import CountBatch, SparseCounts, StoredPosterior
 from vivace.data.order import Rows
 from vivace.errors import DataError
 
@@ -20,6 +20,11 @@ class Source(Protocol):
 
     @property
     def n_cells(self) -> int: ...
+
+    @property
+    def has_counts(self) -> bool:
+        """Whether there are counts; where not, there is a posterior."""
+        ...
 
     def gather(self, rows: Rows) -> CountBatch:
         """The cells at ``rows``, in that order."""
@@ -38,6 +43,8 @@ class MemorySource:
     categorical : array, int64, shape (n, c), codes
     continuous : array, float32, shape (n, d)
     size_factor : array, float32, shape (n,), or None
+    posterior : StoredPosterior of all cells, which stands for encoding them, or None
+    has_counts : whether the counts are there; if not, ``counts`` is empty
     total : molecules in all, by which a change in place is noticed
     """
 
@@ -48,6 +55,8 @@ class MemorySource:
     categorical: NDArray[np.int64]
     continuous: NDArray[np.float32]
     size_factor: NDArray[np.float32] | None = None
+    posterior: StoredPosterior | None = None
+    has_counts: bool = True
     total: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -85,6 +94,8 @@ class MemorySource:
             int(x.shape[1]),
         )
         size_factor = None if self.size_factor is None else torch.from_numpy(self.size_factor[rows])
+        places = torch.from_numpy(rows)
+        posterior = None if self.posterior is None else self.posterior.each(lambda t: t[places])
         return CountBatch(
             counts=counts,
             library=torch.from_numpy(self.library[rows]),
@@ -93,4 +104,5 @@ class MemorySource:
             categorical=torch.from_numpy(self.categorical[rows]),
             continuous=torch.from_numpy(self.continuous[rows]),
             size_factor=size_factor,
+            posterior=posterior,
         )

@@ -13,10 +13,12 @@ from vivace.distributions.base import (
     CountDistribution,
     draw_poisson,
     place_of_draws,
+    uniform_numbers,
     working_type,
 )
 from vivace.distributions.checks import broadcast, carried, refuse_parameter
 from vivace.distributions.density import log_nb
+from vivace.distributions.quantile import nb_icdf
 from vivace.errors import OptionError
 
 
@@ -162,6 +164,18 @@ class NegativeBinomial(CountDistribution):
         )
         found = torch.where(x < 0, 0.0, torch.as_tensor(below))
         return found.to(aligned[0].device, dtype)
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """Smallest count whose :meth:`cdf` is at least ``value``; without gradient.
+
+        Of uniform numbers it makes draws.  ``value`` broadcasts with the batch shape; 1
+        gives infinity.
+        """
+        uniform = uniform_numbers(value, self._validate_args)
+        work = working_type(self.mu.dtype)
+        parts = (uniform, *(t.detach().cpu().to(work) for t in (self.mu, self.theta)))
+        counts = nb_icdf(*torch.broadcast_tensors(*parts))  # type: ignore[no-untyped-call]
+        return counts.to(self.mu)
 
     def sample(self, sample_shape: Any = (), *, generator: torch.Generator | None = None) -> Tensor:
         """Counts, as floats of the parameters' type.

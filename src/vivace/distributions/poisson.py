@@ -13,10 +13,12 @@ from vivace.distributions.base import (
     draw_poisson,
     float64_if_there,
     place_of_draws,
+    uniform_numbers,
     working_type,
 )
 from vivace.distributions.checks import broadcast, carried, refuse_parameter
 from vivace.distributions.density import log_poisson
+from vivace.distributions.quantile import poisson_icdf
 
 
 class Poisson(CountDistribution):
@@ -107,6 +109,17 @@ class Poisson(CountDistribution):
         x, rate = float64_if_there(x), float64_if_there(rate)
         below = torch.special.gammaincc(x.clamp(min=0).floor() + 1.0, rate)
         return torch.where(x < 0, 0.0, below).to(dtype)
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """Smallest count whose :meth:`cdf` is at least ``value``; without gradient.
+
+        Of uniform numbers it makes draws.  ``value`` broadcasts with the batch shape; 1
+        gives infinity.
+        """
+        uniform = uniform_numbers(value, self._validate_args)
+        rate = self.rate.detach().cpu().to(working_type(self.rate.dtype))
+        counts = poisson_icdf(*torch.broadcast_tensors(uniform, rate))  # type: ignore[no-untyped-call]
+        return counts.to(self.rate)
 
     def sample(self, sample_shape: Any = (), *, generator: torch.Generator | None = None) -> Tensor:
         """Counts, as floats of the parameters' type.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vivace.config import ModelConfig
-from vivace.data.batch import CountBatch
+from vivace.data.batch import CountBatch, StoredPosterior
 from vivace.nn.decoder import Decoder, LinearDecoder
 from vivace.nn.encoder import Encoder, Posterior
 from vivace.nn.layers import joined
@@ -190,7 +190,9 @@ class VAE(nn.Module):
     # ---- q(z, l | x) ----------------------------------------------------
 
     def encode(self, batch: CountBatch, generator: torch.Generator | None = None) -> Inference:
-        """q(z|x), and q(l|x) where the library is latent."""
+        """q(z|x), and q(l|x) where the library is latent; what is stored is taken as it is."""
+        if batch.posterior is not None:
+            return _stored(batch.posterior)
         covariates = self._covariates(batch) if self.encoder.uses_covariates else (None, None)
         inputs = (batch.counts, *covariates, generator, self.backend)
         library = None if self.library_encoder is None else self.library_encoder(*inputs)
@@ -219,6 +221,23 @@ class VAE(nn.Module):
         None stands for the observed library or size factor, or the mean of q(l|x).
         """
         return self._nll(point_nk, batch, log_library_n, "none")
+
+    def log_scale(self, point_nk: Tensor, batch: CountBatch) -> Tensor:
+        """Log of the expected expression per unit of library, dense, shape (n, g); differentiable."""
+        hidden_nh, heads = self._decode(point_nk, batch)
+        return log_scale(torch.addmm(heads.scale_g, hidden_nh, heads.scale_hg), self.activation)
+
+    def scale(self, point_nk: Tensor, batch: CountBatch) -> Tensor:
+        """Expected expression per unit of library, dense, shape (n, g).
+
+        The softmax is that of the logits at once, not the exponential of its logarithm:
+        one pass over cells x genes less than :meth:`log_scale`.
+        """
+        hidden_nh, heads = self._decode(point_nk, batch)
+        logits_ng = torch.addmm(heads.scale_g, hidden_nh, heads.scale_hg)
+        if self.activation == "softmax":
+            return logits_ng.softmax(-1)
+        return log_scale(logits_ng, self.activation).exp()
 
     def rates(
         self, point_nk: Tensor, batch: CountBatch, log_library_n: Tensor | None = None
@@ -320,6 +339,13 @@ class VAE(nn.Module):
         codes = [batch.batch, *batch.categorical.unbind(1)]
         seen = [c for c, n in zip(codes, self.one_hot_sizes, strict=True) if n > 0]
         return seen[0][:, None] if len(seen) == 1 else torch.stack(seen, dim=1) + self._offsets
+
+
+def _stored(posterior: StoredPosterior) -> Inference:
+    library = None
+    if posterior.library_mean is not None and posterior.library_variance is not None:
+        library = Posterior(posterior.library_mean, posterior.library_variance)
+    return Inference(Posterior(posterior.mean, posterior.variance), library)
 
 
 def _drawn(posterior: Posterior, generator: torch.Generator | None) -> Tensor:

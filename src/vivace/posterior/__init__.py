@@ -1,16 +1,45 @@
-"""What a trained model answers: functions of (network, source, rows), one file a question."""
+"""What a trained model answers: functions of :class:`Cells`, one file a question."""
 
+from vivace.posterior.abundance import aggregated_posterior, log_density
+from vivace.posterior.cells import Cells
+from vivace.posterior.check import posterior_predictive_check
+from vivace.posterior.correlation import Correlation, feature_correlation
 from vivace.posterior.decode import Observation, decode
-from vivace.posterior.latent import latent, latent_mean
+from vivace.posterior.expression import Library, expression, expression_at
+from vivace.posterior.importance import group_draws, importance_weights
+from vivace.posterior.latent import draws, latent, latent_library, latent_mean, library
 from vivace.posterior.likelihood import elbo, reconstruction
 from vivace.posterior.marginal import marginal_ll
+from vivace.posterior.parameters import likelihood_parameters
+from vivace.posterior.programs import GenePrograms, gene_effects, standard_moves
+from vivace.posterior.sample import samples, sparse_counts
 
 __all__ = [
+    "Cells",
+    "Correlation",
+    "GenePrograms",
+    "Library",
     "Observation",
+    "aggregated_posterior",
     "decode",
+    "draws",
     "elbo",
+    "expression",
+    "expression_at",
+    "feature_correlation",
+    "gene_effects",
+    "group_draws",
+    "importance_weights",
     "latent",
+    "latent_library",
     "latent_mean",
+    "library",
+    "likelihood_parameters",
+    "log_density",
     "marginal_ll",
+    "posterior_predictive_check",
     "reconstruction",
+    "samples",
+    "sparse_counts",
+    "standard_moves",
 ]

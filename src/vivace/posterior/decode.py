@@ -2,43 +2,55 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from vivace.data import Rows, Source
 from vivace.distributions import NegativeBinomial, Normal, Poisson, ZeroInflatedNegativeBinomial
 from vivace.nn import VAE, Rates
+from vivace.posterior.cells import Cells, generators_of, points, with_codes
+from vivace.setup import Codes
 
 Observation = NegativeBinomial | Normal | Poisson | ZeroInflatedNegativeBinomial
 
 
 @torch.no_grad()
 def decode(
-    network: VAE,
-    point_nk: Tensor,
-    source: Source,
-    rows: Rows,
-    batch_code: int | None,
-    library_n: Tensor | None,
+    cells: Cells, point_nk: Tensor, codes: Codes, library_n: Tensor | None = None
 ) -> Observation:
-    """The observation distribution of n points x g genes, with the covariates of ``rows``.
+    """The observation distribution of n points x g genes, with the covariates of ``cells``.
 
-    ``batch_code`` takes the place of the cells' own batch, ``library_n`` that of
-    their library or size factor.
+    ``library_n`` takes the place of the cells' library or size factor.
     """
-    network.eval()
-    device = network.device
-    batch = source.gather(rows).to(device)
-    log_library_n = network.log_library(batch) if library_n is None else library_n.to(device).log()
-    if batch_code is not None:
-        batch = replace(batch, batch=torch.full_like(batch.batch, batch_code))
-    rates = network.rates(point_nk.to(device, log_library_n.dtype), batch, log_library_n)
-    return _distribution(network.config.gene_likelihood, rates)
+    network = cells.network.eval()
+    batch = cells.source.gather(cells.rows).to(network.device)
+    log_library_n = (
+        network.log_library(batch) if library_n is None else library_n.to(network.device).log()
+    )
+    point_nk = point_nk.to(network.device, log_library_n.dtype)
+    return observed(network, network.rates(point_nk, with_codes(batch, codes), log_library_n))
 
 
-def _distribution(likelihood: str, rates: Rates) -> Observation:
+@torch.no_grad()
+def decoded(
+    cells: Cells, codes: Codes, n_draws: int, seed: int, what: str = "Decoding"
+) -> Iterator[tuple[slice, int, Observation]]:
+    """The observation distribution of each minibatch at each draw of z (and of a latent library).
+
+    With ``n_draws`` 0, the one at the means of q(z, l|x).
+    """
+    network = cells.network
+    generators = generators_of(seed, n_draws)
+    for part, batch, inference in cells.encoded(what):
+        other = with_codes(batch, codes)
+        for i, (point, log_library) in enumerate(points(network, batch, inference, generators)):
+            yield part, i, observed(network, network.rates(point, other, log_library))
+
+
+def observed(network: VAE, rates: Rates) -> Observation:
+    """The distribution that ``rates`` are the parameters of."""
+    likelihood = network.config.gene_likelihood
     unchecked = {"validate_args": False}  # the network gives nothing else
     if likelihood == "poisson":
         return Poisson(rates.mu, scale=rates.scale, **unchecked)

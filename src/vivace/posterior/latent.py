@@ -5,28 +5,26 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from vivace.data import Rows, Source
-from vivace.nn import VAE
-from vivace.posterior.stream import draw, encoded
+from vivace.posterior.cells import Cells, draw, generators_of, noise_of
 from vivace.seeds import numpy_generator
 
 Floats = NDArray[np.float32]
 
 
 @torch.no_grad()
-def latent(
-    network: VAE, source: Source, rows: Rows, batch_size: int, seed: int | None
-) -> tuple[Floats, Floats]:
+def latent(cells: Cells, seed: int | None) -> tuple[Floats, Floats]:
     """Mean and variance of q(z|x), shape (n, k) each, before a logistic-normal's softmax.
 
     With a ``seed`` the first is one draw of z instead of the mean, on the
     simplex where the latent is logistic-normal.
     """
+    network = cells.network
     generator = None if seed is None else numpy_generator(seed)
-    place = np.empty((len(rows), network.config.n_latent), np.float32)
+    place = np.empty((len(cells), network.config.n_latent), np.float32)
     variance = np.empty_like(place)
-    for part, _, inference in encoded(network, source, rows, batch_size):
+    for part, _, inference in cells.encoded("Encoding"):
         point = inference.z.mean if generator is None else draw(network, inference, generator)[0]
         place[part] = point.cpu().numpy()
         variance[part] = inference.z.variance.cpu().numpy()
@@ -34,16 +32,69 @@ def latent(
 
 
 @torch.no_grad()
-def latent_mean(
-    network: VAE, source: Source, rows: Rows, batch_size: int, mc_samples: int, seed: int
-) -> Floats:
+def latent_mean(cells: Cells, mc_samples: int, seed: int) -> Floats:
     """Mean of a logistic-normal z over ``mc_samples`` draws, on the simplex, shape (n, k)."""
+    network = cells.network
     generator = numpy_generator(seed)
-    mean = np.empty((len(rows), network.config.n_latent), np.float32)
-    for part, _, inference in encoded(network, source, rows, batch_size):
+    mean = np.empty((len(cells), network.config.n_latent), np.float32)
+    for part, _, inference in cells.encoded("Encoding"):
         z = inference.z
         for i in range(len(z.mean)):  # cell by cell, as the stream is consumed
             noise = generator.standard_normal((mc_samples, mean.shape[1]), dtype=np.float32)
             draws = z.mean[i] + z.variance[i].sqrt() * torch.from_numpy(noise).to(z.mean.device)
             mean[part.start + i] = network.place(draws).mean(0).cpu().numpy()
     return mean
+
+
+@torch.no_grad()
+def draws(cells: Cells, n_draws: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Draws of all cells: z before a softmax, (draws * n, k), and log libraries, (draws * n,).
+
+    Both on the CPU, draw after draw.
+    """
+    network, k = cells.network, cells.network.config.n_latent
+    generators = generators_of(seed, n_draws)
+    z = torch.empty(n_draws, len(cells), k)
+    log_library = torch.empty(n_draws, len(cells))
+    for part, batch, inference in cells.encoded("Encoding"):
+        for i, generator in enumerate(generators):
+            noise = noise_of(inference, generator)
+            z[i, part] = inference.z.at(noise[:, :k]).cpu()
+            size = network.log_library(batch, inference)
+            if inference.library is not None:
+                size = inference.library.at(noise[:, k:])[:, 0]
+            log_library[i, part] = size.cpu()
+    return z.view(-1, k), log_library.view(-1)
+
+
+@torch.no_grad()
+def library(cells: Cells, give_mean: bool, seed: int) -> Floats:
+    """Library of each cell, molecules, shape (n, 1).
+
+    Where it is latent, the mean of the log-normal q(l|x), or a draw; else the observed one.
+    """
+    generator = numpy_generator(seed)
+    found = np.empty((len(cells), 1), np.float32)
+    for part, batch, inference in cells.encoded("Encoding"):
+        if inference.library is None:
+            size = batch.library
+        elif give_mean:
+            size = (inference.library.mean + 0.5 * inference.library.variance)[:, 0].exp()
+        else:
+            drawn = draw(cells.network, inference, generator)[1]
+            assert drawn is not None
+            size = drawn.exp()
+        found[part, 0] = size.cpu().numpy()
+    return found
+
+
+@torch.no_grad()
+def latent_library(cells: Cells) -> tuple[Tensor | None, Tensor | None]:
+    """Mean and variance of q(log l|x), shape (n, 1) each; None where the library is observed."""
+    if cells.network.library_encoder is None:
+        return None, None
+    mean, variance = torch.empty(2, len(cells), 1)
+    for part, _, inference in cells.encoded("Encoding"):
+        assert inference.library is not None
+        mean[part], variance[part] = inference.library.mean.cpu(), inference.library.variance.cpu()
+    return mean, variance

@@ -9,16 +9,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vivace.data import CountBatch, Rows, Source
+from vivace.data import CountBatch
 from vivace.nn import VAE, Inference
-from vivace.posterior.stream import children, encoded, noise_of
-from vivace.seeds import numpy_generator
+from vivace.posterior.cells import Cells, generators_of, noise_of
 
 
 @torch.no_grad()
-def marginal_ll(
-    network: VAE, source: Source, rows: Rows, batch_size: int, n_samples: int, seed: int
-) -> NDArray[np.float64]:
+def marginal_ll(cells: Cells, n_samples: int, seed: int) -> NDArray[np.float64]:
     """Log p(x) of each cell by importance sampling from q(z, l|x), nats, shape (n,).
 
     log 1/S sum_s p(x|z_s, l_s) p(z_s) p(l_s) / (q(z_s|x) q(l_s|x)): a lower bound in
@@ -30,12 +27,12 @@ def marginal_ll(
     -----
     Source: Burda et al. 2016, arXiv:1509.00519.
     """
-    generators = [numpy_generator(s) for s in children(seed, n_samples)]
-    found = np.empty(len(rows))
-    for part, batch, inference in encoded(network, source, rows, batch_size):
+    generators = generators_of(seed, n_samples)
+    found = np.empty(len(cells))
+    for part, batch, inference in cells.encoded("Marginal likelihood"):
         total = torch.full((len(inference.z.mean),), -math.inf, dtype=torch.float64)
         for generator in generators:
-            log_weight = _log_weight(network, batch, inference, generator)
+            log_weight = _log_weight(cells.network, batch, inference, generator)
             total = torch.logaddexp(total, log_weight)
         found[part] = total.numpy() - math.log(n_samples)
     return found

@@ -1,14 +1,17 @@
-"""Model folders on disk: ours, and those of scvi-tools."""
+"""Model folders on disk, ours and those of scvi-tools, and matrices larger than memory."""
 
 from pathlib import Path
 
 from vivace.store.folder import StoredModel, read_folder, write_folder
+from vivace.store.matrix import fill_dense, fill_sparse
 from vivace.store.scvi_tools import is_scvi_tools, read_scvi_tools, write_scvi_tools
 from vivace.store.scvi_tools.read import UNUSED
 
 __all__ = [
     "UNUSED",
     "StoredModel",
+    "fill_dense",
+    "fill_sparse",
     "read_folder",
     "read_model",
     "read_scvi_tools",

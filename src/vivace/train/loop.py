@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from vivace.nn.by_hand import HandStep
-    from vivace.train.progress import TrainingBar
+    from vivace.progress import TrainingBar
 
 _VALIDATION_SHARE = 0.1  # validation cells looked at each epoch, as a share of the training cells
 _VALIDATION_FLOOR = 512
@@ -45,7 +45,7 @@ def fit(network: VAE, source: Source, state: TrainState, options: TrainOptions) 
         If the loss stops being finite and smaller steps do not help; the
         network is then as it was after the last epoch that was.
     """
-    from vivace.train.progress import TrainingBar  # the compiler: only those who train wait
+    from vivace.progress import TrainingBar  # the compiler: only those who train wait
 
     recipe, watched = options.recipe, _watched(state)
     _check_watched(options, watched)

@@ -1,7 +1,8 @@
-"""The progress bar of a training run."""
+"""Progress bars: of a training run, and of a question that takes long."""
 
 from __future__ import annotations
 
+import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -10,6 +11,7 @@ from vivace.jit import CompileNotice
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+_LONG = 2.0  # seconds after which a question shows a bar
 _EVERY = 20  # minibatches between two moves of the bar: moving it costs as much as a small step
 
 
@@ -26,6 +28,65 @@ def _bar() -> Progress:
         TextColumn("{task.fields[losses]}"),
         console=Console(stderr=True),
     )
+
+
+def _passing_bar() -> Progress:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=12),
+        MofNCompleteColumn(),
+        TextColumn("cells,"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+        console=Console(stderr=True),
+        transient=True,
+    )
+
+
+class PassingBar:
+    """A bar over cells that appears where the pass has taken two seconds and is not done.
+
+    Parameters
+    ----------
+    what : the first word of the line
+    n_cells : cells in all
+    show : False for none
+    """
+
+    def __init__(self, what: str, n_cells: int, show: bool) -> None:
+        self._what = what
+        self._n_cells = n_cells
+        self._show = show
+        self._done = 0
+        self._begun = time.monotonic()
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def done(self, n_cells: int) -> None:
+        """So many more cells are done."""
+        self._done += n_cells
+        waited = time.monotonic() - self._begun > _LONG
+        if self._bar is None and self._show and waited and self._done < self._n_cells:
+            self._bar = _passing_bar()
+            self._task = self._bar.add_task(self._what, total=self._n_cells)
+            self._bar.start()
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._done)
 
 
 class TrainingBar:

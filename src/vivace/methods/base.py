@@ -1,15 +1,11 @@
-"""What every model class shares: set up, train, ask, save.
-
-Each method is a few lines that call the rooms below.
-"""
+"""What a model is: set up, built, saved and loaded."""
 
 from __future__ import annotations
 
 import hashlib
-import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -17,29 +13,32 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
-from numpy.typing import NDArray
 from torch import Tensor
 
 from vivace import posterior, store
 from vivace.arguments import (
     Indices,
-    accelerator_here,
     folder,
-    number,
-    numbers,
     positive,
     refuse_unknown,
     row_numbers,
 )
 from vivace.config import ModelConfig, settings
-from vivace.data import MemorySource, Rows, check_counts, count_matrix, read_cells, split_rows
+from vivace.data import (
+    MemorySource,
+    Minified,
+    Rows,
+    check_counts,
+    count_matrix,
+    minified_type,
+    read_cells,
+)
 from vivace.errors import (
     ArgumentTypeError,
     DataError,
     ModelFileError,
     NotTrainedError,
     OptionError,
-    ShapeError,
     VivaceWarning,
 )
 from vivace.nn import VAE, Dimensions
@@ -47,13 +46,7 @@ from vivace.seeds import SeedStream, check_seed
 from vivace.setup import Declarations, Schema, read_declarations, write_declarations
 from vivace.store.folder import damaged_model, read_adata
 from vivace.train import (
-    Listeners,
-    TrainOptions,
     TrainState,
-    fit,
-    max_steps_of,
-    patience_of,
-    recipe_of,
 )
 from vivace.train.initialise import set_library_prior
 
@@ -65,8 +58,8 @@ ARGUMENTS = tuple(  # what the constructors take, under the names that users giv
 Format = Literal["vivace", "scvi-tools"]
 
 
-class Model(ABC):
-    """A count model with a latent space; :class:`~vivace.SCVI` and its kin say which.
+class Base(ABC):
+    """A count model: its options, schema, network and data, and its files.
 
     The final classes differ in their constructor, which turns its arguments into
     a :class:`~vivace.config.ModelConfig` and calls :meth:`_start`.
@@ -81,6 +74,12 @@ class Model(ABC):
             raise ArgumentTypeError(
                 f"{type(self).__name__} takes an AnnData, not {type(adata).__name__}; read one with "
                 "anndata.read_h5ad."
+            )
+        kind = minified_type(adata)
+        if kind is not None and not kind.endswith("with_counts"):
+            raise DataError(
+                "The counts of this AnnData were dropped by minify_adata, and a new model needs "
+                "them; load the model that was saved with it instead."
             )
         schema = Schema.from_anndata(adata, read_declarations(adata))
         _check_options(config, schema.declarations)
@@ -111,7 +110,9 @@ class Model(ABC):
 
     def _read(self, adata: AnnData) -> MemorySource:
         normal = self.config.gene_likelihood == "normal"
-        source = read_cells(adata, self.schema, allow_negative=normal)
+        minified = isinstance(adata, AnnData) and minified_type(adata) is not None
+        model = self._fingerprint() if minified else ""
+        source = read_cells(adata, self.schema, allow_negative=normal, model=model)
         if normal and self.config.log_variational and source.counts.data.min(initial=0) < 0:
             raise OptionError(
                 "log_variational=True takes the logarithm of the values, but some are negative; "
@@ -190,152 +191,7 @@ class Model(ABC):
         """What was declared: meaning, place in the AnnData, and content."""
         return pd.DataFrame(self.schema.summary(), columns=["meaning", "where", "content"])
 
-    # ---- training -------------------------------------------------------
-
-    def train(
-        self,
-        max_epochs: int | None = None,
-        *,
-        recipe: str = "fast",
-        train_size: float = 0.9,
-        validation_size: float | None = None,
-        batch_size: int | None = None,
-        max_steps: int | None = None,
-        early_stopping: bool | None = None,
-        early_stopping_monitor: str = "elbo_validation",
-        early_stopping_patience: int | None = None,
-        early_stopping_min_delta: float = 0.0,
-        early_stopping_mode: str = "min",
-        early_stopping_warmup_epochs: int = 0,
-        seed: int | None = None,
-        accelerator: str = "auto",
-        plan_kwargs: Mapping[str, Any] | None = None,
-        callbacks: Any = (),
-        logger: Any = None,
-        progress: bool = True,
-        **unknown: Any,
-    ) -> None:
-        """Fit the model.
-
-        With the "fast" recipe the weights that stay are those of the epoch with
-        the best validation ELBO at KL weight 1.  The last line of
-        :attr:`summary` says whether training was long enough.
-
-        Called again, it goes on with the same split and appends to the history.
-
-        Parameters
-        ----------
-        max_epochs
-            Passes over the training cells; None lets the recipe choose from
-            their number.
-        recipe
-            "fast", or "scvi-tools" for the optimiser and schedule of
-            scvi-tools 1.4.2.
-        train_size, validation_size
-            Shares of the cells; None for the second takes all that are left.
-        batch_size
-            Cells of a minibatch; None for 128, or, with "fast" and fewer than 4,000
-            training cells, 64.  The recipe's number of epochs does not depend on it.
-        max_steps
-            Minibatches at most; None, or -1, for no such limit.
-        early_stopping
-            Stop where ``early_stopping_monitor``, a column of the history, has
-            not improved by more than ``early_stopping_min_delta`` for
-            ``early_stopping_patience`` epochs (None: 8, with "scvi-tools" 45).
-            "fast" then holds its learning rate up to such a plateau, and lets it
-            fall to zero over a quarter as many steps, or over the last quarter of
-            the budget; give ``max_epochs`` for a larger budget.  Epochs before the
-            full KL weight, and ``early_stopping_warmup_epochs``, are not judged.
-            None is False.
-        early_stopping_mode
-            "min" where the monitored number should fall, else "max".
-        seed
-            Of the split, the order of cells and the noise; None takes the
-            model's next.
-        accelerator
-            "auto", "cpu", "cuda", "mps": where to train, by Lightning Fabric.
-        plan_kwargs
-            Numbers of the recipe to replace: lr, eps, weight_decay,
-            n_epochs_kl_warmup, n_steps_kl_warmup, min_kl_weight, max_kl_weight;
-            reduce_lr_on_plateau, lr_factor, lr_patience, lr_threshold, lr_min,
-            lr_scheduler_metric.
-        callbacks
-            Objects with methods of :class:`vivace.train.Callback`.
-        logger
-            A logger of Lightning Fabric (CSVLogger, TensorBoardLogger), or several:
-            each epoch's row of the history is logged.
-        progress
-            Whether to show a progress bar.
-
-        Raises
-        ------
-        OptionError, ArgumentTypeError
-            If an argument is not one of the above.
-        TrainingError
-            If the loss stops being finite.
-        """
-        refuse_unknown("train", unknown, _TRAIN_ARGUMENTS)
-        plan = recipe_of(recipe, plan_kwargs)
-        positive("max_epochs", max_epochs)
-        patience = patience_of(
-            plan,
-            early_stopping,
-            early_stopping_monitor,
-            early_stopping_patience,
-            early_stopping_min_delta,
-            early_stopping_mode,
-            early_stopping_warmup_epochs,
-        )
-        number("train_size", train_size)
-        number("validation_size", validation_size)
-        accelerator_here(accelerator)
-        source = self._own_source()
-        listeners = Listeners(self, callbacks, logger)
-        steps = max_steps_of(max_steps)
-        positive("batch_size", batch_size)
-        options_seed = self._seeds.take(seed)
-        if len(self._state.train_rows) == 0 or not self.is_trained:
-            split = split_rows(
-                source.n_cells, train_size, validation_size, np.random.default_rng(options_seed)
-            )
-            self._state.train_rows, self._state.validation_rows = split
-        begun = time.perf_counter() - self._state.summary.get("seconds", 0.0)
-        names = None if self._adata is None else _digest(self._adata)
-
-        def summarise(verdict: str) -> None:
-            """After every epoch, so that an interrupted model can be asked and saved."""
-            seconds = time.perf_counter() - begun
-            self._summarise(recipe, source.n_cells, names, seconds, verdict)
-
-        options = TrainOptions(
-            recipe=plan,
-            epochs=max_epochs,
-            max_steps=steps,
-            batch_size=batch_size,
-            patience=patience,
-            seed=options_seed,
-            accelerator=accelerator,
-            listeners=listeners,
-            progress=progress,
-            summarise=summarise,
-        )
-        fit(self.module, source, self._state, options)
-
-    def _summarise(
-        self, recipe: str, n_cells: int, names: str | None, seconds: float, verdict: str
-    ) -> None:
-        state = self._state
-        state.summary = {
-            "recipe": recipe,
-            "epochs": len(state.history),
-            "cells": n_cells,
-            "cell_names": names,
-            "train_cells": len(state.train_rows),
-            "validation_cells": len(state.validation_rows),
-            "seconds": round(seconds, 3),
-            "kl_weight": state.history[-1]["kl_weight"],
-            "verdict": verdict,
-        }
+    # ---- state ----------------------------------------------------------
 
     @property
     def history(self) -> pd.DataFrame:
@@ -369,208 +225,6 @@ class Model(ABC):
         used = np.concatenate([self.train_indices, self.validation_indices])
         return np.setdiff1d(np.arange(self._own_source().n_cells), used)
 
-    # ---- questions ------------------------------------------------------
-
-    def get_latent_representation(
-        self,
-        adata: AnnData | None = None,
-        indices: Indices | None = None,
-        give_mean: bool = True,
-        mc_samples: int = 5000,
-        batch_size: int | None = None,
-        return_dist: bool = False,
-        *,
-        seed: int | None = None,
-    ) -> NDArray[np.float32] | tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Latent representation of cells.
-
-        Parameters
-        ----------
-        adata
-            Cells to encode, aligned by gene name; None for the model's own.
-        indices
-            Rows, in any order and with repeats, or a boolean mask; None for all.
-        give_mean
-            The mean of z; False gives one draw.
-        mc_samples
-            Draws behind the mean of a logistic-normal latent, which has no closed form.
-        batch_size
-            Cells at a time.
-        return_dist
-            Give (mean, variance) of q(z|x) instead, before a logistic-normal's softmax.
-        seed
-            Of the draw; None takes the model's next.
-
-        Returns
-        -------
-        Array, float32, shape (n, k), or a pair of them.
-        """
-        positive("mc_samples", mc_samples)
-        source, rows = self._cells(adata, indices)
-        if self.config.latent_distribution == "ln" and give_mean and not return_dist:
-            return posterior.latent_mean(
-                self.module, source, rows, _size(batch_size), mc_samples, self._seeds.take(seed)
-            )
-        draw = None if give_mean or return_dist else self._seeds.take(seed)
-        place, variance = posterior.latent(self.module, source, rows, _size(batch_size), draw)
-        return (place, variance) if return_dist else place
-
-    def get_elbo(
-        self,
-        adata: AnnData | None = None,
-        indices: Indices | None = None,
-        batch_size: int | None = None,
-        *,
-        return_mean: bool = True,
-        n_samples: int = 1,
-        seed: int | None = None,
-    ) -> float | NDArray[np.float64]:
-        """Evidence lower bound, nats; higher is better.
-
-        Parameters
-        ----------
-        adata, indices, batch_size
-            As in :meth:`get_latent_representation`.
-        return_mean
-            The mean over cells; False gives one value a cell, shape (n,).
-        n_samples
-            Draws of z a cell.
-        seed
-            Of the draws; None takes the model's next.
-        """
-        positive("n_samples", n_samples)
-        values = self._by_cell(posterior.elbo, adata, indices, batch_size, n_samples, seed)
-        return _mean(values) if return_mean else values
-
-    def get_reconstruction_error(
-        self,
-        adata: AnnData | None = None,
-        indices: Indices | None = None,
-        batch_size: int | None = None,
-        *,
-        return_mean: bool = True,
-        n_samples: int = 1,
-        seed: int | None = None,
-    ) -> dict[str, Any]:
-        """Reconstruction error, -E[log p(x|z)], nats; lower is better.
-
-        Takes what :meth:`get_elbo` takes.
-
-        Returns
-        -------
-        Dict with one entry, ``"reconstruction_loss"``: the mean over cells, or
-        one value a cell with ``return_mean=False``.
-        """
-        positive("n_samples", n_samples)
-        values = self._by_cell(
-            posterior.reconstruction, adata, indices, batch_size, n_samples, seed
-        )
-        return {"reconstruction_loss": _mean(values) if return_mean else values}
-
-    def get_marginal_ll(
-        self,
-        adata: AnnData | None = None,
-        indices: Indices | None = None,
-        n_mc_samples: int = 1000,
-        batch_size: int | None = None,
-        return_mean: bool = True,
-        n_mc_samples_per_pass: int = 1,
-        *,
-        seed: int | None = None,
-    ) -> float | NDArray[np.float64]:
-        """Marginal log-likelihood, log p(x), nats, by importance sampling; higher is better.
-
-        Parameters
-        ----------
-        adata, indices, batch_size
-            As in :meth:`get_latent_representation`.
-        n_mc_samples
-            Draws a cell; the estimate rises with their number to the exact value.
-        return_mean
-            The mean over cells; False gives one value a cell, shape (n,).
-        n_mc_samples_per_pass
-            As in scvi-tools; memory does not depend on the draws, so it changes nothing.
-        seed
-            Of the draws; None takes the model's next.
-
-        Returns
-        -------
-        A number, or an array, float64, shape (n,).
-
-        Raises
-        ------
-        OptionError, ArgumentTypeError
-            If a number of draws is not an integer of at least 1.
-
-        Notes
-        -----
-        Source: Burda et al. 2016, arXiv:1509.00519.
-        """
-        positive("n_mc_samples", n_mc_samples)
-        positive("n_mc_samples_per_pass", n_mc_samples_per_pass)
-        values = self._by_cell(
-            posterior.marginal_ll, adata, indices, batch_size, n_mc_samples, seed
-        )
-        return _mean(values) if return_mean else values
-
-    def decode(
-        self,
-        z: NDArray[Any] | Tensor,
-        adata: AnnData | None = None,
-        indices: Indices | None = None,
-        transform_batch: str | float | None = None,
-        library_size: float | NDArray[Any] | Tensor | None = None,
-    ) -> posterior.Observation:
-        """The distribution of observations at points of the latent space.
-
-        Parameters
-        ----------
-        z
-            Points, shape (n, k); of the simplex for a logistic-normal latent.
-        adata, indices
-            The n cells whose covariates are used, as in
-            :meth:`get_latent_representation`.
-        transform_batch
-            A category of the batch column, in place of the cells' own.
-        library_size
-            Molecules, one number or one a cell; None for the observed library, the
-            size factor, or the exponential of the mean of q(l|x).
-
-        Returns
-        -------
-        A distribution of :mod:`vivace.distributions`, n x g, with ``log_prob``,
-        ``sample``, ``mu`` (or ``rate``), ``scale``, and ``theta`` and ``zi_logits``
-        where the likelihood has them.  Dense: n x g numbers of each.
-
-        Raises
-        ------
-        ShapeError
-            If ``z`` is not of shape (n, k), or ``library_size`` not of length n.
-        DataError
-            If ``transform_batch`` is no category of the batch.
-        """
-        source, rows = self._cells(adata, indices)
-        point_nk = numbers("z", z)
-        if tuple(point_nk.shape) != (len(rows), self.config.n_latent):
-            raise ShapeError(
-                f"z has shape {tuple(point_nk.shape)}, but {len(rows)} cells and "
-                f"{self.config.n_latent} latent dimensions need ({len(rows)}, "
-                f"{self.config.n_latent}); choose the cells with indices."
-            )
-        library_n = None
-        if library_size is not None:
-            library_n = numbers("library_size", library_size)
-            if library_n.ndim > 1 or len(library_n.reshape(-1)) not in (1, len(rows)):
-                raise ShapeError(
-                    f"library_size has shape {tuple(library_n.shape)}; give one number, or one "
-                    f"for each of the {len(rows)} cells."
-                )
-            if not (library_n > 0).all():
-                raise OptionError("library_size must be above 0; leave it None for the observed.")
-            library_n = library_n.expand(len(rows))
-        code = None if transform_batch is None else self.schema.batch_code(transform_batch)
-        return posterior.decode(self.module, point_nk, source, rows, code, library_n)
-
     # ---- files ----------------------------------------------------------
 
     def save(
@@ -590,7 +244,7 @@ class Model(ABC):
         overwrite
             Replace a model folder that is there.
         save_anndata
-            Keep the data in the folder too, as ``adata.h5ad``.
+            Keep the data in the folder too, as ``adata.h5ad``; minified data always are.
         format
             "vivace", or "scvi-tools" for a folder that scvi-tools 1.4.2 loads; it
             holds no history.
@@ -618,10 +272,15 @@ class Model(ABC):
             },
             "seed": {"root": self._seeds.root, "used": self._seeds.used},
         }
-        adata = self._own_adata() if save_anndata else None
+        adata = self._own_adata() if save_anndata or self.minified_data_type else None
         weights = dict(self.module.state_dict()) | self._unused
         contents = store.StoredModel(weights, sections, state.frame())
         if format == "scvi-tools":
+            if self.minified_data_type is not None:
+                raise OptionError(
+                    "scvi-tools' format has its own form of minified data, which is not written; "
+                    "save the model from before minify_adata."
+                )
             store.write_scvi_tools(path, contents, self.module.dims, adata, overwrite)
         else:
             store.write_folder(path, contents, adata, overwrite)
@@ -691,6 +350,11 @@ class Model(ABC):
         return self._adata
 
     @property
+    def minified_data_type(self) -> Minified | None:
+        """How the model's own data were minified; None if they were not."""
+        return None if self._adata is None else minified_type(self._adata)
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.module.device
@@ -729,6 +393,13 @@ class Model(ABC):
     def __repr__(self) -> str:
         return self.summary
 
+    def _fingerprint(self) -> str:
+        """What tells these weights from others."""
+        found = hashlib.sha256()
+        for name, tensor in sorted(self.module.state_dict().items()):
+            found.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+        return found.hexdigest()
+
     def _own_source(self) -> MemorySource:
         if self._source is None:
             raise DataError(
@@ -742,47 +413,26 @@ class Model(ABC):
         assert self._adata is not None
         return self._adata
 
-    def _cells(self, adata: AnnData | None, indices: Indices | None) -> tuple[MemorySource, Rows]:
-        if not self.is_trained:
-            raise NotTrainedError("The model has not been trained; call train() first.")
-        source = self._own_source() if adata is None else self._read(adata)
-        return source, row_numbers(indices, source.n_cells)
-
-    def _by_cell(
+    def _cells(
         self,
-        question: Callable[..., NDArray[np.float64]],
         adata: AnnData | None,
         indices: Indices | None,
         batch_size: int | None,
-        n_samples: int,
-        seed: int | None,
-    ) -> NDArray[np.float64]:
-        """What ``n_samples`` draws say of each cell, shape (n,)."""
-        source, rows = self._cells(adata, indices)
-        size = _size(batch_size)
-        return question(self.module, source, rows, size, n_samples, self._seeds.take(seed))
-
-
-_TRAIN_ARGUMENTS = (
-    "max_epochs",
-    "recipe",
-    "train_size",
-    "validation_size",
-    "batch_size",
-    "max_steps",
-    "early_stopping",
-    "early_stopping_monitor",
-    "early_stopping_patience",
-    "early_stopping_min_delta",
-    "early_stopping_mode",
-    "early_stopping_warmup_epochs",
-    "seed",
-    "accelerator",
-    "plan_kwargs",
-    "callbacks",
-    "logger",
-    "progress",
-)
+        silent: bool = True,
+        *,
+        counts: bool = False,
+    ) -> posterior.Cells:
+        """What a question is about; ``counts`` says that it cannot do without them."""
+        if not self.is_trained:
+            raise NotTrainedError("The model has not been trained; call train() first.")
+        source = self._own_source() if adata is None else self._read(adata)
+        if counts and not source.has_counts:
+            raise DataError(
+                "The counts were dropped by minify_adata, and this question needs them; pass data "
+                "with counts as adata=."
+            )
+        rows = row_numbers(indices, source.n_cells)
+        return posterior.Cells(self.module, source, rows, size_of(batch_size), bool(silent))
 
 
 def _check_options(config: ModelConfig, declared: Declarations) -> None:
@@ -831,12 +481,6 @@ def _keys(keys: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(keys)
 
 
-def _mean(values: NDArray[np.float64]) -> float:
-    if len(values) == 0:
-        raise OptionError("There are no cells to average over; indices must name at least one.")
-    return float(values.mean())
-
-
 def _check_training(state: TrainState) -> None:
     """Refuse a history or a split that does not fit the summary it was saved with."""
     epochs = state.summary.get("epochs", 0)
@@ -849,7 +493,8 @@ def _check_training(state: TrainState) -> None:
         raise ValueError("the split names cells that the data did not have")
 
 
-def _size(batch_size: int | None) -> int:
+def size_of(batch_size: int | None) -> int:
+    """Cells at a time: as asked for, or as the settings say."""
     size = settings.batch_size if batch_size is None else batch_size
     positive("batch_size", size)
     return size
@@ -859,9 +504,9 @@ def _same_cells(adata: AnnData, summary: Mapping[str, Any]) -> bool:
     """Whether the model was trained on these; scvi-tools keeps only their number."""
     if "scvi_tools" in summary and summary["cell_names"] is None:
         return bool(adata.n_obs == summary["cells"])
-    return _digest(adata) == summary.get("cell_names")
+    return digest(adata) == summary.get("cell_names")
 
 
-def _digest(adata: AnnData) -> str:
+def digest(adata: AnnData) -> str:
     """What tells these cells, in this order, from others."""
     return hashlib.sha256("\n".join(map(str, adata.obs_names)).encode()).hexdigest()

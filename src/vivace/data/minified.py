@@ -1,0 +1,117 @@
+"""An AnnData whose counts have given way to what a model's encoders said about them.
+
+``uns["vivace_minified"]`` says so, and by which model; the posterior of z is in
+``obsm``, the library in ``obs``.  Everything else stays as it was.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+from anndata import AnnData
+from numpy.typing import NDArray
+
+from vivace.data.batch import StoredPosterior
+from vivace.errors import DataError
+
+Minified = Literal[
+    "latent_posterior_parameters",
+    "latent_posterior_parameters_with_counts",
+]
+KEY = "vivace_minified"
+MEAN, VARIANCE = "X_latent_qzm", "X_latent_qzv"
+LIBRARY = "observed_lib_size"
+LIBRARY_MEAN, LIBRARY_VARIANCE = "latent_lib_mean", "latent_lib_variance"
+
+
+def minify(
+    adata: AnnData,
+    counts: sp.csr_matrix,
+    layer: str | None,
+    posterior: StoredPosterior,
+    library_n: NDArray[np.float32],
+    model: str,
+    kind: Minified,
+) -> AnnData:
+    """A copy of ``adata`` with ``posterior`` and ``library_n``, and ``counts`` or none.
+
+    ``model`` tells the weights that the posterior came from.
+    """
+    kept = counts if kind.endswith("with_counts") else sp.csr_matrix(adata.shape, dtype=np.float32)
+    small = AnnData(
+        X=kept,
+        obs=adata.obs.copy(),
+        var=adata.var.copy(),
+        uns=dict(adata.uns),
+        obsm=dict(adata.obsm),
+        varm=dict(adata.varm),
+        layers={} if layer is None else {layer: kept},
+    )
+    small.uns[KEY] = json.dumps({"type": kind, "model": model})
+    small.obsm[MEAN] = posterior.mean.cpu().numpy()
+    small.obsm[VARIANCE] = posterior.variance.cpu().numpy()
+    small.obs[LIBRARY] = library_n
+    if posterior.library_mean is not None and posterior.library_variance is not None:
+        small.obs[LIBRARY_MEAN] = posterior.library_mean[:, 0].cpu().numpy()
+        small.obs[LIBRARY_VARIANCE] = posterior.library_variance[:, 0].cpu().numpy()
+    return small
+
+
+def minified_type(adata: AnnData) -> Minified | None:
+    """How ``adata`` was minified; None if it was not."""
+    return None if KEY not in adata.uns else _stamp(adata)["type"]
+
+
+def read_minified(
+    adata: AnnData, model: str
+) -> tuple[StoredPosterior | None, NDArray[np.float32] | None]:
+    """The posterior of all cells, and their library where the counts are gone.
+
+    Nothing, where ``adata`` was not minified, or by another model and has its counts.
+
+    Raises
+    ------
+    DataError
+        If another model minified it, so that this one can say nothing about the cells,
+        or if what it stored is not there.
+    """
+    if KEY not in adata.uns:
+        return None, None
+    stamp = _stamp(adata)
+    with_counts = stamp["type"].endswith("with_counts")
+    if stamp["model"] != model:
+        if with_counts:
+            return None, None
+        raise DataError(
+            "The counts were dropped by minify_adata of another model, or of this one before it "
+            "was trained further; load the model that was saved with these data, or give the counts."
+        )
+    try:
+        mean, variance = (
+            torch.from_numpy(np.array(adata.obsm[key], np.float32)) for key in (MEAN, VARIANCE)
+        )
+        of_library = [_column(adata, key) for key in (LIBRARY_MEAN, LIBRARY_VARIANCE)]
+        library = np.asarray(adata.obs[LIBRARY], np.float32)
+    except KeyError as error:
+        raise DataError(
+            f"The data were minified, but {error} is no longer in them; load them again from the "
+            "folder of the model."
+        ) from error
+    return StoredPosterior(mean, variance, *of_library), None if with_counts else library
+
+
+def _column(adata: AnnData, key: str) -> torch.Tensor | None:
+    if key not in adata.obs:
+        return None
+    column: pd.Series[Any] = adata.obs[key]
+    return torch.from_numpy(np.array(column, np.float32))[:, None]
+
+
+def _stamp(adata: AnnData) -> dict[str, Any]:
+    stamp: dict[str, Any] = json.loads(adata.uns[KEY])
+    return stamp

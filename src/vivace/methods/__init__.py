@@ -1,0 +1,11 @@
+"""The methods of the model classes, each a few lines that call the rooms below.
+
+One class in four files, read in this order: ``base.py`` (set up, save, load),
+``training.py`` (train), ``latent.py`` (where cells are, and how likely), ``expression.py``
+(what is expressed), whose :class:`Model` the final classes complete.
+"""
+
+from vivace.methods.base import ARGUMENTS, embedding_dim
+from vivace.methods.expression import Model
+
+__all__ = ["ARGUMENTS", "Model", "embedding_dim"]

@@ -1,0 +1,129 @@
+"""Do counts that the model draws look like the data?"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vivace.posterior.cells import Cells
+from vivace.posterior.sample import samples
+from vivace.setup import Codes
+
+STATISTICS = ("mean", "variance", "zero_fraction")
+_INTERVAL = (0.025, 0.975)
+Doubles = NDArray[np.float64]
+
+
+@torch.no_grad()
+def posterior_predictive_check(
+    cells: Cells,
+    genes: tuple[str, ...],
+    cell_names: list[str],
+    n_draws: int,
+    n_correlated: int,
+    seed: int,
+) -> pd.DataFrame:
+    """Statistics of the data and of draws of p(x'|x), by gene, by cell and by pair of genes.
+
+    One row for each statistic and gene (mean, variance, zero fraction over cells), each
+    statistic and cell (the same over genes), and each pair of the ``n_correlated`` most
+    variable genes (correlation of log(1 + x)).  Memory grows with the rows of the result
+    and with the draws times the genes, not with cells x genes.
+    """
+    pairs = _most_variable(cells, n_correlated)
+    # by gene: one set of sums for each draw, and a last one for the data
+    sums = np.zeros((n_draws + 1, 3, len(genes)))
+    log_sums = np.zeros((n_draws + 1, len(pairs)))
+    products = np.zeros((n_draws + 1, len(pairs), len(pairs)))
+    by_cell = np.empty((len(cells), 3, 5))
+    drawn: list[Doubles] = []
+    for part, i, batch, counts in samples(cells, (Codes(),), n_draws, seed, "Checking"):
+        if i == 0:
+            data = batch.counts.dense().cpu()
+            seen = _of_cells(data)
+            _add(data, pairs, sums[-1], log_sums[-1], products[-1])
+            drawn = []
+        _add(counts, pairs, sums[i], log_sums[i], products[i])
+        drawn.append(_of_cells(counts))
+        if i == n_draws - 1:
+            by_cell[part] = _against(seen, np.stack(drawn)).transpose(1, 0, 2)
+    statistics = _moments(sums, len(cells))
+    of_genes = _against(statistics[-1], statistics[:-1])
+    of_pairs, names = _pairs(log_sums, products, len(cells), [genes[g] for g in pairs])
+    frames = [_frame(s, "gene", genes, of_genes[j]) for j, s in enumerate(STATISTICS)]
+    frames += [_frame(s, "cell", cell_names, by_cell[:, j]) for j, s in enumerate(STATISTICS)]
+    frames.append(_frame("correlation", "gene pair", names, of_pairs))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _most_variable(cells: Cells, n: int) -> NDArray[np.int64]:
+    """The genes whose log(1 + x) varies most over the cells."""
+    total = squares = torch.zeros((), dtype=torch.float64)
+    for _, batch in cells.batches("Checking"):
+        x = batch.counts.dense().log1p().cpu().double()
+        total, squares = total + x.sum(0), squares + x.square().sum(0)
+    variance = squares / len(cells) - (total / len(cells)).square()
+    return np.sort(variance.numpy().argsort(kind="stable")[::-1][:n]).astype(np.int64)
+
+
+def _of_cells(x_ng: Tensor) -> Doubles:
+    """Mean, variance and zero fraction of each cell over genes, shape (3, n)."""
+    x = x_ng.double()
+    found = (x.mean(1), x.var(1, correction=0), (x == 0).double().mean(1))
+    return torch.stack(found).numpy()
+
+
+def _add(
+    x_ng: Tensor,
+    pairs: NDArray[np.int64],
+    sums: Doubles,
+    log_sums: Doubles,
+    products: Doubles,
+) -> None:
+    """Add a minibatch to the sums behind the statistics of genes, in place."""
+    x = x_ng.double()
+    sums += torch.stack([x.sum(0), x.square().sum(0), (x == 0).sum(0)]).numpy()
+    log_x = x[:, torch.from_numpy(pairs)].log1p().numpy()
+    log_sums += log_x.sum(0)
+    products += log_x.T @ log_x
+
+
+def _moments(sums: Doubles, n: int) -> Doubles:
+    """Mean, variance and zero fraction from sums over n cells, the same shape."""
+    mean = sums[:, 0] / n
+    return np.stack([mean, sums[:, 1] / n - mean**2, sums[:, 2] / n], axis=1)
+
+
+def _pairs(
+    log_sums: Doubles, products: Doubles, n: int, genes: list[str]
+) -> tuple[Doubles, list[str]]:
+    """The correlations of each pair, data against draws, and their names."""
+    mean = log_sums / n
+    covariance = products / n - mean[:, :, None] * mean[:, None, :]
+    deviation = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2).clip(min=0.0))
+    upper = np.triu_indices(len(genes), 1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        correlation = covariance / (deviation[:, :, None] * deviation[:, None, :])
+    values = correlation[:, *upper]
+    names = [f"{genes[i]}, {genes[j]}" for i, j in zip(*upper, strict=True)]
+    return _against(values[-1], values[:-1]), names
+
+
+def _against(seen: Doubles, drawn: Doubles) -> Doubles:
+    """Observed; mean and interval over draws; p-value, half of the ties counted: (..., 5).
+
+    ``drawn`` has the draws in front.
+    """
+    lower, upper = np.quantile(drawn, _INTERVAL, axis=0)
+    above = (drawn > seen).mean(0) + 0.5 * (drawn == seen).mean(0)
+    return np.stack([seen, drawn.mean(0), lower, upper, above], axis=-1)
+
+
+def _frame(statistic: str, by: str, names: object, values: Doubles) -> pd.DataFrame:
+    columns = dict(
+        zip(("observed", "predicted", "lower", "upper", "p_value"), values.T, strict=True)
+    )
+    return pd.DataFrame({"statistic": statistic, "by": by, "name": names, **columns})

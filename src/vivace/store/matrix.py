@@ -1,0 +1,153 @@
+"""Results larger than memory: matrices that are filled block by block, whole or not there.
+
+A path becomes a zarr array, or a zarr group that AnnData reads as a sparse matrix; it is
+written under a temporary name beside its place and renamed when it is whole.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from vivace.errors import ArgumentTypeError, MissingExtraError, OptionError, ShapeError
+
+_CHUNK = 1 << 20  # numbers in a chunk of a dense array, 4 MB
+_ENTRIES = 1 << 22  # sparse entries that are written in one go
+
+
+def fill_dense(
+    out: object,
+    shape: tuple[int, ...],
+    batch_size: int,
+    write: Callable[[Any], None],
+    cells_axis: int = -2,
+) -> Any:
+    """A float32 array of ``shape`` that ``write`` has filled.
+
+    Parameters
+    ----------
+    out : None for an array in memory; a path for a zarr array; or an array, in memory or
+        on disk, of the right shape
+    shape : its shape
+    batch_size : cells that are written at a time; the rows of a chunk
+    write : called with the array
+    cells_axis : which axis is that of cells; genes follow
+
+    Returns
+    -------
+    The array; that of a path is open for reading.
+    """
+    if out is None:
+        held = np.empty(shape, np.float32)
+        write(held)
+        return held
+    if isinstance(out, str | Path):
+        import_zarr()
+        import zarr
+
+        axis = cells_axis % len(shape)
+        chunks = [1] * len(shape)
+        chunks[axis] = max(1, min(batch_size, shape[axis]))
+        chunks[axis + 1] = min(shape[axis + 1], max(1, _CHUNK // chunks[axis]))
+        with _whole(Path(out)) as new:
+            array = zarr.create_array(
+                store=str(new), shape=shape, chunks=tuple(chunks), dtype="float32"
+            )
+            write(array)
+        return zarr.open_array(str(out), mode="r")
+    if getattr(out, "shape", None) is None or not hasattr(out, "__setitem__"):
+        raise ArgumentTypeError(
+            f"out must be a path, or an array that can be written to, not {type(out).__name__}."
+        )
+    if tuple(out.shape) != shape:  # type: ignore[attr-defined]
+        raise ShapeError(f"out has shape {tuple(out.shape)}, but the result has {shape}.")  # type: ignore[attr-defined]
+    if np.dtype(out.dtype).kind != "f":  # type: ignore[attr-defined]
+        raise OptionError(f"out has type {out.dtype}, which does not hold fractions; use float32.")  # type: ignore[attr-defined]
+    write(out)
+    return out
+
+
+def fill_sparse(
+    path: str | Path, n_genes: int, n_draws: int, blocks: Iterable[tuple[int, sp.csr_matrix]]
+) -> Any:
+    """Sparse matrices at ``path``, one a draw, from blocks of their rows in order.
+
+    Returns
+    -------
+    For one draw AnnData's sparse dataset, open for reading; for several a list of them,
+    which lie in the groups "0", "1" and so on.
+    """
+    if not isinstance(path, str | Path):
+        raise ArgumentTypeError(
+            f"out must be a path for sparse samples, not {type(path).__name__}; leave it None for a "
+            "matrix in memory."
+        )
+    import_zarr()
+    import zarr
+    from anndata.io import sparse_dataset, write_elem
+
+    names = [str(i) for i in range(n_draws)]
+    with _whole(Path(path)) as new:
+        root = zarr.open_group(str(new.parent), mode="a")
+        if n_draws > 1:
+            root.create_group(new.name)
+        places = [f"{new.name}/{name}" for name in names] if n_draws > 1 else [new.name]
+        for place in places:
+            none = sp.csr_matrix((0, n_genes), dtype=np.int32)
+            none.indptr = none.indptr.astype(np.int64)  # room for more than 2**31 entries
+            write_elem(root, place, none)
+        for draw, block in _larger(n_draws, blocks):
+            sparse_dataset(root[places[draw]]).append(block)
+    found = zarr.open_group(str(path), mode="r")
+    if n_draws == 1:
+        return sparse_dataset(found)
+    return [sparse_dataset(found[name]) for name in names]
+
+
+def import_zarr() -> None:
+    """Refuse early, in one sentence, where zarr is missing."""
+    if find_spec("zarr") is None:
+        raise MissingExtraError(
+            "Writing to a path needs zarr, which is not installed; run pip install 'vivace[zarr]'."
+        )
+
+
+def _larger(
+    n_draws: int, blocks: Iterable[tuple[int, sp.csr_matrix]]
+) -> Iterator[tuple[int, sp.csr_matrix]]:
+    """The same rows in blocks of some million entries, since a write of few is slow."""
+    waiting: list[list[sp.csr_matrix]] = [[] for _ in range(n_draws)]
+    entries = [0] * n_draws
+    for draw, block in blocks:
+        waiting[draw].append(block)
+        entries[draw] += block.nnz
+        if entries[draw] >= _ENTRIES:
+            yield draw, sp.vstack(waiting[draw], format="csr")
+            waiting[draw], entries[draw] = [], 0
+    for draw, left in enumerate(waiting):
+        if left:
+            yield draw, sp.vstack(left, format="csr")
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A place to write at, renamed to ``path`` if nothing goes wrong."""
+    check_free(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch:
+        new = Path(scratch) / "new"
+        yield new
+        new.rename(path)
+
+
+def check_free(path: Path) -> None:
+    """Refuse a place where something is."""
+    if path.exists():
+        raise OptionError(f"{path} exists; remove it or choose another path.")
