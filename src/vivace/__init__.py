@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from vivace.config import settings
 
 if TYPE_CHECKING:
-    from vivace import datasets, distributions, errors, model, nn, ops
+    from vivace import datasets, distributions, errors, model, nn, ops, report
     from vivace.linear import LinearSCVI
     from vivace.scvi import SCVI
 
@@ -24,11 +24,12 @@ __all__ = [
     "model",
     "nn",
     "ops",
+    "report",
     "settings",
 ]
 
 _CLASSES = {"SCVI": "vivace.scvi", "LinearSCVI": "vivace.linear"}
-_MODULES = ("datasets", "distributions", "errors", "model", "nn", "ops")
+_MODULES = ("datasets", "distributions", "errors", "model", "nn", "ops", "report")
 
 
 def __getattr__(name: str) -> object:

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from vivace.errors import DataError, VivaceError
+from vivace.config import settings
+from vivace.errors import DataError, OptionError, VivaceError
 
 app = typer.Typer(
     help="Probabilistic analysis of single-cell RNA-seq counts (scVI).",
@@ -19,6 +20,7 @@ app = typer.Typer(
 )
 
 Keys = list[str] | None
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 
 
@@ -89,7 +91,6 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train SCVI on an h5ad of raw counts and save the model."""
-    from vivace.config import settings
     from vivace.scvi import SCVI
     from vivace.seeds import check_seed
     from vivace.store.folder import check_place
@@ -153,6 +154,103 @@ def embed(
 
 
 @app.command()
+def express(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder.")],
+    data: Annotated[Path, typer.Argument(metavar="IN.h5ad", help="Raw counts of the same genes.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help=".h5ad or .zarr to write.")],
+    gene: Annotated[Keys, typer.Option(help="Gene to write; may be repeated; all if none.")] = None,
+    transform_batch: Annotated[
+        Keys, typer.Option(help="Batch to decode as; the mean over several.")
+    ] = None,
+    transform: Annotated[
+        Keys, typer.Option(help="COLUMN=CATEGORY to decode as; may be repeated.")
+    ] = None,
+    library_size: Annotated[
+        str, typer.Option(help="What a cell adds up to: a number, observed or latent.")
+    ] = "1",
+    n_samples: Annotated[
+        int, typer.Option(help="Draws of the latent a cell; 1 takes its mean.")
+    ] = 1,
+    batch_size: Annotated[int | None, typer.Option(help="Cells at a time.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the draws.")] = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write the expected expression of each cell and gene, free of noise and depth."""
+    from vivace.model import load
+    from vivace.store.matrix import check_free, dense_file
+
+    check_free(_anndata_path(output), overwrite)
+    loaded = load(model)
+    adata = _read(data)
+    genes = list(loaded.schema.genes) if gene is None else gene
+    var = adata.var.reindex(genes)
+    size = settings.batch_size if batch_size is None else batch_size
+    with dense_file(output, adata.obs, var, size, overwrite) as x:
+        loaded.get_normalized_expression(
+            adata,
+            transform_batch=_transform(loaded, transform_batch, transform),
+            gene_list=gene,
+            library_size=_library(library_size),
+            n_samples=n_samples,
+            batch_size=batch_size,
+            silent=quiet,
+            out=x,
+            seed=seed,
+        )
+    typer.echo(f"Wrote {output}: {adata.n_obs:,} cells x {len(genes):,} genes")
+
+
+@app.command()
+def sample(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder.")],
+    data: Annotated[Path, typer.Argument(metavar="IN.h5ad", help="Raw counts of the same genes.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help=".h5ad or .zarr to write.")],
+    transform_batch: Annotated[
+        Keys, typer.Option(help="Batch to draw for; of several one at random for each cell.")
+    ] = None,
+    transform: Annotated[
+        Keys, typer.Option(help="COLUMN=CATEGORY to draw for; may be repeated.")
+    ] = None,
+    n_samples: Annotated[
+        int, typer.Option(help="Draws a cell; obs['draw'] tells several apart.")
+    ] = 1,
+    batch_size: Annotated[int | None, typer.Option(help="Cells at a time.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the draws.")] = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write counts as the model would observe them, were the cells sequenced again."""
+    import numpy as np
+    from anndata import AnnData
+
+    from vivace.arguments import positive
+    from vivace.model import load
+    from vivace.store.matrix import check_free, write_anndata
+
+    positive("n_samples", n_samples)
+    check_free(_anndata_path(output), overwrite)
+    loaded = load(model)
+    adata = _read(data)
+    rows = np.tile(np.arange(adata.n_obs), n_samples)
+    counts = loaded.posterior_predictive_sample(
+        adata,
+        rows,
+        transform_batch=_transform(loaded, transform_batch, transform),
+        batch_size=batch_size,
+        silent=quiet,
+        seed=seed,
+    )
+    obs = adata.obs.iloc[rows].copy()
+    if n_samples > 1:
+        obs["draw"] = np.repeat(np.arange(n_samples), adata.n_obs)
+        obs.index = obs.index.astype(str) + "-" + obs["draw"].astype(str)
+    drawn = AnnData(counts, obs=obs, var=adata.var.reindex(list(loaded.schema.genes)))
+    write_anndata(drawn, output, overwrite)
+    typer.echo(f"Wrote {output}: {drawn.n_obs:,} cells x {drawn.n_vars:,} genes")
+
+
+@app.command()
 def info(model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder.")]) -> None:
     """Say what a saved model is: options, data it was trained on, training."""
     from vivace.model import load
@@ -182,6 +280,36 @@ def convert(
         format=to,  # type: ignore[arg-type]
     )
     typer.echo(f"{loaded.summary}\nWrote {output} for {to}")
+
+
+def _anndata_path(path: Path) -> Path:
+    """``path``, which must say in which of AnnData's two formats."""
+    if path.suffix not in (".h5ad", ".zarr"):
+        raise OptionError(f"{path} must end in .h5ad or .zarr, which says how it is written.")
+    return path
+
+
+def _library(text: str):  # type: ignore[no-untyped-def]  # a number or a word
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _transform(loaded, batches: Keys, others: Keys):  # type: ignore[no-untyped-def]
+    """``transform_batch`` of Python from ``--transform-batch B`` and ``--transform COLUMN=C``."""
+    columns: dict[str, list[str]] = {}
+    for pair in others or ():
+        column, sign, category = pair.partition("=")
+        if not sign:
+            raise OptionError(f"--transform takes COLUMN=CATEGORY, not {pair!r}.")
+        columns.setdefault(column, []).append(category)
+    if not columns:
+        return batches
+    key = loaded.schema.declarations.batch_key
+    if batches and key is None:
+        raise OptionError("The model has no batch, so that --transform-batch cannot name one.")
+    return columns | ({key: batches} if batches else {})
 
 
 def _read(path: Path):  # type: ignore[no-untyped-def]  # anndata is imported late

@@ -13,12 +13,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import anndata
+import h5py
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 
 from vivace.errors import ArgumentTypeError, MissingExtraError, OptionError, ShapeError
+from vivace.store.folder import move_into_place
 
 _CHUNK = 1 << 20  # numbers in a chunk of a dense array, 4 MB
+_DENSE = {"encoding-type": "array", "encoding-version": "0.2.0"}  # as AnnData marks it
+_FORMAT = 2  # of zarr, which every reader of AnnData files knows
 _ENTRIES = 1 << 22  # sparse entries that are written in one go
 
 
@@ -52,14 +58,9 @@ def fill_dense(
         import_zarr()
         import zarr
 
-        axis = cells_axis % len(shape)
-        chunks = [1] * len(shape)
-        chunks[axis] = max(1, min(batch_size, shape[axis]))
-        chunks[axis + 1] = min(shape[axis + 1], max(1, _CHUNK // chunks[axis]))
+        chunks = _chunks(shape, batch_size, cells_axis % len(shape))
         with _whole(Path(out)) as new:
-            array = zarr.create_array(
-                store=str(new), shape=shape, chunks=tuple(chunks), dtype="float32"
-            )
+            array = zarr.create_array(store=str(new), shape=shape, chunks=chunks, dtype="float32")
             write(array)
         return zarr.open_array(str(out), mode="r")
     if getattr(out, "shape", None) is None or not hasattr(out, "__setitem__"):
@@ -95,7 +96,7 @@ def fill_sparse(
 
     names = [str(i) for i in range(n_draws)]
     with _whole(Path(path)) as new:
-        root = zarr.open_group(str(new.parent), mode="a")
+        root = zarr.open_group(str(new.parent), mode="a", zarr_format=_FORMAT)
         if n_draws > 1:
             root.create_group(new.name)
         places = [f"{new.name}/{name}" for name in names] if n_draws > 1 else [new.name]
@@ -137,17 +138,72 @@ def _larger(
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[Path]:
+def dense_file(
+    path: Path, obs: pd.DataFrame, var: pd.DataFrame, batch_size: int, overwrite: bool
+) -> Iterator[Any]:
+    """An empty float32 X, cells x genes, of a file (.h5ad) or folder (.zarr) that AnnData reads.
+
+    What is written to it is there when the context ends without an error, and not before.
+    """
+    shape, frame = (len(obs), len(var)), anndata.AnnData(obs=obs, var=var)
+    chunks = _chunks(shape, batch_size, 0)
+    with _whole(path, overwrite) as new:
+        if path.suffix == ".zarr":
+            root = _zarr_group(new, frame)
+            x = root.create_array("X", shape=shape, chunks=chunks, dtype="float32")
+            x.attrs.update(_DENSE)
+            yield x
+        else:
+            frame.write_h5ad(new)
+            with h5py.File(new, "r+") as file:
+                file.pop("X", None)
+                x = file.create_dataset(
+                    "X", shape, "float32", chunks=chunks if all(shape) else None
+                )
+                x.attrs.update(_DENSE)
+                yield x
+
+
+def write_anndata(adata: anndata.AnnData, path: Path, overwrite: bool) -> None:
+    """Write a file (.h5ad) or folder (.zarr), whole or not at all."""
+    with _whole(path, overwrite) as new:
+        if path.suffix == ".zarr":
+            _zarr_group(new, adata)
+        else:
+            adata.write_h5ad(new)
+
+
+@contextmanager
+def _whole(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """A place to write at, renamed to ``path`` if nothing goes wrong."""
-    check_free(path)
+    check_free(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch:
         new = Path(scratch) / "new"
         yield new
-        new.rename(path)
+        move_into_place(new, path, Path(scratch) / "old")
 
 
-def check_free(path: Path) -> None:
+def _zarr_group(path: Path, adata: anndata.AnnData) -> Any:
+    """``adata`` as a zarr group, open for writing; its metadata are not consolidated yet."""
+    import_zarr()
+    import zarr
+
+    root = zarr.open_group(str(path), mode="w", zarr_format=_FORMAT)
+    anndata.io.write_elem(root, "/", adata)
+    return root
+
+
+def check_free(path: Path, overwrite: bool = False) -> None:
     """Refuse a place where something is."""
-    if path.exists():
+    if path.exists() and not overwrite:
         raise OptionError(f"{path} exists; remove it or choose another path.")
+
+
+def _chunks(shape: tuple[int, ...], batch_size: int, cells_axis: int) -> tuple[int, ...]:
+    """Chunks of as many cells as are written at a time, and of about a million numbers."""
+    chunks = [1] * len(shape)
+    chunks[cells_axis] = max(1, min(batch_size, shape[cells_axis]))
+    most = max(1, _CHUNK // chunks[cells_axis])
+    chunks[cells_axis + 1] = max(1, min(shape[cells_axis + 1], most))
+    return tuple(chunks)
