@@ -14,6 +14,8 @@ from vivace.data.batch import CountBatch, SparseCounts, StoredPosterior
 from vivace.data.order import Rows
 from vivace.errors import DataError
 
+Csr = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]
+
 
 class Source(Protocol):
     """Cells that can be read by row, in any order, with repeats."""
@@ -83,15 +85,12 @@ class MemorySource:
 
     def gather(self, rows: Rows) -> CountBatch:
         """The cells at ``rows``, in that order."""
-        from vivace.data.gather import gather_rows  # compiles: only when it is needed
-
-        x = self.counts
-        indptr, genes, values = gather_rows(x.indptr, x.indices, x.data, rows)
+        indptr, genes, values = self._stretch(rows) or self._picked(rows)
         counts = SparseCounts(
             torch.from_numpy(indptr),
             torch.from_numpy(genes),
             torch.from_numpy(values),
-            int(x.shape[1]),
+            int(self.counts.shape[1]),
         )
         size_factor = None if self.size_factor is None else torch.from_numpy(self.size_factor[rows])
         places = torch.from_numpy(rows)
@@ -106,3 +105,20 @@ class MemorySource:
             size_factor=size_factor,
             posterior=posterior,
         )
+
+    def _picked(self, rows: Rows) -> Csr:
+        from vivace.data.gather import gather_rows  # compiles: only when it is needed
+
+        return gather_rows(self.counts.indptr, self.counts.indices, self.counts.data, rows)
+
+    def _stretch(self, rows: Rows) -> Csr | None:
+        """Rows that follow each other, which need no copy; None where they do not."""
+        x, n = self.counts, len(rows)
+        if n == 0 or rows[-1] - rows[0] != n - 1 or not (np.diff(rows) == 1).all():
+            return None
+        starts = x.indptr[rows[0] : rows[0] + n + 1].astype(np.int64)
+        here = slice(starts[0], starts[-1])
+        genes, values = x.indices[here].astype(np.int32, copy=False), x.data[here]
+        if not (genes.flags.writeable and values.flags.writeable):  # torch warns of such
+            return None
+        return starts - starts[0], genes, values

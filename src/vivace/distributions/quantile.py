@@ -31,7 +31,8 @@ def nb_icdf(value: Tensor, mu: Tensor, theta: Tensor, lost: Tensor | None = None
     u, m, t = (_picked(x, at) for x in (value, mu, theta))
     if lost is not None:
         share = _picked(lost, at)
-        u = (u - share) / (1.0 - share)  # of those that are not lost, the same uniform number
+        # of those that are not lost, the same uniform number; below 0 where all are
+        u = 1.0 - (1.0 - u) / np.maximum(1.0 - share, np.finfo(np.float64).tiny)
     odds = m / (m + t)
 
     def step(k: int, chosen: NDArray[np.int64]) -> Doubles:
@@ -66,7 +67,8 @@ def poisson_icdf(value: Tensor, rate: Tensor) -> Tensor:
 def _seen(value: Tensor, zero: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Zeros of the parameters' type, and where there may be something else."""
     counts = torch.zeros_like(zero)
-    return counts, torch.nonzero(value > zero - _MARGIN, as_tuple=True)
+    there = value > zero - _MARGIN  # a single number is its own mask
+    return counts, torch.nonzero(there, as_tuple=True) if there.dim() else (there,)
 
 
 def _picked(x: Tensor, at: tuple[Tensor, ...]) -> Doubles:
@@ -80,7 +82,7 @@ def _inverted(
     below: Callable[[Doubles, NDArray[np.int64]], Doubles],
     mean: Doubles,
 ) -> Doubles:
-    """The counts of ``u``; each by itself, whatever the others are.
+    """The counts of ``u``, infinity where it is 1; each by itself, whatever the others are.
 
     Parameters
     ----------
@@ -90,9 +92,9 @@ def _inverted(
     below : P(x <= k) of the chosen entries
     mean : a mean, where the search for large counts begins
     """
-    counts = np.zeros(len(u))
+    counts = np.where((u >= 1.0) & (mean > 0.0), np.inf, 0.0)
     total, mass = first.copy(), first.copy()
-    left = np.flatnonzero(u > total)
+    left = np.flatnonzero((u > total) & (u < 1.0))  # a sum of probabilities may round to 1
     for k in range(_STEPS):
         if len(left) == 0:
             return counts
@@ -106,7 +108,7 @@ def _inverted(
 
 
 def _bisected(u: Doubles, below: Callable[[Doubles], Doubles], mean: Doubles) -> Doubles:
-    """Smallest whole k with ``below(k) >= u``, infinity where u is 1, by halving an interval."""
+    """Smallest whole k with ``below(k) >= u``, by halving an interval."""
     low = np.full(len(u), -1.0)  # below(low) < u
     high = np.ceil(mean) + 1.0
     for _ in range(1100):  # as often as a float64 can be doubled
@@ -119,7 +121,7 @@ def _bisected(u: Doubles, below: Callable[[Doubles], Doubles], mean: Doubles) ->
         middle = np.floor(0.5 * (low + high))
         open_ = (high - low > 1.0) & np.isfinite(high) & (middle > low) & (middle < high)
         if not open_.any():
-            return np.where(u >= 1.0, np.inf, high)
+            return high
         enough = below(middle) >= u
         low = np.where(open_ & ~enough, middle, low)
         high = np.where(open_ & enough, middle, high)

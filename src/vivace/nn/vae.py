@@ -16,6 +16,7 @@ from vivace.nn.layers import joined
 from vivace.ops import Backend, CountHeads, count_nll
 from vivace.ops.count_nll import LIKELIHOODS, Activation
 from vivace.ops.count_nll.reference import LOG_THETA_BOUND, log_scale, log_theta_of
+from vivace.ops.memory import Memory
 
 
 @dataclass(frozen=True)
@@ -213,31 +214,44 @@ class VAE(nn.Module):
     # ---- p(x | z, l) ----------------------------------------------------
 
     def nll(
-        self, point_nk: Tensor, batch: CountBatch, log_library_n: Tensor | None = None
+        self,
+        point_nk: Tensor,
+        batch: CountBatch,
+        log_library_n: Tensor | None = None,
+        memory: Memory | None = None,
     ) -> Tensor:
         """-log p(x|z, l) of each cell, nats, shape (n,).
 
         ``point_nk`` is what the decoder sees (:meth:`place`); ``log_library_n``
         None stands for the observed library or size factor, or the mean of q(l|x).
+        With ``memory``, arrays on the way are used again by the next call that has it.
         """
-        return self._nll(point_nk, batch, log_library_n, "none")
+        return self._nll(point_nk, batch, log_library_n, "none", memory)
 
     def log_scale(self, point_nk: Tensor, batch: CountBatch) -> Tensor:
         """Log of the expected expression per unit of library, dense, shape (n, g); differentiable."""
         hidden_nh, heads = self._decode(point_nk, batch)
         return log_scale(torch.addmm(heads.scale_g, hidden_nh, heads.scale_hg), self.activation)
 
-    def scale(self, point_nk: Tensor, batch: CountBatch) -> Tensor:
+    def scale(
+        self,
+        point_nk: Tensor,
+        batch: CountBatch,
+        out_ng: Tensor | None = None,
+        logits_ng: Tensor | None = None,
+    ) -> Tensor:
         """Expected expression per unit of library, dense, shape (n, g).
 
         The softmax is that of the logits at once, not the exponential of its logarithm:
-        one pass over cells x genes less than :meth:`log_scale`.
+        one pass over cells x genes less than :meth:`log_scale`.  The result and what is
+        on the way to it may be written to tensors that are there; pages of new ones
+        cost as much as the product.
         """
         hidden_nh, heads = self._decode(point_nk, batch)
-        logits_ng = torch.addmm(heads.scale_g, hidden_nh, heads.scale_hg)
+        logits_ng = torch.addmm(heads.scale_g, hidden_nh, heads.scale_hg, out=logits_ng)
         if self.activation == "softmax":
-            return logits_ng.softmax(-1)
-        return log_scale(logits_ng, self.activation).exp()
+            return torch.softmax(logits_ng, -1, out=out_ng)
+        return torch.exp(log_scale(logits_ng, self.activation), out=out_ng)
 
     def rates(
         self, point_nk: Tensor, batch: CountBatch, log_library_n: Tensor | None = None
@@ -293,7 +307,12 @@ class VAE(nn.Module):
         return Losses(loss, reconstruction.detach(), kl.detach())
 
     def _nll(
-        self, point_nk: Tensor, batch: CountBatch, log_library_n: Tensor | None, reduction: str
+        self,
+        point_nk: Tensor,
+        batch: CountBatch,
+        log_library_n: Tensor | None,
+        reduction: str,
+        memory: Memory | None = None,
     ) -> Tensor:
         hidden_nh, heads = self._decode(point_nk, batch)
         return count_nll(
@@ -305,6 +324,7 @@ class VAE(nn.Module):
             activation=self.activation,
             reduction=reduction,  # type: ignore[arg-type]
             backend=self.backend if self.likelihood.counts else "auto",
+            memory=memory,
         )
 
     def _decode(self, point_nk: Tensor, batch: CountBatch) -> tuple[Tensor, CountHeads]:

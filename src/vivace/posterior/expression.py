@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vivace.data import CountBatch
+from vivace.ops.memory import Memory
 from vivace.posterior.cells import Cells, generators_of, points, with_codes
 from vivace.setup import Codes
 
@@ -43,18 +44,14 @@ def expression(
     keep_draws : each draw, not their mean
     """
     generators = generators_of(seed, n_draws)
-    share = 1.0 / len(codes) if keep_draws else 1.0 / (len(codes) * max(n_draws, 1))
+    memory = Memory()
     for part, batch, inference in cells.encoded("Expression"):
-        pairs = points(cells.network, batch, inference, generators)
-        block: Tensor | None = None
-        for i, (point, log_library) in enumerate(pairs):
-            factor = _factor(library, batch, log_library) * share
-            block = _add(cells, point, batch, codes, genes, factor, None if keep_draws else block)
-            if keep_draws:
-                out[i, part] = block.cpu().numpy()
-        if not keep_draws:
-            assert block is not None
-            out[part] = block.cpu().numpy()
+        pairs = list(points(cells.network, batch, inference, generators))
+        if keep_draws:
+            for i, pair in enumerate(pairs):
+                _write(cells, [pair], batch, codes, genes, library, out, (i, part), memory)
+        else:
+            _write(cells, pairs, batch, codes, genes, library, out, part, memory)
 
 
 @torch.no_grad()
@@ -68,37 +65,63 @@ def expression_at(
     out: Any,
 ) -> None:
     """The same at one given draw, z (before a softmax) and log library, of each cell."""
-    share = 1.0 / len(codes)
+    memory = Memory()
     for part, batch in cells.batches("Expression"):
         point = cells.network.place(z_nk[part].to(cells.network.device))
-        log_library = log_library_n[part].to(cells.network.device)
-        factor = _factor(library, batch, log_library) * share
-        out[part] = _add(cells, point, batch, codes, genes, factor, None).cpu().numpy()
+        pairs = [(point, log_library_n[part].to(cells.network.device))]
+        _write(cells, pairs, batch, codes, genes, library, out, part, memory)
 
 
-def _add(
+def _write(
     cells: Cells,
-    point: Tensor,
+    pairs: Sequence[tuple[Tensor, Tensor]],
     batch: CountBatch,
     codes: Sequence[Codes],
     genes: Genes | None,
-    factor: Tensor,
-    total: Tensor | None,
-) -> Tensor:
-    """``total`` and the expression at ``point`` under each of ``codes``, times ``factor``."""
-    for each in codes:
-        scale = cells.network.scale(point, with_codes(batch, each))
-        if genes is not None:
-            scale = scale[:, torch.from_numpy(genes).to(scale.device)]
-        scale *= factor[:, None]
-        total = scale if total is None else total.add_(scale)
+    library: Library,
+    out: Any,
+    place: Any,
+    memory: Memory,
+) -> None:
+    """Write the mean, over points and codes, of the expression of a minibatch to ``out[place]``."""
+    network = cells.network
+    shape = (batch.n_cells, network.dims.n_genes)
+    on_cpu = network.device.type == "cpu"
+    logits, target = (memory.take(n, *shape) if on_cpu else None for n in ("logits", "scale"))
+    several = len(pairs) * len(codes) > 1
+    straight = on_cpu and not several and genes is None and _torch_can(out)
+    if straight:  # the softmax writes to its last place
+        target = torch.from_numpy(out[place])
+    total: Tensor | None = None
+    for point, log_library in pairs:
+        factor = _factor(library, batch, log_library)
+        for each in codes:
+            scale = network.scale(point, with_codes(batch, each), target, logits)
+            if genes is not None:
+                scale = scale[:, torch.from_numpy(genes).to(scale.device)]
+            if factor is not None:
+                scale *= factor[:, None]
+            if several and total is None:
+                scale = scale.clone()  # the next one is written to the same place
+            total = scale if total is None else total.add_(scale)
     assert total is not None
-    return total
+    if several:
+        total /= len(pairs) * len(codes)
+    if not straight:
+        out[place] = total.cpu().numpy()
 
 
-def _factor(library: Library, batch: CountBatch, log_library: Tensor) -> Tensor:
+def _torch_can(out: object) -> bool:
+    """Whether torch can write to rows of the array as they are."""
+    if type(out) is not np.ndarray:
+        return False
+    return out.dtype == np.float32 and out.flags.writeable and out.flags.c_contiguous
+
+
+def _factor(library: Library, batch: CountBatch, log_library: Tensor) -> Tensor | None:
+    """What the expression of each cell is multiplied with; None for 1."""
     if library == "latent":
         return log_library.exp()
     if library == "observed":
         return batch.library
-    return torch.full_like(batch.library, library)
+    return None if library == 1 else torch.full_like(batch.library, library)

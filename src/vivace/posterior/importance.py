@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributions import Normal
 
+from vivace.errors import OptionError
 from vivace.posterior.cells import Cells, children
 from vivace.posterior.latent import draws
 from vivace.posterior.marginal import marginal_ll
@@ -26,6 +27,8 @@ def group_draws(
     every cell are drawn by their importance weights, of which it holds the arguments.
     Shapes (n_overall,), (n_overall, k), (n_overall,).
     """
+    if len(cells) == 0:
+        raise OptionError("indices names no cells; draws of a group need at least one.")
     choice, of_z, of_weights = children(seed, 3)
     rng = np.random.default_rng(choice)
     if weighting is None:
@@ -68,6 +71,10 @@ def importance_weights(
     Source: Boyeau et al. 2023, doi:10.1073/pnas.2209124120; truncation: Ionides 2008,
     doi:10.1198/106186008X320456.
     """
+    if len(cells) == 0:
+        raise OptionError("indices names no cells; importance weights need at least one.")
+    if len(z_mk) == 0:
+        raise OptionError("zs holds no points; give at least one, or leave it None.")
     choice, of_marginal = children(seed, 2)
     network = cells.network
     if len(cells) > max_cells:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vivace.ops.memory import Memory
 from vivace.posterior.cells import Cells, draw, generators_of
 
 
@@ -26,12 +27,14 @@ def _terms(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     network = cells.network
     generators = generators_of(seed, n_samples)
+    memory = Memory()
     error = np.zeros(len(cells))
     kl = np.empty(len(cells))
     for part, batch, inference in cells.encoded("Likelihood"):
         for generator in generators:
             point, log_library = draw(network, inference, generator)
-            error[part] += network.nll(point, batch, log_library).cpu().double().numpy()
+            nll = network.nll(point, batch, log_library, memory)
+            error[part] += nll.cpu().double().numpy()
         total = inference.z.kl() + network.library_kl(inference, batch)
         kl[part] = total.cpu().double().numpy()
     return error / n_samples, kl

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vivace.data import CountBatch
 from vivace.nn import VAE, Inference
+from vivace.ops.memory import Memory
 from vivace.posterior.cells import Cells, generators_of, noise_of
 
 
@@ -28,18 +29,23 @@ def marginal_ll(cells: Cells, n_samples: int, seed: int) -> NDArray[np.float64]:
     Source: Burda et al. 2016, arXiv:1509.00519.
     """
     generators = generators_of(seed, n_samples)
+    memory = Memory()
     found = np.empty(len(cells))
     for part, batch, inference in cells.encoded("Marginal likelihood"):
         total = torch.full((len(inference.z.mean),), -math.inf, dtype=torch.float64)
         for generator in generators:
-            log_weight = _log_weight(cells.network, batch, inference, generator)
+            log_weight = _log_weight(cells.network, batch, inference, generator, memory)
             total = torch.logaddexp(total, log_weight)
         found[part] = total.numpy() - math.log(n_samples)
     return found
 
 
 def _log_weight(
-    network: VAE, batch: CountBatch, inference: Inference, generator: np.random.Generator
+    network: VAE,
+    batch: CountBatch,
+    inference: Inference,
+    generator: np.random.Generator,
+    memory: Memory,
 ) -> Tensor:
     """Log of p(x, z, l) / q(z, l|x) at one draw a cell, float64 on the CPU, shape (n,).
 
@@ -57,7 +63,7 @@ def _log_weight(
         standard = (log_library - mean) / variance.sqrt()
         own_variance = inference.library.variance[:, 0] / variance
         ratio += _log_ratio(noise[:, k], standard, own_variance)
-    return ratio - network.nll(network.place(z), batch, log_library).cpu().double()
+    return ratio - network.nll(network.place(z), batch, log_library, memory).cpu().double()
 
 
 def _log_ratio(noise: Tensor, value: Tensor, variance: Tensor) -> Tensor:

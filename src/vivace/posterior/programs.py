@@ -54,7 +54,7 @@ class GenePrograms:
             for sign, genes in (("+", order.index[:n_genes]), ("-", order.index[::-1][:n_genes])):
                 for gene in genes:
                     effect, spread = (f.at[gene, direction] for f in (self.effect, self.spread))
-                    if (effect > 0) == (sign == "+"):
+                    if effect > 0 if sign == "+" else effect < 0:
                         rows.append((direction, sign, gene, effect, spread))
         return pd.DataFrame(rows, columns=["direction", "sign", "gene", "effect", "spread"])
 
@@ -82,9 +82,10 @@ def gene_effects(cells: Cells, codes: Sequence[Codes], moves_dk: NDArray[np.floa
         others = [with_codes(batch, c) for c in codes]
         for d, move in enumerate(moves):
             tangent = move.expand_as(inference.z.mean)
-            change = _change(network, others, inference.z.mean, tangent)
-            total[d] += change.sum(0).cpu()
-            squares[d] += change.square().sum(0).cpu()
+            # float64, or a spread far below the effect would be lost in the rounding of squares
+            change = _change(network, others, inference.z.mean, tangent).cpu().double()
+            total[d] += change.sum(0)
+            squares[d] += change.square().sum(0)
     mean = total / len(cells)
     spread = (squares / len(cells) - mean.square()).clamp(min=0.0).sqrt()
     return mean.T.numpy(), spread.T.numpy()

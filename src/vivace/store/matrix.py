@@ -24,7 +24,6 @@ from vivace.store.folder import move_into_place
 
 _CHUNK = 1 << 20  # numbers in a chunk of a dense array, 4 MB
 _DENSE = {"encoding-type": "array", "encoding-version": "0.2.0"}  # as AnnData marks it
-_FORMAT = 2  # of zarr, which every reader of AnnData files knows
 _ENTRIES = 1 << 22  # sparse entries that are written in one go
 
 
@@ -96,7 +95,7 @@ def fill_sparse(
 
     names = [str(i) for i in range(n_draws)]
     with _whole(Path(path)) as new:
-        root = zarr.open_group(str(new.parent), mode="a", zarr_format=_FORMAT)
+        root = zarr.open_group(str(new.parent), mode="a", zarr_format=2)
         if n_draws > 1:
             root.create_group(new.name)
         places = [f"{new.name}/{name}" for name in names] if n_draws > 1 else [new.name]
@@ -189,7 +188,7 @@ def _zarr_group(path: Path, adata: anndata.AnnData) -> Any:
     import_zarr()
     import zarr
 
-    root = zarr.open_group(str(path), mode="w", zarr_format=_FORMAT)
+    root = zarr.open_group(str(path), mode="w", zarr_format=2)
     anndata.io.write_elem(root, "/", adata)
     return root
 

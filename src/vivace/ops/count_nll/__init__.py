@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from vivace.ops.count_nll.likelihoods import (
     Likelihood,
 )
 from vivace.ops.count_nll.reference import count_nll_reference
+from vivace.ops.memory import Memory
 
 Reduction = Literal["none", "sum", "mean"]
 
@@ -42,6 +43,7 @@ def count_nll(
     weight_n: Tensor | None = None,
     reduction: Reduction = "none",
     backend: Backend = "auto",
+    memory: Memory | None = None,
 ) -> Tensor:
     """Negative log-likelihood of counts, from the decoder's hidden state.
 
@@ -60,6 +62,7 @@ def count_nll(
     reduction : "none" gives one value a cell; "sum" the weighted sum;
         "mean" the weighted sum divided by n
     backend : "auto", "reference" or "cpu" (not for "normal")
+    memory : Memory for arrays on the way, where no gradient is asked for; None for new ones
 
     Returns
     -------
@@ -96,16 +99,19 @@ def count_nll(
         raise OptionError(f"backend='cpu' has no {likelihood!r}; use backend='reference'.")
     inputs = (hidden_nh, *heads.tensors()[:-1], log_library_n, weight_n)
     if family.counts and use_cpu_kernel(backend, *inputs, counts.values):
-        from vivace.ops.count_nll.autograd import cell_nll, plain_cell_nll, weighted_nll
+        from vivace.ops.count_nll.autograd import cell_nll, losses, weighted_nll
 
         csr = (counts.indptr, counts.genes, counts.values)
         softplus = activation == "softplus"
         if reduction == "none" or not torch.is_grad_enabled():
-            traced = torch.is_grad_enabled() or torch.compiler.is_compiling()
-            of_cells: Any = cell_nll if traced else plain_cell_nll
-            nll_n: Tensor = of_cells(
-                *csr, hidden_nh, *heads.tensors(), log_library_n, family.code, softplus
-            )
+            nll_n: Tensor
+            if torch.is_grad_enabled() or torch.compiler.is_compiling():
+                nll_n = cell_nll(
+                    *csr, hidden_nh, *heads.tensors(), log_library_n, family.code, softplus
+                )
+            else:
+                passing = memory or Memory()
+                nll_n = losses(csr, hidden_nh, heads, log_library_n, family.code, softplus, passing)
         else:
             share = 1.0 if reduction == "sum" else 1.0 / counts.n_cells
             weights = torch.full_like(log_library_n, share)

@@ -2,7 +2,8 @@
 
 ``weighted_nll`` is what training calls: the sum of the losses, with all its
 gradients from the same pass over the cells.  ``cell_nll`` gives one value a
-cell; its gradient is a weighted pass of its own.
+cell; its gradient is a weighted pass of its own.  What asks for no gradient calls
+``losses``: the first call of a custom op imports torch's compiler, a second.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ def _logit_gradients(
     family: int,
     softplus: bool,
     memory: Memory,
+    gradients: bool,
 ) -> _Pass:
     n, g = len(hidden_nh), heads.scale_g.shape[0]
     theta_row, theta_ng = _NO_ROWS, torch.empty((0, g))
@@ -60,11 +62,13 @@ def _logit_gradients(
         theta_cg = memory.take("theta_cg", *table.shape)
         if heads.theta_row_n is not None:
             theta_row, theta_ng = heads.theta_row_n.numpy(), memory.take("theta_ng", n, g)
-    scale_ng = product(hidden_nh, heads.scale_hg, heads.scale_g)
+    scale_ng = product(hidden_nh, heads.scale_hg, heads.scale_g, memory.take("scale_ng", n, g))
     dropout_ng = _NO_LOGITS
     if heads.dropout_hg is not None:
-        dropout_ng = product(hidden_nh, heads.dropout_hg, heads.dropout_g)
-    of_cells, of_genes = memory.take("of_cells", 2, n), memory.take("of_genes", 2, g)
+        place = memory.take("dropout_ng", n, g)
+        dropout_ng = product(hidden_nh, heads.dropout_hg, heads.dropout_g, place)
+    of_cells = memory.take("of_cells", 2, n)
+    of_genes = memory.take("of_genes", 2, g if gradients else 0)
     indptr, genes, counts = csr
     logit_gradients(
         family,
@@ -123,8 +127,12 @@ def _passes(
     family: int,
     softplus: bool,
     memory: Memory,
+    gradients: bool = True,
 ) -> Any:
-    """Rows, hidden state and pass of each block of cells, one after another."""
+    """Rows, hidden state and pass of each block of cells, one after another.
+
+    Without ``gradients`` a pass holds the losses, and nothing else that means anything.
+    """
     indptr, genes, counts, hidden_nh = csr_and_hidden
     for rows in blocks:
         here = heads
@@ -143,11 +151,12 @@ def _passes(
                 family,
                 softplus,
                 memory,
+                gradients,
             ),
         )
 
 
-def plain_cell_nll(
+def _cell_nll(
     indptr: Tensor,
     genes: Tensor,
     counts: Tensor,
@@ -164,26 +173,37 @@ def plain_cell_nll(
     family: int,
     softplus: bool,
 ) -> Tensor:
-    """Negative log-likelihood of each cell, shape (n,), without a gradient.
-
-    What asks for none calls this and not the custom op, whose first call imports
-    torch's compiler, a second.
-    """
-    csr_and_hidden = _plain(indptr, genes, counts, hidden_nh)
-    heads = _plain_heads(
+    """Negative log-likelihood of each cell, shape (n,), without a gradient."""
+    heads = CountHeads(
         scale_hg, scale_g, log_theta_g, dropout_hg, dropout_g, theta_hg, theta_bias_g, theta_row_n
     )
+    csr = (indptr, genes, counts)
+    return losses(csr, hidden_nh, heads, log_library_n, family, softplus, Memory())
+
+
+def losses(
+    csr: tuple[Tensor, Tensor, Tensor],
+    hidden_nh: Tensor,
+    heads: CountHeads,
+    log_library_n: Tensor,
+    family: int,
+    softplus: bool,
+    memory: Memory,
+) -> Tensor:
+    """Negative log-likelihood of each cell, shape (n,), new; ``memory`` is used on the way."""
+    csr_and_hidden = _plain(*csr, hidden_nh)
     (log_library_n,) = _plain(log_library_n)
+    heads = _plain_heads(*heads.tensors())
     weight_n = torch.ones_like(log_library_n)
     blocks = _blocks(len(weight_n), heads)
     passes = _passes(
-        blocks, csr_and_hidden, heads, log_library_n, weight_n, family, softplus, NoMemory()
+        blocks, csr_and_hidden, heads, log_library_n, weight_n, family, softplus, memory, False
     )
-    return torch.cat([done.nll_n for *_, done in passes])
+    return torch.cat([done.nll_n.clone() for *_, done in passes])
 
 
 cell_nll = torch.library.custom_op(
-    "vivace::cell_nll", plain_cell_nll, mutates_args=(), device_types="cpu"
+    "vivace::cell_nll", _cell_nll, mutates_args=(), device_types="cpu"
 )
 
 

@@ -373,8 +373,11 @@ def _cells(
     nll: Floats,
     by_library: Floats,
     sums: Floats,
+    gradients: bool,
 ) -> None:
     """Cells first to last: loss, gradients in place of logits, sums over the cells.
+
+    Without ``gradients``, the loss alone.
 
     ``sums`` takes the gradients of the scale bias, of a shared log theta and of
     the dropout bias, one row each.
@@ -386,7 +389,7 @@ def _cells(
     slope = np.empty(n_genes if softplus else 0, np.float32)
     value = np.empty(n_genes, np.float32)
     by_mu = np.empty(n_genes, np.float32)
-    by_theta = np.empty(n_genes, np.float32)
+    by_theta = np.zeros(n_genes, np.float32)  # stays so without gradients
     most = 0
     for n in range(first, last):
         most = max(most, indptr[n + 1] - indptr[n])
@@ -452,10 +455,12 @@ def _cells(
             for i in range(nonzero):
                 x_value[i] -= x_log_thetas[i]
             _nonzero_value(x, x_ratio, x_theta, x_value, x_by_theta)
-            _nonzero_gradient(x, x_ratio, x_theta, x_by_mu, x_by_theta)
+            if gradients:
+                _nonzero_gradient(x, x_ratio, x_theta, x_by_mu, x_by_theta)
             _nonzero_constants(x, x_theta, x_log_gammas, x_digammas, x_value, x_by_theta)
             _zero_nb(e, rate, inv_theta, theta, value, by_mu)
-            _zero_by_theta(value, by_mu, by_theta)
+            if gradients:
+                _zero_by_theta(value, by_mu, by_theta)
             if family == _ZINB:
                 x_logits = all_logits[:nonzero]
                 x_by_logits = all_by_logits[:nonzero]
@@ -474,14 +479,17 @@ def _cells(
                 if x[i] != _ZERO:  # a stored zero is a zero like any other
                     j = where[i]
                     value[j] = np.float32(x_value[i])
-                    by_mu[j] = np.float32(x_by_mu[i])
-                    by_theta[j] = np.float32(x_by_theta[i])
+                    if gradients:
+                        by_mu[j] = np.float32(x_by_mu[i])
+                        by_theta[j] = np.float32(x_by_theta[i])
             log_p = _total(value)
             by_mu_sum = _total(by_mu)
             by_log_library = by_mu_sum
 
         w = weight[n]
         nll[n] = np.float32(-log_p)
+        if not gradients:
+            continue
         by_library[n] = np.float32(-w * by_log_library)
         if softplus:
             _softplus_gradient(s, slope, by_mu, sums[0], w)
@@ -569,7 +577,8 @@ def logit_gradients(
     Overwrites ``scale_ng`` and ``logits_ng`` (one empty row where there is no
     zero inflation) with the gradients in them.  ``of_cells``, of shape (2, n), are
     the loss of each cell and the gradient in its log library; ``of_genes``, of
-    shape (2, g), the gradients of the two biases.
+    shape (2, g), the gradients of the two biases.  Where ``of_genes`` is empty, only the
+    loss of each cell is computed, and the logits hold nothing that means anything.
 
     Cell n has row ``theta_row[n]`` of ``log_theta_cg``, and leaves its gradient
     in ``by_theta_ng[n]``; where that is empty, all cells share the first row.
@@ -585,10 +594,11 @@ def logit_gradients(
     gammas = np.empty((n_rows if tabled else 0, 3, n_genes), np.float64)
     # as many partitions whatever the threads, so that every sum has one order
     n_parts = (n_cells + _ROWS - 1) // _ROWS
-    parts = np.empty((n_parts, 3, n_genes), np.float32)
+    gradients = of_genes.size > 0
+    parts = np.empty((n_parts, 3, n_genes if gradients else 0), np.float32)
 
     tables, cells, sums = 0, 1, 2  # one parallel loop for all: each takes a second to compile
-    for phase in range(3):
+    for phase in range(3 if gradients else sums):
         number = n_blocks * (n_rows if phase == tables else 1) if phase != cells else n_parts
         for part in prange(number):
             start = (part % n_blocks) * _GENES
@@ -602,7 +612,7 @@ def logit_gradients(
                     part * n_cells // n_parts, (part + 1) * n_cells // n_parts, family, softplus,
                     scale_ng, logits_ng, log_theta_cg, theta, inv_theta, gammas, theta_row,
                     by_theta_ng, indptr, genes, counts, log_library, weight,
-                    of_cells[0], of_cells[1], parts[part],
+                    of_cells[0], of_cells[1], parts[part], gradients,
                 )  # fmt: skip
             elif phase == sums:
                 _sums(
