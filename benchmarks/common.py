@@ -6,11 +6,15 @@ import json
 import os
 import platform
 import subprocess
+import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+MARGINAL_CELLS, MARGINAL_DRAWS = 1_000, 1_000  # of answers.py
+PEER_SHARE = 10  # scvi-tools makes one draw in so many, and its seconds are multiplied
 COVARIATES = {  # of simulated counts, as both libraries' setup_anndata takes them
     "categorical_covariate_keys": ["donor"],
     "continuous_covariate_keys": ["score"],
@@ -20,6 +24,22 @@ COVARIATES = {  # of simulated counts, as both libraries' setup_anndata takes th
 def batch_column(batch_key: str) -> str | None:
     """The column that a BATCH_KEY of the command line names; "none" is no batch."""
     return None if batch_key == "none" else batch_key
+
+
+def time_once(question: Callable[[], object]) -> float:
+    """Seconds that it takes."""
+    begun = time.perf_counter()
+    question()
+    return time.perf_counter() - begun
+
+
+def time_questions(questions: dict[str, Callable[[], object]], times: int = 3) -> dict[str, float]:
+    """The least seconds of each, asked once to warm up and then some times."""
+    found = {}
+    for name, question in questions.items():
+        question()
+        found[name] = min(time_once(question) for _ in range(times))
+    return found
 
 
 def provenance() -> dict[str, Any]:

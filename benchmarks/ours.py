@@ -2,6 +2,8 @@
 
 Usage: python ours.py speed DATA.h5ad BATCH_KEY LIKELIHOOD EPOCHS [OPTIONS_AS_JSON]
        python ours.py floor LIKELIHOOD N_GENES BATCH_SIZE
+       python ours.py answers DATA.h5ad BATCH_KEY LIKELIHOOD
+       python ours.py to_zarr DATA.h5ad OUT.zarr
        python ours.py default DATA.h5ad BATCH_KEY LIKELIHOOD SEED MODEL_FOLDER
 
 Prints one JSON line.
@@ -16,10 +18,18 @@ import time
 from statistics import median
 
 import anndata
+import numpy as np
 import torch
 
 import vivace
-from common import COVARIATES, batch_column
+from common import (
+    COVARIATES,
+    MARGINAL_CELLS,
+    MARGINAL_DRAWS,
+    batch_column,
+    time_once,
+    time_questions,
+)
 from vivace.ops.matmul import product
 
 
@@ -70,6 +80,43 @@ def floor(likelihood: str, n_genes: str, batch_size: str) -> dict[str, object]:
     return {"cells_per_second": cells / (heads * median(seconds[10:]))}
 
 
+def answers(data: str, batch_key: str, likelihood: str) -> dict[str, object]:
+    """Seconds of questions to a model trained for one epoch, of the cells of a file."""
+    model = _model(data, batch_key, likelihood, 0)
+    model.train(1, progress=False)
+    ask = {
+        "latent": model.get_latent_representation,
+        "expression": lambda: model.get_normalized_expression(return_numpy=True, silent=True),
+        "samples": lambda: model.posterior_predictive_sample(silent=True),
+        "elbo": model.get_elbo,
+    }
+    seconds = time_questions(ask)
+    some = np.arange(MARGINAL_CELLS)
+    seconds["marginal_ll"] = time_once(
+        lambda: model.get_marginal_ll(indices=some, n_mc_samples=MARGINAL_DRAWS, silent=True)
+    )
+    return {"seconds": seconds}
+
+
+def to_zarr(data: str, out: str) -> dict[str, object]:
+    """Expression of all cells of a file, written to disk; memory beyond the counts."""
+    model = _model(data, "none", "nb", 0)
+    x = model.adata.X
+    model.train(max_steps=200, progress=False)
+    counts_mb = round((x.data.nbytes + x.indices.nbytes + x.indptr.nbytes) / 2**20)
+    before_mb = peak_mb()
+    seconds = time_once(lambda: model.get_normalized_expression(out=out, silent=True))
+    return {
+        "cells": model.adata.n_obs,
+        "genes": model.adata.n_vars,
+        "seconds": round(seconds, 1),
+        "counts_mb": counts_mb,
+        "peak_before_mb": before_mb,
+        "peak_mb": peak_mb(),
+        "peak_beyond_counts_mb": peak_mb() - counts_mb,
+    }
+
+
 def peak_mb() -> int:
     """Largest resident memory of this process so far."""
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
@@ -86,5 +133,6 @@ def default(data: str, batch_key: str, likelihood: str, seed: str, out: str) -> 
 
 
 if __name__ == "__main__":
-    command = {"speed": speed, "floor": floor, "default": default}[sys.argv[1]]
+    commands = (speed, floor, answers, to_zarr, default)
+    command = {c.__name__: c for c in commands}[sys.argv[1]]
     print(json.dumps(command(*sys.argv[2:])))

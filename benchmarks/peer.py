@@ -5,6 +5,7 @@ Usage: python peer.py prepare RAW.h5ad OUT.h5ad BATCH_KEY N_GENES
        python peer.py default DATA.h5ad BATCH_KEY LIKELIHOOD SEED WEIGHTS.pt
        python peer.py trajectory DATA.h5ad BATCH_KEY LIKELIHOOD SEED FOLDER
        python peer.py scib DATA.h5ad BATCH_KEY LABEL_KEY LATENTS.npz
+       python peer.py answers DATA.h5ad BATCH_KEY LIKELIHOOD
        python peer.py judge MODEL DATA.h5ad DRAWS LATENT.npy [MODEL_TO_SAVE]
 
 Prints one JSON line.  A BATCH_KEY of "none" is no batch.
@@ -18,7 +19,17 @@ import sys
 import time
 import warnings
 
-from common import COVARIATES, batch_column
+import numpy as np
+
+from common import (
+    COVARIATES,
+    MARGINAL_CELLS,
+    MARGINAL_DRAWS,
+    PEER_SHARE,
+    batch_column,
+    time_once,
+    time_questions,
+)
 
 warnings.filterwarnings("ignore")
 
@@ -130,7 +141,6 @@ def trajectory(
 def scib(data: str, batch_key: str, label_key: str, latents: str) -> dict[str, object]:
     """Scores of scib-metrics for every latent representation in an npz of cells x latent arrays."""
     import anndata
-    import numpy as np
     import scanpy as sc
     from scib_metrics.benchmark import BatchCorrection, Benchmarker, BioConservation
 
@@ -164,10 +174,29 @@ def scib(data: str, batch_key: str, label_key: str, latents: str) -> dict[str, o
     return {"scores": rows}
 
 
+def answers(data: str, batch_key: str, likelihood: str) -> dict[str, object]:
+    """Seconds of questions to a model trained for one epoch, of the cells of a file."""
+    model = _model(data, batch_key, likelihood, 0)
+    model.train(max_epochs=1, enable_progress_bar=False)
+    ask = {
+        "latent": model.get_latent_representation,
+        "expression": lambda: model.get_normalized_expression(return_numpy=True),
+        "samples": model.posterior_predictive_sample,
+        "elbo": model.get_elbo,
+    }
+    seconds = time_questions(ask)
+    # one pass of its thousand: each is the same work
+    some = np.arange(MARGINAL_CELLS)
+    passes = MARGINAL_DRAWS // PEER_SHARE
+    seconds["marginal_ll"] = PEER_SHARE * time_once(
+        lambda: model.get_marginal_ll(indices=some, n_mc_samples=passes)
+    )
+    return {"seconds": seconds}
+
+
 def judge(path: str, data: str, draws: str, latent: str, out: str = "") -> dict[str, object]:
     """ELBO of a model folder; writes its latent means, and the model after two more epochs."""
     import anndata
-    import numpy as np
     import scvi
 
     scvi.settings.seed = 0
@@ -185,7 +214,7 @@ def judge(path: str, data: str, draws: str, latent: str, out: str = "") -> dict[
 if __name__ == "__main__":
     import importlib.metadata
 
-    commands = (prepare, speed, default, trajectory, scib, judge)
+    commands = (prepare, speed, default, trajectory, scib, answers, judge)
     command = {c.__name__: c for c in commands}[sys.argv[1]]
     result = command(*sys.argv[2:])
     versions = {p: importlib.metadata.version(p) for p in ("scvi-tools", "torch")}

@@ -266,3 +266,91 @@ def test_info_says_what_scvi_tools_saved(vivace_says):
     code, out, _ = vivace_says("info", GOLDEN / "linear")
     assert code == 0
     assert "LinearSCVI: nb likelihood" in out
+
+
+@pytest.fixture
+def fitted(vivace_says, cells, tmp_path):
+    """The folder of a model of the cells, with batch and donor."""
+    options = ("--batch-key", "batch", "--categorical-covariate-key", "donor")
+    assert vivace_says("train", cells, "-o", tmp_path / "fitted", *options, *QUICK)[0] == 0
+    return tmp_path / "fitted"
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+def test_express_writes_what_python_gives(vivace_says, cells, fitted, tmp_path, suffix):
+    out = tmp_path / "out" / f"expression{suffix}"
+    options = ("--transform-batch", "b0", "--transform-batch", "b1", "--transform", "donor=d1")
+    options += ("--library-size", "10000", "--batch-size", "7", "--quiet")
+    code, said, err = vivace_says("express", fitted, cells, "-o", out, *options)
+    assert (code, said, err) == (0, f"Wrote {out}: 60 cells x 30 genes\n", "")
+    written = anndata.read_zarr(out) if suffix == ".zarr" else anndata.read_h5ad(out)
+    adata = anndata.read_h5ad(cells)
+    expected = SCVI.load(fitted).get_normalized_expression(
+        adata, transform_batch={"batch": ["b0", "b1"], "donor": "d1"}, library_size=1e4
+    )
+    np.testing.assert_allclose(written.X, expected, rtol=1e-5)
+    assert list(written.obs_names) == list(adata.obs_names)
+    assert list(written.obs["donor"]) == list(adata.obs["donor"])
+    assert [p.name for p in out.parent.iterdir()] == [out.name]
+
+
+def test_express_writes_the_genes_asked_for_in_their_order(vivace_says, cells, fitted, tmp_path):
+    options = ("--gene", "gene7", "--gene", "gene2", "--library-size", "latent", "--quiet")
+    assert vivace_says("express", fitted, cells, "-o", tmp_path / "e.h5ad", *options)[0] == 0
+    written = anndata.read_h5ad(tmp_path / "e.h5ad")
+    assert list(written.var_names) == ["gene7", "gene2"]
+    expected = SCVI.load(fitted).get_normalized_expression(
+        anndata.read_h5ad(cells), gene_list=["gene7", "gene2"], library_size="latent"
+    )
+    np.testing.assert_allclose(written.X, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+def test_sample_writes_counts_a_draw_after_the_other(vivace_says, cells, fitted, tmp_path, suffix):
+    out = tmp_path / f"samples{suffix}"
+    options = ("--n-samples", "2", "--seed", "3", "--transform-batch", "b1", "--quiet")
+    code, said, err = vivace_says("sample", fitted, cells, "-o", out, *options)
+    assert (code, said, err) == (0, f"Wrote {out}: 120 cells x 30 genes\n", "")
+    written = anndata.read_zarr(out) if suffix == ".zarr" else anndata.read_h5ad(out)
+    rows = np.tile(np.arange(60), 2)
+    expected = SCVI.load(fitted).posterior_predictive_sample(
+        anndata.read_h5ad(cells), rows, transform_batch="b1", seed=3
+    )
+    np.testing.assert_array_equal(written.X.toarray(), expected.toarray())
+    assert written.obs["draw"].tolist() == [0] * 60 + [1] * 60
+    assert written.obs_names[60] == "cell0-1"
+    assert list(written.obs["donor"][60:]) == list(written.obs["donor"][:60])
+
+
+def test_what_is_there_is_replaced_only_if_asked(
+    vivace_says, vivace_refuses, cells, fitted, tmp_path
+):
+    out = tmp_path / "s.h5ad"
+    for command in ("sample", "express"):
+        out.write_bytes(b"mine")
+        vivace_refuses((command, fitted, cells, "-o", out), "exists")
+        assert out.read_bytes() == b"mine"
+        assert vivace_says(command, fitted, cells, "-o", out, "--overwrite", "--quiet")[0] == 0
+        assert anndata.read_h5ad(out).shape == (60, 30)
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (("express", "-o", "x.csv"), (".h5ad or .zarr",)),
+        (("sample", "-o", "x.csv"), (".h5ad or .zarr",)),
+        (("express", "-o", "x.h5ad", "--gene", "gen7"), ("gen7", "gene7")),
+        (("express", "-o", "x.h5ad", "--library-size", "mean"), ("library_size", "latent")),
+        (("express", "-o", "x.h5ad", "--transform", "donor"), ("COLUMN=CATEGORY",)),
+        (("sample", "-o", "x.h5ad", "--transform", "donor=d9"), ("d9", "'d1'")),
+        (("sample", "-o", "x.h5ad", "--n-samples", "0"), ("n_samples", "at least 1")),
+    ],
+)
+def test_express_and_sample_refuse(
+    vivace_refuses, cells, fitted, tmp_path, options, parts, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    command, *rest = options
+    vivace_refuses((command, fitted, cells, *rest), *parts)
+    assert not (tmp_path / "x.h5ad").exists()
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]

@@ -25,6 +25,11 @@ def source(tiny) -> MemorySource:
 
 ROWS = {
     "in order": [0, 1, 2],
+    "a stretch": [30, 31, 32, 33],
+    "all": range(60),
+    "falling": [4, 3, 2],
+    "in order but for one": [7, 8, 10, 11],
+    "as many as a stretch": [7, 9, 9, 10],
     "unsorted": [41, 3, 59, 0],
     "repeated": [5, 5, 0, 5],
     "one": [17],
@@ -40,6 +45,12 @@ def test_gather_gives_the_rows_asked_for_in_their_order(source, rows):
     np.testing.assert_array_equal(batch.library, source.counts.toarray()[rows].sum(1))
     for name in ("batch", "labels", "categorical", "continuous", "size_factor"):
         np.testing.assert_array_equal(getattr(batch, name), getattr(source, name)[rows])
+
+
+def test_counts_that_may_not_be_written_to_are_gathered_without_a_warning(source):
+    source.counts.data.flags.writeable = False
+    batch = source.gather(np.arange(3, 9))
+    np.testing.assert_array_equal(batch.counts.dense(), source.counts.toarray()[3:9])
 
 
 def test_a_batch_has_the_types_that_the_kernels_read(source):

@@ -15,6 +15,7 @@ from vivace.data.batch import SparseCounts
 from vivace.errors import VivaceError
 from vivace.ops import count_nll
 from vivace.ops.count_nll import LIKELIHOODS, autograd
+from vivace.ops.memory import Memory
 
 REDUCTIONS = ("none", "sum", "mean")
 each_likelihood = pytest.mark.parametrize("likelihood", COUNTS)
@@ -424,6 +425,19 @@ def test_without_gradients_the_value_is_the_same(likelihood):
             backend="cpu",
         )
     torch.testing.assert_close(found, kernel(problem, "sum", weight=weight)["nll"])
+
+
+@each_likelihood
+def test_memory_that_is_used_again_changes_no_loss(likelihood):
+    """The losses of one call outlive the next."""
+    memory, found = Memory(), []
+    problems = [count_problem(likelihood, seed=seed) for seed in (1, 2, 1)]
+    with torch.no_grad():
+        for p in problems:
+            arguments = (p.counts, p.hidden, p.heads, p.log_library)
+            found.append(count_nll(*arguments, likelihood=likelihood, backend="cpu", memory=memory))
+    for p, nll in zip(problems, found, strict=True):
+        assert torch.equal(nll, kernel(p)["nll"])
 
 
 def test_gradients_add_up_over_calls():

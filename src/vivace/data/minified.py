@@ -1,7 +1,8 @@
 """An AnnData whose counts have given way to what a model's encoders said about them.
 
 ``uns["vivace_minified"]`` says so, and by which model; the posterior of z is in
-``obsm``, the library in ``obs``.  Everything else stays as it was.
+``obsm``, the library in ``obs``.  Layers and raw go with the counts; everything else
+stays as it was.
 """
 
 from __future__ import annotations
@@ -42,17 +43,24 @@ def minify(
 
     ``model`` tells the weights that the posterior came from.
     """
-    kept = counts if kind.endswith("with_counts") else sp.csr_matrix(adata.shape, dtype=np.float32)
+    with_counts = kind.endswith("with_counts")
+    kept = counts if with_counts else sp.csr_matrix(adata.shape, dtype=np.float32)
     small = AnnData(
-        X=kept,
+        X=adata.X if with_counts and layer is not None else kept,
         obs=adata.obs.copy(),
         var=adata.var.copy(),
         uns=dict(adata.uns),
         obsm=dict(adata.obsm),
         varm=dict(adata.varm),
-        layers={} if layer is None else {layer: kept},
+        obsp=dict(adata.obsp),
+        varp=dict(adata.varp),
+        layers=(dict(adata.layers) if with_counts else {})
+        | ({} if layer is None else {layer: kept}),
     )
-    small.uns[KEY] = json.dumps({"type": kind, "model": model})
+    if with_counts and adata.raw is not None:
+        small.raw = adata.raw.to_adata()
+    latent_library = posterior.library_mean is not None
+    small.uns[KEY] = json.dumps({"type": kind, "model": model, "latent_library": latent_library})
     small.obsm[MEAN] = posterior.mean.cpu().numpy()
     small.obsm[VARIANCE] = posterior.variance.cpu().numpy()
     small.obs[LIBRARY] = library_n
@@ -95,19 +103,18 @@ def read_minified(
         mean, variance = (
             torch.from_numpy(np.array(adata.obsm[key], np.float32)) for key in (MEAN, VARIANCE)
         )
-        of_library = [_column(adata, key) for key in (LIBRARY_MEAN, LIBRARY_VARIANCE)]
+        of_library = [LIBRARY_MEAN, LIBRARY_VARIANCE] if stamp["latent_library"] else []
+        columns = [_column(adata, key) for key in of_library]
         library = np.asarray(adata.obs[LIBRARY], np.float32)
     except KeyError as error:
         raise DataError(
             f"The data were minified, but {error} is no longer in them; load them again from the "
             "folder of the model."
         ) from error
-    return StoredPosterior(mean, variance, *of_library), None if with_counts else library
+    return StoredPosterior(mean, variance, *columns), None if with_counts else library
 
 
-def _column(adata: AnnData, key: str) -> torch.Tensor | None:
-    if key not in adata.obs:
-        return None
+def _column(adata: AnnData, key: str) -> torch.Tensor:
     column: pd.Series[Any] = adata.obs[key]
     return torch.from_numpy(np.array(column, np.float32))[:, None]
 

@@ -112,13 +112,10 @@ class MemorySource:
         return gather_rows(self.counts.indptr, self.counts.indices, self.counts.data, rows)
 
     def _stretch(self, rows: Rows) -> Csr | None:
-        """Rows that follow each other, which need no copy; None where they do not."""
+        """Rows that follow each other, copied as one piece; None where they do not."""
         x, n = self.counts, len(rows)
         if n == 0 or rows[-1] - rows[0] != n - 1 or not (np.diff(rows) == 1).all():
             return None
         starts = x.indptr[rows[0] : rows[0] + n + 1].astype(np.int64)
         here = slice(starts[0], starts[-1])
-        genes, values = x.indices[here].astype(np.int32, copy=False), x.data[here]
-        if not (genes.flags.writeable and values.flags.writeable):  # torch warns of such
-            return None
-        return starts - starts[0], genes, values
+        return starts - starts[0], x.indices[here].astype(np.int32), x.data[here].copy()

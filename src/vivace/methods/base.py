@@ -371,7 +371,7 @@ class Base(ABC):
             f"{type(self).__name__}: {c.gene_likelihood} likelihood, {c.n_latent} latent dimensions, "
             f"{c.n_layers} layer{'s' if c.n_layers > 1 else ''} of {c.n_hidden}",
             f"data: {'none attached' if self._source is None else f'{self._source.n_cells:,} cells'}"
-            f" x {len(s.genes):,} genes"
+            f" x {len(s.genes):,} genes{'' if self.minified_data_type is None else ', minified'}"
             + "".join(f"; {m} {w} ({what})" for m, w, what in s.summary()[1:]),
         ]
         if self.is_trained and not self._state.history:

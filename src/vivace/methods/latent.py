@@ -306,6 +306,7 @@ class Embedding(Trainable):
         num_cells_posterior: int | None = None,
         dof: float | None = None,
         *,
+        indices: Indices | None = None,
         seed: int | None = None,
         silent: bool = False,
     ) -> pd.DataFrame:
@@ -313,7 +314,8 @@ class Embedding(Trainable):
 
         The log density, at the mean of a cell's q(z|x), of the aggregated posterior of
         the cells of each sample.  Differences between columns say in which samples such
-        cells are common.  Also written to ``adata.obsm["da_log_probs"]``.
+        cells are common.  Of all cells (``indices`` None) it is also written to
+        ``adata.obsm["da_log_probs"]``.
 
         Parameters
         ----------
@@ -321,8 +323,8 @@ class Embedding(Trainable):
             Cells, aligned by gene name; None for the model's own.
         sample_key
             Column of obs with the sample of each cell.
-        batch_size, silent
-            As in :meth:`get_latent_representation`.
+        batch_size, indices, silent
+            As in :meth:`get_latent_representation`; samples are made of these cells too.
         num_cells_posterior
             Cells of a sample that are used at most, drawn from it.
         dof
@@ -345,9 +347,9 @@ class Embedding(Trainable):
         """
         _check_dof(dof)
         positive("num_cells_posterior", num_cells_posterior)
-        cells = self._cells(adata, None, batch_size, silent)
+        cells = self._cells(adata, indices, batch_size, silent)
         data = self._own_adata() if adata is None else adata
-        sample = column_of(data, "sample_key", sample_key)
+        sample = column_of(data, "sample_key", sample_key).iloc[cells.rows]
         rng = np.random.default_rng(self._seeds.take(seed))
         mean, _ = posterior.latent(cells, None)
         found = {}
@@ -357,8 +359,9 @@ class Embedding(Trainable):
                 rows = np.sort(rng.choice(rows, num_cells_posterior, replace=False))
             mixture = posterior.aggregated_posterior(cells.at(rows), dof)
             found[name] = posterior.log_density(mixture, torch.from_numpy(mean))
-        frame = pd.DataFrame(found, index=data.obs_names)
-        data.obsm["da_log_probs"] = frame
+        frame = pd.DataFrame(found, index=data.obs_names[cells.rows])
+        if indices is None:
+            data.obsm["da_log_probs"] = frame
         return frame
 
     def minify_adata(

@@ -113,8 +113,9 @@ def _panel(axes: Axes, chosen: pd.DataFrame, logarithmic: bool) -> None:
     values = chosen[["observed", "predicted"]].to_numpy()
     if logarithmic:
         values = values[(values > 0).all(1)]
-        axes.set(xscale="log", yscale="log")
     if len(values):
+        if logarithmic:
+            axes.set(xscale="log", yscale="log")
         ends = [np.nanmin(values), np.nanmax(values)]
         axes.plot(ends, ends, color="black", linewidth=0.8)
     axes.text(
