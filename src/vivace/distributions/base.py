@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from vivace.distributions.checks import check_value
-from vivace.errors import OptionError
 
 _LARGEST_POISSON = 1e9  # CUDA's draws are 32-bit integers
 
@@ -68,13 +67,6 @@ class CountDistribution(Distribution):
 def working_type(dtype: torch.dtype) -> torch.dtype:
     """Half precision holds neither counts nor their logarithms: float32 there."""
     return torch.float32 if torch.finfo(dtype).bits < 32 else dtype
-
-
-def uniform_numbers(value: Tensor, checked: bool) -> Tensor:
-    """``value`` on the CPU; refused where it is no probability, if ``checked``."""
-    if checked and not ((value >= 0) & (value <= 1)).all():
-        raise OptionError("icdf takes probabilities, but some values are not between 0 and 1.")
-    return value.detach().cpu()
 
 
 def float64_if_there(tensor: Tensor) -> Tensor:

@@ -73,8 +73,8 @@ def refuse_parameter(owner: str, name: str, value: Tensor, good: Tensor, must: s
         raise OptionError(f"{name} of {owner} must be {must}, but {_first_bad(value, good)}.")
 
 
-def check_value(owner: Distribution, value: object) -> Tensor:
-    """``value``, if it is a tensor of a shape and of numbers that ``owner`` can have.
+def check_fit(owner: Distribution, value: object) -> Tensor:
+    """``value``, if it is a tensor of a shape that broadcasts with that of ``owner``.
 
     Raises
     ------
@@ -82,8 +82,6 @@ def check_value(owner: Distribution, value: object) -> Tensor:
         If it is not a tensor.
     ShapeError
         If its shape does not broadcast with that of the distribution.
-    DataError
-        If an entry is outside the support, and ``validate_args`` is on.
     """
     name = type(owner).__name__
     if not isinstance(value, Tensor):
@@ -98,14 +96,29 @@ def check_value(owner: Distribution, value: object) -> Tensor:
             f"The value {tuple(value.shape)} does not broadcast with {name} "
             f"{tuple(owner.batch_shape)}; give it that shape, after any sample dimensions."
         ) from error
+    return value
+
+
+def check_value(owner: Distribution, value: object) -> Tensor:
+    """``value``, if it fits and is of numbers that ``owner`` can have.
+
+    Raises
+    ------
+    ArgumentTypeError, ShapeError
+        As ``check_fit``.
+    DataError
+        If an entry is outside the support, and ``validate_args`` is on.
+    """
+    value = check_fit(owner, value)
     support = owner.support
     if owner._validate_args and support is not None:
         good: Tensor = support.check(value)  # type: ignore[no-untyped-call]
         if not good.all():
             kind = "counts, whole numbers from 0 up" if support.is_discrete else "numbers"
             raise DataError(
-                f"{name} has a density for {kind}, but {_first_bad(value, good)}; give such "
-                "values, or validate_args=False to go without this check."
+                f"{type(owner).__name__} has a density for {kind}, but "
+                f"{_first_bad(value, good)}; give such values, or validate_args=False to go "
+                "without this check."
             )
     return value
 

@@ -13,12 +13,11 @@ from vivace.distributions.base import (
     draw_poisson,
     float64_if_there,
     place_of_draws,
-    uniform_numbers,
     working_type,
 )
 from vivace.distributions.checks import broadcast, carried, refuse_parameter
 from vivace.distributions.density import log_poisson
-from vivace.distributions.quantile import poisson_icdf
+from vivace.distributions.quantile import quantile
 
 
 class Poisson(CountDistribution):
@@ -111,15 +110,8 @@ class Poisson(CountDistribution):
         return torch.where(x < 0, 0.0, below).to(dtype)
 
     def icdf(self, value: Tensor) -> Tensor:
-        """Smallest count whose :meth:`cdf` is at least ``value``; without gradient.
-
-        Of uniform numbers it makes draws.  ``value`` broadcasts with the batch shape; 1
-        gives infinity.
-        """
-        uniform = uniform_numbers(value, self._validate_args)
-        rate = self.rate.detach().cpu().to(working_type(self.rate.dtype))
-        counts = poisson_icdf(*torch.broadcast_tensors(uniform, rate))  # type: ignore[no-untyped-call]
-        return counts.to(self.rate)
+        """Smallest count whose cdf is at least ``value``; see :meth:`NegativeBinomial.icdf`."""
+        return quantile(self, value, self.rate)
 
     def sample(self, sample_shape: Any = (), *, generator: torch.Generator | None = None) -> Tensor:
         """Counts, as floats of the parameters' type.

@@ -11,13 +11,12 @@ from torch.distributions import constraints
 from vivace.distributions.base import (
     CountDistribution,
     place_of_draws,
-    uniform_numbers,
     working_type,
 )
 from vivace.distributions.checks import broadcast, carried, check_value, refuse_parameter
 from vivace.distributions.density import log_zinb
 from vivace.distributions.negative_binomial import NegativeBinomial, mean_and_theta
-from vivace.distributions.quantile import nb_icdf
+from vivace.distributions.quantile import quantile
 from vivace.errors import OptionError
 
 
@@ -169,17 +168,8 @@ class ZeroInflatedNegativeBinomial(CountDistribution):
         return torch.where(value < 0, 0.0, found).clamp(max=1.0)
 
     def icdf(self, value: Tensor) -> Tensor:
-        """Smallest count whose :meth:`cdf` is at least ``value``; without gradient.
-
-        Of uniform numbers it makes draws.  ``value`` broadcasts with the batch shape; 1
-        gives infinity.
-        """
-        uniform = uniform_numbers(value, self._validate_args)
-        work = working_type(self.mu.dtype)
-        given = (self.mu, self.theta, self.zi_probs)
-        parts = (uniform, *(t.detach().cpu().to(work) for t in given))
-        counts = nb_icdf(*torch.broadcast_tensors(*parts))  # type: ignore[no-untyped-call]
-        return counts.to(self.mu)
+        """Smallest count whose cdf is at least ``value``; see :meth:`NegativeBinomial.icdf`."""
+        return quantile(self, value, self.mu, self.theta, self.zi_logits)
 
     def sample(self, sample_shape: Any = (), *, generator: torch.Generator | None = None) -> Tensor:
         """Counts, as floats of the parameters' type; see :meth:`NegativeBinomial.sample`."""
