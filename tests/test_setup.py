@@ -9,7 +9,7 @@ import pytest
 
 from vivace import SCVI
 from vivace.errors import ArgumentTypeError, DataError, MissingColumnError
-from vivace.setup import UNS_KEY, Declarations, Schema, read_declarations
+from vivace.setup import UNS_KEY, Codes, Declarations, Schema, read_declarations
 
 EVERYTHING = {
     "batch_key": "batch",
@@ -268,3 +268,121 @@ def test_an_unknown_column_is_a_value_error_and_a_key_error(tiny):
             SCVI.setup_anndata(tiny(), batch_key="batsh")
         assert isinstance(caught.value, MissingColumnError)
         assert str(caught.value).startswith("obs has no column 'batsh'")
+
+
+@pytest.fixture(scope="module")
+def schema(tiny):
+    """Batches b0, b1; donors d0, d1, d2; cell types B, NK, T as a covariate too."""
+    declarations = Declarations(
+        batch_key="batch", categorical_covariate_keys=["donor", "cell_type"]
+    )
+    return Schema.from_anndata(tiny(), declarations)
+
+
+@pytest.mark.parametrize(
+    ("transform", "codes"),
+    [
+        (None, [Codes()]),
+        ("b1", [Codes(1)]),
+        (["b1"], [Codes(1)]),
+        (["b1", "b0"], [Codes(1), Codes(0)]),
+        (("b0", "b1"), [Codes(0), Codes(1)]),
+        (pd.Index(["b0", "b1"]), [Codes(0), Codes(1)]),
+        (np.array(["b1"]), [Codes(1)]),
+        ({"batch": "b1"}, [Codes(1)]),
+        ({"donor": "d2"}, [Codes(None, ((0, 2),))]),
+        ({"cell_type": "NK"}, [Codes(None, ((1, 1),))]),
+        ({"donor": ["d2", "d0"]}, [Codes(None, ((0, 2),)), Codes(None, ((0, 0),))]),
+        ({"batch": "b1", "donor": "d1"}, [Codes(1, ((0, 1),))]),
+        (
+            {"donor": "d1", "cell_type": ["B", "T"]},
+            [Codes(None, ((0, 1), (1, 0))), Codes(None, ((0, 1), (1, 2)))],
+        ),
+        (
+            {"batch": ["b0", "b1"], "donor": ["d0", "d2"]},
+            [Codes(b, ((0, d),)) for b in (0, 1) for d in (0, 2)],
+        ),
+        ({}, [Codes()]),
+    ],
+    ids=repr,
+)
+def test_codes_of_what_transform_batch_names(schema, transform, codes):
+    """One for each combination, in the order given; columns that are not named stay the cells'."""
+    assert list(schema.codes(transform)) == codes
+
+
+@pytest.mark.parametrize("wanted", [9, "9", np.int64(9), [9], np.array([9])])
+def test_categories_are_named_by_their_text(tiny, wanted):
+    adata = tiny()
+    adata.obs["batch"] = np.arange(60) % 2 + 9
+    schema = Schema.from_anndata(adata, Declarations(batch_key="batch"))
+    assert schema.codes(wanted) == (Codes(0),)
+
+
+@pytest.mark.parametrize(
+    ("transform", "parts"),
+    [
+        ("b7", ["obs['batch']", "batch_key", "'b7'", "'b1'"]),
+        (["b0", "b11"], ["obs['batch']", "'b11'", "'b1'"]),
+        (3, ["obs['batch']", "3"]),
+        ({"donor": "d9"}, ["obs['donor']", "categorical_covariate_keys", "'d9'", "'d0'"]),
+        ({"donor": ["d0", "e1"]}, ["obs['donor']", "'e1'", "'d1'"]),
+        ({"batsh": "b0"}, ["'batsh'", "'batch'"]),
+        ({"age": 50.0}, ["'age'", "'donor'"]),
+        ({"donor": []}, ["'donor'", "no category"]),
+        ([], ["'batch'", "no category"]),
+        ({"batch": "b0", "cell_type": np.array([])}, ["'cell_type'", "no category"]),
+    ],
+    ids=repr,
+)
+def test_codes_that_there_are_not_are_refused(schema, refused, transform, parts):
+    with refused(DataError, *parts):
+        schema.codes(transform)
+
+
+def test_without_a_batch_there_is_none_to_name(tiny, refused):
+    schema = Schema.from_anndata(tiny(), Declarations(categorical_covariate_keys=["donor"]))
+    for transform in ("b0", ["b0"]):
+        with refused(DataError, "no batch", repr(transform), "batch_key"):
+            schema.codes(transform)
+    with refused(DataError, "'batch'", "'donor'"):
+        schema.codes({"batch": "b0"})
+    assert schema.codes({"donor": "d1"}) == (Codes(None, ((0, 1),)),)
+
+
+@pytest.mark.parametrize(
+    ("names", "places"),
+    [
+        (None, None),
+        (["gene3"], [3]),
+        (["gene29", "gene0", "gene7"], [29, 0, 7]),
+        (("gene2", "gene2"), [2, 2]),
+        (pd.Index(["gene5", "gene4"]), [5, 4]),
+        (np.array(["gene1"]), [1]),
+        ((f"gene{i}" for i in (8, 6)), [8, 6]),
+    ],
+    ids=["none", "one", "an order", "twice", "index", "array", "generator"],
+)
+def test_places_of_genes_by_name(schema, names, places):
+    found = schema.genes_at(names)
+    if places is None:
+        assert found is None
+    else:
+        assert found.tolist() == places
+        assert found.dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    ("names", "error", "parts"),
+    [
+        (["gene1", "gnee2", "gene99"], MissingColumnError, ["2 of 3", "'gnee2'", "'gene2'"]),
+        ([3], MissingColumnError, ["1 of 1", "'3'"]),
+        ([], DataError, ["gene_list", "empty"]),
+        ("gene1", ArgumentTypeError, ["gene_list", "'gene1'"]),
+        (7, ArgumentTypeError, ["gene_list", "7"]),
+    ],
+    ids=repr,
+)
+def test_genes_that_there_are_not_are_refused(schema, refused, names, error, parts):
+    with refused(error, *parts):
+        schema.genes_at(names)

@@ -83,7 +83,7 @@ class PassingBar:
         waited = time.monotonic() - self._begun > _LONG
         if self._bar is None and self._show and waited and self._done < self._n_cells:
             self._bar = _passing_bar()
-            self._task = self._bar.add_task(self._what, total=self._n_cells)
+            self._task = self._bar.add_task(self._what, total=self._n_cells, completed=self._done)
             self._bar.start()
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done)

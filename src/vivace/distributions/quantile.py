@@ -76,7 +76,7 @@ def _counts(
         if zi_logits is not None:
             never &= zi_logits < np.inf
             u = _of_kept(u, zi_logits)
-        u = np.minimum(u, _LAST)
+        u = np.where(never, 0.0, np.minimum(u, _LAST))
         ratio = np.zeros_like(mu) if theta is None else mu / theta
         p0 = np.exp(-mu if theta is None else -theta * np.log1p(ratio))
         found = _by_steps(u, p0, mu / (1.0 + ratio), ratio / (1.0 + ratio))

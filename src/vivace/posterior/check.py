@@ -30,8 +30,9 @@ def posterior_predictive_check(
 
     One row for each statistic and gene (mean, variance, zero fraction over cells), each
     statistic and cell (the same over genes), and each pair of the ``n_correlated`` most
-    variable genes (correlation of log(1 + x)).  Memory grows with the rows of the result
-    and with the draws times the genes, not with cells x genes.
+    variable genes (correlation of log(1 + x), or of -log(1 - x) below 0).  NaN where a gene
+    is the same in all cells.  Memory grows with the rows of the result and with the draws
+    times the genes, not with cells x genes.
     """
     pairs = _most_variable(cells, n_correlated)
     # by gene: one set of sums for each draw, and a last one for the data
@@ -63,7 +64,7 @@ def _most_variable(cells: Cells, n: int) -> NDArray[np.int64]:
     """The genes whose log(1 + x) varies most over the cells."""
     total = squares = torch.zeros((), dtype=torch.float64)
     for _, batch in cells.batches("Checking"):
-        x = batch.counts.dense().log1p().cpu().double()
+        x = _log(batch.counts.dense()).cpu().double()
         total, squares = total + x.sum(0), squares + x.square().sum(0)
     variance = squares / len(cells) - (total / len(cells)).square()
     return np.sort(variance.numpy().argsort(kind="stable")[::-1][:n]).astype(np.int64)
@@ -71,9 +72,18 @@ def _most_variable(cells: Cells, n: int) -> NDArray[np.int64]:
 
 def _of_cells(x_ng: Tensor) -> Doubles:
     """Mean, variance and zero fraction of each cell over genes, shape (3, n)."""
-    x = x_ng.double()
-    found = (x.mean(1), x.var(1, correction=0), (x == 0).double().mean(1))
-    return torch.stack(found).numpy()
+    found: Doubles = _moments(_sums(x_ng.double(), 1)[None], x_ng.shape[1])[0]
+    return found
+
+
+def _sums(x_ng: Tensor, axis: int) -> Doubles:
+    """Sums of x, of its square and of zeros; exact for counts, so that ties are ties."""
+    return torch.stack([x_ng.sum(axis), x_ng.square().sum(axis), (x_ng == 0).sum(axis)]).numpy()
+
+
+def _log(x: Tensor) -> Tensor:
+    """Log(1 + x), mirrored below 0, where values that are not counts may lie."""
+    return x.abs().log1p().copysign(x)
 
 
 def _add(
@@ -85,8 +95,8 @@ def _add(
 ) -> None:
     """Add a minibatch to the sums behind the statistics of genes, in place."""
     x = x_ng.double()
-    sums += torch.stack([x.sum(0), x.square().sum(0), (x == 0).sum(0)]).numpy()
-    log_x = x[:, torch.from_numpy(pairs)].log1p().numpy()
+    sums += _sums(x, 0)
+    log_x = _log(x[:, torch.from_numpy(pairs)]).numpy()
     log_sums += log_x.sum(0)
     products += log_x.T @ log_x
 
@@ -103,10 +113,11 @@ def _pairs(
     """The correlations of each pair, data against draws, and their names."""
     mean = log_sums / n
     covariance = products / n - mean[:, :, None] * mean[:, None, :]
-    deviation = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2).clip(min=0.0))
+    variance, square = (np.diagonal(a, axis1=1, axis2=2) for a in (covariance, products / n))
+    # what rounding leaves of a gene that is the same in all cells is no variance
+    deviation = np.sqrt(np.where(variance > 1e-12 * square, variance, np.nan))
     upper = np.triu_indices(len(genes), 1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        correlation = covariance / (deviation[:, :, None] * deviation[:, None, :])
+    correlation = covariance / (deviation[:, :, None] * deviation[:, None, :])
     values = correlation[:, *upper]
     names = [f"{genes[i]}, {genes[j]}" for i, j in zip(*upper, strict=True)]
     return _against(values[-1], values[:-1]), names
@@ -119,7 +130,9 @@ def _against(seen: Doubles, drawn: Doubles) -> Doubles:
     """
     lower, upper = np.quantile(drawn, _INTERVAL, axis=0)
     above = (drawn > seen).mean(0) + 0.5 * (drawn == seen).mean(0)
-    return np.stack([seen, drawn.mean(0), lower, upper, above], axis=-1)
+    mean = drawn.mean(0)
+    p_value = np.where(np.isnan(seen + mean), np.nan, above)
+    return np.stack([seen, mean, lower, upper, p_value], axis=-1)
 
 
 def _frame(statistic: str, by: str, names: object, values: Doubles) -> pd.DataFrame:

@@ -49,7 +49,7 @@ def samples(
 def sparse_counts(counts: Tensor, genes: NDArray[np.int64] | None) -> sp.csr_matrix:
     """Whole counts of some genes as an int32 CSR matrix."""
     picked = counts if genes is None else counts[:, torch.from_numpy(genes)]
-    return sp.csr_matrix(picked.numpy().astype(np.int32))
+    return sp.csr_matrix(picked.numpy()).astype(np.int32)
 
 
 def _mixed(batch: CountBatch, codes: Sequence[Codes], choice: NDArray[np.int64]) -> CountBatch:

@@ -22,7 +22,7 @@ import scipy.sparse as sp
 from vivace.errors import ArgumentTypeError, MissingExtraError, OptionError, ShapeError
 from vivace.store.folder import move_into_place
 
-_CHUNK = 1 << 20  # numbers in a chunk of a dense array, 4 MB
+_CHUNK = 1 << 20  # numbers in a chunk, 4 MB
 _DENSE = {"encoding-type": "array", "encoding-version": "0.2.0"}  # as AnnData marks it
 _ENTRIES = 1 << 22  # sparse entries that are written in one go
 
@@ -102,7 +102,8 @@ def fill_sparse(
         for place in places:
             none = sp.csr_matrix((0, n_genes), dtype=np.int32)
             none.indptr = none.indptr.astype(np.int64)  # room for more than 2**31 entries
-            write_elem(root, place, none)
+            # said here, as chunks of an empty array would be of one entry
+            write_elem(root, place, none, dataset_kwargs={"chunks": (_CHUNK,)})
         for draw, block in _larger(n_draws, blocks):
             sparse_dataset(root[places[draw]]).append(block)
     found = zarr.open_group(str(path), mode="r")

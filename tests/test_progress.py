@@ -1,0 +1,143 @@
+"""The bar over cells: shown where a question takes long, and on the error stream alone."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+
+from vivace.progress import PassingBar
+
+NEVER, AT_ONCE = 1e9, -1.0
+
+
+@pytest.fixture
+def terminal(monkeypatch, capsys):
+    """Makes the error stream pass for a terminal; what was written so far, out and err."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    return capsys.readouterr
+
+
+@pytest.fixture
+def long(monkeypatch):
+    """Sets how many seconds a question may take before it shows a bar."""
+    return lambda seconds: monkeypatch.setattr("vivace.progress._LONG", seconds)
+
+
+def passed(show, parts=(3, 3, 4)):
+    with PassingBar("Encoding", sum(parts), show) as bar:
+        for part in parts:
+            bar.done(part)
+
+
+def test_a_long_pass_shows_what_is_done_and_of_how_many(long, terminal):
+    long(AT_ONCE)
+    passed(show=True)
+    out, err = terminal()
+    assert not out
+    assert "Encoding" in err
+    assert "3/10" in err
+    assert "cells" in err
+
+
+def test_the_line_fits_80_columns(long, terminal):
+    long(AT_ONCE)
+    with PassingBar("Marginal likelihood", 1_300_000, True) as bar:
+        bar.done(123_456)
+        first = terminal().err.split("left")[0]
+    plain = "".join(part.partition("m")[2] for part in ("m" + first).split("\x1b["))
+    assert "123456/1300000" in plain
+    assert len((plain + "left").strip()) <= 80
+
+
+def test_a_short_pass_shows_nothing(long, terminal):
+    long(NEVER)
+    passed(show=True)
+    assert terminal() == ("", "")
+
+
+def test_long_is_more_than_two_seconds(monkeypatch, terminal):
+    now = iter([100.0, 101.9, 102.1])
+    monkeypatch.setattr("vivace.progress.time", SimpleNamespace(monotonic=lambda: next(now)))
+    with PassingBar("Encoding", 10, True) as bar:
+        bar.done(3)
+        assert terminal() == ("", "")
+        bar.done(3)
+        assert "6/10" in terminal().err
+
+
+def test_a_silent_pass_shows_nothing(long, terminal):
+    long(AT_ONCE)
+    passed(show=False)
+    assert terminal() == ("", "")
+
+
+def test_a_pass_that_is_done_in_one_part_shows_nothing(long, terminal):
+    long(AT_ONCE)
+    passed(show=True, parts=[10])
+    assert terminal() == ("", "")
+
+
+def test_a_file_in_place_of_a_terminal_gets_nothing(long, monkeypatch, capsys):
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    long(AT_ONCE)
+    passed(show=True)
+    assert not "".join(capsys.readouterr()).strip()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_bar_ends_with_the_pass(long, terminal, fails):
+    """Its thread too, whether the pass came to its end or to an error."""
+    long(AT_ONCE)
+    before, during = set(threading.enumerate()), set()
+
+    def pass_over():
+        with PassingBar("Encoding", 10, True) as bar:
+            bar.done(3)
+            during.update(set(threading.enumerate()) - before)
+            if fails:
+                raise ZeroDivisionError
+            bar.done(7)
+
+    with pytest.raises(ZeroDivisionError) if fails else nullcontext():
+        pass_over()
+    (thread,) = during
+    thread.join(10.0)
+    assert not thread.is_alive()
+    assert terminal().err.endswith("\x1b[2K")  # and leaves no line behind
+
+
+QUESTIONS = {
+    "get_latent_representation": {},
+    "get_latent_library_size": {},
+    "get_elbo": {},
+    "get_reconstruction_error": {},
+    "get_marginal_ll": {"n_mc_samples": 2},
+    "get_importance_weights": {"n_mc_samples": 2},
+    "get_aggregated_posterior": {},
+    "differential_abundance": {"sample_key": "donor"},
+    "get_normalized_expression": {},
+    "posterior_predictive_sample": {},
+    "get_likelihood_parameters": {},
+    "get_feature_correlation_matrix": {"n_samples": 2},
+    "posterior_predictive_check": {"n_samples": 2},
+    "get_gene_programs": {},
+}
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_questions_show_a_bar_unless_they_are_silent(trained, long, terminal, question):
+    long(AT_ONCE)
+    arguments = QUESTIONS[question] | {"batch_size": 25}
+    getattr(trained, question)(**arguments, silent=True)
+    assert terminal() == ("", "")
+    getattr(trained, question)(**arguments)
+    out, err = terminal()
+    assert not out
+    assert "25/60" in err
