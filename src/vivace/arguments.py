@@ -34,6 +34,13 @@ def positive(name: str, value: object) -> None:
         raise OptionError(f"{name} must be at least 1, not {value}.")
 
 
+def whole(name: str, value: object) -> None:
+    """``value`` must be an integer of at least 1."""
+    if value is None:
+        raise ArgumentTypeError(f"{name} must be an integer, not None.")
+    positive(name, value)
+
+
 def number(name: str, value: object) -> None:
     """``value`` must be None or a number."""
     if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):

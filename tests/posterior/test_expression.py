@@ -218,12 +218,14 @@ def test_rows_are_of_the_indices_in_their_order(trained, library_size):
     assert_close(masked, whole[mask])
 
 
-def test_no_cells_give_no_rows(trained):
+def test_no_cells_give_no_rows(trained, refused):
     found = trained.get_normalized_expression(indices=[])
     assert found.shape == (0, 30)
     assert list(found.columns) == list(trained.schema.genes)
     several = trained.get_normalized_expression(indices=[], n_samples=3, return_mean=False)
     assert several.shape == (3, 0, 30)
+    with refused(OptionError, "indices", "no cells"):
+        trained.get_normalized_expression(indices=[], n_samples_overall=4)
 
 
 def test_without_data_of_its_own_the_model_answers_about_those_it_is_given(trained, saved, refused):
@@ -538,7 +540,11 @@ def test_an_array_that_holds_no_fractions_is_refused(trained, refused, dtype):
         trained.get_normalized_expression(out=np.zeros((60, 30), dtype))
 
 
-@pytest.mark.parametrize("out", [7, [[0.0]], object()], ids=lambda o: type(o).__name__)
+@pytest.mark.parametrize(
+    "out",
+    [7, [[0.0]], np.float32(1), torch.zeros(60, 30), pd.DataFrame(np.zeros((60, 30), np.float32))],
+    ids=lambda o: type(o).__name__,
+)
 def test_what_is_no_place_is_refused(trained, refused, out):
     with refused(ArgumentTypeError, "out", type(out).__name__):
         trained.get_normalized_expression(out=out)

@@ -72,7 +72,8 @@ def answers(model, adata=None):
     rows = [7, 250, 7, 3]
     last = model.schema.batches[-1]
     other = None if model.schema.declarations.batch_key is None else last
-    programs = model.get_gene_programs(adata, transform_batch=other)
+    moves, some = np.eye(mean.shape[1])[:2], model.schema.genes[:20]
+    programs = model.get_gene_programs(adata, directions=moves, transform_batch=other)
     found = {
         "mean": mean,
         "variance": variance,
@@ -88,7 +89,9 @@ def answers(model, adata=None):
         "draws of a group": model.get_normalized_expression(adata, n_samples_overall=20, seed=1),
         "effects": programs.effect,
         "spread": programs.spread,
-        "correlation": model.get_feature_correlation_matrix(adata, n_samples=2, seed=1),
+        "correlation": model.get_feature_correlation_matrix(
+            adata, n_samples=2, gene_list=some, seed=1
+        ),
         "decoded": model.decode(np.full_like(mean, 0.1), adata).mean.numpy(),
         "aggregated": model.get_aggregated_posterior(adata, rows).mean.numpy(),
     }

@@ -75,12 +75,7 @@ class Base(ABC):
                 f"{type(self).__name__} takes an AnnData, not {type(adata).__name__}; read one with "
                 "anndata.read_h5ad."
             )
-        kind = minified_type(adata)
-        if kind is not None and not kind.endswith("with_counts"):
-            raise DataError(
-                "The counts of this AnnData were dropped by minify_adata, and a new model needs "
-                "them; load the model that was saved with it instead."
-            )
+        _refuse_minified(adata)
         schema = Schema.from_anndata(adata, read_declarations(adata))
         _check_options(config, schema.declarations)
         seeds = SeedStream(check_seed(settings.seed))
@@ -170,6 +165,7 @@ class Base(ABC):
         """
         if not isinstance(adata, AnnData):
             raise ArgumentTypeError(f"setup_anndata takes an AnnData, not {type(adata).__name__}.")
+        _refuse_minified(adata)
         declarations = Declarations(
             layer=layer,
             batch_key=batch_key,
@@ -460,6 +456,15 @@ def embedding_dim(given: object) -> int:
     unknown = {name: value for name, value in given.items() if name != "embedding_dim"}
     refuse_unknown("batch_embedding_kwargs", unknown, ["embedding_dim"])
     return given.get("embedding_dim", ModelConfig.batch_embedding_dim)  # type: ignore[no-any-return]
+
+
+def _refuse_minified(adata: AnnData) -> None:
+    kind = minified_type(adata)
+    if kind is not None and not kind.endswith("with_counts"):
+        raise DataError(
+            "The counts of this AnnData were dropped by minify_adata, and a new model needs them; "
+            "load the model that was saved with it instead."
+        )
 
 
 def _dimensions(schema: Schema) -> Dimensions:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vivace import posterior, store
-from vivace.arguments import Indices, number, numbers, positive
+from vivace.arguments import Indices, number, numbers, positive, whole
 from vivace.errors import MissingExtraError, OptionError, ShapeError
 from vivace.methods.latent import Embedding, weighting_of
 from vivace.setup import Transform
@@ -109,7 +109,7 @@ class Model(Embedding):
         (200, 2)
         """
         weighting = weighting_of("get_normalized_expression", importance_weighting_kwargs)
-        positive("n_samples", n_samples)
+        whole("n_samples", n_samples)
         positive("n_samples_overall", n_samples_overall)
         _check_library(library_size)
         _check_weights(weights, n_samples, n_samples_overall)
@@ -148,7 +148,7 @@ class Model(Embedding):
         found = store.fill_dense(out, shape, cells.batch_size, write)
         if out is not None or each or return_numpy:
             return found
-        return self._frame(found, adata, cells, gene_list)
+        return self._frame(found, adata, cells, genes)
 
     def posterior_predictive_sample(
         self,
@@ -198,7 +198,7 @@ class Model(Embedding):
         MissingExtraError
             If a package is missing that the result needs.
         """
-        positive("n_samples", n_samples)
+        whole("n_samples", n_samples)
         codes = self.schema.codes(transform_batch)
         genes = self.schema.genes_at(gene_list)
         cells = self._cells(adata, indices, batch_size, silent)
@@ -255,7 +255,7 @@ class Model(Embedding):
         ``give_mean``: "mean", molecules; "dispersions" (theta; the standard deviation of
         "normal"; not for "poisson"); "dropout", probabilities, for "zinb".
         """
-        positive("n_samples", n_samples)
+        whole("n_samples", n_samples)
         cells = self._cells(adata, indices, batch_size, silent)
         n_draws = 0 if n_samples == 1 and give_mean else n_samples
         return posterior.likelihood_parameters(cells, n_draws, give_mean, self._seeds.take(seed))
@@ -301,10 +301,8 @@ class Model(Embedding):
         -------
         Frame, genes x genes.  NaN for a gene that is the same in every draw.
         """
-        positive("n_samples", n_samples)
-        number("rna_size_factor", rna_size_factor)
-        if not rna_size_factor > 0:
-            raise OptionError(f"rna_size_factor must be above 0, not {rna_size_factor}.")
+        whole("n_samples", n_samples)
+        _size("rna_size_factor", rna_size_factor)
         _one_of("correlation_type", correlation_type, get_args(posterior.Correlation))
         codes = self.schema.codes(transform_batch)
         genes = self.schema.genes_at(gene_list)
@@ -321,7 +319,7 @@ class Model(Embedding):
             ],
             axis=0,
         )
-        names = self._gene_names(gene_list)
+        names = self._gene_names(genes)
         return pd.DataFrame(found, index=names, columns=names)
 
     def posterior_predictive_check(
@@ -366,8 +364,8 @@ class Model(Embedding):
         -----
         Source: Gelman, Meng and Stern 1996, Statistica Sinica 6, 733.
         """
-        positive("n_samples", n_samples)
-        positive("n_correlated", n_correlated)
+        whole("n_samples", n_samples)
+        whole("n_correlated", n_correlated)
         cells = self._cells(adata, indices, batch_size, silent, counts=True)
         if len(cells) == 0:
             raise OptionError("indices names no cells; a check needs some.")
@@ -506,29 +504,35 @@ class Model(Embedding):
             )
         return posterior.decode(cells, point_nk, codes[0], library_n)
 
-    def _gene_names(self, gene_list: Sequence[str] | None) -> pd.Index[str]:
-        return pd.Index(self.schema.genes if gene_list is None else [str(g) for g in gene_list])
+    def _gene_names(self, genes: NDArray[np.int64] | None) -> pd.Index[str]:
+        names = pd.Index(self.schema.genes)
+        return names if genes is None else names[genes]
 
     def _frame(
         self,
         values: Floats,
         adata: AnnData | None,
         cells: posterior.Cells,
-        gene_list: Sequence[str] | None,
+        genes: NDArray[np.int64] | None,
     ) -> pd.DataFrame:
         """Cells x genes with the names of both."""
         data = self._own_adata() if adata is None else adata
         names = data.obs_names[cells.rows]
-        return pd.DataFrame(values, index=names, columns=self._gene_names(gene_list), copy=False)
+        return pd.DataFrame(values, index=names, columns=self._gene_names(genes), copy=False)
 
 
 def _check_library(library_size: object) -> None:
     if isinstance(library_size, str):
         _one_of("library_size", library_size, ("latent", "observed"), "a number")
     else:
-        number("library_size", library_size)
-        if library_size is None or not library_size > 0:  # type: ignore[operator]
-            raise OptionError(f"library_size must be above 0, not {library_size}.")
+        _size("library_size", library_size)
+
+
+def _size(name: str, value: Any) -> None:
+    """``value`` must be a number above 0, and finite."""
+    number(name, value)
+    if value is None or not 0 < value < np.inf:
+        raise OptionError(f"{name} must be above 0 and finite, not {value}.")
 
 
 def _check_weights(weights: object, n_samples: int, n_samples_overall: int | None) -> None:

@@ -12,7 +12,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from vivace import posterior
-from vivace.arguments import Indices, column_of, number, numbers, positive, refuse_unknown
+from vivace.arguments import Indices, column_of, number, numbers, positive, refuse_unknown, whole
 from vivace.data import Minified, StoredPosterior, count_matrix, minify
 from vivace.errors import DataError, OptionError, ShapeError
 from vivace.methods.training import Trainable
@@ -67,7 +67,7 @@ class Embedding(Trainable):
         -------
         Array, float32, shape (n, k), or a pair of them.
         """
-        positive("mc_samples", mc_samples)
+        whole("mc_samples", mc_samples)
         cells = self._cells(adata, indices, batch_size, silent)
         if self.config.latent_distribution == "ln" and give_mean and not return_dist:
             return posterior.latent_mean(cells, mc_samples, self._seeds.take(seed))
@@ -122,7 +122,7 @@ class Embedding(Trainable):
         seed
             Of the draws; None takes the model's next.
         """
-        positive("n_samples", n_samples)
+        whole("n_samples", n_samples)
         cells = self._cells(adata, indices, batch_size, silent, counts=True)
         values = posterior.elbo(cells, n_samples, self._seeds.take(seed))
         return _mean(values) if return_mean else values
@@ -147,7 +147,7 @@ class Embedding(Trainable):
         Dict with one entry, ``"reconstruction_loss"``: the mean over cells, or
         one value a cell with ``return_mean=False``.
         """
-        positive("n_samples", n_samples)
+        whole("n_samples", n_samples)
         cells = self._cells(adata, indices, batch_size, silent, counts=True)
         values = posterior.reconstruction(cells, n_samples, self._seeds.take(seed))
         return {"reconstruction_loss": _mean(values) if return_mean else values}
@@ -192,8 +192,8 @@ class Embedding(Trainable):
         -----
         Source: Burda et al. 2016, arXiv:1509.00519.
         """
-        positive("n_mc_samples", n_mc_samples)
-        positive("n_mc_samples_per_pass", n_mc_samples_per_pass)
+        whole("n_mc_samples", n_mc_samples)
+        whole("n_mc_samples_per_pass", n_mc_samples_per_pass)
         cells = self._cells(adata, indices, batch_size, silent, counts=True)
         values = posterior.marginal_ll(cells, n_mc_samples, self._seeds.take(seed))
         return _mean(values) if return_mean else values
@@ -214,7 +214,8 @@ class Embedding(Trainable):
     ) -> Values:
         """How well points of the latent space stand for a group of cells.
 
-        A point has a large weight where many cells of the group find it likely.
+        A point has a large weight where cells of the group find it more likely than it was
+        to be drawn from their q(z|x).
 
         Parameters
         ----------
@@ -358,7 +359,7 @@ class Embedding(Trainable):
             if num_cells_posterior is not None and len(rows) > num_cells_posterior:
                 rows = np.sort(rng.choice(rows, num_cells_posterior, replace=False))
             mixture = posterior.aggregated_posterior(cells.at(rows), dof)
-            found[name] = posterior.log_density(mixture, torch.from_numpy(mean))
+            found[str(name)] = posterior.log_density(mixture, torch.from_numpy(mean))
         frame = pd.DataFrame(found, index=data.obs_names[cells.rows])
         if indices is None:
             data.obsm["da_log_probs"] = frame
@@ -422,7 +423,7 @@ def weighting_of(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
     refuse_unknown(method, {k: v for k, v in given.items() if k not in _WEIGHTING}, _WEIGHTING)
     weighting = _WEIGHTING | dict(given)
     for name in ("max_cells", "n_mc_samples", "n_mc_samples_per_pass"):
-        positive(name, weighting[name])
+        whole(name, weighting[name])
     if not isinstance(weighting["truncation"], bool):
         raise OptionError(f"truncation must be True or False, not {weighting['truncation']!r}.")
     del weighting["n_mc_samples_per_pass"]  # memory does not depend on the draws

@@ -62,7 +62,7 @@ def fill_dense(
             array = zarr.create_array(store=str(new), shape=shape, chunks=chunks, dtype="float32")
             write(array)
         return zarr.open_array(str(out), mode="r")
-    if getattr(out, "shape", None) is None or not hasattr(out, "__setitem__"):
+    if not isinstance(getattr(out, "dtype", None), np.dtype) or not hasattr(out, "__setitem__"):
         raise ArgumentTypeError(
             f"out must be a path, or an array that can be written to, not {type(out).__name__}."
         )
