@@ -24,6 +24,7 @@ from vivace.store.folder import move_into_place
 
 _CHUNK = 1 << 20  # numbers in a chunk, 4 MB
 _DENSE = {"encoding-type": "array", "encoding-version": "0.2.0"}  # as AnnData marks it
+_ZARR = (".zgroup", ".zarray", "zarr.json")  # what a folder of zarr holds one of
 _ENTRIES = 1 << 22  # sparse entries that are written in one go
 
 
@@ -129,9 +130,10 @@ def _larger(
     for draw, block in blocks:
         waiting[draw].append(block)
         entries[draw] += block.nnz
-        if entries[draw] >= _ENTRIES:
-            yield draw, sp.vstack(waiting[draw], format="csr")
-            waiting[draw], entries[draw] = [], 0
+        if sum(entries) >= _ENTRIES:  # of all draws together, or memory would grow with them
+            for i in np.flatnonzero(entries):
+                yield int(i), sp.vstack(waiting[i], format="csr")
+                waiting[i], entries[i] = [], 0
     for draw, left in enumerate(waiting):
         if left:
             yield draw, sp.vstack(left, format="csr")
@@ -196,8 +198,16 @@ def _zarr_group(path: Path, adata: anndata.AnnData) -> Any:
 
 def check_free(path: Path, overwrite: bool = False) -> None:
     """Refuse a place where something is."""
-    if path.exists() and not overwrite:
+    if not path.exists():
+        return
+    if not overwrite:
         raise OptionError(f"{path} exists; remove it or choose another path.")
+    of_zarr = path.is_dir() and any((path / name).exists() for name in _ZARR)
+    if path.is_dir() and not of_zarr:
+        raise OptionError(
+            f"{path} is a folder that is not of zarr, so it will not be overwritten; choose another "
+            "path."
+        )
 
 
 def _chunks(shape: tuple[int, ...], batch_size: int, cells_axis: int) -> tuple[int, ...]:
