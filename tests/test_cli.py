@@ -354,3 +354,20 @@ def test_express_and_sample_refuse(
     vivace_refuses((command, fitted, cells, *rest), *parts)
     assert not (tmp_path / "x.h5ad").exists()
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_a_folder_that_is_not_zarr_s_is_never_replaced(vivace_refuses, cells, fitted, tmp_path):
+    mine = tmp_path / "mine.zarr"
+    mine.mkdir()
+    (mine / "data.txt").write_text("precious")
+    for command in ("sample", "express"):
+        vivace_refuses((command, fitted, cells, "-o", mine, "--overwrite"), "not of zarr")
+    assert (mine / "data.txt").read_text() == "precious"
+
+
+def test_an_unknown_gene_is_named_whatever_var_holds(vivace_refuses, tiny, fitted, tmp_path):
+    adata = tiny()
+    adata.var["highly_variable"] = True
+    adata.write_h5ad(tmp_path / "with_var.h5ad")
+    arguments = (fitted, tmp_path / "with_var.h5ad", "-o", tmp_path / "x.h5ad", "--gene", "gen7")
+    vivace_refuses(("express", *arguments), "gen7", "gene7")

@@ -183,13 +183,16 @@ def express(
     check_free(_anndata_path(output), overwrite)
     loaded = load(model)
     adata = _read(data)
+    loaded.schema.genes_at(gene)  # refused before anything is written
+    loaded.schema.gene_positions(adata)
     genes = list(loaded.schema.genes) if gene is None else gene
-    var = adata.var.reindex(genes)
+    var = adata.var.loc[genes]
+    chosen = _transform(loaded, transform_batch, transform)
     size = settings.batch_size if batch_size is None else batch_size
     with dense_file(output, adata.obs, var, size, overwrite) as x:
         loaded.get_normalized_expression(
             adata,
-            transform_batch=_transform(loaded, transform_batch, transform),
+            transform_batch=chosen,
             gene_list=gene,
             library_size=_library(library_size),
             n_samples=n_samples,
@@ -245,7 +248,7 @@ def sample(
     if n_samples > 1:
         obs["draw"] = np.repeat(np.arange(n_samples), adata.n_obs)
         obs.index = obs.index.astype(str) + "-" + obs["draw"].astype(str)
-    drawn = AnnData(counts, obs=obs, var=adata.var.reindex(list(loaded.schema.genes)))
+    drawn = AnnData(counts, obs=obs, var=adata.var.loc[list(loaded.schema.genes)])
     write_anndata(drawn, output, overwrite)
     typer.echo(f"Wrote {output}: {drawn.n_obs:,} cells x {drawn.n_vars:,} genes")
 

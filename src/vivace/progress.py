@@ -44,7 +44,7 @@ def _passing_bar() -> Progress:
         TextColumn("{task.description}"),
         BarColumn(bar_width=12),
         MofNCompleteColumn(),
-        TextColumn("cells,"),
+        TextColumn("{task.fields[unit]},"),
         TimeRemainingColumn(),
         TextColumn("left"),
         console=Console(stderr=True),
@@ -53,18 +53,20 @@ def _passing_bar() -> Progress:
 
 
 class PassingBar:
-    """A bar over cells that appears where the pass has taken two seconds and is not done.
+    """A bar that appears where a pass over cells has taken two seconds and is not done.
 
     Parameters
     ----------
     what : the first word of the line
-    n_cells : cells in all
+    number : of cells, or of what else is counted, in all
+    unit : what is counted
     show : False for none
     """
 
-    def __init__(self, what: str, n_cells: int, show: bool) -> None:
+    def __init__(self, what: str, number: int, unit: str, show: bool) -> None:
         self._what = what
-        self._n_cells = n_cells
+        self._number = number
+        self._unit = unit
         self._show = show
         self._done = 0
         self._begun = time.monotonic()
@@ -77,13 +79,15 @@ class PassingBar:
         if self._bar is not None:
             self._bar.stop()
 
-    def done(self, n_cells: int) -> None:
-        """So many more cells are done."""
-        self._done += n_cells
+    def done(self, number: int) -> None:
+        """So many more are done."""
+        self._done += number
         waited = time.monotonic() - self._begun > _LONG
-        if self._bar is None and self._show and waited and self._done < self._n_cells:
+        if self._bar is None and self._show and waited and self._done < self._number:
             self._bar = _passing_bar()
-            self._task = self._bar.add_task(self._what, total=self._n_cells, completed=self._done)
+            self._task = self._bar.add_task(
+                self._what, total=self._number, completed=self._done, unit=self._unit
+            )
             self._bar.start()
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done)

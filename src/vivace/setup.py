@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
@@ -222,7 +222,12 @@ class Schema:
             column = None if key == d.batch_key else columns[key]
             known = self.batches if column is None else self.categories[column]
             argument = "batch_key" if column is None else "categorical_covariate_keys"
+            if isinstance(wanted, Set):
+                raise ArgumentTypeError(
+                    f"transform_batch must be a category or a list of them, in order, not {wanted!r}."
+                )
             several = isinstance(wanted, Iterable) and not isinstance(wanted, str)
+            several &= getattr(wanted, "ndim", 1) > 0
             listed = list(wanted) if several else [wanted]  # type: ignore[arg-type]
             if not listed:
                 raise DataError(
@@ -241,8 +246,10 @@ class Schema:
         """
         if gene_list is None:
             return None
-        if isinstance(gene_list, str) or not isinstance(gene_list, Iterable):
-            raise ArgumentTypeError(f"gene_list must be a list of gene names, not {gene_list!r}.")
+        if isinstance(gene_list, str | Set) or not isinstance(gene_list, Iterable):
+            raise ArgumentTypeError(
+                f"gene_list must be a list of gene names, in order, not {gene_list!r}."
+            )
         names = [str(g) for g in gene_list]
         if not names:
             raise DataError("gene_list is empty; name at least one gene, or leave it None for all.")

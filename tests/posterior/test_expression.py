@@ -634,3 +634,70 @@ def test_a_model_without_a_batch_has_none_to_take(tiny, refused):
     with refused(DataError, "no batch", "'b0'", "batch_key"):
         fitted.get_normalized_expression(transform_batch="b0")
     assert fitted.get_normalized_expression(transform_batch={"donor": "d1"}).shape == (60, 30)
+
+
+@pytest.mark.parametrize("kind", ["numpy", "h5py", "zarr"])
+def test_an_array_that_can_only_be_read_is_refused_before_anything_is_asked(
+    trained, refused, tmp_path, kind
+):
+    shape = (60, 30)
+    if kind == "numpy":
+        out = np.zeros(shape, np.float32)
+        out.flags.writeable = False
+    elif kind == "h5py":
+        with h5py.File(tmp_path / "x.h5", "w") as file:
+            file.create_dataset("x", shape, "float32")
+        out = h5py.File(tmp_path / "x.h5", "r")["x"]
+    else:
+        zarr.create_array(store=str(tmp_path / "x"), shape=shape, dtype="float32")
+        out = zarr.open_array(str(tmp_path / "x"), mode="r")
+    with refused(OptionError, "out", "read"):
+        trained.get_normalized_expression(out=out)
+
+
+def test_a_place_on_another_machine_is_refused(trained, refused, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with refused(OptionError, "s3://bucket/x", "local path"):
+        trained.get_normalized_expression(out="s3://bucket/x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_is_taken_is_refused_before_draws_are_weighted(
+    trained, refused, tmp_path, monkeypatch
+):
+    (tmp_path / "taken").mkdir()
+    monkeypatch.setattr(posterior, "group_draws", lambda *_: pytest.fail("drawn"))
+    with refused(OptionError, "exists"):
+        trained.get_normalized_expression(n_samples_overall=5, out=tmp_path / "taken")
+
+
+def test_what_draws_nothing_leaves_the_model_s_seeds_as_they_are(trained):
+    used = trained._seeds.used
+    trained.get_normalized_expression()
+    trained.get_likelihood_parameters(give_mean=True)
+    trained.get_latent_library_size()
+    trained.get_latent_representation()
+    assert trained._seeds.used == used
+    trained.get_normalized_expression(n_samples=2)
+    assert trained._seeds.used == used + 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "parts"),
+    [
+        ({"gene_list": {"gene1", "gene2"}}, ArgumentTypeError, ["gene_list", "in order"]),
+        ({"transform_batch": {"b0", "b1"}}, ArgumentTypeError, ["transform_batch", "in order"]),
+        ({"weights": np.ones(3)}, OptionError, ["weights"]),
+        ({"library_size": 10**400}, OptionError, ["library_size", "finite"]),
+        ({"max_cells": 5}, OptionError, ["max_cells", "weights='importance'"]),
+    ],
+)
+def test_what_has_no_order_or_no_meaning_is_refused(trained, refused, arguments, error, parts):
+    with refused(error, *parts):
+        trained.get_normalized_expression(**arguments)
+
+
+@pytest.mark.parametrize("one", [np.array("b1"), np.str_("b1"), pd.Index(["b1"]), ["b1"]])
+def test_one_batch_in_whatever_array(trained, one):
+    found = trained.get_normalized_expression(transform_batch=one)
+    pd.testing.assert_frame_equal(found, trained.get_normalized_expression(transform_batch="b1"))

@@ -202,9 +202,10 @@ def test_weighted_draws_of_a_group_stand_for_the_exact_posterior(tiny):
     exact = np.exp(joint - np.logaddexp.reduce(joint, axis=1, keepdims=True)).mean(0) @ rho
     proposed = np.exp(proposal[0] - np.logaddexp.reduce(proposal[0])) @ rho
     apart = np.linalg.norm(exact - proposed)
-    for weights, expected in (("importance", exact), ("uniform", proposed)):
+    weighting = {"weights": "importance", "n_mc_samples": 200}
+    for chosen, expected in ((weighting, exact), ({"weights": "uniform"}, proposed)):
         rows = model.get_normalized_expression(
-            indices=cells, n_samples_overall=4_000, weights=weights, n_mc_samples=200, seed=0
+            indices=cells, n_samples_overall=4_000, seed=0, **chosen
         )
         assert rows.shape == (4_000, 30)
         assert set(rows.index) == set(adata.obs_names[cells])

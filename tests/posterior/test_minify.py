@@ -265,7 +265,7 @@ def test_training_on_minified_data_with_counts_is_refused(fitted, refused):
 @pytest.fixture
 def trained_further(saved, tiny):
     other = SCVI.load(saved, tiny())
-    other.train(1, progress=False)
+    other.train(1, recipe="scvi-tools", progress=False)  # keeps the last weights, better or not
     return other
 
 
@@ -443,3 +443,29 @@ def test_abundance_is_told_from_minified_data(fitted):
     before = fitted.differential_abundance(sample_key="donor")
     fitted.minify_adata()
     pd.testing.assert_frame_equal(fitted.differential_abundance(sample_key="donor"), before)
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "part"),
+    [
+        ("use_latent_qzv_key", -1.0, "above 0"),
+        ("use_latent_qzm_key", np.nan, "not finite"),
+    ],
+)
+def test_a_posterior_that_is_none_is_refused(saved, tiny, refused, key, values, part):
+    model = SCVI.load(saved, tiny())
+    model.adata.obsm["q"] = np.full((60, 3), values)
+    with refused(OptionError if part == "not finite" else DataError, "q", part):
+        model.minify_adata(**{key: "q"})
+    assert model.minified_data_type is None
+
+
+def test_minified_data_that_were_damaged_are_refused(saved, tiny, refused):
+    model = SCVI.load(saved, tiny())
+    model.minify_adata()
+    cut, broken = model.adata.copy(), model.adata.copy()
+    cut.obsm["X_latent_qzm"] = cut.obsm["X_latent_qzm"][:, :2]
+    broken.uns["vivace_minified"] = "{"
+    for damaged in (cut, broken):
+        with refused(DataError, "load"):
+            model.get_latent_representation(damaged)

@@ -115,12 +115,16 @@ def test_some_cells_in_minibatches(golden):
 
 
 def test_one_cell_has_no_spread(golden):
-    programs = golden.get_gene_programs(indices=[5])
     largest = np.abs(differences(golden, np.eye(golden.config.n_latent), np.array([5]))[0]).max()
     moved = golden.get_gene_programs(indices=[5], directions=np.eye(golden.config.n_latent))
-    assert not programs.effect.to_numpy().any()  # nor a standard deviation to move by
     assert np.abs(moved.effect.to_numpy()).max() == pytest.approx(largest, rel=1e-3)
     assert moved.spread.to_numpy().max() < 1e-6 * largest
+
+
+@pytest.mark.parametrize("indices", [[5], [5, 5]])
+def test_cells_in_one_place_have_no_standard_deviation_to_move_by(trained, refused, indices):
+    with refused(OptionError, "one place", "directions"):
+        trained.get_gene_programs(indices=indices)
 
 
 def test_several_batches_are_the_mean_over_them(covariates):

@@ -59,8 +59,14 @@ def minify(
     )
     if with_counts and adata.raw is not None:
         small.raw = adata.raw.to_adata()
-    latent_library = posterior.library_mean is not None
-    small.uns[KEY] = json.dumps({"type": kind, "model": model, "latent_library": latent_library})
+    small.uns[KEY] = json.dumps(
+        {
+            "type": kind,
+            "model": model,
+            "n_latent": posterior.mean.shape[1],
+            "latent_library": posterior.library_mean is not None,
+        }
+    )
     small.obsm[MEAN] = posterior.mean.cpu().numpy()
     small.obsm[VARIANCE] = posterior.variance.cpu().numpy()
     small.obs[LIBRARY] = library_n
@@ -106,6 +112,8 @@ def read_minified(
         of_library = [LIBRARY_MEAN, LIBRARY_VARIANCE] if stamp["latent_library"] else []
         columns = [_column(adata, key) for key in of_library]
         library = np.asarray(adata.obs[LIBRARY], np.float32)
+        if not mean.shape == variance.shape == (adata.n_obs, stamp["n_latent"]):
+            raise KeyError(f"a posterior of {stamp['n_latent']} dimensions")
     except KeyError as error:
         raise DataError(
             f"The data were minified, but {error} is no longer in them; load them again from the "
@@ -120,5 +128,13 @@ def _column(adata: AnnData, key: str) -> torch.Tensor:
 
 
 def _stamp(adata: AnnData) -> dict[str, Any]:
-    stamp: dict[str, Any] = json.loads(adata.uns[KEY])
+    try:
+        stamp: dict[str, Any] = json.loads(adata.uns[KEY])
+        known = {"type", "model", "latent_library", "n_latent"} <= set(stamp)
+    except (TypeError, ValueError):
+        known = False
+    if not known:
+        raise DataError(
+            f"adata.uns[{KEY!r}] cannot be read; load the data again from the folder of the model."
+        )
     return stamp

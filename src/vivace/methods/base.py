@@ -389,6 +389,10 @@ class Base(ABC):
     def __repr__(self) -> str:
         return self.summary
 
+    def _seed(self, seed: int | None, drawn: bool) -> int:
+        """Where draws start; what draws nothing leaves the model's stream as it is."""
+        return self._seeds.take(seed) if drawn else 0 if seed is None else check_seed(seed)
+
     def _fingerprint(self) -> str:
         """What tells these weights from others."""
         found = hashlib.sha256()

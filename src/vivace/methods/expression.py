@@ -23,6 +23,8 @@ from vivace.setup import Transform
 Floats = NDArray[np.float32]
 Directions = Mapping[str, Any] | NDArray[Any] | Sequence[Any] | None
 
+_APART = 1e-6  # a standard deviation of z below it is that of rounding
+
 
 class Model(Embedding):
     """A count model with a latent space; :class:`~vivace.SCVI` and its kin say which."""
@@ -62,7 +64,9 @@ class Model(Embedding):
         library_size
             What the expression adds up to over all genes: a number, "observed" for the
             molecules of the cell, or "latent" for what scales the mean of its counts
-            (the observed or latent library, or the size factor).
+            (the observed or latent library, or the size factor).  With a size factor
+            rho is not a share, so that it is multiplied by this and adds up to nothing
+            in particular, as in scvi-tools.
         n_samples
             Draws of z a cell.  1 decodes the mean of q(z|x) (one draw with
             ``return_mean=False``).
@@ -113,10 +117,16 @@ class Model(Embedding):
         positive("n_samples_overall", n_samples_overall)
         _check_library(library_size)
         _check_weights(weights, n_samples, n_samples_overall)
+        if importance_weighting_kwargs and weights != "importance":
+            raise OptionError(
+                f"{next(iter(importance_weighting_kwargs))} is about importance weights; give "
+                "weights='importance' too, or leave it out."
+            )
         codes = self.schema.codes(transform_batch)
         genes = self.schema.genes_at(gene_list)
         cells = self._cells(adata, indices, batch_size, silent, counts=weights == "importance")
-        start = self._seeds.take(seed)
+        certain = n_samples == 1 and return_mean and n_samples_overall is None
+        start = self._seed(seed, drawn=not certain)
         n_genes = len(self.schema.genes) if genes is None else len(genes)
         each = n_samples > 1 and not return_mean
         if each and return_numpy is False:
@@ -126,7 +136,7 @@ class Model(Embedding):
             )
         asked = (codes, genes, library_size)
         if n_samples_overall is None:
-            n_draws = 0 if n_samples == 1 and return_mean else n_samples
+            n_draws = 0 if certain else n_samples
             shape = (n_samples, len(cells), n_genes) if each else (len(cells), n_genes)
 
             def write(array: Any) -> None:
@@ -134,16 +144,13 @@ class Model(Embedding):
 
         else:
             shape = (n_samples_overall, n_genes)
-            rows, z, log_library = posterior.group_draws(
-                cells,
-                n_samples_overall,
-                start,
-                weighting if weights == "importance" else None,
-            )
-            cells = cells.at(rows)
+            weighted = weighting if weights == "importance" else None
 
             def write(array: Any) -> None:
-                posterior.expression_at(cells, *asked, z, log_library, array)
+                nonlocal cells
+                rows, z, size = posterior.group_draws(cells, n_samples_overall, start, weighted)
+                cells = cells.at(rows)
+                posterior.expression_at(cells, *asked, z, size, array)
 
         found = store.fill_dense(out, shape, cells.batch_size, write)
         if out is not None or each or return_numpy:
@@ -258,7 +265,8 @@ class Model(Embedding):
         whole("n_samples", n_samples)
         cells = self._cells(adata, indices, batch_size, silent)
         n_draws = 0 if n_samples == 1 and give_mean else n_samples
-        return posterior.likelihood_parameters(cells, n_draws, give_mean, self._seeds.take(seed))
+        start = self._seed(seed, drawn=n_draws > 0)
+        return posterior.likelihood_parameters(cells, n_draws, give_mean, start)
 
     def get_feature_correlation_matrix(
         self,
@@ -431,6 +439,11 @@ class Model(Embedding):
         if directions is None:
             names = [f"Z_{i}" for i in range(self.config.n_latent)]
             moves = posterior.standard_moves(cells)
+            if moves.max() < _APART:
+                raise OptionError(
+                    "The cells lie in one place, so that there is no standard deviation to move by; "
+                    "give more cells, or directions of your own."
+                )
         else:
             names, moves = _moves(directions, self.config.n_latent)
         mean, spread = posterior.gene_effects(cells, codes, moves)
@@ -531,7 +544,7 @@ def _check_library(library_size: object) -> None:
 def _size(name: str, value: Any) -> None:
     """``value`` must be a number above 0, and finite."""
     number(name, value)
-    if value is None or not 0 < value < np.inf:
+    if value is None or not 0 < value <= float(np.finfo(np.float32).max):
         raise OptionError(f"{name} must be above 0 and finite, not {value}.")
 
 
@@ -552,7 +565,7 @@ def _check_weights(weights: object, n_samples: int, n_samples_overall: int | Non
 
 
 def _one_of(name: str, value: object, known: Sequence[str], other: str = "") -> None:
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         listed = ", ".join(map(repr, known))
         raise OptionError(
             f"{name} must be {other}{' or ' if other else ''}one of {listed}, not {value!r}."
@@ -563,6 +576,8 @@ def _moves(directions: Any, n_latent: int) -> tuple[list[str], NDArray[np.float6
     """Names and vectors, shape (d, k), of the moves that were given."""
     if isinstance(directions, Mapping):
         names, given = [str(n) for n in directions], list(directions.values())
+        if len(set(names)) < len(names):
+            raise OptionError("directions holds two names that read the same; rename one.")
         moves = numbers("directions", given if given else np.empty((0, n_latent)))
     else:
         moves = numbers("directions", directions)

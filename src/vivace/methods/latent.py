@@ -96,7 +96,8 @@ class Embedding(Trainable):
         Array, float32, shape (n, 1).
         """
         cells = self._cells(adata, indices, batch_size, silent)
-        return posterior.library(cells, give_mean, self._seeds.take(seed))
+        drawn = not give_mean and self.module.library_encoder is not None
+        return posterior.library(cells, give_mean, self._seed(seed, drawn))
 
     def get_elbo(
         self,
@@ -175,7 +176,7 @@ class Embedding(Trainable):
         return_mean
             The mean over cells; False gives one value a cell, shape (n,).
         n_mc_samples_per_pass
-            As in scvi-tools; memory does not depend on the draws, so it changes nothing.
+            As in scvi-tools; draws are made one after the other, so it changes nothing.
         seed
             Of the draws; None takes the model's next.
 
@@ -351,7 +352,7 @@ class Embedding(Trainable):
         cells = self._cells(adata, indices, batch_size, silent)
         data = self._own_adata() if adata is None else adata
         sample = column_of(data, "sample_key", sample_key).iloc[cells.rows]
-        rng = np.random.default_rng(self._seeds.take(seed))
+        rng = np.random.default_rng(self._seed(seed, drawn=num_cells_posterior is not None))
         mean, _ = posterior.latent(cells, None)
         found = {}
         for name in sample.unique():
@@ -403,6 +404,10 @@ class Embedding(Trainable):
             mean = _stored(adata, "use_latent_qzm_key", use_latent_qzm_key, mean.shape)
         if use_latent_qzv_key is not None:
             variance = _stored(adata, "use_latent_qzv_key", use_latent_qzv_key, variance.shape)
+            if not (variance > 0).all():
+                raise DataError(
+                    f"obsm[{use_latent_qzv_key!r}] (use_latent_qzv_key) must hold variances above 0."
+                )
         of_library = posterior.latent_library(cells)
         kept = StoredPosterior(torch.from_numpy(mean), torch.from_numpy(variance), *of_library)
         layer = self.schema.declarations.layer
@@ -424,7 +429,7 @@ def weighting_of(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
     weighting = _WEIGHTING | dict(given)
     for name in ("max_cells", "n_mc_samples", "n_mc_samples_per_pass"):
         whole(name, weighting[name])
-    if not isinstance(weighting["truncation"], bool):
+    if not isinstance(weighting["truncation"], bool | np.bool_):
         raise OptionError(f"truncation must be True or False, not {weighting['truncation']!r}.")
     del weighting["n_mc_samples_per_pass"]  # memory does not depend on the draws
     return weighting
@@ -432,8 +437,10 @@ def weighting_of(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_dof(dof: float | None) -> None:
     number("dof", dof)
-    if dof is not None and not dof > 0:
-        raise OptionError(f"dof must be above 0, not {dof}; None is for normal components.")
+    if dof is not None and not 0 < dof < np.inf:
+        raise OptionError(
+            f"dof must be above 0 and finite, not {dof}; None is for normal components."
+        )
 
 
 def _mean(values: Values) -> float:
@@ -443,9 +450,9 @@ def _mean(values: Values) -> float:
 
 
 def _stored(adata: AnnData, argument: str, key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    if key not in adata.obsm:
+    if not isinstance(key, str) or key not in adata.obsm:
         raise DataError(f"obsm has no {key!r} ({argument}); leave it out to have it computed.")
-    found = np.asarray(adata.obsm[key], np.float32)
+    found = numbers(f"obsm[{key!r}] ({argument})", adata.obsm[key]).numpy()
     if found.shape != shape:
         raise ShapeError(f"obsm[{key!r}] ({argument}) has shape {found.shape}, not {shape}.")
     return found

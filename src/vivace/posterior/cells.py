@@ -39,12 +39,16 @@ class Cells:
         """Some of these cells, by their place among them."""
         return replace(self, rows=self.rows[places])
 
+    def quiet(self) -> Cells:
+        """The same without a bar, for a question that shows its own."""
+        return replace(self, silent=True)
+
     def batches(self, what: str = "Cells") -> Iterator[tuple[slice, CountBatch]]:
         """Each minibatch and its place among the cells; the network is set to evaluation."""
         from vivace.progress import PassingBar  # the compiler: only those who ask wait
 
         self.network.eval()
-        with PassingBar(what, len(self), not self.silent) as bar:
+        with PassingBar(what, len(self), "cells", not self.silent) as bar:
             for start in range(0, len(self), self.batch_size):
                 part = slice(start, min(start + self.batch_size, len(self)))
                 yield part, self.source.gather(self.rows[part]).to(self.network.device)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from vivace.errors import OptionError
+from vivace.ops.memory import Memory
 from vivace.posterior.cells import Cells, children
 from vivace.posterior.latent import draws
 from vivace.posterior.marginal import marginal_ll
@@ -75,6 +76,9 @@ def importance_weights(
         raise OptionError("indices names no cells; importance weights need at least one.")
     if len(z_mk) == 0:
         raise OptionError("zs holds no points; give at least one, or leave it None.")
+    from vivace.progress import PassingBar  # the compiler: only those who ask wait
+
+    memory = Memory()
     choice, of_marginal = children(seed, 2)
     network = cells.network
     if len(cells) > max_cells:
@@ -85,15 +89,18 @@ def importance_weights(
     point_mk = network.place(z_mk)
     likely = torch.full((len(z_mk),), -math.inf, dtype=torch.float64)
     proposed = likely.clone()
-    for part, batch, inference in cells.encoded("Importance weights"):
-        log_library = network.log_library(batch, inference)
-        for i in range(batch.n_cells):
-            log_q = _log_normal(z_mk, inference.z.mean[i], inference.z.variance[i].sqrt())
-            proposed = torch.logaddexp(proposed, log_q)
-            log_px_z = _log_likelihood(
-                cells.at(np.array([part.start + i])), point_mk, log_library[i]
-            )
-            likely = torch.logaddexp(likely, log_px_z - log_px[part.start + i])
+    with PassingBar("Importance weights", len(cells), "cells", not cells.silent) as bar:
+        for part, batch, inference in cells.quiet().encoded():
+            log_library = network.log_library(batch, inference)
+            for i in range(batch.n_cells):
+                log_q = _log_normal(z_mk, inference.z.mean[i], inference.z.variance[i].sqrt())
+                proposed = torch.logaddexp(proposed, log_q)
+                place = part.start + i
+                log_px_z = _log_likelihood(
+                    cells.at(np.array([place])), point_mk, log_library[i], memory
+                )
+                likely = torch.logaddexp(likely, log_px_z - log_px[place])
+                bar.done(1)
     prior = _log_normal(z_mk, 0.0, 1.0)
     log_weight = prior + likely - proposed
     if truncation:
@@ -109,11 +116,13 @@ def _log_normal(z_mk: Tensor, mean: Tensor | float, deviation: Tensor | float) -
     return density.sum(1).cpu().double()
 
 
-def _log_likelihood(cell: Cells, point_mk: Tensor, log_library: Tensor) -> Tensor:
+def _log_likelihood(cell: Cells, point_mk: Tensor, log_library: Tensor, memory: Memory) -> Tensor:
     """Log p(x|z) of one cell at m points, float64 on the CPU, shape (m,)."""
     network, found = cell.network, []
     for points in torch.split(point_mk, cell.batch_size):
         rows = np.repeat(cell.rows, len(points))
         batch = cell.source.gather(rows).to(network.device)
-        found.append(-network.nll(points, batch, log_library.expand(len(points))).cpu().double())
+        found.append(
+            -network.nll(points, batch, log_library.expand(len(points)), memory).cpu().double()
+        )
     return torch.cat(found)

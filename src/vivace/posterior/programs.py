@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import jvp
 
+from vivace.arguments import whole
 from vivace.data import CountBatch
 from vivace.nn import VAE
 from vivace.posterior.cells import Cells, with_codes
@@ -48,6 +49,7 @@ class GenePrograms:
 
         One row for each direction, sign and gene.
         """
+        whole("n_genes", n_genes)
         rows = []
         for direction in self.effect.columns:
             order = self.effect[direction].sort_values(ascending=False, kind="stable")

@@ -92,8 +92,9 @@ def draw_check(path: str | Path, check: pd.DataFrame | Mapping[str, pd.DataFrame
     figure = Figure(figsize=(15, 3.1 * len(checks) + 0.3), layout="constrained", dpi=130)
     rows = figure.subplots(len(checks), len(_PANELS), squeeze=False)
     for axes_of_row, (model, frame) in zip(rows, checks.items(), strict=True):
+        known = frame.dropna(subset=["observed", "predicted"])
         for axes, (statistic, by, title) in zip(axes_of_row, _PANELS, strict=True):
-            chosen = frame[(frame["statistic"] == statistic) & (frame["by"] == by)]
+            chosen = known[(known["statistic"] == statistic) & (known["by"] == by)]
             _panel(axes, chosen, statistic in _LOGARITHMIC)
             axes.set_title(title, loc="left", fontsize=10)
         axes_of_row[0].set_ylabel(f"{model}\npredicted" if model else "predicted")
@@ -110,13 +111,15 @@ def _panel(axes: Axes, chosen: pd.DataFrame, logarithmic: bool) -> None:
         axes.scatter(
             part["observed"], part["predicted"], s=4, linewidths=0, color=colour, alpha=0.6
         )
+    if len(chosen) == 0:
+        return
     values = chosen[["observed", "predicted"]].to_numpy()
     if logarithmic:
         values = values[(values > 0).all(1)]
     if len(values):
         if logarithmic:
             axes.set(xscale="log", yscale="log")
-        ends = [np.nanmin(values), np.nanmax(values)]
+        ends = [values.min(), values.max()]
         axes.plot(ends, ends, color="black", linewidth=0.8)
     axes.text(
         0.03,

@@ -59,7 +59,7 @@ def fill_dense(
         import zarr
 
         chunks = _chunks(shape, batch_size, cells_axis % len(shape))
-        with _whole(Path(out)) as new:
+        with _whole(_local(out)) as new:
             array = zarr.create_array(store=str(new), shape=shape, chunks=chunks, dtype="float32")
             write(array)
         return zarr.open_array(str(out), mode="r")
@@ -71,8 +71,26 @@ def fill_dense(
         raise ShapeError(f"out has shape {tuple(out.shape)}, but the result has {shape}.")  # type: ignore[attr-defined]
     if np.dtype(out.dtype).kind != "f":  # type: ignore[attr-defined]
         raise OptionError(f"out has type {out.dtype}, which does not hold fractions; use float32.")  # type: ignore[attr-defined]
+    if not _writeable(out):
+        raise OptionError("out can only be read; open it for writing, or give a path.")
     write(out)
     return out
+
+
+def _local(path: str | Path) -> Path:
+    """A place on this machine."""
+    if "://" in str(path):
+        raise OptionError(f"{path} is not on this machine; write to a local path and copy it.")
+    return Path(path)
+
+
+def _writeable(out: Any) -> bool:
+    """Whether an array, of NumPy, h5py or zarr, may be written to."""
+    if isinstance(out, np.ndarray):
+        return bool(out.flags.writeable)
+    if isinstance(out, h5py.Dataset):
+        return bool(out.file.mode != "r")
+    return not getattr(out, "read_only", False)
 
 
 def fill_sparse(
@@ -95,7 +113,7 @@ def fill_sparse(
     from anndata.io import sparse_dataset, write_elem
 
     names = [str(i) for i in range(n_draws)]
-    with _whole(Path(path)) as new:
+    with _whole(_local(path)) as new:
         root = zarr.open_group(str(new.parent), mode="a", zarr_format=2)
         if n_draws > 1:
             root.create_group(new.name)
