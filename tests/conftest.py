@@ -94,7 +94,7 @@ def saved(trained: SCVI, tmp_path: Path) -> Path:
 def _settings_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever a test sets package-wide ends with it."""
     monkeypatch.setattr(vivace.settings, "seed", 0)
-    monkeypatch.setattr(vivace.settings, "batch_size", 512)
+    monkeypatch.setattr(vivace.settings, "batch_size", None)
 
 
 @pytest.fixture(params=DEVICES)

@@ -39,11 +39,12 @@ class Settings:
     Parameters
     ----------
     seed : where the random stream of a new model starts
-    batch_size : cells decoded or encoded at a time outside training
+    batch_size : cells decoded or encoded at a time outside training; None for as many as
+        make four million numbers with their genes, from 256 to 2,048
     """
 
     seed: int = 0
-    batch_size: int = 512
+    batch_size: int | None = None
 
     @property
     def num_threads(self) -> int:

@@ -432,7 +432,8 @@ class Base(ABC):
                 "with counts as adata=."
             )
         rows = row_numbers(indices, source.n_cells)
-        return posterior.Cells(self.module, source, rows, size_of(batch_size), bool(silent))
+        size = size_of(batch_size, len(self.schema.genes))
+        return posterior.Cells(self.module, source, rows, size, bool(silent))
 
 
 def _check_options(config: ModelConfig, declared: Declarations) -> None:
@@ -502,11 +503,11 @@ def _check_training(state: TrainState) -> None:
         raise ValueError("the split names cells that the data did not have")
 
 
-def size_of(batch_size: int | None) -> int:
-    """Cells at a time: as asked for, or as the settings say."""
+def size_of(batch_size: int | None, n_genes: int) -> int:
+    """Cells at a time: as asked for, or as the settings say, or as suits the number of genes."""
     size = settings.batch_size if batch_size is None else batch_size
     positive("batch_size", size)
-    return size
+    return min(2048, max(256, (1 << 22) // n_genes)) if size is None else size
 
 
 def _same_cells(adata: AnnData, summary: Mapping[str, Any]) -> bool:
