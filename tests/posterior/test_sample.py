@@ -300,7 +300,10 @@ def test_not_on_the_batch_size(asked, drawn):
         for size in (512, 7)
     )
     if asked.config.gene_likelihood == "normal":
-        assert_close(small, large)
+        # a draw is a mean and a deviation, which may cancel: rounding is of their size, a gene's
+        size = np.abs(large).reshape(*large.shape[:2], -1).max(axis=(0, 2))
+        error = np.abs(small - large).reshape(*large.shape[:2], -1).max(axis=(0, 2))
+        assert (error <= 1e-5 * size).all()
     else:
         np.testing.assert_array_equal(small, large)
 
