@@ -413,6 +413,12 @@ class Base(ABC):
         assert self._adata is not None
         return self._adata
 
+    def _data_of(self, adata: AnnData | None) -> AnnData:
+        """The data of a question whose cells have been read: theirs, or the model's own."""
+        data = self._adata if adata is None else adata
+        assert data is not None
+        return data
+
     def _cells(
         self,
         adata: AnnData | None,

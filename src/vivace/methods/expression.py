@@ -377,7 +377,7 @@ class Model(Embedding):
         cells = self._cells(adata, indices, batch_size, silent, counts=True)
         if len(cells) == 0:
             raise OptionError("indices names no cells; a check needs some.")
-        names = (self._own_adata() if adata is None else adata).obs_names[cells.rows]
+        names = self._data_of(adata).obs_names[cells.rows]
         return posterior.posterior_predictive_check(
             cells, self.schema.genes, list(names), n_samples, n_correlated, self._seeds.take(seed)
         )
@@ -529,8 +529,7 @@ class Model(Embedding):
         genes: NDArray[np.int64] | None,
     ) -> pd.DataFrame:
         """Cells x genes with the names of both."""
-        data = self._own_adata() if adata is None else adata
-        names = data.obs_names[cells.rows]
+        names = self._data_of(adata).obs_names[cells.rows]
         return pd.DataFrame(values, index=names, columns=self._gene_names(genes), copy=False)
 
 

@@ -350,16 +350,16 @@ class Embedding(Trainable):
         _check_dof(dof)
         positive("num_cells_posterior", num_cells_posterior)
         cells = self._cells(adata, indices, batch_size, silent)
-        data = self._own_adata() if adata is None else adata
+        data = self._data_of(adata)
         sample = column_of(data, "sample_key", sample_key).iloc[cells.rows]
         rng = np.random.default_rng(self._seed(seed, drawn=num_cells_posterior is not None))
-        mean, _ = posterior.latent(cells, None)
+        mean, variance = posterior.latent(cells, None)
         found = {}
         for name in sample.unique():
             rows = np.flatnonzero(sample == name)
             if num_cells_posterior is not None and len(rows) > num_cells_posterior:
                 rows = np.sort(rng.choice(rows, num_cells_posterior, replace=False))
-            mixture = posterior.aggregated_posterior(cells.at(rows), dof)
+            mixture = posterior.mixture_of(mean[rows], variance[rows], dof)
             found[str(name)] = posterior.log_density(mixture, torch.from_numpy(mean))
         frame = pd.DataFrame(found, index=data.obs_names[cells.rows])
         if indices is None:

@@ -1,6 +1,6 @@
 """What a trained model answers: functions of :class:`Cells`, one file a question."""
 
-from vivace.posterior.abundance import aggregated_posterior, log_density
+from vivace.posterior.abundance import aggregated_posterior, log_density, mixture_of
 from vivace.posterior.cells import Cells
 from vivace.posterior.check import posterior_predictive_check
 from vivace.posterior.correlation import Correlation, feature_correlation
@@ -37,6 +37,7 @@ __all__ = [
     "likelihood_parameters",
     "log_density",
     "marginal_ll",
+    "mixture_of",
     "posterior_predictive_check",
     "reconstruction",
     "samples",

@@ -20,11 +20,17 @@ def aggregated_posterior(cells: Cells, dof: float | None) -> MixtureSameFamily:
     Each component has the mean and the standard deviation of one q(z|x) as its place and
     scale: normal, or Student's t with ``dof`` degrees of freedom.
     """
-    mean, variance = (torch.from_numpy(a) for a in latent(cells, None))
-    scale = variance.sqrt()
+    return mixture_of(*latent(cells, None), dof)
+
+
+def mixture_of(
+    mean_nk: NDArray[np.float32], variance_nk: NDArray[np.float32], dof: float | None
+) -> MixtureSameFamily:
+    """The same from the means and variances of q(z|x)."""
+    mean, scale = torch.from_numpy(mean_nk), torch.from_numpy(variance_nk).sqrt()
     parts = Normal(mean, scale) if dof is None else StudentT(dof, mean, scale)
     return MixtureSameFamily(
-        Categorical(logits=torch.zeros(len(cells))), Independent(parts, 1), validate_args=False
+        Categorical(logits=torch.zeros(len(mean))), Independent(parts, 1), validate_args=False
     )
 
 

@@ -55,8 +55,8 @@ def importance_weights(
 
     With the cells a (``max_cells`` of them at most, drawn without replacement):
     w(z) = sum_a p(z) p(x_a|z) / p(x_a) / sum_a q(z|x_a).  A point counts for much where
-    cells find it more likely than it was to be drawn from their q(z|x).  Each cell is decoded with its own covariates and library
-    (the mean of q(l|x) where that is latent).
+    cells find it more likely than it was to be drawn from their q(z|x).  Each cell is
+    decoded with its own covariates and library (the mean of q(l|x) where that is latent).
 
     Parameters
     ----------

@@ -57,10 +57,11 @@ def draws(cells: Cells, n_draws: int, seed: int) -> tuple[Tensor, Tensor]:
     z = torch.empty(n_draws, len(cells), k)
     log_library = torch.empty(n_draws, len(cells))
     for part, batch, inference in cells.encoded("Encoding"):
+        own_library = network.log_library(batch, inference)
         for i, generator in enumerate(generators):
             noise = noise_of(inference, generator)
             z[i, part] = inference.z.at(noise[:, :k]).cpu()
-            size = network.log_library(batch, inference)
+            size = own_library
             if inference.library is not None:
                 size = inference.library.at(noise[:, k:])[:, 0]
             log_library[i, part] = size.cpu()
