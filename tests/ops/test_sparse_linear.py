@@ -110,7 +110,7 @@ def test_random_cells(transform, largest):
 
 @pytest.mark.parametrize("n", [1, 17])
 @pytest.mark.parametrize("g", [1, 63, 1271])
-@pytest.mark.parametrize("h", [1, 20])
+@pytest.mark.parametrize("h", [1, 20, 255])  # 255 columns: each of the tiles, and 15 left over
 @each_transform
 def test_sizes(transform, n, g, h):
     check_budget((draw(seed, n, g, h) for seed in range(8)), transform)
@@ -231,6 +231,19 @@ def test_opcheck():
         torch.library.opcheck(cpu._gradient_op, (*csr, grad_nh, 12))
 
 
+def test_logarithm_of_any_number_is_that_of_numpy():
+    values = np.concatenate(
+        [np.geomspace(1e-30, 3e38, 9_000), -np.geomspace(1e-30, 0.999, 900), [0, 1, 2, 1e6]]
+    ).astype(np.float32)
+    exact = np.log1p(values.astype(np.float64))
+    found = cpu.log1p_of(torch.from_numpy(values)).numpy()
+    assert np.all(np.abs(found - exact) <= 2 * np.spacing(np.abs(exact).astype(np.float32)))
+    special = torch.tensor([-1.0, -1.5, -torch.inf, torch.inf, nan, 0.0, -0.0])
+    torch.testing.assert_close(
+        cpu.log1p_of(special), special.log1p(), rtol=0, atol=0, equal_nan=True
+    )
+
+
 # ---- what it refuses --------------------------------------------------------
 
 
@@ -272,7 +285,6 @@ def test_the_genes_of_a_cell_may_come_in_any_order(transform, g):
 
 @pytest.mark.parametrize("entries", range(10))
 def test_any_number_of_entries_a_cell_and_a_gene(entries):
-    """They are taken four at a time."""
     gen = torch.Generator().manual_seed(entries)
     x = torch.zeros(11, 300)
     for row in x:

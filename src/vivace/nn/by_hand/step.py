@@ -16,7 +16,12 @@ from vivace.ops.count_nll import CountHeads
 from vivace.ops.count_nll.autograd import weighted_gradients
 from vivace.ops.matmul import product
 from vivace.ops.memory import Memory
-from vivace.ops.sparse_linear.cpu import fill_dense, product_into, weight_gradient_into
+from vivace.ops.sparse_linear.cpu import (
+    fill_dense,
+    log1p_of,
+    product_into,
+    weight_gradient_into,
+)
 
 _DENSE = 0.25  # share of counts above zero from which a dense product takes less time
 _NO_BITS = np.empty((0, 0), np.int16)
@@ -101,7 +106,7 @@ class HandStep:
         memory = self.memories.setdefault(n, Memory())
         csr = batch.counts
         indptr, genes = csr.indptr.numpy(), csr.genes.numpy()
-        values = (torch.log1p(csr.values) if self.log1p else csr.values).numpy()
+        values = (log1p_of(csr.values) if self.log1p else csr.values).numpy()
         dense_ng = None
         if len(values) > _DENSE * n * csr.n_genes:
             dense_ng = memory.take("counts", n, csr.n_genes)

@@ -59,12 +59,13 @@ def sparse_linear(
         )
     # the logarithm in the wider of the two types: a float64 reference is float64 throughout
     values = counts.values.to(torch.promote_types(counts.values.dtype, weight_gh.dtype))
-    values = torch.log1p(values) if transform == "log1p" else values
     if use_cpu_kernel(backend, weight_gh, values):
-        from vivace.ops.sparse_linear.cpu import sparse_linear_cpu
+        from vivace.ops.sparse_linear.cpu import log1p_of, sparse_linear_cpu
 
+        values = log1p_of(values) if transform == "log1p" else values
         out: Tensor = sparse_linear_cpu(counts.indptr, counts.genes, values, weight_gh)
         return out
+    values = torch.log1p(values) if transform == "log1p" else values
     return sparse_linear_reference(
         SparseCounts(counts.indptr, counts.genes, values, counts.n_genes), weight_gh
     )

@@ -15,45 +15,42 @@ from numba import prange
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vivace.jit import SUMS, kernel, never_inline, parallel_kernel, vector_loop
+from vivace.jit import EXACT, kernel, never_inline, parallel_kernel
+from vivace.ops.fastmath import log1p32
+from vivace.ops.sparse_linear.rows import weighted_rows
 
 Ints = NDArray[np.int64]
 Genes = NDArray[np.int32]
 Floats = NDArray[np.float32]
 
 _ZERO = np.float32(0)
+_MINUS_ONE = np.float32(-1)
 _CELLS = 16  # handed to a thread at a time
 _GENES = 256
+_VALUES = 4096
 
 
-@kernel(fastmath=SUMS)
-def _weighted_rows(
-    out_h: Floats, start: int, stop: int, rows: Genes, values: Floats, table: Floats
-) -> None:
-    """Out = sum over entries of value * table[row].
-
-    Four at a time, so that out is read and written less often; the last four are
-    filled up with entries of value zero in the last one's row.
-    """
-    vector_loop()
-    if start == stop:
-        out_h[:] = _ZERO
-    for i in range(start, stop, 4):
-        i1, i2, i3 = min(i + 1, stop - 1), min(i + 2, stop - 1), min(i + 3, stop - 1)
-        v0 = values[i]
-        v1 = values[i1] if i + 1 < stop else _ZERO
-        v2 = values[i2] if i + 2 < stop else _ZERO
-        v3 = values[i3] if i + 3 < stop else _ZERO
-        row0, row1, row2, row3 = table[rows[i]], table[rows[i1]], table[rows[i2]], table[rows[i3]]
-        if i == start:
-            for c in range(out_h.size):
-                out_h[c] = (v0 * row0[c] + v1 * row1[c]) + (v2 * row2[c] + v3 * row3[c])
-        else:
-            for c in range(out_h.size):
-                out_h[c] += (v0 * row0[c] + v1 * row1[c]) + (v2 * row2[c] + v3 * row3[c])
+@parallel_kernel(fastmath=EXACT)
+def _log1p_into(out: Floats, values: Floats) -> None:
+    for block in prange((values.size + _VALUES - 1) // _VALUES):
+        for i in range(block * _VALUES, min(values.size, (block + 1) * _VALUES)):
+            x = values[i]
+            y = log1p32(x)
+            y = y if x > _MINUS_ONE else np.float32(np.nan if x < _MINUS_ONE else -np.inf)
+            out[i] = y if x < np.float32(np.inf) else x
 
 
-@parallel_kernel(fastmath=SUMS)
+def log1p_of(values: Tensor) -> Tensor:
+    """``log(1 + x)`` of float32 numbers on the CPU, within 2 units of the last place."""
+    if torch.compiler.is_compiling():
+        return torch.log1p(values)
+    values = values.detach().contiguous()
+    out = torch.empty_like(values)
+    _log1p_into(out.numpy(), values.numpy())
+    return out
+
+
+@parallel_kernel()
 def product_into(
     out_nh: Floats, indptr: Ints, genes: Genes, values: Floats, weight_gh: Floats
 ) -> None:
@@ -61,7 +58,7 @@ def product_into(
     n_rows = out_nh.shape[0]
     for block in prange((n_rows + _CELLS - 1) // _CELLS):
         for n in range(block * _CELLS, min(n_rows, (block + 1) * _CELLS)):
-            _weighted_rows(out_nh[n], indptr[n], indptr[n + 1], genes, values, weight_gh)
+            weighted_rows(out_nh[n], indptr[n], indptr[n + 1], genes, values, weight_gh)
 
 
 @parallel_kernel()
@@ -140,7 +137,7 @@ def _genes_gradient(
     never_inline()
     starts, cells, moved = _transpose(indptr, genes, values, first, last)
     for g in range(last - first):
-        _weighted_rows(out_gh[first + g], starts[g], starts[g + 1], cells, moved, grad_nh)
+        weighted_rows(out_gh[first + g], starts[g], starts[g + 1], cells, moved, grad_nh)
 
 
 @parallel_kernel()
