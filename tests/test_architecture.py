@@ -19,6 +19,7 @@ FLOORS = [
     ["ops"],
     ["nn"],
     ["train", "posterior", "store", "report"],
+    ["de"],
     ["methods"],
     ["scvi", "linear"],
     ["model"],

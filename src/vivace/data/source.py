@@ -28,8 +28,8 @@ class Source(Protocol):
         """Whether there are counts; where not, there is a posterior."""
         ...
 
-    def gather(self, rows: Rows) -> CountBatch:
-        """The cells at ``rows``, in that order."""
+    def gather(self, rows: Rows, *, counts: bool = True) -> CountBatch:
+        """The cells at ``rows``, in that order; without ``counts`` as if each had none."""
         ...
 
 
@@ -83,10 +83,14 @@ class MemorySource:
     def _sum(self) -> float:
         return float(self.counts.data.sum(dtype=np.float64))
 
-    def gather(self, rows: Rows) -> CountBatch:
-        """The cells at ``rows``, in that order."""
-        indptr, genes, values = self._stretch(rows) or self._picked(rows)
-        counts = SparseCounts(
+    def gather(self, rows: Rows, *, counts: bool = True) -> CountBatch:
+        """The cells at ``rows``, in that order; without ``counts`` as if each had none."""
+        if counts:
+            indptr, genes, values = self._stretch(rows) or self._picked(rows)
+        else:
+            indptr, genes = np.zeros(len(rows) + 1, np.int64), np.empty(0, np.int32)
+            values = np.empty(0, np.float32)
+        sparse = SparseCounts(
             torch.from_numpy(indptr),
             torch.from_numpy(genes),
             torch.from_numpy(values),
@@ -96,7 +100,7 @@ class MemorySource:
         places = torch.from_numpy(rows)
         posterior = None if self.posterior is None else self.posterior.each(lambda t: t[places])
         return CountBatch(
-            counts=counts,
+            counts=sparse,
             library=torch.from_numpy(self.library[rows]),
             batch=torch.from_numpy(self.batch[rows]),
             labels=torch.from_numpy(self.labels[rows]),

@@ -26,8 +26,8 @@ Directions = Mapping[str, Any] | NDArray[Any] | Sequence[Any] | None
 _APART = 1e-6  # a standard deviation of z below it is that of rounding
 
 
-class Model(Embedding):
-    """A count model with a latent space; :class:`~vivace.SCVI` and its kin say which."""
+class Expressing(Embedding):
+    """A trained model that is asked about expression."""
 
     def get_normalized_expression(
         self,
@@ -116,7 +116,7 @@ class Model(Embedding):
         whole("n_samples", n_samples)
         positive("n_samples_overall", n_samples_overall)
         _check_library(library_size)
-        _check_weights(weights, n_samples, n_samples_overall)
+        check_weights(weights, n_samples, n_samples_overall)
         if importance_weighting_kwargs and weights != "importance":
             raise OptionError(
                 f"{next(iter(importance_weighting_kwargs))} is about importance weights; give "
@@ -547,7 +547,8 @@ def _size(name: str, value: Any) -> None:
         raise OptionError(f"{name} must be above 0 and finite, not {value}.")
 
 
-def _check_weights(weights: object, n_samples: int, n_samples_overall: int | None) -> None:
+def check_weights(weights: object, n_samples: int, n_samples_overall: int | None) -> None:
+    """How draws of a group are drawn must be a known word, and go with their number."""
     if weights is not None:
         _one_of("weights", weights, ("uniform", "importance"))
     if n_samples_overall is None:

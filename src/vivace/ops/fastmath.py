@@ -140,3 +140,12 @@ def largest32(x: NDArray[np.float32]) -> float:
     for j in range(x.size):
         top = max(top, _ordered(_bits(x[j])))
     return _unbits(_ordered(top))
+
+
+@kernel(fastmath=EXACT)
+def smallest32(x: NDArray[np.float32]) -> float:
+    """Smallest of the values, NaN if one of them is a negative NaN; x must not be empty."""
+    bottom = _ordered(_bits(x[0]))
+    for j in range(x.size):
+        bottom = min(bottom, _ordered(_bits(x[j])))
+    return _unbits(_ordered(bottom))

@@ -43,15 +43,21 @@ class Cells:
         """The same without a bar, for a question that shows its own."""
         return replace(self, silent=True)
 
-    def batches(self, what: str = "Cells") -> Iterator[tuple[slice, CountBatch]]:
-        """Each minibatch and its place among the cells; the network is set to evaluation."""
+    def batches(
+        self, what: str = "Cells", *, counts: bool = True
+    ) -> Iterator[tuple[slice, CountBatch]]:
+        """Each minibatch and its place among the cells; the network is set to evaluation.
+
+        Without ``counts`` for a question that only decodes.
+        """
         from vivace.progress import PassingBar  # the compiler: only those who ask wait
 
         self.network.eval()
         with PassingBar(what, len(self), "cells", not self.silent) as bar:
             for start in range(0, len(self), self.batch_size):
                 part = slice(start, min(start + self.batch_size, len(self)))
-                yield part, self.source.gather(self.rows[part]).to(self.network.device)
+                batch = self.source.gather(self.rows[part], counts=counts)
+                yield part, batch.to(self.network.device)
                 bar.done(part.stop - part.start)
 
     def encoded(self, what: str = "Cells") -> Iterator[tuple[slice, CountBatch, Inference]]:

@@ -63,10 +63,14 @@ def expression_at(
     z_nk: Tensor,
     log_library_n: Tensor,
     out: Any,
+    memory: Memory | None = None,
 ) -> None:
-    """The same at one given draw, z (before a softmax) and log library, of each cell."""
-    memory = Memory()
-    for part, batch in cells.batches("Expression"):
+    """The same at one given draw, z (before a softmax) and log library, of each cell.
+
+    With ``memory``, arrays on the way are used again by the next call that has it.
+    """
+    memory = memory or Memory()
+    for part, batch in cells.batches("Expression", counts=False):
         point = cells.network.place(z_nk[part].to(cells.network.device))
         pairs = [(point, log_library_n[part].to(cells.network.device))]
         _write(cells, pairs, batch, codes, genes, library, out, part, memory)

@@ -1,0 +1,57 @@
+"""What was counted in each group of cells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vivace.posterior import Cells
+
+Values = NDArray[np.float64]
+SCALE = 1e4  # molecules that normalised counts of a cell add up to
+
+
+@dataclass(frozen=True)
+class CountSums:
+    """Sums over the cells of p groups, shape (p, g); ``n_cells`` (p,).
+
+    Parameters
+    ----------
+    n_cells : cells of each group
+    counts : molecules
+    above_zero : cells with a count
+    normalized : molecules where each cell's add up to 10,000
+    """
+
+    n_cells: Values
+    counts: Values
+    above_zero: Values
+    normalized: Values
+
+    def of(self, groups: Sequence[int]) -> tuple[Values, Values, Values]:
+        """Mean count, share of cells with a count and mean normalised count of groups together."""
+        at = list(groups)
+        n = self.n_cells[at].sum()
+        sums = (self.counts, self.above_zero, self.normalized)
+        mean, share, normalized = (s[at].sum(0) / n for s in sums)
+        return mean, share, normalized
+
+
+def count_sums(cells: Cells, parts: Sequence[NDArray[np.int64]]) -> CountSums:
+    """Sums of the counts of each part of the cells, a stretch of cells at a time."""
+    from vivace.de.kernels import add_counts  # the compiler: only those who ask wait
+
+    found = np.zeros((3, len(parts), cells.network.dims.n_genes))
+    rows = np.concatenate(parts)
+    part = np.repeat(np.arange(len(parts)), [len(p) for p in parts])
+    order = np.argsort(rows, kind="stable")
+    part = part[order]
+    for place, batch in cells.at(rows[order]).quiet().batches():
+        csr = (batch.counts.indptr, batch.counts.genes, batch.counts.values)
+        indptr, genes, values = (t.cpu().numpy() for t in csr)
+        library = batch.library.cpu().numpy()
+        add_counts(found, part[place], indptr, genes, values, library, SCALE)
+    return CountSums(np.array([len(p) for p in parts], float), *found)

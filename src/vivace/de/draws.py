@@ -1,0 +1,158 @@
+"""Draws of the expression of whole groups of cells."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vivace.ops.memory import Memory
+from vivace.posterior import Cells, draws, expression_at, group_draws
+from vivace.posterior.cells import children
+from vivace.setup import Codes
+
+Floats = NDArray[np.float32]
+Rows = NDArray[np.int64]
+Values = NDArray[np.float64]
+AT_ONCE = 1 << 26  # numbers of draws x genes held at a time: 256 MB
+
+
+@dataclass(frozen=True)
+class GroupDraws:
+    """Draws of z of a group of cells, and the categories that each is decoded as.
+
+    Parameters
+    ----------
+    cells : the cell of each draw
+    z : Tensor, shape (m, k), before a softmax
+    log_library : Tensor, shape (m,)
+    codes : what the draws are decoded as: the first stretch of them as the first, and so on
+    """
+
+    cells: Cells
+    z: Tensor
+    log_library: Tensor
+    codes: tuple[Codes, ...]
+
+    def __len__(self) -> int:
+        return len(self.z)
+
+    def stretches(self) -> Iterator[tuple[slice, Codes]]:
+        """Each of the codes and the draws that are decoded as it: equally many."""
+        each = len(self) // len(self.codes)
+        for i, code in enumerate(self.codes):
+            yield slice(i * each, (i + 1) * each), code
+
+
+def draw_group(
+    cells: Cells,
+    n_draws: int,
+    codes: Sequence[Codes],
+    seed: int,
+    weighting: Mapping[str, Any] | None,
+) -> GroupDraws:
+    """``n_draws`` draws of z, or a few more so that each of the codes has equally many.
+
+    Every cell is drawn equally often, or once more than another; with ``weighting`` by
+    importance weights, of which it holds the arguments.
+    """
+    each = -(-n_draws // len(codes))
+    n = each * len(codes)
+    choice, of_z = children(seed, 2)
+    if weighting is not None:
+        rows, z, log_library = group_draws(cells, n, seed, weighting)
+        return GroupDraws(cells.at(rows), z, log_library, tuple(codes))
+    rng = np.random.default_rng(choice)
+    rounds = -(-n // len(cells))
+    rows = np.concatenate([rng.permutation(len(cells)) for _ in range(rounds)])[:n]
+    z, log_library = draws(cells.at(rows), 1, of_z)
+    return GroupDraws(cells.at(rows), z, log_library, tuple(codes))
+
+
+def gene_blocks(groups: Sequence[GroupDraws], n_genes: int) -> list[Rows | None]:
+    """Genes to decode at a time so that memory is bounded; one None where all fit."""
+    total = sum(len(group) for group in groups)
+    size = max(1, AT_ONCE // total)
+    if size >= n_genes:
+        return [None]
+    return [np.arange(at, min(n_genes, at + size)) for at in range(0, n_genes, size)]
+
+
+class _ByGene:
+    """An array, shape (g, m), that is written as if it were (m, g)."""
+
+    def __init__(self, x_gm: Floats) -> None:
+        self.x_gm = x_gm
+
+    def __setitem__(self, draws: slice, values_mg: Floats) -> None:
+        from vivace.de.kernels import write_by_gene  # the compiler: only those who ask wait
+
+        write_by_gene(self.x_gm[:, draws], np.ascontiguousarray(values_mg))
+
+
+@torch.no_grad()
+def decoded(groups: Sequence[GroupDraws], genes: Rows | None) -> Floats:
+    """Expression in the draws of all groups, one after the other, shape (g, m)."""
+    n_genes = groups[0].cells.network.dims.n_genes if genes is None else len(genes)
+    found = np.empty((n_genes, sum(len(group) for group in groups)), np.float32)
+    at, memory = 0, Memory()
+    for group in groups:
+        for stretch, code in group.stretches():
+            expression_at(
+                group.cells.at(np.arange(stretch.start, stretch.stop)).quiet(),
+                [code],
+                genes,
+                1,
+                group.z[stretch],
+                group.log_library[stretch],
+                _ByGene(found[:, at + stretch.start : at + stretch.stop]),
+                memory,
+            )
+        at += len(group)
+    return found
+
+
+class DrawnExpression:
+    """Draws of the expression of groups, decoded in blocks of genes so that memory is bounded.
+
+    Parameters
+    ----------
+    groups : their draws of z
+    n_genes : of the model
+    at_once : decode all genes together, for functions that want to see all
+    """
+
+    def __init__(self, groups: Sequence[GroupDraws], n_genes: int, at_once: bool = False) -> None:
+        self.groups = groups
+        self.n_genes = n_genes
+        self._blocks: list[Rows | None] = [None] if at_once else gene_blocks(groups, n_genes)
+        self._kept: Floats | None = None
+        starts = np.cumsum([0, *(len(g) for g in groups)])
+        self.places = [np.arange(a, b) for a, b in itertools.pairwise(starts)]
+
+    def blocks(self) -> Iterator[tuple[slice, Floats]]:
+        """Genes and their expression in all draws, shape (g, m)."""
+        if len(self._blocks) == 1:
+            if self._kept is None:
+                self._kept = decoded(self.groups, None)
+            yield slice(0, self.n_genes), self._kept
+            return
+        for genes in self._blocks:
+            assert genes is not None
+            yield slice(int(genes[0]), int(genes[-1]) + 1), decoded(self.groups, genes)
+
+    def summary(self) -> tuple[Values, Values]:
+        """Mean and largest expression of each group in its draws, shape (groups, g) each."""
+        mean, largest = np.empty((2, len(self.groups), self.n_genes))
+        for genes, x in self.blocks():
+            for i, place in enumerate(self.places):
+                part = x[:, place[0] : place[-1] + 1]
+                mean[i, genes] = part.mean(1, dtype=np.float64)
+                largest[i, genes] = part.max(1)
+        return mean, largest

@@ -1,0 +1,103 @@
+"""How cells are drawn for a comparison, and what is found of one."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vivace.de.change import Change
+from vivace.de.counts import CountSums
+from vivace.de.options import Options
+from vivace.errors import MissingExtraError, OptionError, VivaceWarning
+from vivace.posterior import Cells, latent
+from vivace.setup import Codes
+
+Values = NDArray[np.float64]
+Rows = NDArray[np.int64]
+Design = Literal["paired", "unpaired"]
+_QUANTILE = 0.9  # of the unexpressed genes' largest expression, which is the pseudocount
+_LEAST_PSEUDOCOUNT = 1e-10
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How cells are drawn and decoded.
+
+    Parameters
+    ----------
+    codes : what the draws of the first and of the second side are decoded as
+    weighting : arguments of importance weights; None for equal weights
+    filter_outliers : leave cells out that lie far from the others of their group
+    """
+
+    codes: tuple[tuple[Codes, ...], tuple[Codes, ...]]
+    weighting: Mapping[str, Any] | None
+    filter_outliers: bool
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is known of one comparison before it is a table."""
+
+    change: Change
+    scale: tuple[Values, Values]
+    pseudocount: float
+    delta: float | None
+    n_draws: tuple[int, int]
+    design: Design | None = None
+    n_samples: tuple[int, int] | None = None
+
+
+def typical(cells: Cells, rows: Rows, sampling: Sampling, seed: int) -> Rows:
+    """The rows, without those of outliers if that was asked."""
+    if not sampling.filter_outliers:
+        return rows
+    try:
+        from sklearn.covariance import EllipticEnvelope
+    except ImportError as error:
+        raise MissingExtraError(
+            "filter_outlier_cells needs scikit-learn, which is not installed; run pip install "
+            "'vivace[de]'."
+        ) from error
+    place, _ = latent(cells.at(rows).quiet(), None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a covariance that is nearly singular
+        try:
+            inside = EllipticEnvelope(random_state=seed % 2**32).fit_predict(place) == 1
+        except ValueError:
+            inside = np.ones(len(rows), bool)
+    if inside.all():
+        warnings.warn(
+            f"Outliers could not be told among {len(rows)} cells, so that all are kept.",
+            VivaceWarning,
+            stacklevel=5,
+        )
+    kept: Rows = rows[inside]
+    return kept
+
+
+def pseudocount_of(largest: Values, sums: CountSums | None, options: Options) -> float:
+    """What is added to the expression before its logarithm.
+
+    A gene with hardly a count in a group has an expression there that is the decoder's
+    alone: 0.9 of such genes never exceed the pseudocount, so that what is below it counts
+    as nothing.  The largest over groups.
+    """
+    if options.pseudocounts is not None:
+        return max(float(options.pseudocounts), _LEAST_PSEUDOCOUNT)
+    if sums is None:
+        raise OptionError(
+            "The pseudocount is found from counts, which minify_adata dropped; give pseudocounts="
+            " a number, for example 1e-6."
+        )
+    found = _LEAST_PSEUDOCOUNT
+    for i, n in enumerate(sums.n_cells):
+        silent = sums.counts[i] / n < options.threshold_counts
+        if silent.any():
+            found = max(found, float(np.quantile(largest[i, silent], _QUANTILE)))
+    return found
