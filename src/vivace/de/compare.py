@@ -70,6 +70,7 @@ def over_cells(
         for one, others in sides
     ]
     sizes = [(len(groups[one]), sum(len(groups[i]) for i in others)) for one, others in sides]
+    deltas: list[float | None]
     if options.mode == "vanilla":
         pseudocount, deltas = 0.0, [None] * len(pairs)
         changes = change(drawn, _TINY, pairs, [0.0] * len(pairs))

@@ -24,7 +24,8 @@ def decode(
     ``library_n`` takes the place of the cells' library or size factor.
     """
     network = cells.network.eval()
-    batch = cells.source.gather(cells.rows, counts=False).to(network.device)
+    encoded = library_n is None and network.library_encoder is not None
+    batch = cells.source.gather(cells.rows, counts=encoded).to(network.device)
     log_library_n = (
         network.log_library(batch) if library_n is None else library_n.to(network.device).log()
     )
