@@ -4,6 +4,8 @@ Usage: python ours.py speed DATA.h5ad BATCH_KEY LIKELIHOOD EPOCHS [OPTIONS_AS_JS
        python ours.py floor LIKELIHOOD N_GENES BATCH_SIZE
        python ours.py answers DATA.h5ad BATCH_KEY LIKELIHOOD
        python ours.py to_zarr DATA.h5ad OUT.zarr
+       python ours.py de_speed DATA.h5ad BATCH_KEY GROUPBY GROUP
+       python ours.py de_memory N_CELLS N_GENES
        python ours.py default DATA.h5ad BATCH_KEY LIKELIHOOD SEED MODEL_FOLDER
 
 Prints one JSON line.
@@ -15,10 +17,13 @@ import json
 import resource
 import sys
 import time
+from pathlib import Path
 from statistics import median
 
 import anndata
 import numpy as np
+import pandas as pd
+import scipy.sparse as sp
 import torch
 
 import vivace
@@ -98,6 +103,55 @@ def answers(data: str, batch_key: str, likelihood: str) -> dict[str, object]:
     return {"seconds": seconds}
 
 
+def de_speed(data: str, batch_key: str, groupby: str, group: str) -> dict[str, object]:
+    """Seconds of one test, of a group against the other cells, and of all groups in turn."""
+    model = _model(data, batch_key, "zinb", 0)
+    model.train(1, progress=False)
+    ask = {
+        "one": lambda: model.differential_expression(groupby=groupby, group1=group),
+        "all": lambda: model.differential_expression(groupby=groupby),
+    }
+    groups = model.adata.obs[groupby].nunique()
+    return {"seconds": time_questions(ask, times=7), "groups": groups}
+
+
+def de_memory(n_cells: str, n_genes: str) -> dict[str, object]:
+    """Memory beyond the counts of one test, of simulated cells that are each there many times."""
+    from simulate import simulate
+
+    few = simulate(10_000, int(n_genes), 0.05)
+    times = int(n_cells) // few.n_obs
+    x = few.X
+    counts = sp.csr_matrix(
+        (
+            np.tile(x.data, times),
+            np.tile(x.indices, times),
+            np.concatenate([[0], np.tile(np.diff(x.indptr), times).cumsum(dtype=np.int64)]),
+        ),
+        shape=(times * few.n_obs, few.n_vars),
+    )
+    obs = pd.DataFrame({"half": np.arange(counts.shape[0]) % 2}).astype(str)
+    adata = anndata.AnnData(counts, obs=obs, var=few.var)
+    del few, x
+    vivace.SCVI.setup_anndata(adata)
+    model = vivace.SCVI(adata)
+    model.train(max_steps=50, progress=False)
+    stored = adata.X
+    counts_mb = (stored.data.nbytes + stored.indices.nbytes + stored.indptr.nbytes) / 2**20
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    before_mb = peak_mb()
+    seconds = time_once(lambda: model.differential_expression(groupby="half", group1="0"))
+    return {
+        "cells": adata.n_obs,
+        "genes": adata.n_vars,
+        "seconds": round(seconds, 1),
+        "counts_mb": round(counts_mb),
+        "before_mb": before_mb,
+        "peak_mb": peak_mb(),
+        "peak_beyond_counts_mb": round(peak_mb() - counts_mb),
+    }
+
+
 def to_zarr(data: str, out: str) -> dict[str, object]:
     """Expression of all cells of a file, written to disk; memory beyond the counts."""
     model = _model(data, "none", "nb", 0)
@@ -133,6 +187,6 @@ def default(data: str, batch_key: str, likelihood: str, seed: str, out: str) -> 
 
 
 if __name__ == "__main__":
-    commands = (speed, floor, answers, to_zarr, default)
+    commands = (speed, floor, answers, to_zarr, de_speed, de_memory, default)
     command = {c.__name__: c for c in commands}[sys.argv[1]]
     print(json.dumps(command(*sys.argv[2:])))

@@ -6,6 +6,8 @@ Usage: python peer.py prepare RAW.h5ad OUT.h5ad BATCH_KEY N_GENES
        python peer.py trajectory DATA.h5ad BATCH_KEY LIKELIHOOD SEED FOLDER
        python peer.py scib DATA.h5ad BATCH_KEY LABEL_KEY LATENTS.npz
        python peer.py answers DATA.h5ad BATCH_KEY LIKELIHOOD
+       python peer.py de DATA.h5ad BATCH_KEY WEIGHTS.pt ROWS.npz OUT.npz
+       python peer.py de_speed DATA.h5ad BATCH_KEY GROUPBY GROUP
        python peer.py judge MODEL DATA.h5ad DRAWS LATENT.npy [MODEL_TO_SAVE]
 
 Prints one JSON line.  A BATCH_KEY of "none" is no batch.
@@ -194,6 +196,52 @@ def answers(data: str, batch_key: str, likelihood: str) -> dict[str, object]:
     return {"seconds": seconds}
 
 
+def de(data: str, batch_key: str, weights: str, rows: str, out: str) -> dict[str, object]:
+    """Differential expression of pairs of row sets, in three ways; tests x genes arrays to a npz.
+
+    ``rows`` holds arrays "first_0", "second_0", "first_1" and so on.
+    """
+    import torch
+
+    model = _model(data, batch_key, "zinb", 0)
+    model.module.load_state_dict(torch.load(weights, weights_only=True))
+    model.is_trained_ = True
+    model.module.eval()
+    genes = model.adata.var_names
+    ways = {
+        "three": {"mode": "change", "test_mode": "three"},
+        "two": {"mode": "change", "test_mode": "two"},
+        "vanilla": {"mode": "vanilla"},
+    }
+    found: dict[str, list[np.ndarray]] = {}
+    with np.load(rows) as sets:
+        for i in range(len(sets.files) // 2):
+            for way, options in ways.items():
+                frame = model.differential_expression(
+                    idx1=sets[f"first_{i}"], idx2=sets[f"second_{i}"], silent=True, **options
+                ).loc[genes]
+                if way == "vanilla":
+                    score = np.abs(frame["bayes_factor"])
+                    effect = np.log2(frame["scale1"] / frame["scale2"])
+                else:
+                    score, effect = frame["proba_de"], frame["lfc_mean"]
+                    found.setdefault(f"{way}_called", []).append(
+                        frame["is_de_fdr_0.05"].to_numpy(bool)
+                    )
+                found.setdefault(f"{way}_score", []).append(score.to_numpy(float))
+                found.setdefault(f"{way}_effect", []).append(effect.to_numpy(float))
+    np.savez(out, **{name: np.stack(values) for name, values in found.items()})
+    return {"tests": len(found["three_score"])}
+
+
+def de_speed(data: str, batch_key: str, groupby: str, group: str) -> dict[str, object]:
+    """Seconds of one test, of a group against the other cells, after one epoch of training."""
+    model = _model(data, batch_key, "zinb", 0)
+    model.train(max_epochs=1, enable_progress_bar=False)
+    ask = {"groupby": groupby, "group1": group, "mode": "change", "silent": True}
+    return {"seconds": time_questions({"one": lambda: model.differential_expression(**ask)})}
+
+
 def judge(path: str, data: str, draws: str, latent: str, out: str = "") -> dict[str, object]:
     """ELBO of a model folder; writes its latent means, and the model after two more epochs."""
     import anndata
@@ -214,7 +262,7 @@ def judge(path: str, data: str, draws: str, latent: str, out: str = "") -> dict[
 if __name__ == "__main__":
     import importlib.metadata
 
-    commands = (prepare, speed, default, trajectory, scib, answers, judge)
+    commands = (prepare, speed, default, trajectory, scib, answers, de, de_speed, judge)
     command = {c.__name__: c for c in commands}[sys.argv[1]]
     result = command(*sys.argv[2:])
     versions = {p: importlib.metadata.version(p) for p in ("scvi-tools", "torch")}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from vivace.config import settings
 
 if TYPE_CHECKING:
-    from vivace import datasets, distributions, errors, model, nn, ops, report
+    from vivace import datasets, distributions, errors, model, nn, ops, pl, report
     from vivace.linear import LinearSCVI
     from vivace.scvi import SCVI
 
@@ -24,12 +24,13 @@ __all__ = [
     "model",
     "nn",
     "ops",
+    "pl",
     "report",
     "settings",
 ]
 
 _CLASSES = {"SCVI": "vivace.scvi", "LinearSCVI": "vivace.linear"}
-_MODULES = ("datasets", "distributions", "errors", "model", "nn", "ops", "report")
+_MODULES = ("datasets", "distributions", "errors", "model", "nn", "ops", "pl", "report")
 
 
 def __getattr__(name: str) -> object:

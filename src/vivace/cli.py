@@ -255,6 +255,78 @@ def sample(
 
 
 @app.command()
+def de(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder.")],
+    data: Annotated[Path, typer.Argument(metavar="IN.h5ad", help="Raw counts of the same genes.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Table to write, .csv or .tsv.")],
+    groupby: Annotated[str | None, typer.Option(help="Column of obs with the groups.")] = None,
+    group1: Annotated[
+        Keys, typer.Option(help="Group to compare; may be repeated; each in turn if none.")
+    ] = None,
+    group2: Annotated[str | None, typer.Option(help="What with; all other cells if none.")] = None,
+    idx1: Annotated[
+        str | None, typer.Option(help="Instead of groups, a query of obs: \"donor == 'd1'\".")
+    ] = None,
+    idx2: Annotated[
+        str | None, typer.Option(help="The other side; all other cells if none.")
+    ] = None,
+    mode: Annotated[str, typer.Option(help="change or vanilla.")] = "change",
+    delta: Annotated[float, typer.Option(help="Least log2 fold change that counts.")] = 0.25,
+    fdr_target: Annotated[float, typer.Option(help="Expected share of wrong calls.")] = 0.05,
+    test_mode: Annotated[str, typer.Option(help="three or two.")] = "three",
+    sample_key: Annotated[
+        str | None, typer.Option(help="Column with the sample (donor) of each cell.")
+    ] = None,
+    batch_correction: Annotated[
+        bool, typer.Option("--batch-correction", help="Compare cells as if of the same batch.")
+    ] = False,
+    volcano: Annotated[
+        Path | None, typer.Option(help="PNG of the (first) comparison to write too.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Cells at a time.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the draws.")] = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write which genes differ between groups of cells, and how sure that is."""
+    from vivace.model import load
+    from vivace.store.table import check_table, write_table
+
+    check_table(output, overwrite)
+    if volcano is not None:
+        from vivace.report.overview import need_plotting
+
+        need_plotting()
+    found = load(model).differential_expression(
+        _read(data),
+        groupby=groupby,
+        group1=group1,
+        group2=group2,
+        idx1=idx1,
+        idx2=idx2,
+        mode=mode,  # type: ignore[arg-type]
+        delta=delta,
+        batch_size=batch_size,
+        batch_correction=batch_correction,
+        fdr_target=fdr_target,
+        silent=quiet,
+        sample_key=sample_key,
+        seed=seed,
+        test_mode=test_mode,  # type: ignore[arg-type]
+    )
+    write_table(found, output, index_label="gene")
+    if volcano is not None:
+        from vivace.pl import volcano as draw
+
+        draw(found, found["comparison"].iloc[0], save=volcano)
+    for name, about in found.attrs["comparisons"].items():
+        called = f", {about['n_called']:,} genes called" if "n_called" in about else ""
+        one, other = about["n_cells"]
+        typer.echo(f"{name}: {one:,} and {other:,} cells{called}")
+    typer.echo(f"Wrote {output}")
+
+
+@app.command()
 def info(model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder.")]) -> None:
     """Say what a saved model is: options, data it was trained on, training."""
     from vivace.model import load

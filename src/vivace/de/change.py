@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -40,30 +40,46 @@ class Change:
     std: Values
     min: Values
     max: Values
-    intervals: dict[float, tuple[Values, Values]]
+    intervals: dict[float, tuple[Values, Values]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The two sides of a comparison, by the place of their groups among those that are drawn.
+
+    Parameters
+    ----------
+    first : the one group of the first side
+    second : the groups of the other
+    weights : what those count, adding up to 1
+    """
+
+    first: int
+    second: tuple[int, ...]
+    weights: tuple[float, ...]
 
 
 def change(
-    drawn: DrawnExpression,
-    pseudocount: float,
-    pairs: Sequence[tuple[Rows, Rows]],
-    deltas: Sequence[float],
-    levels: Sequence[float] = (),
+    drawn: DrawnExpression, pseudocount: float, sides: Sequence[Sides], deltas: Sequence[float]
 ) -> list[Change]:
-    """The log2 fold change of each gene over pairs of draws, for each comparison."""
-    first, second = (np.stack([p[i] for p in pairs]).astype(np.int32) for i in (0, 1))
-    stats = np.empty((len(pairs), drawn.n_genes, 8))
-    intervals = np.empty((len(pairs), len(levels), 2, drawn.n_genes))
+    """The log2 fold change of each gene, all draws of one side against all of the other.
+
+    Where both sides are decoded as the same categories, only draws of the same are compared.
+    """
+    starts, stretches = _stretches(drawn, sides)
+    n_codes = stretches.shape[1]
+    first = np.array([stretches[s.first] for s in sides], np.int32)
+    widest = max(len(s.second) for s in sides)
+    second = np.zeros((len(sides), widest, n_codes), np.int32)
+    weights = np.zeros((len(sides), widest))
+    for c, side in enumerate(sides):
+        second[c, : len(side.second)] = stretches[list(side.second)]
+        weights[c, : len(side.second)] = side.weights
+    stats = np.empty((len(sides), drawn.n_genes, 8))
     for genes, x in drawn.blocks():
-        out = np.empty((len(pairs), len(x), 8))
-        describe(out, x, pseudocount, first, second, np.asarray(deltas, float))
+        out = np.empty((len(sides), len(x), 8))
+        describe(out, x, pseudocount, starts, first, second, weights, np.asarray(deltas, float))
         stats[:, genes] = out
-        for g, row in enumerate(x if levels else ()):
-            logs = np.log2(row + np.float32(pseudocount))
-            for c, (one, other) in enumerate(pairs):
-                effect = np.sort(logs[one] - logs[other])
-                for i, level in enumerate(levels):
-                    intervals[c, i, :, genes.start + g] = shortest_interval(effect, level)
     return [
         Change(
             plus=s[:, PLUS],
@@ -74,10 +90,41 @@ def change(
             std=s[:, STD],
             min=s[:, MIN],
             max=s[:, MAX],
-            intervals={lv: (v[i, 0], v[i, 1]) for i, lv in enumerate(levels)},
         )
-        for s, v in zip(stats, intervals, strict=True)
+        for s in stats
     ]
+
+
+def _stretches(
+    drawn: DrawnExpression, sides: Sequence[Sides]
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Where stretches of draws begin, and which are each group's, shape (groups, codes)."""
+    alike = all(
+        drawn.groups[j].codes == drawn.groups[s.first].codes for s in sides for j in s.second
+    )
+    n_codes = len(drawn.groups[sides[0].first].codes) if alike else 1
+    starts = np.concatenate([place[:: len(place) // n_codes] for place in drawn.places])
+    starts = np.append(starts, drawn.places[-1][-1] + 1).astype(np.int32)
+    numbers = np.arange(len(drawn.groups) * n_codes, dtype=np.int32)
+    return starts, numbers.reshape(len(drawn.groups), n_codes)
+
+
+def intervals(
+    drawn: DrawnExpression,
+    pseudocount: float,
+    pairs: Sequence[tuple[Rows, Rows]],
+    levels: Sequence[float],
+) -> list[dict[float, tuple[Values, Values]]]:
+    """Shortest intervals of the fold change over pairs of draws, by level, for each comparison."""
+    found = np.empty((len(pairs), len(levels), 2, drawn.n_genes))
+    for genes, x in drawn.blocks():
+        for g, row in enumerate(x):
+            logs = np.log2(row + np.float32(pseudocount))
+            for c, (first, second) in enumerate(pairs):
+                effect = np.sort(logs[first] - logs[second])
+                for i, level in enumerate(levels):
+                    found[c, i, :, genes.start + g] = shortest_interval(effect, level)
+    return [{lv: (v[i, 0], v[i, 1]) for i, lv in enumerate(levels)} for v in found]
 
 
 def shortest_interval(ordered: NDArray[Any], level: float) -> tuple[float, float]:
@@ -127,7 +174,7 @@ def _by_functions(
         minus = np.broadcast_to(minus, np.shape(plus))
         _check_shape("m1_domain_fn", plus, effect.shape)
     ordered = np.sort(effect, axis=0) if options.cred_interval_lvls else effect
-    intervals = {
+    shortest = {
         level: np.array([shortest_interval(column, level) for column in ordered.T])
         for level in options.cred_interval_lvls
     }
@@ -140,7 +187,7 @@ def _by_functions(
         std=effect.std(0),
         min=effect.min(0),
         max=effect.max(0),
-        intervals={level: (ends[:, 0], ends[:, 1]) for level, ends in intervals.items()},
+        intervals={level: (ends[:, 0], ends[:, 1]) for level, ends in shortest.items()},
     ), delta
 
 

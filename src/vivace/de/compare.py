@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vivace.de.change import Change, change, change_by_functions, delta_of
+from vivace.de.change import Change, Sides, change, change_by_functions, delta_of, intervals
 from vivace.de.counts import CountSums
 from vivace.de.draws import DrawnExpression, draw_group
 from vivace.de.groups import Plan
@@ -55,29 +56,23 @@ def over_cells(
     drawn = DrawnExpression(groups, cells.network.dims.n_genes, at_once=custom)
     mean, largest = drawn.summary()
     at = {key: i for i, key in enumerate(wanted)}
-    sides = [
-        (at[c.first, first_codes], [at[j, second_codes] for j in c.second])
-        for c in plan.comparisons
-    ]
-    n_cells = np.array([len(plan.parts[i]) for i, _ in wanted], float)
-    n_pairs = options.pairs(n_draws)
-    pairs = [
-        pairs_of(drawn, one, others, n_cells, n_pairs, seed)
-        for (one, others), seed in zip(sides, children(seeds[1], len(sides)), strict=True)
-    ]
+    sides = []
+    for c in plan.comparisons:
+        n_cells = np.array([len(plan.parts[j]) for j in c.second], float)
+        second = tuple(at[j, second_codes] for j in c.second)
+        sides.append(Sides(at[c.first, first_codes], second, tuple(n_cells / n_cells.sum())))
     scales = [
-        (mean[one], np.average(mean[others], axis=0, weights=n_cells[others]))
-        for one, others in sides
+        (mean[s.first], np.average(mean[list(s.second)], axis=0, weights=s.weights)) for s in sides
     ]
-    sizes = [(len(groups[one]), sum(len(groups[i]) for i in others)) for one, others in sides]
+    sizes = [(len(groups[s.first]), sum(len(groups[j]) for j in s.second)) for s in sides]
     deltas: list[float | None]
     if options.mode == "vanilla":
-        pseudocount, deltas = 0.0, [None] * len(pairs)
-        changes = change(drawn, _TINY, pairs, [0.0] * len(pairs))
+        pseudocount, deltas = 0.0, [None] * len(sides)
+        changes = change(drawn, _TINY, sides, [0.0] * len(sides))
     else:
         pseudocount = pseudocount_of(largest, sums, options)
-        by_pair = change_by_functions if custom else _changes
-        changes, deltas = by_pair(drawn, pseudocount, pairs, options, seeds[2])
+        by = _by_functions if custom else _changes
+        changes, deltas = by(drawn, pseudocount, sides, options, seeds[1:])
     return [
         Found(found, scale, pseudocount, delta, size)
         for found, scale, delta, size in zip(changes, scales, deltas, sizes, strict=True)
@@ -87,45 +82,63 @@ def over_cells(
 def _changes(
     drawn: DrawnExpression,
     pseudocount: float,
-    pairs: Sequence[tuple[Rows, Rows]],
+    sides: Sequence[Sides],
     options: Options,
-    seed: int,
+    seeds: Sequence[int],
 ) -> tuple[list[Change], list[float | None]]:
     """The log2 fold change, and the threshold, of each comparison."""
-    deltas: list[float | None] = [options.delta] * len(pairs)
     if options.delta is None:
-        at_zero = change(drawn, pseudocount, pairs, [0.0] * len(pairs))
-        deltas = [delta_of(found.mean, seed) for found in at_zero]
-    thresholds = [float(delta or 0.0) for delta in deltas]
-    levels = options.cred_interval_lvls
-    return change(drawn, pseudocount, pairs, thresholds, levels), list(thresholds)
+        at_zero = change(drawn, pseudocount, sides, [0.0] * len(sides))
+        deltas = [delta_of(found.mean, seeds[1]) for found in at_zero]
+    else:
+        deltas = [float(options.delta)] * len(sides)
+    changes = change(drawn, pseudocount, sides, deltas)
+    if options.cred_interval_lvls:
+        pairs = _all_pairs(drawn, sides, options, seeds[0])
+        found = intervals(drawn, pseudocount, pairs, options.cred_interval_lvls)
+        changes = [replace(c, intervals=i) for c, i in zip(changes, found, strict=True)]
+    return changes, list(deltas)
 
 
-def pairs_of(
+def _by_functions(
     drawn: DrawnExpression,
-    one: int,
-    others: Sequence[int],
-    n_cells: Values,
-    n_pairs: int,
-    seed: int,
-) -> tuple[Rows, Rows]:
+    pseudocount: float,
+    sides: Sequence[Sides],
+    options: Options,
+    seeds: Sequence[int],
+) -> tuple[list[Change], list[float | None]]:
+    """The same with a user's own effect or region, which sees all genes of pairs of draws."""
+    pairs = _all_pairs(drawn, sides, options, seeds[0])
+    return change_by_functions(drawn, pseudocount, pairs, options, seeds[1])
+
+
+def _all_pairs(
+    drawn: DrawnExpression, sides: Sequence[Sides], options: Options, seed: int
+) -> list[tuple[Rows, Rows]]:
+    n = options.pairs(len(drawn.groups[0]))
+    return [
+        pairs_of(drawn, side, n, s)
+        for side, s in zip(sides, children(seed, len(sides)), strict=True)
+    ]
+
+
+def pairs_of(drawn: DrawnExpression, sides: Sides, n_pairs: int, seed: int) -> tuple[Rows, Rows]:
     """Which draws are compared: places of one of each side, shape (pairs,) each.
 
-    Draws of the second side's groups are in proportion to their cells.  Where both sides
+    Draws of the second side's groups are in proportion to their weights.  Where both sides
     are decoded as the same categories, both of a pair are.
     """
     rng = np.random.default_rng(seed)
-    codes = drawn.groups[one].codes
-    n_codes = len(codes) if drawn.groups[others[0]].codes == codes else 1
+    codes = drawn.groups[sides.first].codes
+    n_codes = len(codes) if drawn.groups[sides.second[0]].codes == codes else 1
     ends = np.round(np.linspace(0, max(n_pairs, n_codes), n_codes + 1)).astype(int)
-    share = n_cells[list(others)] / n_cells[list(others)].sum()
     first, second = [], []
     for i, n in enumerate(np.diff(ends)):
-        first.append(_cycled(_stretch(drawn, one, i, n_codes), n, rng))
-        numbers = np.diff(np.round(np.cumsum([0.0, *share]) * n).astype(int))
+        first.append(_cycled(_stretch(drawn, sides.first, i, n_codes), n, rng))
+        numbers = np.diff(np.round(np.cumsum([0.0, *sides.weights]) * n).astype(int))
         picked = [
             _cycled(_stretch(drawn, j, i, n_codes), number, rng)
-            for j, number in zip(others, numbers, strict=True)
+            for j, number in zip(sides.second, numbers, strict=True)
         ]
         second.append(rng.permutation(np.concatenate(picked)))
     return np.concatenate(first), np.concatenate(second)

@@ -50,6 +50,7 @@ def differential_expression(
     if samples is None:
         results = over_cells(cells, plan, options, sampling, sums, (of_draws, of_pairs, of_delta))
     else:
+        assert sums is not None  # the method asks for cells with counts
         results = over_samples(cells, plan, options, sampling, sums, samples, (of_draws, of_delta))
     frames, done = [], []
     for comparison, found in zip(plan.comparisons, results, strict=True):

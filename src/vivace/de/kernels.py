@@ -1,4 +1,4 @@
-"""Numba kernels: what the differences of draws are like, and sums of counts."""
+"""Numba kernels: what the differences between draws are like, and sums of counts."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from vivace.ops.fastmath import largest32, log32, smallest32
 Floats = NDArray[np.float32]
 Rows = NDArray[np.int64]
 Counts = NDArray[np.int32]
+Values = NDArray[np.float64]
 
 _PER_LN2 = np.float32(1.4426950408889634)
 _BINS = 512
-_PER_WIDTH = np.float32(_BINS * 0.9999)  # the largest number is in the last bin
+_LEAST_WIDTH = 1e-7  # of a bin, log2 units
+_PRECISION, _CLOSE, _STEPS = 1 / 64, 1e-6, 50  # of a median: in bins, in probability, at most
 _TILE = 64  # draws
 _GENES = 64  # handed to a thread at a time
 MEAN, MEDIAN, STD, MIN, MAX, PLUS, MINUS, ABOVE = range(8)  # rows of what describe writes
@@ -47,105 +49,202 @@ def _log2(out_m: Floats, x_m: Floats, offset: float) -> None:
 
 
 @kernel(fastmath=EXACT)
-def _differences(out_p: Floats, x_m: Floats, first: Counts, second: Counts) -> None:
+def _bin(bins: Counts, x: Floats, low: float, width: float) -> None:
     never_inline()
-    for p in range(first.size):
-        out_p[p] = x_m[first[p]] - x_m[second[p]]
+    low, per = np.float32(low), np.float32(1.0 / width)
+    top = np.int32(_BINS - 1)
+    for i in range(x.size):
+        bins[i] = min(np.int32((x[i] - low) * per), top)
 
 
 @kernel(fastmath=SUMS)
-def _moments(x: Floats, delta: float, out: NDArray[np.float64]) -> None:
-    """Everything but the median; short loops, which LLVM vectorises."""
+def _moments(found: Values, x: Floats) -> None:
+    """Mean and variance, least and largest."""
     never_inline()
-    n = x.size
-    upper, lower, zero = np.float32(delta), np.float32(-delta), np.float32(0)
-    total, square = zero, zero
-    plus, minus, above = np.int32(0), np.int32(0), np.int32(0)
-    for i in range(n):
+    n = np.float32(x.size)
+    total, square = np.float32(0), np.float32(0)
+    for i in range(x.size):
         total += x[i]
-    for i in range(n):
-        plus = np.int32(plus + np.int32(x[i] >= upper))
-    for i in range(n):
-        minus = np.int32(minus + np.int32(x[i] < lower))
-    for i in range(n):
-        above = np.int32(above + np.int32(x[i] > zero))
-    mean = np.float32(total / np.float32(n))
-    for i in range(n):
+    mean = total / n
+    for i in range(x.size):
         square += (x[i] - mean) * (x[i] - mean)
-    out[MEAN], out[STD] = np.float64(total) / n, np.sqrt(np.float64(square) / n)
-    out[MIN], out[MAX] = smallest32(x), largest32(x)
-    out[PLUS], out[MINUS], out[ABOVE] = plus / n, minus / n, above / n
+    found[MEAN], found[STD] = mean, np.float64(square) / x.size
+    found[MIN], found[MAX] = smallest32(x), largest32(x)
 
 
-@kernel(fastmath=EXACT)
-def _bin(x: Floats, low: float, high: float, bins: Counts, counts: Counts) -> None:
-    """The bin of each number between low and high, and how many each bin holds."""
+@kernel(fastmath=SUMS)
+def _window_sum(share: Floats, window: Floats, part: float) -> float:
     never_inline()
-    low, width = np.float32(low), np.float32(high) - np.float32(low)
-    per = _PER_WIDTH / width if width > 0 else np.float32(0)
-    for i in range(x.size):
-        bins[i] = np.int32((x[i] - low) * per)
-    counts[:] = 0
-    for i in range(x.size):
-        counts[bins[i]] += 1
+    right = np.float32(part)
+    left = np.float32(1) - right
+    total = np.float32(0)
+    for i in range(_BINS):
+        total += share[i] * (window[i] * left + window[i + 1] * right)
+    return np.float64(total)
 
 
 @kernel()
-def _median(x: Floats, bins: Counts, counts: Counts, inside: Floats) -> float:
-    """The median, found in the bin or the two that hold the middle; ``inside`` is for work."""
-    upper = x.size // 2
-    lower = upper - 1 + x.size % 2
-    first, before = 0, 0
-    while before + counts[first] <= lower:
-        before += counts[first]
-        first += 1
-    last, beyond = first, before
-    while beyond + counts[last] <= upper:
-        beyond += counts[last]
-        last += 1
-    n = 0
-    for i in range(x.size):
-        if first <= bins[i] <= last:
-            inside[n] = x[i]
-            n += 1
-    inside[:n].sort()
-    return 0.5 * (np.float64(inside[lower - before]) + np.float64(inside[upper - before]))
+def _probability(share_kb: Floats, below_kb: Floats, shift: float) -> float:
+    """That a draw of ``share`` is larger than one of ``below`` by ``shift`` bins: mean over k.
+
+    Within a bin draws lie evenly.  ``below``: the share of the others below each edge, with
+    ``_BINS`` zeros before and ones after.
+    """
+    if shift >= _BINS:
+        return 0.0
+    if shift < -_BINS:
+        return 1.0
+    place = 0.5 - shift
+    whole = int(np.floor(place))
+    start = _BINS + whole
+    total = 0.0
+    for k in range(len(share_kb)):
+        window = below_kb[k, start : start + _BINS + 1]
+        total += _window_sum(share_kb[k], window, place - whole)
+    return min(max(total / len(share_kb), 0.0), 1.0)
+
+
+@kernel()
+def _median(share_kb: Floats, below_kb: Floats, left: float, right: float) -> float:
+    """The shift that is exceeded with probability one half, between left and right, in bins."""
+    above_left = _probability(share_kb, below_kb, left) - 0.5
+    above_right = _probability(share_kb, below_kb, right) - 0.5
+    for _ in range(_STEPS):  # false position, which halves the weight of an end that stays
+        if right - left < _PRECISION or above_left == above_right:
+            break
+        middle = (left * above_right - right * above_left) / (above_right - above_left)
+        middle = min(max(middle, left + 0.01 * (right - left)), right - 0.01 * (right - left))
+        above = _probability(share_kb, below_kb, middle) - 0.5
+        if abs(above) < _CLOSE:
+            return middle
+        if above > 0:
+            left, above_left = middle, above
+            above_right *= 0.5
+        else:
+            right, above_right = middle, above
+            above_left *= 0.5
+    return 0.5 * (left + right)
+
+
+@kernel(fastmath=EXACT)
+def _add(out: Floats, counts: Counts, each: float, first: bool) -> None:
+    never_inline()
+    factor = np.float32(each)
+    if first:
+        out[:] = np.float32(0)
+    for i in range(_BINS):
+        out[i] += factor * np.float32(counts[i])
+
+
+@kernel()
+def _compare(
+    out: Values,
+    share: Floats,
+    below: Floats,
+    moments: Values,
+    counts: Counts,
+    first: Counts,
+    second: Counts,
+    weight: Values,
+    delta: float,
+    width: float,
+) -> None:
+    """One comparison of one gene: the mean over the categories that draws are decoded as."""
+    never_inline()
+    n_codes = first.size
+    mean, square, low, high = 0.0, 0.0, np.inf, -np.inf
+    for k in range(n_codes):
+        a = moments[first[k]]
+        other, other_square, least, largest = 0.0, 0.0, np.inf, -np.inf
+        _add(share[k], counts[first[k]], 1.0 / counts[first[k]].sum(), True)
+        below[k, _BINS:] = np.float32(0)
+        for j in range(weight.size):
+            if weight[j] == 0.0:
+                continue
+            b, stretch = moments[second[j, k]], second[j, k]
+            other += weight[j] * b[MEAN]
+            other_square += weight[j] * (b[STD] + b[MEAN] ** 2)
+            least, largest = min(least, b[MIN]), max(largest, b[MAX])
+            each = weight[j] / counts[stretch].sum()
+            _add(below[k, _BINS + 1 : 2 * _BINS + 1], counts[stretch], each, False)
+        total = 0.0
+        for i in range(_BINS + 1, 2 * _BINS + 1):
+            total += below[k, i]
+            below[k, i] = total
+        below[k, 2 * _BINS + 1 :] = np.float32(1)
+        difference = a[MEAN] - other
+        mean += difference / n_codes
+        square += (a[STD] + other_square - other**2 + difference**2) / n_codes
+        low, high = min(low, a[MIN] - largest), max(high, a[MAX] - least)
+    out[MEAN], out[STD] = mean, np.sqrt(max(square - mean**2, 0.0))
+    out[MIN], out[MAX] = low, high
+    out[PLUS] = _probability(share, below, delta / width)
+    out[MINUS] = 1.0 - _probability(share, below, -delta / width)
+    out[ABOVE] = _probability(share, below, 0.0)
+    # the median is within a standard deviation of the mean
+    left, right = (mean - out[STD]) / width - 1.0, (mean + out[STD]) / width + 1.0
+    out[MEDIAN] = min(max(_median(share, below, left, right) * width, low), high)
 
 
 @parallel_kernel()
 def describe(
-    out_cgs: NDArray[np.float64],
+    out_cgs: Values,
     x_gm: Floats,
     pseudocount: float,
-    first_cp: Counts,
-    second_cp: Counts,
-    delta_c: NDArray[np.float64],
+    starts: Counts,
+    first_ck: Counts,
+    second_cjk: Counts,
+    weight_cj: Values,
+    delta_c: Values,
 ) -> None:
-    """What the log2 fold changes of each gene are like over pairs, for each comparison.
+    """What the log2 fold changes of each gene are like, for each comparison.
 
-    With y = log2(x + pseudocount), of ``y[:, first] - y[:, second]``: mean, median, standard
-    deviation, least and largest, and the shares of pairs at or above ``delta``, below
-    ``-delta`` and above zero, shape (comparisons, g, 8).  ``x + pseudocount`` must be
-    positive normal numbers.
+    y = log2(x + pseudocount) of every draw of the first side less that of every draw of the
+    second: mean, median, standard deviation, least and largest, and the probabilities that it
+    is ``delta`` or more, below ``-delta`` and above zero, shape (comparisons, g, 8).
+
+    Parameters
+    ----------
+    x_gm : expression of each draw; with the pseudocount positive normal numbers
+    starts : where the stretches of draws begin that are of one group and decoded alike
+    first_ck : stretch of the first side for each of the categories that are decoded
+    second_cjk : the same of each group of the second side
+    weight_cj : what those groups count; 0 where a comparison has fewer
+    delta_c : thresholds
+
+    Notes
+    -----
+    All pairs, not a sample of them, at the cost of a histogram a stretch: probabilities and
+    medians are those of histograms of 512 bins over the range of the gene's draws, in which
+    draws lie evenly; the other numbers are exact.
     """
-    n_genes, n = x_gm.shape[0], first_cp.shape[1]
+    n_genes, n_stretches = x_gm.shape[0], starts.size - 1
     for task in prange((n_genes + _GENES - 1) // _GENES):
-        logs = np.empty(x_gm.shape[1], np.float32)
-        x, inside = np.empty(n, np.float32), np.empty(n, np.float32)
-        bins, counts = np.empty(n, np.int32), np.empty(_BINS, np.int32)
+        logs, bins = np.empty(x_gm.shape[1], np.float32), np.empty(x_gm.shape[1], np.int32)
+        counts = np.empty((n_stretches, _BINS), np.int32)
+        moments = np.empty((n_stretches, 8))
+        share = np.empty((first_ck.shape[1], _BINS), np.float32)
+        below = np.zeros((first_ck.shape[1], 3 * _BINS + 2), np.float32)
         for g in range(task * _GENES, min((task + 1) * _GENES, n_genes)):
             _log2(logs, x_gm[g], pseudocount)
-            for c in range(first_cp.shape[0]):
-                out = out_cgs[c, g]
-                _differences(x, logs, first_cp[c], second_cp[c])
-                _moments(x, delta_c[c], out)
-                _bin(x, out[MIN], out[MAX], bins, counts)
-                out[MEDIAN] = _median(x, bins, counts, inside)
+            low, high = np.float64(smallest32(logs)), np.float64(largest32(logs))
+            width = max((high - low) / _BINS, _LEAST_WIDTH)
+            _bin(bins, logs, low, width)
+            counts[:] = 0
+            for s in range(n_stretches):
+                _moments(moments[s], logs[starts[s] : starts[s + 1]])
+                for m in range(starts[s], starts[s + 1]):
+                    counts[s, bins[m]] += 1
+            for c in range(first_ck.shape[0]):
+                _compare(
+                    out_cgs[c, g], share, below, moments, counts, first_ck[c], second_cjk[c],
+                    weight_cj[c], delta_c[c], width,
+                )  # fmt: skip
 
 
 @kernel()
 def add_counts(
-    sums_spg: NDArray[np.float64], part: Rows, indptr: Rows, genes: Counts, values: Floats,
+    sums_spg: Values, part: Rows, indptr: Rows, genes: Counts, values: Floats,
     library: Floats, total: float,
 ) -> None:  # fmt: skip
     """Add cells to the sums of their parts: counts, cells with a count, and normalised counts."""

@@ -16,9 +16,9 @@ ChangeFunction = Callable[[Any, Any, float], Any]
 DomainFunction = Callable[[Any], Any]
 
 DRAWS = 5_000  # of a side of one comparison
-SHARED_DRAWS = 12_000  # of all groups together, where several comparisons share them
+SHARED_DRAWS = 16_000  # of all groups together, where several comparisons share them
 LEAST_DRAWS = 1_000  # of each of those
-PAIRS = 2_500  # at least
+PAIRS = 5_000  # of draws, where not all are compared: for intervals and functions of users
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Options:
         return DRAWS if n_groups <= 2 else max(LEAST_DRAWS, min(DRAWS, SHARED_DRAWS // n_groups))
 
     def pairs(self, n_draws: int) -> int:
-        """Pairs of draws behind each probability."""
+        """Pairs of draws, where not all are compared."""
         return self.m_permutation if self.use_permutation else max(PAIRS, n_draws)
 
 

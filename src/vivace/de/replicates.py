@@ -5,8 +5,11 @@ a gene, the difference of its mean log2 expression between the sides; or, where 
 on both sides, one mean a side.  What is asked is the mean effect over the population that
 the samples were taken from:
 
-* the variance between samples is moderated over genes (Smyth 2004,
-  doi:10.2202/1544-6115.1027), since few samples say little about it;
+* the effect is the mean of what the model expects of the samples' cells;
+* the variance between samples is that of the counts of each sample, added up: the model
+  draws samples together that it was not told of, and would find them too much alike;
+* it is moderated over genes (Smyth 2004, doi:10.2202/1544-6115.1027), since few samples say
+  little about it;
 * effects have a prior that is learned from all genes, a mixture of normals around zero and
   of zero itself (Stephens 2017, doi:10.1093/biostatistics/kxw041), so that where no gene
   differs none is called;
@@ -44,7 +47,7 @@ class Effects:
     mean : effect, log2
     error : its standard error, with the moderated variance
     dof : degrees of freedom of that
-    least, largest : effect of one sample (of one pair of samples, where they are unpaired)
+    least, largest : effect in the counts of one sample (of one pair, where they are unpaired)
     """
 
     mean: Values
@@ -54,27 +57,36 @@ class Effects:
     largest: Values
 
 
-def paired_effects(first_sg: Values, second_sg: Values, fit: NDArray[np.bool_]) -> Effects:
-    """Effects of samples that are on both sides, shape (samples, g) each."""
-    difference = first_sg - second_sg
+def paired_effects(
+    expected: tuple[Values, Values], counted: tuple[Values, Values], fit: NDArray[np.bool_]
+) -> Effects:
+    """Effects of samples that are on both sides.
+
+    ``expected`` and ``counted``: log2 expression of the samples of either side as the model
+    expects it and as it was counted, shape (samples, g) each.  The genes of ``fit`` say what
+    variance is usual.
+    """
+    mean = (expected[0] - expected[1]).mean(0)
+    difference = counted[0] - counted[1]
     n = len(difference)
     variance, dof = moderated(difference.var(0, ddof=1), n - 1, fit)
-    return Effects(
-        difference.mean(0), np.sqrt(variance / n), dof, difference.min(0), difference.max(0)
-    )
+    return Effects(mean, np.sqrt(variance / n), dof, difference.min(0), difference.max(0))
 
 
-def unpaired_effects(first_sg: Values, second_sg: Values, fit: NDArray[np.bool_]) -> Effects:
+def unpaired_effects(
+    expected: tuple[Values, Values], counted: tuple[Values, Values], fit: NDArray[np.bool_]
+) -> Effects:
     """Effects of samples that are on one side each."""
-    n, m = len(first_sg), len(second_sg)
-    squares = sum(((x - x.mean(0)) ** 2).sum(0) for x in (first_sg, second_sg))
+    mean = expected[0].mean(0) - expected[1].mean(0)
+    n, m = (len(side) for side in counted)
+    squares = sum(((side - side.mean(0)) ** 2).sum(0) for side in counted)
     variance, dof = moderated(squares / (n + m - 2), n + m - 2, fit)
     return Effects(
-        first_sg.mean(0) - second_sg.mean(0),
+        mean,
         np.sqrt(variance * (1 / n + 1 / m)),
         dof,
-        first_sg.min(0) - second_sg.max(0),
-        first_sg.max(0) - second_sg.min(0),
+        counted[0].min(0) - counted[1].max(0),
+        counted[0].max(0) - counted[1].min(0),
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vivace.de.change import delta_of
-from vivace.de.counts import CountSums
+from vivace.de.counts import CountSums, count_sums
 from vivace.de.draws import DrawnExpression, draw_group
 from vivace.de.groups import Comparison, Plan
 from vivace.de.options import Options
@@ -38,7 +38,7 @@ def over_samples(
     plan: Plan,
     options: Options,
     sampling: Sampling,
-    sums: CountSums | None,
+    sums: CountSums,
     samples: NDArray[np.str_],
     seeds: tuple[int, int],
 ) -> list[Found | None]:
@@ -72,24 +72,27 @@ def over_samples(
     drawn = DrawnExpression(groups, cells.network.dims.n_genes)
     scale, largest = drawn.summary()
     pseudocount = pseudocount_of(_by_part(largest, wanted, len(plan.parts)), sums, options)
-    log = _mean_logs(drawn, pseudocount)
+    expected = _mean_logs(drawn, pseudocount)
+    pieces = count_sums(cells, [cut[piece] for piece, _ in wanted])
+    share = pieces.counts / pieces.counts.sum(1, keepdims=True)
     found: list[Found | None] = []
     for sides in chosen:
         if sides is None:
             found.append(None)
             continue
         design, *both = sides
-        logs, scales = (
+        logs, shares, scales = (
             [
                 _of_samples(values, side, wanted, codes, cut)
                 for side, codes in zip(both, sampling.codes, strict=True)
             ]
-            for values in (log, scale)
+            for values in (expected, share, scale)
         )
+        counted = tuple(np.log2(values + pseudocount) for values in shares)
         means = (scales[0].mean(0), scales[1].mean(0))
         fit = np.maximum(*means) > pseudocount
         compare = paired_effects if design == "paired" else unpaired_effects
-        effects: Effects = compare(logs[0], logs[1], fit)
+        effects: Effects = compare((logs[0], logs[1]), (counted[0], counted[1]), fit)
         delta = delta_of(effects.mean, seeds[1]) if options.delta is None else float(options.delta)
         found.append(
             Found(

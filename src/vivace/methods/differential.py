@@ -191,7 +191,8 @@ class Model(Expressing):
             )
         if key_added is not None and not isinstance(key_added, str):
             raise ArgumentTypeError(f"key_added must be a name, not {key_added!r}.")
-        cells = self._cells(adata, None, batch_size, silent, counts=weights == "importance")
+        counts = weights == "importance" or sample_key is not None
+        cells = self._cells(adata, None, batch_size, silent, counts=counts)
         data = self._data_of(adata)
         plan = de.plan(data, groupby, group1, group2, idx1, idx2)
         codes = self._decoded_as(batch_correction, batchid1, batchid2)

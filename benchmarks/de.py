@@ -1,0 +1,414 @@
+"""Differential expression: is it right, is it calibrated, how fast, in how much memory?
+
+Usage: python benchmarks/de.py --raw FOLDER --folder F --peer-python PEER --save
+
+* truth: microarrays (Zheng et al. 2017 sorted T cells; PBMC 3k, B against dendritic cells), 20
+  draws of up to 100 cells a side; AUC of the score for genes with an adjusted P below 0.05, and
+  Spearman's correlation of the log fold change; beside scvi-tools 1.4.2 and a Wilcoxon test
+* null: donors of Kang et al. split two against two, in each cell type and condition
+* planted: counts drawn from a fitted model with known fold changes, between cells and between
+  donors who differ of themselves; realised false discoveries against the target
+* repeat: calls of two seeds
+* speed: one test of both libraries in turn, and all of 12 groups; memory: 1,000,000 cells x 20,000
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from scipy.stats import ranksums, spearmanr
+from sklearn.metrics import roc_auc_score
+
+import vivace
+from common import provenance, report, run_json
+from quality import prepare, setup
+
+Rows = np.ndarray
+DRAWS, CELLS = 20, 100
+TARGETS = (0.01, 0.05, 0.1, 0.2)
+WAYS: dict[str, dict[str, Any]] = {
+    "three": {"test_mode": "three"},
+    "two": {"test_mode": "two"},
+    "vanilla": {"mode": "vanilla"},
+}
+# file, cell types, and the columns of the truth, whose fold changes are the second against the first
+TRUTHS = {
+    "CD4 against CD8 T cells": ("pbmc_facs_zheng", ("CD4 T", "CD8 T"), ("CD",)),
+    "B against dendritic cells": ("pbmc3k", ("B", "DC"), ("BDC", "BDC2")),
+}
+STUDIES = ("truth", "null", "planted", "repeat", "speed", "memory")
+
+
+# ---- both libraries' answers ---------------------------------------------------
+
+
+def trained(data: Path, batch_key: str = "none") -> vivace.SCVI:
+    """A default model of a file."""
+    vivace.settings.seed = 0
+    adata = anndata.read_h5ad(data)
+    setup(adata, batch_key)
+    model = vivace.SCVI(adata)
+    model.train(progress=False)
+    return model
+
+
+def ours(model: vivace.SCVI, sides: Iterable[tuple[Rows, Rows]], **more: Any) -> dict[str, Any]:
+    """Score, effect and calls of each pair of row sets, in each way, as peer.py gives them."""
+    found: dict[str, list[np.ndarray]] = {}
+    genes = list(model.schema.genes)
+    for i, (first, second) in enumerate(sides):
+        for way, options in WAYS.items():
+            if more.get("sample_key") and way == "vanilla":
+                continue
+            frame = model.differential_expression(
+                idx1=first, idx2=second, seed=i, silent=True, **options, **more
+            ).loc[genes]
+            if way == "vanilla":
+                score = np.abs(frame["bayes_factor"])
+                effect = np.log2(frame["scale1"] / frame["scale2"])
+            else:
+                score, effect = frame["proba_de"], frame["lfc_mean"]
+                found.setdefault(f"{way}_called", []).append(frame["is_de_fdr_0.05"].to_numpy())
+            found.setdefault(f"{way}_score", []).append(score.to_numpy())
+            found.setdefault(f"{way}_effect", []).append(effect.to_numpy())
+    return {name: np.stack(values) for name, values in found.items()}
+
+
+def theirs(
+    data: Path, batch_key: str, weights: Path, sides: list[tuple[Rows, Rows]], peer_python: str
+) -> dict[str, Any]:
+    """The same of scvi-tools, from weights that are made by its default training if missing."""
+    if not weights.exists():
+        run_json(peer_python, "peer.py", "default", data, batch_key, "zinb", 0, weights)
+    rows, out = weights.with_suffix(".rows.npz"), weights.with_suffix(".de.npz")
+    named = {
+        f"{n}_{i}": r
+        for i, s in enumerate(sides)
+        for n, r in zip(("first", "second"), s, strict=True)
+    }
+    if out.exists() and rows.exists():
+        with np.load(rows) as old:
+            same = set(old.files) == set(named) and all(
+                np.array_equal(old[name], array) for name, array in named.items()
+            )
+        if same:
+            return dict(np.load(out))
+    np.savez(rows, **named)
+    run_json(peer_python, "peer.py", "de", data, batch_key, weights, rows, out)
+    return dict(np.load(out))
+
+
+# ---- truth ----------------------------------------------------------------------
+
+
+def with_truth(raw: Path, name: str, out: Path) -> pd.DataFrame:
+    """The truth of the genes that are in it and in ten cells or more; writes those cells."""
+    table = pd.read_csv(raw / "de_truth_pbmc_microarray.csv").set_index("ENSG")
+    adata = anndata.read_h5ad(raw / f"{name}.h5ad")
+    if "ensembl" in adata.var:
+        adata.var_names = adata.var["ensembl"].astype(str).to_numpy()
+    adata = adata[:, ~adata.var_names.duplicated()]
+    seen = np.asarray((adata.X > 0).sum(0)).ravel() >= 10
+    adata = adata[:, adata.var_names.isin(table.index) & seen].copy()
+    adata = adata[np.asarray(adata.X.sum(1)).ravel() > 0].copy()
+    if not out.exists():
+        adata.write_h5ad(out)
+    return table.loc[adata.var_names]
+
+
+def wilcoxon(adata: anndata.AnnData, sides: list[tuple[Rows, Rows]]) -> dict[str, Any]:
+    """Score and effect of a rank sum test on log-normalised counts."""
+    x = adata.X.toarray()
+    x = np.log1p(1e4 * x / x.sum(1, keepdims=True))
+    tests = [ranksums(x[first], x[second]) for first, second in sides]
+    effect = [x[first].mean(0) - x[second].mean(0) for first, second in sides]
+    return {
+        "wilcoxon_score": np.stack([np.abs(t.statistic) for t in tests]),
+        "wilcoxon_effect": np.stack(effect),
+    }
+
+
+def truth(raw: Path, folder: Path, peer_python: str) -> list[dict[str, Any]]:
+    """AUC and rank correlation of every way, mean over draws, and paired differences to the peer's."""
+    rows = []
+    for comparison, (name, types, columns) in TRUTHS.items():
+        data = folder / f"{name}.h5ad"
+        table = with_truth(raw, name, data)
+        model = trained(data)
+        kind = model.adata.obs["cell_type_coarse"].to_numpy()
+        rng = np.random.default_rng(0)
+        of_type = [np.flatnonzero(kind == t) for t in types]
+        sides = [
+            tuple(rng.choice(r, min(CELLS, int(0.8 * len(r))), replace=False) for r in of_type)
+            for _ in range(DRAWS)
+        ]
+        found = {f"vivace, {k}": v for k, v in ours(model, sides).items()}
+        peer = theirs(data, "none", folder / f"{name}.pt", sides, peer_python)
+        found |= {f"scvi-tools, {k}": v for k, v in peer.items()}
+        found |= wilcoxon(model.adata, sides)
+        for column in columns:
+            effect = -table[f"{column}_logFC"].to_numpy()
+            differs = table[f"{column}_adj.P.Val"].to_numpy() < 0.05
+            scores = {}
+            for key in (k[: -len("_score")] for k in found if k.endswith("_score")):
+                scores[key] = np.array(
+                    [
+                        (roc_auc_score(differs, score), spearmanr(lfc, effect)[0])
+                        for score, lfc in zip(
+                            found[f"{key}_score"], found[f"{key}_effect"], strict=True
+                        )
+                    ]
+                )
+            for key, values in scores.items():
+                rows.append(
+                    {
+                        "comparison": f"{comparison} ({column})",
+                        "cells": [len(side) for side in sides[0]],
+                        "genes": len(table),
+                        "differ": int(differs.sum()),
+                        "way": key,
+                        "auc": round(float(values[:, 0].mean()), 3),
+                        "auc_sd": round(float(values[:, 0].std(ddof=1)), 3),
+                        "spearman": round(float(values[:, 1].mean()), 3),
+                        "spearman_sd": round(float(values[:, 1].std(ddof=1)), 3),
+                    }
+                )
+    return rows
+
+
+# ---- null -----------------------------------------------------------------------
+
+
+def null(raw: Path, folder: Path, peer_python: str) -> list[dict[str, Any]]:
+    """Calls between donors of the same condition, within a cell type: there is nothing to find."""
+    there = prepare("kang, condition", raw, folder, peer_python)
+    data = there / "fit.h5ad"  # of which recipe.py and trajectories.py train too
+    model = trained(data, "condition")
+    obs = model.adata.obs
+    sides, names = [], []
+    for (kind, condition), group in obs.groupby(["cell_type", "condition"], observed=True):
+        counts = group["donor"].value_counts()
+        donors = sorted(counts[counts >= 10].index)
+        if len(donors) < 4:
+            continue
+        for other in donors[1:]:
+            pair = [donors[0], other]
+            first = obs.index.isin(group.index[group["donor"].isin(pair)])
+            second = obs.index.isin(group.index[~group["donor"].isin(pair)])
+            sides.append((np.flatnonzero(first), np.flatnonzero(second)))
+            names.append(f"{kind}, {condition}")
+    found = {f"vivace, {k}": v for k, v in ours(model, sides).items()}
+    by_sample = ours(model, sides, sample_key="donor")
+    found |= {f"vivace, sample_key, {k}": v for k, v in by_sample.items()}
+    peer = theirs(data, "condition", folder / "kang.pt", sides, peer_python)
+    found |= {f"scvi-tools, {k}": v for k, v in peer.items()}
+    return [
+        {
+            "way": key[: -len("_called")],
+            "tests": len(called),
+            "types_and_conditions": len(set(names)),
+            "genes": called.shape[1],
+            "any_call": round(float(called.any(1).mean()), 3),
+            "share_called": round(float(called.mean()), 5),
+            "largest_share_called": round(float(called.mean(1).max()), 4),
+        }
+        for key, called in found.items()
+        if key.endswith("_called")
+    ]
+
+
+# ---- planted effects -------------------------------------------------------------
+
+
+TYPES = (("CD4 Naive T", "CD4 Memory T"), ("CD14 Mono", "CD16 Mono"), ("B", "NK"))
+DONORS = 4
+
+
+def plant(
+    source: vivace.SCVI, rows: Rows, types: tuple[str, str], seed: int, between: float
+) -> tuple[anndata.AnnData, np.ndarray]:
+    """Counts of cells whose expression is known, and the true log2 fold change of two types.
+
+    Drawn from a fitted model; in the first type a tenth of the genes that are expressed at all
+    changes by a further factor of 2**(0.3 to 2), up or down.  ``between``: standard deviation of
+    log2 effects that the first type has in each donor.  Expression adds up to 1 again after both.
+    """
+    rng = np.random.default_rng(seed)
+    parameters = source.get_likelihood_parameters(indices=rows, seed=seed, silent=True)
+    mean, theta = parameters["mean"].astype(float), parameters["dispersions"].astype(float)
+    library = mean.sum(1, keepdims=True)
+    kind = source.adata.obs["cell_type"].astype(str).to_numpy()[rows]
+    donor = rng.integers(DONORS, size=len(rows))
+    expressed = np.flatnonzero(mean.mean(0) > 0.02)
+    changed = rng.choice(expressed, len(expressed) // 10, replace=False)
+    effect = np.zeros(mean.shape[1])
+    effect[changed] = rng.uniform(0.3, 2.0, len(changed)) * rng.choice([-1, 1], len(changed))
+    first, second = (kind == t for t in types)
+    rate = mean.copy()
+    rate[first] *= 2.0**effect
+    truth_of = rate / rate.sum(1, keepdims=True)
+    true = np.log2(truth_of[first].mean(0) / truth_of[second].mean(0))
+    rate[first] *= 2.0 ** rng.normal(0.0, between, (DONORS, len(effect)))[donor[first]]
+    rate *= library / rate.sum(1, keepdims=True)
+    counts = rng.poisson(rng.gamma(theta, rate / theta))
+    counts[rng.random(counts.shape) < parameters["dropout"]] = 0
+    counts[counts.sum(1) == 0, 0] = 1
+    obs = pd.DataFrame(
+        {"cell_type": kind, "donor": donor.astype(str)}, index=np.arange(len(rows)).astype(str)
+    )
+    var = pd.DataFrame(index=list(source.schema.genes))
+    return anndata.AnnData(sp.csr_matrix(counts.astype(np.float32)), obs=obs, var=var), true
+
+
+def planted(raw: Path, folder: Path, peer_python: str, times: int) -> list[dict[str, Any]]:
+    """Realised share of false calls, and of found genes, at each target."""
+    there = prepare("kang, condition", raw, folder, peer_python)
+    source = trained(there / "data.h5ad")
+    control = np.flatnonzero((source.adata.obs["condition"] == "ctrl").to_numpy())
+    cases: dict[str, tuple[float, dict[str, Any]]] = {
+        "cells, three": (0.0, {}),
+        "cells, two": (0.0, {"test_mode": "two"}),
+        "donors differ, three": (0.3, {}),
+        "donors differ, two": (0.3, {"test_mode": "two"}),
+        "donors differ, sample_key, three": (0.3, {"sample_key": "donor"}),
+        "donors differ, sample_key, two": (0.3, {"sample_key": "donor", "test_mode": "two"}),
+    }
+    found: dict[tuple[str, float], list[tuple[int, int, int]]] = {}
+    for seed in range(times):
+        types = TYPES[seed % len(TYPES)]
+        for between in (0.0, 0.3):
+            adata, true = plant(source, control, types, seed, between)
+            vivace.settings.seed = seed
+            vivace.SCVI.setup_anndata(adata)
+            model = vivace.SCVI(adata)
+            model.train(progress=False)
+            differs = pd.Series(np.abs(true) > 0.25, index=adata.var_names)
+            for name, (_, options) in ((k, v) for k, v in cases.items() if v[0] == between):
+                for target in TARGETS:
+                    frame = model.differential_expression(
+                        groupby="cell_type", group1=types[0], group2=types[1], fdr_target=target,
+                        seed=seed, silent=True, **options,
+                    )  # fmt: skip
+                    called = frame[f"is_de_fdr_{target}"]
+                    right = int((called & differs[frame.index]).sum())
+                    found.setdefault((name, target), []).append(
+                        (int(called.sum()), right, int(differs.sum()))
+                    )
+    rows = []
+    for (name, target), values in found.items():
+        called, right, there_are = np.array(values, float).T
+        wrong = (called - right) / np.maximum(called, 1)
+        rows.append(
+            {
+                "case": name,
+                "fdr_target": target,
+                "false_discovery_proportion": round(float(wrong.mean()), 4),
+                "standard_error": round(float(wrong.std(ddof=1) / np.sqrt(len(wrong))), 4),
+                "sensitivity": round(float((right / there_are).mean()), 3),
+                "called": round(float(called.mean()), 1),
+                "differ": round(float(there_are.mean()), 1),
+                "data_sets": len(values),
+            }
+        )
+    return rows
+
+
+# ---- repeatability, speed, memory -------------------------------------------------
+
+
+def repeat(raw: Path, folder: Path, peer_python: str) -> dict[str, Any]:
+    """How far the calls of two seeds agree: in both, of those in either; six pairs of seeds."""
+    there = prepare("kang, condition", raw, folder, peer_python)
+    model = trained(there / "data.h5ad")
+    asked = {
+        "one against the rest, each of the cell types": {"groupby": "cell_type"},
+        "B against NK cells": {"groupby": "cell_type", "group1": "B", "group2": "NK"},
+        "stimulated against control": {"groupby": "condition", "group1": "stim"},
+        "stimulated against control, sample_key": {
+            "groupby": "condition", "group1": "stim", "sample_key": "donor",
+        },
+    }  # fmt: skip
+    found = {}
+    for name, options in asked.items():
+        calls = []
+        for seed in (0, 1):
+            frame = model.differential_expression(seed=seed, silent=True, **options)
+            called = frame[frame["is_de_fdr_0.05"]]
+            calls.append(set(zip(called["comparison"], called.index, strict=True)))
+        both, either = calls[0] & calls[1], calls[0] | calls[1]
+        found[name] = {
+            "called": [len(c) for c in calls],
+            "agree": round(len(both) / len(either), 4),
+        }
+    return found
+
+
+def speed(folder: Path, peer_python: str, pairs: int) -> dict[str, Any]:
+    """Seconds of one test, a group of 12 against the rest, of both libraries in turn."""
+    data = folder / "answers_grouped.h5ad"
+    if not data.exists():
+        if not (folder / "answers.h5ad").exists():
+            run_json(sys.executable, "simulate.py", folder / "answers.h5ad", 20_000, 2_000, 0.14)
+        adata = anndata.read_h5ad(folder / "answers.h5ad")
+        groups = np.random.default_rng(0).integers(12, size=adata.n_obs)
+        adata.obs["group"] = pd.Categorical([f"group {g}" for g in groups])
+        adata.write_h5ad(data)
+    asked = ("de_speed", data, "batch", "group", "group 0")
+    found = [
+        (
+            run_json(peer_python, "peer.py", *asked)["seconds"]["one"],
+            run_json(sys.executable, "ours.py", *asked)["seconds"],
+        )
+        for _ in range(pairs)
+    ]
+    ratios = sorted(theirs / mine["one"] for theirs, mine in found)
+    of_all = sorted(mine["all"] / mine["one"] for _, mine in found)
+    return {
+        "scvi_tools_seconds": round(median(t for t, _ in found), 3),
+        "vivace_seconds": round(median(m["one"] for _, m in found), 3),
+        "ratio": round(median(ratios), 1),
+        "ratio_of_each_pair": [round(r, 1) for r in ratios],
+        "vivace_seconds_of_12_groups": round(median(m["all"] for _, m in found), 3),
+        "12_groups_to_one": round(median(of_all), 2),
+        "12_groups_to_one_of_each_pair": [round(r, 2) for r in of_all],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--raw", required=True, type=Path, help="folder of the h5ad files")
+    parser.add_argument("--folder", required=True, type=Path, help="where data and models are kept")
+    parser.add_argument("--peer-python", required=True, help="Python that has scvi-tools 1.4.2")
+    parser.add_argument("--only", nargs="*", choices=STUDIES, default=list(STUDIES))
+    parser.add_argument("--pairs", default=3, type=int)
+    parser.add_argument("--times", default=20, type=int, help="data sets with planted effects")
+    parser.add_argument("--save", action="store_true")
+    args = parser.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    sets = (args.raw, args.folder, args.peer_python)
+    studies = {
+        "speed": lambda: speed(args.folder, args.peer_python, args.pairs),
+        "memory": lambda: run_json(sys.executable, "ours.py", "de_memory", 1_000_000, 20_000),
+        "truth": lambda: truth(*sets),
+        "null": lambda: null(*sets),
+        "planted": lambda: planted(*sets, args.times),
+        "repeat": lambda: repeat(*sets),
+    }
+    result: dict[str, Any] = {"benchmark": "de", **provenance()}
+    for name, study in studies.items():
+        if name in args.only:
+            result[name] = study()
+    report("de", result, args.save)
+
+
+if __name__ == "__main__":
+    main()

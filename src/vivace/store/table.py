@@ -1,0 +1,30 @@
+"""Tables as text, written whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from vivace.errors import OptionError
+from vivace.store.matrix import check_free
+
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+
+
+def check_table(path: Path, overwrite: bool) -> None:
+    """Refuse a path that is taken, or whose ending does not say how a table is written."""
+    if path.suffix not in _SEPARATORS:
+        raise OptionError(f"{path} must end in .csv or .tsv, which says how it is written.")
+    check_free(path, overwrite)
+
+
+def write_table(table: pd.DataFrame, path: Path, index_label: str) -> None:
+    """Write under a temporary name beside the last one, and rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    waiting = path.with_name(f".{path.name}.part")
+    try:
+        table.to_csv(waiting, sep=_SEPARATORS[path.suffix], index_label=index_label)
+        waiting.replace(path)
+    finally:
+        waiting.unlink(missing_ok=True)

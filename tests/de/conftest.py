@@ -1,0 +1,41 @@
+"""Small models that the tests of differential expression share."""
+
+from __future__ import annotations
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+
+from vivace import SCVI, datasets
+
+mpl.use("Agg")
+
+
+@pytest.fixture(scope="package")
+def covered(tiny):
+    """A small trained model with a batch, and a donor as a further category."""
+    adata = tiny(n_cells=150)
+    adata.obs["sample"] = np.array([f"s{i}" for i in range(4)])[np.arange(150) // 2 % 4]
+    SCVI.setup_anndata(adata, batch_key="batch", categorical_covariate_keys=["donor"])
+    model = SCVI(adata, n_hidden=16, n_latent=3)
+    model.train(5, batch_size=20, seed=1, progress=False)
+    return model
+
+
+@pytest.fixture(scope="package")
+def cells(covered):
+    """All cells of that model, as questions to it pass over them."""
+    return covered._cells(None, None, None, True)
+
+
+@pytest.fixture(scope="package")
+def pbmc():
+    """A model of 700 real cells of eight types, in two batches that mean nothing."""
+    adata = datasets.pbmc3k()
+    rng = np.random.default_rng(0)
+    adata = adata[np.sort(rng.choice(adata.n_obs, 700, replace=False))].copy()
+    adata.obs["batch"] = np.array(["b0", "b1"])[rng.integers(0, 2, adata.n_obs)]
+    SCVI.setup_anndata(adata, batch_key="batch")
+    model = SCVI(adata, n_hidden=32, n_latent=5)
+    model.train(20, seed=0, progress=False)
+    return model

@@ -1,0 +1,172 @@
+"""Draws of groups: which cells, where in the latent space, decoded as what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from vivace import de, model
+from vivace.de.draws import DrawnExpression, draw_group, gene_blocks
+from vivace.setup import Codes
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+FOLDERS = sorted(p.name for p in GOLDEN.iterdir() if (p / "model.pt").exists())
+OWN = (Codes(),)
+BATCHES = (Codes(0), Codes(1))
+DONORS = tuple(Codes(None, ((0, i),)) for i in range(3))
+WEIGHTING = {"max_cells": 20, "truncation": False, "n_mc_samples": 3}
+
+
+def drawn_of(groups, **options):
+    return DrawnExpression(groups, groups[0].cells.network.dims.n_genes, **options)
+
+
+def whole(drawn):
+    """Expression of all genes in all draws, shape (g, m)."""
+    blocks = list(drawn.blocks())
+    at = np.concatenate([np.arange(genes.start, genes.stop) for genes, _ in blocks])
+    np.testing.assert_array_equal(at, np.arange(drawn.n_genes))
+    return np.concatenate([x for _, x in blocks])
+
+
+def decoded_as(asked, group, transform):
+    """What the model's public ``decode`` says at the same points, (m, g)."""
+    z = torch.softmax(group.z, -1) if asked.config.latent_distribution == "ln" else group.z
+    found = asked.decode(z, indices=group.cells.rows, transform_batch=transform)
+    name = "normal_mu" if asked.config.gene_likelihood == "normal" else "scale"
+    return getattr(found, name).numpy()
+
+
+# ---- which cells -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codes", [OWN, BATCHES, DONORS], ids=len)
+@pytest.mark.parametrize("n_draws", [1, 2, 7, 39, 40, 41, 400, 1001])
+def test_every_cell_is_drawn_equally_often(cells, n_draws, codes):
+    rows = np.arange(100, 140)
+    group = draw_group(cells.at(rows), n_draws, codes, 3, None)
+    assert len(group) == -(-n_draws // len(codes)) * len(codes)
+    assert group.codes == codes
+    assert len(group.z) == len(group.log_library) == len(group.cells) == len(group)
+    assert set(group.cells.rows) <= set(rows)
+    often = np.bincount(group.cells.rows, minlength=140)[rows]
+    assert often.max() - often.min() <= 1
+
+
+def test_which_cells_come_more_often_and_when_is_chance(cells):
+    first = np.concatenate(
+        [draw_group(cells.at(np.arange(10)), 4, OWN, s, None).cells.rows for s in range(300)]
+    )
+    assert stats.chisquare(np.bincount(first, minlength=10)).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("codes", [OWN, BATCHES, DONORS], ids=len)
+def test_stretches_are_equal_and_cover_all_draws(cells, codes):
+    group = draw_group(cells, 50, codes, 0, None)
+    found = list(group.stretches())
+    assert [code for _, code in found] == list(codes)
+    places = np.concatenate([np.arange(len(group))[s] for s, _ in found])
+    np.testing.assert_array_equal(places, np.arange(len(group)))
+    assert len({s.stop - s.start for s, _ in found}) == 1
+
+
+def test_z_is_drawn_from_the_posterior_of_its_cell(covered, cells):
+    group = draw_group(cells, 3000, OWN, 5, None)
+    mean, variance = covered.get_latent_representation(return_dist=True)
+    rows = group.cells.rows
+    standard = (group.z.numpy() - mean[rows]) / np.sqrt(variance[rows])
+    for column in standard.T:
+        assert stats.kstest(column, "norm").pvalue > 1e-3
+    np.testing.assert_allclose(np.corrcoef(standard.T), np.eye(3), atol=0.1)
+    library = covered.adata.X.sum(1).A1 if hasattr(covered.adata.X, "A1") else None
+    library = np.asarray(covered.adata.X.sum(1)).ravel() if library is None else library
+    np.testing.assert_allclose(group.log_library.exp(), library[rows], rtol=1e-5)
+
+
+@pytest.mark.parametrize("weighting", [None, WEIGHTING], ids=["uniform", "importance"])
+def test_draws_follow_from_the_seed(cells, weighting):
+    first, again, other = (draw_group(cells, 60, BATCHES, s, weighting) for s in (1, 1, 2))
+    np.testing.assert_array_equal(first.cells.rows, again.cells.rows)
+    assert torch.equal(first.z, again.z)
+    assert not torch.equal(first.z, other.z)
+    assert (first.cells.rows != other.cells.rows).any()
+    assert len(first) == 60
+
+
+@pytest.mark.parametrize("weighting", [None, WEIGHTING], ids=["uniform", "importance"])
+def test_draws_do_not_depend_on_the_batch_size(covered, weighting):
+    few, many = (
+        draw_group(covered._cells(None, None, size, True), 70, BATCHES, 1, weighting)
+        for size in (7, 512)
+    )
+    np.testing.assert_array_equal(few.cells.rows, many.cells.rows)
+    torch.testing.assert_close(few.z, many.z, rtol=1e-5, atol=1e-5)
+    x, y = (whole(drawn_of([group])) for group in (few, many))
+    np.testing.assert_allclose(x, y, rtol=1e-4)
+
+
+# ---- what is decoded ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_expression_is_what_the_model_decodes(folder):
+    """Every likelihood, library and latent distribution; cells with their own categories."""
+    asked = model.load(GOLDEN / folder, anndata.read_h5ad(GOLDEN / "adata.h5ad"))
+    cells = asked._cells(None, None, None, True)
+    groups = [
+        draw_group(cells.at(np.arange(50)), 30, OWN, 0, None),
+        draw_group(cells.at(np.arange(60, 300)), 41, OWN, 1, None),
+    ]
+    wanted = np.concatenate([decoded_as(asked, group, None) for group in groups])
+    np.testing.assert_allclose(whole(drawn_of(groups)), wanted.T, rtol=2e-5, atol=1e-9)
+
+
+def test_each_stretch_is_decoded_as_its_categories(covered, cells):
+    group = draw_group(cells, 60, DONORS, 0, None)
+    other = draw_group(cells.at(np.arange(9)), 20, BATCHES, 1, None)
+    found = whole(drawn_of([group, other]))
+    for i in range(3):
+        wanted = decoded_as(covered, group, {"donor": f"d{i}"})
+        at = slice(20 * i, 20 * (i + 1))
+        np.testing.assert_allclose(found[:, at], wanted[at].T, rtol=2e-5)
+    for i in range(2):
+        at = slice(10 * i, 10 * (i + 1))
+        wanted = decoded_as(covered, other, f"b{i}")[at]
+        np.testing.assert_allclose(found[:, 60:][:, at], wanted.T, rtol=2e-5)
+
+
+@pytest.mark.parametrize("genes_at_once", [1, 7, 29, 30, 31])
+def test_blocks_of_genes_are_the_same_as_all_together(cells, monkeypatch, genes_at_once):
+    groups = [draw_group(cells, 50, BATCHES, 0, None), draw_group(cells, 33, OWN, 1, None)]
+    once = drawn_of(groups)
+    wanted, (mean, largest) = whole(once), once.summary()
+    monkeypatch.setattr("vivace.de.draws.AT_ONCE", genes_at_once * 83 + 82)
+    blocks = gene_blocks(groups, 30)
+    assert len(blocks) == -(-30 // genes_at_once)
+    drawn = drawn_of(groups)
+    np.testing.assert_allclose(whole(drawn), wanted, rtol=1e-6)
+    for found, expected in zip(drawn.summary(), (mean, largest), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert whole(drawn_of(groups, at_once=True)).shape == (30, 83)
+    assert len(list(drawn_of(groups, at_once=True).blocks())) == 1
+
+
+def test_the_summary_is_of_each_group(cells):
+    groups = [draw_group(cells, n, OWN, n, None) for n in (1, 50, 20)]
+    drawn = drawn_of(groups)
+    x = whole(drawn).astype(np.float64)
+    mean, largest = drawn.summary()
+    for i, (start, stop) in enumerate([(0, 1), (1, 51), (51, 71)]):
+        np.testing.assert_array_equal(drawn.places[i], np.arange(start, stop))
+        np.testing.assert_allclose(mean[i], x[:, start:stop].mean(1), rtol=1e-12)
+        np.testing.assert_array_equal(largest[i], x[:, start:stop].max(1))
+
+
+def test_memory_holds_so_many_numbers_that_a_large_model_needs_blocks():
+    """12,000 draws of 36,000 genes are not held at a time."""
+    assert de.draws.AT_ONCE < 12_000 * 36_000

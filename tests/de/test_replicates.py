@@ -1,0 +1,288 @@
+"""Effects over samples: against SciPy's t tests, limma's moderation, and integrals done otherwise."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from scipy import integrate, special, stats
+
+from vivace.de.replicates import (
+    Effects,
+    change_over_samples,
+    moderated,
+    paired_effects,
+    unpaired_effects,
+)
+
+
+def every(n):
+    return np.ones(n, bool)
+
+
+# ---- variances ---------------------------------------------------------------
+
+
+def inverse_trigamma(y):
+    """Newton's steps as limma takes them."""
+    x = 0.5 + 1 / y
+    for _ in range(50):
+        x += special.polygamma(1, x) * (1 - special.polygamma(1, x) / y) / special.polygamma(2, x)
+    return x
+
+
+def by_limma(variance, dof):
+    """squeezeVar of limma, whose fitFDist finds the prior."""
+    e = np.log(variance) - special.digamma(dof / 2) + np.log(dof / 2)
+    spread = e.var(ddof=1) - special.polygamma(1, dof / 2)
+    prior_dof = 2 * inverse_trigamma(spread)
+    prior = np.exp(e.mean() + special.digamma(prior_dof / 2) - np.log(prior_dof / 2))
+    return (prior_dof * prior + dof * variance) / (prior_dof + dof), prior_dof + dof
+
+
+@pytest.mark.parametrize("dof", [1, 3, 6])
+def test_variances_are_moderated_as_limma_does(dof):
+    variance = np.array([0.001, 0.02, 0.5, 3.0, 40.0, 0.0004, 7.0, 900.0])
+    found, together = moderated(variance, dof, every(8))
+    wanted, wanted_dof = by_limma(variance, dof)
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    assert together == pytest.approx(wanted_dof, rel=1e-6)
+    assert together > dof
+
+
+@pytest.mark.parametrize(("prior_dof", "dof"), [(4, 3), (10, 3), (30, 6)])
+def test_the_prior_that_variances_were_drawn_from_is_found(prior_dof, dof):
+    rng = np.random.default_rng(0)
+    true = 0.3 * prior_dof / rng.chisquare(prior_dof, 20_000)
+    variance = true * rng.chisquare(dof, len(true)) / dof
+    found, together = moderated(variance, dof, every(len(true)))
+    assert together - dof == pytest.approx(prior_dof, rel=0.15)
+    prior = (found * together - dof * variance) / (together - dof)
+    np.testing.assert_allclose(prior, 0.3, rtol=0.05)
+    assert ((found - true) ** 2).mean() < ((variance - true) ** 2).mean()
+
+
+def test_variances_that_differ_by_chance_only_become_one():
+    rng = np.random.default_rng(1)
+    variance = np.full(5000, 0.2) * np.repeat(rng.chisquare(3, 500) / 3, 10) ** 0.5
+    found, together = moderated(variance, 3, every(5000))
+    assert np.ptp(found) == 0
+    assert together >= 1e6
+
+
+def test_only_genes_that_fit_say_what_is_usual():
+    variance = np.concatenate([[0.1, 0.4, 1.0, 0.2, 5.0, 0.02], [1e-9, 1e5, 0.0]])
+    fit = np.arange(9) < 6
+    found, together = moderated(variance, 2, fit)
+    alone, of_those = moderated(variance[:6], 2, every(6))
+    np.testing.assert_allclose(found[:6], alone)
+    assert together == of_those
+    assert found[8] > 0
+
+
+def test_of_fewer_than_three_genes_variances_stay():
+    variance = np.array([0.5, 0.0, 2.0])
+    found, dof = moderated(variance, 4, every(3))
+    np.testing.assert_allclose(found, variance, atol=1e-300)
+    assert (found > 0).all()
+    assert dof == 4
+
+
+# ---- effects -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [2, 3, 8])
+def test_paired_effects_are_those_of_a_paired_t_test(n):
+    first, second = np.random.default_rng(n).normal(size=(2, n, 2))
+    found = paired_effects((first, second), (first, second), every(2))
+    test = stats.ttest_rel(first, second)
+    np.testing.assert_allclose(found.mean, (first - second).mean(0))
+    np.testing.assert_allclose(found.mean / found.error, test.statistic)
+    assert found.dof == n - 1
+    np.testing.assert_allclose(found.least, (first - second).min(0))
+    np.testing.assert_allclose(found.largest, (first - second).max(0))
+
+
+@pytest.mark.parametrize(("n", "m"), [(2, 2), (3, 7), (5, 2)])
+def test_unpaired_effects_are_those_of_students_t_test(n, m):
+    rng = np.random.default_rng(n)
+    first, second = rng.normal(size=(n, 2)), rng.normal(1, 1, (m, 2))
+    found = unpaired_effects((first, second), (first, second), every(2))
+    test = stats.ttest_ind(first, second, equal_var=True)
+    np.testing.assert_allclose(found.mean / found.error, test.statistic)
+    assert found.dof == n + m - 2
+    pairs = first[:, None] - second[None]
+    np.testing.assert_allclose(found.least, pairs.min((0, 1)))
+    np.testing.assert_allclose(found.largest, pairs.max((0, 1)))
+
+
+def test_the_effect_is_expected_and_its_error_counted():
+    rng = np.random.default_rng(0)
+    expected, counted = rng.normal(size=(2, 2, 4, 2))
+    for effects, test in (
+        (paired_effects, stats.ttest_rel),
+        (unpaired_effects, stats.ttest_ind),
+    ):
+        found = effects(tuple(expected), tuple(counted), every(2))
+        wanted = test(*counted)
+        np.testing.assert_allclose(found.mean, (expected[0] - expected[1]).mean(0))
+        error = (counted[0] - counted[1]).mean(0) / wanted.statistic
+        np.testing.assert_allclose(found.error, error)
+
+
+# ---- the posterior -----------------------------------------------------------
+
+
+def effects_of(mean, error, dof=5.0):
+    mean = np.asarray(mean, float)
+    error = np.broadcast_to(np.asarray(error, float), mean.shape)
+    return Effects(mean, error, dof, mean - error, mean + error)
+
+
+def integral(function, low, high, points):
+    edges = [low, *sorted(p for p in points if low < p < high), high]
+    return sum(integrate.quad(function, a, b, limit=200)[0] for a, b in pairwise(edges))
+
+
+def cut_normal(x, width, reach):
+    """Density of a normal around zero that ends at ``reach``."""
+    whole = width * np.sqrt(2 * np.pi) * special.erf(reach / width / np.sqrt(2))
+    return np.exp(-0.5 * (x / width) ** 2) / whole
+
+
+def by_integration(effects, delta, gene):
+    """EM and posterior of one gene with densities instead of a grid."""
+    widest = max(2 * np.abs(effects.mean).max(), 0.08)
+    widths = [0.04 * 2 ** (i / 2) for i in range(40) if 0.04 * 2 ** ((i - 1) / 2) < widest]
+
+    def likelihood(x, i):
+        standard = (effects.mean[i] - x) / effects.error[i]
+        return (1 + standard**2 / effects.dof) ** (-(effects.dof + 1) / 2)
+
+    reach = max(np.abs(effects.mean).max() + 0.08, delta + 1)
+    marginal = np.empty((len(effects.mean), len(widths) + 1))
+    for i, mean in enumerate(effects.mean):
+        marginal[i, 0] = likelihood(0.0, i)
+        for j, width in enumerate(widths):
+            cut = [mean, 0, mean - effects.error[i], mean + effects.error[i], -width, width]
+            marginal[i, j + 1] = integral(
+                lambda x, i=i, w=width: likelihood(x, i) * cut_normal(x, w, reach),
+                -reach,
+                reach,
+                cut,
+            )
+    weights = np.full(len(widths) + 1, 1 / (len(widths) + 1))
+    for _ in range(500):
+        share = marginal * weights
+        share /= share.sum(1, keepdims=True)
+        weights = share.sum(0)
+        weights[0] += 10
+        weights /= weights.sum()
+
+    def posterior(x):
+        normals = [
+            cut_normal(x, w, reach) * weight for w, weight in zip(widths, weights[1:], strict=True)
+        ]
+        return likelihood(x, gene) * sum(normals)
+
+    cut = [0, effects.mean[gene], -delta, delta]
+    whole = weights[0] * likelihood(0.0, gene) + integral(posterior, -reach, reach, cut)
+    plus = integral(posterior, delta, reach, cut) / whole
+    minus = integral(posterior, -reach, -delta, cut) / whole
+    mean = integral(lambda x: x * posterior(x), -reach, reach, cut) / whole
+    square = integral(lambda x: x * x * posterior(x), -reach, reach, cut) / whole
+    above = (integral(posterior, 0, reach, cut) + weights[0] * likelihood(0.0, gene) / 2) / whole
+    return plus, minus, above, mean, np.sqrt(square - mean**2)
+
+
+def test_the_posterior_is_that_of_integrals():
+    effects = effects_of([0.05, 0.6, -1.0, 0.3], [0.2, 0.3, 0.25, 0.4])
+    found = change_over_samples(effects, 0.25, every(4), ())
+    for gene in (1, 2, 3):
+        plus, minus, above, mean, std = by_integration(effects, 0.25, gene)
+        assert found.plus[gene] == pytest.approx(plus, abs=0.01)
+        assert found.minus[gene] == pytest.approx(minus, abs=0.01)
+        assert found.above[gene] == pytest.approx(above, abs=0.01)
+        assert found.mean[gene] == pytest.approx(mean, abs=0.01)
+        assert found.std[gene] == pytest.approx(std, abs=0.01)
+
+
+def test_intervals_and_the_median_are_quantiles():
+    """Of genes that say much more than the prior: those of Student's t."""
+    effects = effects_of(np.linspace(-4, 4, 60), 0.15, 12.0)
+    found = change_over_samples(effects, 0.25, every(60), (0.5, 0.9))
+    far = (np.abs(effects.mean) > 2) & (np.abs(effects.mean) < 3.3)
+    law = stats.t(12.0, effects.mean[far], 0.15)
+    np.testing.assert_allclose(found.median[far], law.median(), atol=0.04)
+    for level in (0.5, 0.9):
+        ends = law.interval(level)
+        for end, wanted in zip(found.intervals[level], ends, strict=True):
+            np.testing.assert_allclose(end[far], wanted, atol=0.04)
+
+
+def test_the_gene_that_changes_most_is_not_cut_off():
+    """It could change more than it was seen to."""
+    effects = effects_of([*np.linspace(-2, 2, 40), 4.0], 0.4, 12.0)
+    found = change_over_samples(effects, 0.25, every(41), (0.9,))
+    assert found.intervals[0.9][1][-1] > 4.3
+    assert found.std[-1] > 0.3
+
+
+def test_a_gene_that_is_far_away_keeps_its_place_in_blocks_of_genes():
+    effects = effects_of(np.linspace(-1, 1, 1100), 0.05)
+    found = change_over_samples(effects, 0.25, every(1100), ())
+    assert (np.diff(found.mean) > -1e-9).all()
+    np.testing.assert_allclose(found.mean, -found.mean[::-1], atol=1e-6)
+    np.testing.assert_allclose(found.std, found.std[::-1], atol=1e-6)
+
+
+def observed(true, n, noise, seed):
+    """Effects of ``n`` paired samples that vary by ``noise`` around the true ones."""
+    rng = np.random.default_rng(seed)
+    first = true + rng.normal(0, noise, (n, len(true)))
+    second = np.zeros((n, len(true)))
+    return paired_effects((first, second), (first, second), every(len(true)))
+
+
+def surest(found):
+    return np.maximum(found.plus, found.minus)
+
+
+@pytest.mark.parametrize("delta", [0.1, 0.25, 0.5])
+@pytest.mark.parametrize("seed", range(5))
+def test_where_no_gene_differs_none_is_called(seed, delta):
+    found = change_over_samples(observed(np.zeros(1000), 4, 0.3, seed), delta, every(1000), ())
+    assert surest(found).max() < 0.5
+
+
+def test_where_no_gene_differs_none_is_called_with_a_threshold_of_nothing():
+    """No change at all is neither upwards nor downwards."""
+    found = change_over_samples(observed(np.zeros(1000), 4, 0.3, 0), 0.0, every(1000), ())
+    assert surest(found).max() < 0.95
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_genes_that_differ_in_all_samples_are_called(sign):
+    true = np.where(np.arange(1000) < 100, sign * 1.5, 0.0)
+    found = change_over_samples(observed(true, 4, 0.2, 0), 0.25, every(1000), ())
+    assert (surest(found)[:100] > 0.95).mean() > 0.95
+    assert (surest(found)[100:] > 0.95).mean() < 0.01
+    assert (np.sign(found.mean[:100]) == sign).all()
+
+
+def test_one_deviating_sample_calls_no_gene():
+    rng = np.random.default_rng(0)
+    first = rng.normal(0, 0.1, (4, 500))
+    first[2, :5] += 4.0
+    first[:, 5:10] += 1.0
+    sides = first, np.zeros((4, 500))
+    found = change_over_samples(paired_effects(sides, sides, every(500)), 0.25, every(500), ())
+    assert (surest(found)[:5] < 0.9).all()
+    assert (surest(found)[5:10] > 0.95).all()
+
+
+def test_genes_that_fit_nothing_say_nothing():
+    """Without a gene to learn the prior from, none has an effect."""
+    found = change_over_samples(effects_of([3.0, -1.0], 0.1), 0.25, np.zeros(2, bool), ())
+    assert surest(found).max() < 1e-6
