@@ -6,6 +6,7 @@ from pathlib import Path
 import anndata
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 
 import vivace
@@ -371,3 +372,67 @@ def test_an_unknown_gene_is_named_whatever_var_holds(vivace_refuses, tiny, fitte
     adata.write_h5ad(tmp_path / "with_var.h5ad")
     arguments = (fitted, tmp_path / "with_var.h5ad", "-o", tmp_path / "x.h5ad", "--gene", "gen7")
     vivace_refuses(("express", *arguments), "gen7", "gene7")
+
+
+# ---- de ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_de_writes_what_python_gives(vivace_says, cells, fitted, tmp_path, suffix):
+    out, picture = tmp_path / "out" / f"table{suffix}", tmp_path / "volcano.png"
+    options = ("--groupby", "cell_type", "--seed", "3", "--delta", "0.1", "--fdr-target", "0.2")
+    options += ("--batch-correction", "--test-mode", "two", "--volcano", picture, "--quiet")
+    code, said, err = vivace_says("de", fitted, cells, "-o", out, *options)
+    assert (code, err) == (0, "")
+    expected = SCVI.load(fitted).differential_expression(
+        anndata.read_h5ad(cells),
+        groupby="cell_type",
+        seed=3,
+        delta=0.1,
+        fdr_target=0.2,
+        batch_correction=True,
+        test_mode="two",
+    )
+    written = pd.read_csv(out, sep="," if suffix == ".csv" else "\t", index_col="gene")
+    pd.testing.assert_frame_equal(
+        written, expected, check_dtype=False, check_names=False, check_categorical=False
+    )
+    assert len(said.splitlines()) == expected["comparison"].nunique() + 1
+    assert said.splitlines()[-1] == f"Wrote {out}"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert [p.name for p in out.parent.iterdir()] == [out.name]
+
+
+def test_de_takes_queries_and_the_vanilla_mode(vivace_says, cells, fitted, tmp_path):
+    out = tmp_path / "table.csv"
+    options = ("--idx1", "donor == 'd0'", "--idx2", "donor == 'd1'", "--mode", "vanilla")
+    code, said, _ = vivace_says("de", fitted, cells, "-o", out, *options, "--quiet")
+    assert code == 0
+    assert "proba_m1" in pd.read_csv(out).columns
+    assert said.startswith("group1 vs group2: ")
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (("-o", "x.xlsx", "--groupby", "cell_type"), ("x.xlsx", ".csv or .tsv")),
+        (("-o", "x.csv", "--groupby", "cell_typ"), ("cell_typ", "did you mean 'cell_type'?")),
+        (("-o", "x.csv"), ("groupby=",)),
+        (("-o", "x.csv", "--idx1", "nothing ==="), ("nothing ===",)),
+        (("-o", "x.csv", "--groupby", "cell_type", "--mode", "chang"), ("chang",)),
+    ],
+)
+def test_de_refuses(vivace_refuses, cells, fitted, tmp_path, options, parts, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    vivace_refuses(("de", fitted, cells, *options), *parts)
+    assert not [p for p in tmp_path.iterdir() if p.suffix == ".csv" or p.name.startswith(".")]
+
+
+def test_de_keeps_a_table_that_is_there(vivace_refuses, vivace_says, cells, fitted, tmp_path):
+    out = tmp_path / "table.csv"
+    out.write_text("precious")
+    asked = ("de", fitted, cells, "-o", out, "--groupby", "cell_type", "--quiet")
+    vivace_refuses(asked, str(out))
+    assert out.read_text() == "precious"
+    assert vivace_says(*asked, "--overwrite")[0] == 0
+    assert out.read_text().startswith("gene,")

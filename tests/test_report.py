@@ -5,7 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
+from anndata import AnnData
 
+from vivace.errors import DataError, OptionError
+from vivace.pl import heatmap, volcano
 from vivace.report import draw_check, summarise_check
 
 
@@ -62,3 +66,68 @@ def test_a_model_s_own_check_is_drawn(trained, tmp_path):
     check = trained.posterior_predictive_check(n_samples=3, n_correlated=5, seed=0)
     draw_check(tmp_path / "check.png", check)
     assert (tmp_path / "check.png").stat().st_size > 10_000
+
+
+# ---- differential expression ----------------------------------------------------------
+
+
+def de_table(comparison: str, effects: list[float], called: list[bool]) -> pd.DataFrame:
+    n = len(effects)
+    proba = np.where(called, 0.999, 0.3)
+    return pd.DataFrame(
+        {
+            "proba_not_de": 1 - proba,
+            "lfc_mean": effects,
+            "delta": 0.25,
+            "is_de_fdr_0.05": called,
+            "comparison": comparison,
+        },
+        index=[f"gene{i}" for i in range(n)],
+    )
+
+
+TABLE = de_table("a vs Rest", [3.0, -2.0, 0.1], [True, True, False])
+
+
+def test_a_volcano_shows_every_gene_and_names_those_that_are_called(tmp_path):
+    ax = volcano(TABLE, save=tmp_path / "volcano.png")
+    assert (tmp_path / "volcano.png").read_bytes().startswith(b"\x89PNG")
+    drawn = np.concatenate([c.get_offsets() for c in ax.collections])
+    assert sorted(drawn[:, 0]) == [-2.0, 0.1, 3.0]
+    assert {t.get_text() for t in ax.texts} == {"gene0", "gene1"}
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == [
+        "not called (1)",
+        "up (1)",
+        "down (1)",
+    ]
+
+
+def test_a_volcano_is_of_one_comparison(refused):
+    both = pd.concat([TABLE, de_table("b vs Rest", [1.0], [True])])
+    assert volcano(both, "b vs Rest").get_title(loc="left") == "b vs Rest"
+    with refused(OptionError, "2 comparisons", "'a vs Rest'"):
+        volcano(both)
+    with refused(DataError, "'c vs Rest'", "'a vs Rest'"):
+        volcano(both, "c vs Rest")
+    with refused(OptionError, "'vanilla'"):
+        volcano(TABLE.drop(columns="is_de_fdr_0.05"))
+
+
+def test_a_heatmap_has_the_genes_that_are_called_and_up_in_each_group(tmp_path, refused):
+    counts = np.array([[9, 1, 0], [8, 0, 2], [0, 5, 5], [1, 4, 5]], np.float32)
+    obs = pd.DataFrame({"kind": ["a", "a", "b", "b"]}, index=list("wxyz"))
+    var = pd.DataFrame(index=["gene0", "gene1", "gene2"])
+    adata = AnnData(sp.csr_matrix(counts), obs=obs, var=var)
+    result = pd.concat([TABLE, de_table("b vs Rest", [-3.0, 2.0, 1.0], [True, True, True])])
+    result.attrs["groupby"] = "kind"
+    ax = heatmap(result, adata, save=tmp_path / "heat.png")
+    assert (tmp_path / "heat.png").read_bytes().startswith(b"\x89PNG")
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["gene0", "gene1", "gene2"]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["a", "b"]
+    np.testing.assert_array_equal(ax.images[0].get_array(), [[1, 0, 0], [0, 1, 1]])
+    with refused(DataError, "'kin'", "did you mean 'kind'?"):
+        heatmap(result, adata, groupby="kin")
+    with refused(DataError, "'gene2'"):
+        heatmap(result, adata[:, :2])
+    with refused(DataError, "No gene is called"):
+        heatmap(de_table("a vs b", [1.0], [False]), adata, groupby="kind")

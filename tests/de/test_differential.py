@@ -344,6 +344,18 @@ def test_several_at_once_are_as_one_at_a_time(covered):
             np.testing.assert_allclose(part[column], alone[column], rtol=1e-12)
 
 
+def test_the_other_cells_count_one_by_one_not_group_by_group(pbmc):
+    """Groups of 10 to 300 cells."""
+    asks = {"groupby": "cell_type", "pseudocounts": 1e-5, "n_samples_overall": 1500, "seed": 0}
+    together = pbmc.differential_expression(**asks)
+    part = by_gene(together[together["group1"] == "B cells"], pbmc)
+    alone = by_gene(pbmc.differential_expression(group1="B cells", **asks | {"seed": 7}), pbmc)
+    np.testing.assert_allclose(part["scale2"], alone["scale2"], rtol=0.15)
+    assert (np.abs(part["lfc_mean"] - alone["lfc_mean"]) < 0.15 * alone["lfc_std"]).all()
+    for column in COUNTED:
+        np.testing.assert_allclose(part[column], alone[column], rtol=1e-12)
+
+
 def test_rows_and_groups_say_the_same(covered):
     kind = covered.adata.obs["cell_type"].to_numpy()
     groups = asked(covered)

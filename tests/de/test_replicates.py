@@ -127,8 +127,12 @@ def test_the_effect_is_expected_and_its_error_counted():
         found = effects(tuple(expected), tuple(counted), every(2))
         wanted = test(*counted)
         np.testing.assert_allclose(found.mean, (expected[0] - expected[1]).mean(0))
-        error = (counted[0] - counted[1]).mean(0) / wanted.statistic
-        np.testing.assert_allclose(found.error, error)
+        seen = (counted[0] - counted[1]).mean(0)
+        error = seen / wanted.statistic
+        for gene in range(2):  # what is expected beyond what was counted is an error too
+            inside = sorted([0.0, seen[gene]])
+            beyond = max(inside[0] - found.mean[gene], found.mean[gene] - inside[1], 0.0)
+            assert found.error[gene] == pytest.approx(np.hypot(error[gene], beyond))
 
 
 # ---- the posterior -----------------------------------------------------------
@@ -160,7 +164,7 @@ def by_integration(effects, delta, gene):
         standard = (effects.mean[i] - x) / effects.error[i]
         return (1 + standard**2 / effects.dof) ** (-(effects.dof + 1) / 2)
 
-    reach = max(np.abs(effects.mean).max() + 0.08, delta + 1)
+    reach = max((np.abs(effects.mean) + 6 * effects.error).max(), delta + 1)
     marginal = np.empty((len(effects.mean), len(widths) + 1))
     for i, mean in enumerate(effects.mean):
         marginal[i, 0] = likelihood(0.0, i)

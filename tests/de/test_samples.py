@@ -101,7 +101,7 @@ def test_the_rest_is_the_same_samples_in_other_groups(covered):
 def test_a_comparison_of_too_few_samples_is_left_out_with_a_warning(covered):
     numbers = [("A", "m0", 15), ("A", "m1", 15), ("C", "m0", 15), ("C", "m1", 9)]
     adata = laid_out(covered, *numbers, ("B", "m0", 15), ("B", "m1", 15))
-    with pytest.warns(VivaceWarning, match="C vs B is left out: 1 and 1 samples"):
+    with pytest.warns(VivaceWarning, match="C vs B is left out: 1 and 2 samples"):
         found = asked(covered, adata, group1=["A", "C"])
     assert list(found.attrs["comparisons"]) == ["A vs B"]
     assert set(found["comparison"]) == {"A vs B"}

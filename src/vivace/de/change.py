@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -170,9 +171,15 @@ def _by_functions(
         plus, minus = effect >= delta, effect < -delta
     else:
         region = _called("m1_domain_fn", options.m1_domain_fn, effect)
-        plus, minus = region if isinstance(region, tuple | list) else (region, False)
-        minus = np.broadcast_to(minus, np.shape(plus))
+        both = list(region) if isinstance(region, tuple | list) else [region, None]
+        if len(both) != 2:
+            raise ArgumentTypeError(
+                f"m1_domain_fn gave {len(both)} arrays; it must give the pairs with an effect upwards "
+                "and those downwards, or one array for both."
+            )
+        plus, minus = both[0], np.zeros(effect.shape, bool) if both[1] is None else both[1]
         _check_shape("m1_domain_fn", plus, effect.shape)
+        _check_shape("m1_domain_fn", minus, effect.shape)
     ordered = np.sort(effect, axis=0) if options.cred_interval_lvls else effect
     shortest = {
         level: np.array([shortest_interval(column, level) for column in ordered.T])
@@ -222,6 +229,9 @@ def delta_of(effects: Values, seed: int) -> float:
         raise MissingExtraError(
             "delta=None needs scikit-learn, which is not installed; run pip install 'vivace[de]'."
         ) from error
-    mixture = GaussianMixture(n_components=min(3, len(effects)), random_state=seed % 2**32)
-    means = np.sort(mixture.fit(effects[:, None]).means_.ravel())
+    n_components = min(3, len(np.unique(effects)))
+    mixture = GaussianMixture(n_components=n_components, random_state=seed % 2**32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # where it has not converged it is near enough
+        means = np.sort(mixture.fit(effects[:, None]).means_.ravel())
     return float(max(_LEAST_DELTA, _DELTA_SHARE * np.abs(means[[0, -1]]).mean()))

@@ -13,7 +13,7 @@ from vivace.de.counts import CountSums
 from vivace.de.draws import DrawnExpression, draw_group
 from vivace.de.groups import Plan
 from vivace.de.options import Options
-from vivace.de.sampling import Found, Sampling, pseudocount_of, typical
+from vivace.de.sampling import Found, Sampling, by_part, pseudocount_of, typical
 from vivace.posterior import Cells
 from vivace.posterior.cells import children
 
@@ -70,7 +70,8 @@ def over_cells(
         pseudocount, deltas = 0.0, [None] * len(sides)
         changes = change(drawn, _TINY, sides, [0.0] * len(sides))
     else:
-        pseudocount = pseudocount_of(largest, sums, options)
+        reach = by_part(largest, [part for part, _ in wanted], len(plan.parts))
+        pseudocount = pseudocount_of(reach, sums, options)
         by = _by_functions if custom else _changes
         changes, deltas = by(drawn, pseudocount, sides, options, seeds[1:])
     return [

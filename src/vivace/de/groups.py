@@ -120,13 +120,15 @@ def _rows(adata: AnnData, name: str, chosen: Chosen) -> Rows:
         except (OptionError, ArgumentTypeError) as error:
             raise type(error)(str(error).replace("indices", name)) from None
     try:
-        found = adata.obs.reset_index(drop=True).query(chosen).index
+        found = adata.obs.reset_index(drop=True).query(chosen)
+        if not isinstance(found, pd.DataFrame):
+            raise TypeError("it names no condition on the rows")
+        return np.asarray(found.index, np.int64)
     except Exception as error:  # whatever pandas makes of it
         raise OptionError(
             f"{name}={chosen!r} cannot be asked of obs ({' '.join(str(error).split())}); "
             f"{near(chosen, adata.obs.columns)}"
         ) from error
-    return np.asarray(found, np.int64)
 
 
 def _unique(name: str, rows: Rows) -> Rows:

@@ -10,6 +10,8 @@ the samples were taken from:
   draws samples together that it was not told of, and would find them too much alike;
 * it is moderated over genes (Smyth 2004, doi:10.2202/1544-6115.1027), since few samples say
   little about it;
+* where the model expects more than was counted in the mean, or the contrary, that is added to
+  the error: a change of one sample, which the model expects of all, is not one of all;
 * effects have a prior that is learned from all genes, a mixture of normals around zero and
   of zero itself (Stephens 2017, doi:10.1093/biostatistics/kxw041), so that where no gene
   differs none is called;
@@ -31,6 +33,8 @@ from vivace.de.change import Change
 Values = NDArray[np.float64]
 
 _GRID_STEP = 0.02  # log2 units between the points of the posterior of an effect
+_ERRORS = 6  # that the grid goes beyond an effect
+_FARTHEST = 40.0  # log2 units: no expression of a model differs more
 _GENES_AT_ONCE = 512
 _NULL_WEIGHT = 10.0  # pseudo-genes without an effect, so that the prior leans to zero
 _EM_STEPS = 500
@@ -45,7 +49,7 @@ class Effects:
     Parameters
     ----------
     mean : effect, log2
-    error : its standard error, with the moderated variance
+    error : its standard error, of the moderated variance and of what goes beyond the counts
     dof : degrees of freedom of that
     least, largest : effect in the counts of one sample (of one pair, where they are unpaired)
     """
@@ -70,7 +74,8 @@ def paired_effects(
     difference = counted[0] - counted[1]
     n = len(difference)
     variance, dof = moderated(difference.var(0, ddof=1), n - 1, fit)
-    return Effects(mean, np.sqrt(variance / n), dof, difference.min(0), difference.max(0))
+    error = np.hypot(np.sqrt(variance / n), _excess(mean, difference.mean(0)))
+    return Effects(mean, error, dof, difference.min(0), difference.max(0))
 
 
 def unpaired_effects(
@@ -81,13 +86,19 @@ def unpaired_effects(
     n, m = (len(side) for side in counted)
     squares = sum(((side - side.mean(0)) ** 2).sum(0) for side in counted)
     variance, dof = moderated(squares / (n + m - 2), n + m - 2, fit)
+    excess = _excess(mean, counted[0].mean(0) - counted[1].mean(0))
     return Effects(
         mean,
-        np.sqrt(variance * (1 / n + 1 / m)),
+        np.hypot(np.sqrt(variance * (1 / n + 1 / m)), excess),
         dof,
         counted[0].min(0) - counted[1].max(0),
         counted[0].max(0) - counted[1].min(0),
     )
+
+
+def _excess(expected: Values, counted: Values) -> Values:
+    """How far an effect goes beyond the one that was counted, or against it; 0 if it does not."""
+    return np.abs(expected - np.clip(expected, np.minimum(counted, 0), np.maximum(counted, 0)))
 
 
 def moderated(variance: Values, dof: int, fit: NDArray[np.bool_]) -> tuple[Values, float]:
@@ -114,8 +125,8 @@ def change_over_samples(
 ) -> Change:
     """The posterior of each gene's mean effect; the prior is learned from the genes of ``fit``."""
     n_genes = len(effects.mean)
-    reach = np.abs(effects.mean).max(initial=0.0) + 4 * _GRID_STEP
-    reach = max(reach, delta + 1.0)
+    reach = (np.abs(effects.mean) + _ERRORS * effects.error).max(initial=delta + 1.0)
+    reach = min(reach, _FARTHEST)
     half = int(np.ceil(reach / _GRID_STEP))
     grid: Values = np.arange(-half, half + 1, dtype=np.float64) * _GRID_STEP
     components = _components(grid, effects)
@@ -125,15 +136,16 @@ def change_over_samples(
         name: np.empty(n_genes) for name in ("plus", "minus", "above", "mean", "median", "std")
     }
     ends = {level: (np.empty(n_genes), np.empty(n_genes)) for level in levels}
-    plus, minus, zero = grid >= delta, grid < -delta, np.isclose(grid, 0.0)
+    plus, minus = _beyond(grid, delta), _beyond(-grid, delta)
+    above = _beyond(grid, 0.0) + 0.5 * (grid == 0)
     for start in range(0, n_genes, _GENES_AT_ONCE):
         part = slice(start, start + _GENES_AT_ONCE)
         posterior = _likelihood(effects, grid, part) * prior
         posterior /= posterior.sum(1, keepdims=True)
         below = np.cumsum(posterior, axis=1)
-        found["plus"][part] = posterior[:, plus].sum(1)
-        found["minus"][part] = posterior[:, minus].sum(1)
-        found["above"][part] = posterior[:, grid > 0].sum(1) + 0.5 * posterior[:, zero].sum(1)
+        found["plus"][part] = posterior @ plus
+        found["minus"][part] = posterior @ minus
+        found["above"][part] = posterior @ above
         mean = posterior @ grid
         found["mean"][part] = mean
         found["std"][part] = np.sqrt(np.maximum(posterior @ grid**2 - mean**2, 0.0))
@@ -142,6 +154,12 @@ def change_over_samples(
             low[part] = grid[(below >= (1 - level) / 2).argmax(1)]
             high[part] = grid[(below >= (1 + level) / 2).argmax(1)]
     return Change(**found, min=effects.least, max=effects.largest, intervals=ends)
+
+
+def _beyond(grid: Values, delta: float) -> Values:
+    """Which points of the grid are delta or more; of one that is delta half; zero never is."""
+    at = np.isclose(grid, delta, atol=1e-9)
+    return np.where(at, 0.5 * (delta > 0), grid > delta)
 
 
 def _components(grid: Values, effects: Effects) -> Values:

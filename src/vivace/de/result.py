@@ -93,7 +93,7 @@ def to_scanpy(result: pd.DataFrame, groupby: str | None) -> dict[str, Any]:
 
     Genes that are up in the group come first: ``scores`` is the probability that a gene is
     up minus that it is down.  ``pvals`` is ``proba_not_de``, and ``pvals_adj`` the FDR that
-    is expected of calling all genes that are as sure: posterior probabilities, which are
+    is expected of calling every gene down to it: posterior probabilities, which are
     read like p values and are none.
     """
     groups = list(dict.fromkeys(result["group1"]))

@@ -19,7 +19,7 @@ from vivace.de.replicates import (
     paired_effects,
     unpaired_effects,
 )
-from vivace.de.sampling import Design, Found, Sampling, pseudocount_of, typical
+from vivace.de.sampling import Design, Found, Sampling, by_part, pseudocount_of, typical
 from vivace.errors import DataError, VivaceWarning
 from vivace.posterior import Cells
 from vivace.posterior.cells import children
@@ -71,7 +71,8 @@ def over_samples(
     ]
     drawn = DrawnExpression(groups, cells.network.dims.n_genes)
     scale, largest = drawn.summary()
-    pseudocount = pseudocount_of(_by_part(largest, wanted, len(plan.parts)), sums, options)
+    reach = by_part(largest, [part for (part, _), _ in wanted], len(plan.parts))
+    pseudocount = pseudocount_of(reach, sums, options)
     expected = _mean_logs(drawn, pseudocount)
     pieces = count_sums(cells, [cut[piece] for piece, _ in wanted])
     share = pieces.counts / pieces.counts.sum(1, keepdims=True)
@@ -112,7 +113,8 @@ def over_samples(
 def _choose(comparison: Comparison, cut: Mapping[Piece, Rows]) -> tuple[Design, Side, Side] | None:
     """The samples of each side that have enough cells there.
 
-    Where at least half of the smaller side's are on the other side too, those alone, in pairs.
+    Where two or more, and at least half of the smaller side's, are on the other side too, those
+    alone, in pairs.
     """
     found: list[Side] = []
     for parts in ((comparison.first,), comparison.second):
@@ -128,29 +130,19 @@ def _choose(comparison: Comparison, cut: Mapping[Piece, Rows]) -> tuple[Design, 
         found.append(enough)
     one, other = found
     shared = [name for name in one if name in other]
-    design: Design = "paired" if 2 * len(shared) >= min(len(one), len(other)) else "unpaired"
+    enough_shared = len(shared) >= 2 and 2 * len(shared) >= min(len(one), len(other))
+    design: Design = "paired" if enough_shared else "unpaired"
     if design == "paired":
         one, other = ({name: side[name] for name in shared} for side in found)
     if min(len(one), len(other)) >= 2:
         return design, one, other
-    on_both = " that are on both sides" if design == "paired" else ""
     warnings.warn(
         f"{comparison.name} is left out: {len(one)} and {len(other)} samples of at least "
-        f"{LEAST_CELLS} cells{on_both}, where a comparison across samples needs two a side.",
+        f"{LEAST_CELLS} cells, where a comparison across samples needs two a side.",
         VivaceWarning,
         stacklevel=5,
     )
     return None
-
-
-def _by_part(
-    largest: Values, wanted: Sequence[tuple[Piece, tuple[Codes, ...]]], n_parts: int
-) -> Values:
-    """The largest expression in any draw of a part, from those of its pieces."""
-    found = np.zeros((n_parts, largest.shape[1]))
-    for values, ((part, _), _) in zip(largest, wanted, strict=True):
-        np.maximum(found[part], values, out=found[part])
-    return found
 
 
 def _mean_logs(drawn: DrawnExpression, pseudocount: float) -> Values:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -81,12 +81,21 @@ def typical(cells: Cells, rows: Rows, sampling: Sampling, seed: int) -> Rows:
     return kept
 
 
+def by_part(largest: Values, part_of: Sequence[int], n_parts: int) -> Values:
+    """The largest over the groups that were drawn of each part of the plan, shape (parts, g)."""
+    found = np.zeros((n_parts, largest.shape[1]))
+    for values, part in zip(largest, part_of, strict=True):
+        np.maximum(found[part], values, out=found[part])
+    return found
+
+
 def pseudocount_of(largest: Values, sums: CountSums | None, options: Options) -> float:
     """What is added to the expression before its logarithm.
 
     A gene with hardly a count in a group has an expression there that is the decoder's
     alone: 0.9 of such genes never exceed the pseudocount, so that what is below it counts
-    as nothing.  The largest over groups.
+    as nothing.  The largest over groups of so many cells that one count would be too few
+    (of the largest group alone, where none has that many): in ten cells most genes are silent.
     """
     if options.pseudocounts is not None:
         return max(float(options.pseudocounts), _LEAST_PSEUDOCOUNT)
@@ -95,9 +104,10 @@ def pseudocount_of(largest: Values, sums: CountSums | None, options: Options) ->
             "The pseudocount is found from counts, which minify_adata dropped; give pseudocounts="
             " a number, for example 1e-6."
         )
-    found = _LEAST_PSEUDOCOUNT
-    for i, n in enumerate(sums.n_cells):
-        silent = sums.counts[i] / n < options.threshold_counts
+    found, n_cells = _LEAST_PSEUDOCOUNT, sums.n_cells
+    telling = n_cells * options.threshold_counts >= 1
+    for i in np.flatnonzero(telling) if telling.any() else [int(n_cells.argmax())]:
+        silent = sums.counts[i] / n_cells[i] < options.threshold_counts
         if silent.any():
             found = max(found, float(np.quantile(largest[i, silent], _QUANTILE)))
     return found

@@ -108,10 +108,11 @@ class Model(Expressing):
         seed
             Of the draws; None takes the model's next.
         n_samples_overall
-            Draws of each group; None for 5,000, or fewer where more than two groups share
-            20,000.
+            Draws of each group; None for 5,000, or where more than two groups share them 16,000
+            in all, but at least 1,000 of each.
         use_permutation, m_permutation
-            Compare ``m_permutation`` pairs of draws; otherwise 5,000, or one for each draw.
+            All pairs of draws are compared.  Only intervals, ``change_fn`` and ``m1_domain_fn``
+            see a part of them: ``m_permutation``, or else 5,000, or one for each draw.
         change_fn
             ``f(scale1, scale2, pseudocounts)``, arrays pairs x genes, instead of the log2 fold
             change.
