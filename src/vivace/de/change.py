@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vivace.de.draws import DrawnExpression
-from vivace.de.kernels import ABOVE, MAX, MEAN, MEDIAN, MIN, MINUS, PLUS, STD, describe
 from vivace.de.options import Options
 from vivace.errors import ArgumentTypeError, MissingExtraError
 
@@ -67,6 +66,8 @@ def change(
 
     Where both sides are decoded as the same categories, only draws of the same are compared.
     """
+    from vivace.de import kernels  # the compiler: only those who ask wait
+
     starts, stretches = _stretches(drawn, sides)
     n_codes = stretches.shape[1]
     first = np.array([stretches[s.first] for s in sides], np.int32)
@@ -79,18 +80,20 @@ def change(
     stats = np.empty((len(sides), drawn.n_genes, 8))
     for genes, x in drawn.blocks():
         out = np.empty((len(sides), len(x), 8))
-        describe(out, x, pseudocount, starts, first, second, weights, np.asarray(deltas, float))
+        kernels.describe(
+            out, x, pseudocount, starts, first, second, weights, np.asarray(deltas, float)
+        )
         stats[:, genes] = out
     return [
         Change(
-            plus=s[:, PLUS],
-            minus=s[:, MINUS],
-            above=s[:, ABOVE],
-            mean=s[:, MEAN],
-            median=s[:, MEDIAN],
-            std=s[:, STD],
-            min=s[:, MIN],
-            max=s[:, MAX],
+            plus=s[:, kernels.PLUS],
+            minus=s[:, kernels.MINUS],
+            above=s[:, kernels.ABOVE],
+            mean=s[:, kernels.MEAN],
+            median=s[:, kernels.MEDIAN],
+            std=s[:, kernels.STD],
+            min=s[:, kernels.MIN],
+            max=s[:, kernels.MAX],
         )
         for s in stats
     ]

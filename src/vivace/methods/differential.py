@@ -158,7 +158,7 @@ class Model(Expressing):
         >>> found = model.differential_expression(
         ...     groupby="cell_type", group1="B cells", group2="NK cells", seed=0
         ... )
-        >>> found.loc["CD79A", "lfc_mean"] > 0
+        >>> bool(found.loc["CD79A", "lfc_mean"] > 0)
         True
         """
         refuse_unknown("differential_expression", unknown, _ARGUMENTS)
