@@ -90,6 +90,7 @@ def test_scales_and_fold_changes_are_of_the_model(covered):
         assert row["proba_de"] == pytest.approx(wanted, abs=0.03)
 
 
+@pytest.mark.filterwarnings("ignore:.*is one cell")
 @pytest.mark.parametrize("folder", FOLDERS)
 @pytest.mark.parametrize("mode", ["change", "vanilla"])
 def test_every_likelihood_and_library(folder, mode):
@@ -253,6 +254,7 @@ def test_a_model_without_batch_has_none_to_correct(refused):
         model_.differential_expression(idx1=range(20), batch_correction=True)
 
 
+@pytest.mark.filterwarnings("ignore:.*is one cell")
 def test_outliers_are_left_out(covered):
     found = asked(covered, filter_outlier_cells=True)
     assert found.notna().all().all()
@@ -263,6 +265,7 @@ def test_outliers_are_left_out(covered):
         )
 
 
+@pytest.mark.filterwarnings("ignore:.*is one cell")
 def test_one_cell_is_a_group(covered):
     found = covered.differential_expression(idx1=[3], idx2=[5], **FEW)
     assert found.notna().all().all()

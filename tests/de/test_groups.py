@@ -8,8 +8,15 @@ import pytest
 from anndata import AnnData
 
 from vivace.de import plan, samples_of
-from vivace.errors import ArgumentTypeError, DataError, MissingColumnError, OptionError
+from vivace.errors import (
+    ArgumentTypeError,
+    DataError,
+    MissingColumnError,
+    OptionError,
+    VivaceWarning,
+)
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*is one cell")
 KINDS = ["B", "NK", "T", "B", "T", "T", "NK", "B", "T", "DC"]
 LABELS = np.array(KINDS)
 
@@ -256,3 +263,9 @@ def test_only_cells_that_are_compared_need_a_sample(refused):
         samples_of(adata, "donr", np.arange(4))
     with refused(ArgumentTypeError, "sample_key", "7"):
         samples_of(adata, 7, np.arange(4))
+
+
+def test_a_side_of_one_cell_is_planned_and_said():
+    with pytest.warns(VivaceWarning, match="group1 vs group2: 'group1' is one cell"):
+        found = asked(idx1=[0], idx2=[1, 2])
+    assert [len(part) for part in found.parts] == [1, 2]

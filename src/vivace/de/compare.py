@@ -53,7 +53,7 @@ def over_cells(
         for i, codes in wanted
     ]
     custom = options.change_fn is not None or options.m1_domain_fn is not None
-    drawn = DrawnExpression(groups, cells.network.dims.n_genes, at_once=custom)
+    drawn = DrawnExpression(groups, cells.network.dims.n_genes, at_once=custom, silent=cells.silent)
     mean, largest = drawn.summary()
     at = {key: i for i, key in enumerate(wanted)}
     sides = []

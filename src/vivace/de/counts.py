@@ -49,7 +49,7 @@ def count_sums(cells: Cells, parts: Sequence[NDArray[np.int64]]) -> CountSums:
     part = np.repeat(np.arange(len(parts)), [len(p) for p in parts])
     order = np.argsort(rows, kind="stable")
     part = part[order]
-    for place, batch in cells.at(rows[order]).quiet().batches():
+    for place, batch in cells.at(rows[order]).batches("Counting"):
         csr = (batch.counts.indptr, batch.counts.genes, batch.counts.values)
         indptr, genes, values = (t.cpu().numpy() for t in csr)
         library = batch.library.cpu().numpy()

@@ -98,24 +98,28 @@ class _ByGene:
 
 
 @torch.no_grad()
-def decoded(groups: Sequence[GroupDraws], genes: Rows | None) -> Floats:
+def decoded(groups: Sequence[GroupDraws], genes: Rows | None, silent: bool = True) -> Floats:
     """Expression in the draws of all groups, one after the other, shape (g, m)."""
     n_genes = groups[0].cells.network.dims.n_genes if genes is None else len(genes)
     found = np.empty((n_genes, sum(len(group) for group in groups)), np.float32)
+    from vivace.progress import PassingBar  # the compiler: only those who ask wait
+
     at, memory = 0, Memory()
-    for group in groups:
-        for stretch, code in group.stretches():
-            expression_at(
-                group.cells.at(np.arange(stretch.start, stretch.stop)).quiet(),
-                [code],
-                genes,
-                1,
-                group.z[stretch],
-                group.log_library[stretch],
-                _ByGene(found[:, at + stretch.start : at + stretch.stop]),
-                memory,
-            )
-        at += len(group)
+    with PassingBar("Decoding", found.shape[1], "draws", not silent) as bar:
+        for group in groups:
+            for stretch, code in group.stretches():
+                expression_at(
+                    group.cells.at(np.arange(stretch.start, stretch.stop)).quiet(),
+                    [code],
+                    genes,
+                    1,
+                    group.z[stretch],
+                    group.log_library[stretch],
+                    _ByGene(found[:, at + stretch.start : at + stretch.stop]),
+                    memory,
+                )
+                bar.done(stretch.stop - stretch.start)
+            at += len(group)
     return found
 
 
@@ -127,11 +131,19 @@ class DrawnExpression:
     groups : their draws of z
     n_genes : of the model
     at_once : decode all genes together, for functions that want to see all
+    silent : False shows a bar where it takes long
     """
 
-    def __init__(self, groups: Sequence[GroupDraws], n_genes: int, at_once: bool = False) -> None:
+    def __init__(
+        self,
+        groups: Sequence[GroupDraws],
+        n_genes: int,
+        at_once: bool = False,
+        silent: bool = True,
+    ) -> None:
         self.groups = groups
         self.n_genes = n_genes
+        self.silent = silent
         self._blocks: list[Rows | None] = [None] if at_once else gene_blocks(groups, n_genes)
         self._kept: Floats | None = None
         starts = np.cumsum([0, *(len(g) for g in groups)])
@@ -141,12 +153,12 @@ class DrawnExpression:
         """Genes and their expression in all draws, shape (g, m)."""
         if len(self._blocks) == 1:
             if self._kept is None:
-                self._kept = decoded(self.groups, None)
+                self._kept = decoded(self.groups, None, self.silent)
             yield slice(0, self.n_genes), self._kept
             return
         for genes in self._blocks:
             assert genes is not None
-            yield slice(int(genes[0]), int(genes[-1]) + 1), decoded(self.groups, genes)
+            yield slice(int(genes[0]), int(genes[-1]) + 1), decoded(self.groups, genes, self.silent)
 
     def summary(self) -> tuple[Values, Values]:
         """Mean expression of each group, and what it may reach, shape (groups, g) each.

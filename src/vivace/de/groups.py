@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from vivace.arguments import Indices, column_of, row_numbers
-from vivace.errors import ArgumentTypeError, DataError, OptionError, near
+from vivace.errors import ArgumentTypeError, DataError, OptionError, VivaceWarning, near
 
 Rows = NDArray[np.int64]
 Chosen = Indices | str | None
@@ -72,7 +73,34 @@ def plan(
     ------
     DataError, OptionError, ArgumentTypeError
         If a side is empty, if sides overlap, or if a name is unknown.
+
+    Warns
+    -----
+    VivaceWarning
+        If a side is one cell.
     """
+    found = _planned(adata, groupby, group1, group2, idx1, idx2)
+    for comparison in found.comparisons:
+        sides = ((comparison.first,), comparison.second)
+        for parts, name in zip(sides, (comparison.group1, comparison.group2), strict=True):
+            if len(found.rows(parts)) == 1:
+                warnings.warn(
+                    f"{comparison.name}: {name!r} is one cell, so that the result is about that cell "
+                    "and not about a group; give it more cells.",
+                    VivaceWarning,
+                    stacklevel=4,
+                )
+    return found
+
+
+def _planned(
+    adata: AnnData,
+    groupby: str | None,
+    group1: object,
+    group2: object,
+    idx1: Chosen,
+    idx2: Chosen,
+) -> Plan:
     if idx1 is not None or idx2 is not None:
         if groupby is not None or group1 is not None or group2 is not None:
             raise OptionError(

@@ -69,7 +69,7 @@ def over_samples(
         draw_group(cells.at(cut[piece]).quiet(), n_draws, codes, seed, sampling.weighting)
         for (piece, codes), seed in zip(wanted, children(seeds[0], len(wanted)), strict=True)
     ]
-    drawn = DrawnExpression(groups, cells.network.dims.n_genes)
+    drawn = DrawnExpression(groups, cells.network.dims.n_genes, silent=cells.silent)
     scale, largest = drawn.summary()
     reach = by_part(largest, [part for (part, _), _ in wanted], len(plan.parts))
     pseudocount = pseudocount_of(reach, sums, options)
