@@ -7,7 +7,14 @@ from vivace.posterior.correlation import Correlation, feature_correlation
 from vivace.posterior.decode import Observation, decode
 from vivace.posterior.expression import Library, expression, expression_at
 from vivace.posterior.importance import group_draws, importance_weights
-from vivace.posterior.latent import draws, latent, latent_library, latent_mean, library
+from vivace.posterior.latent import (
+    draws,
+    latent,
+    latent_library,
+    latent_mean,
+    library,
+    moments,
+)
 from vivace.posterior.likelihood import elbo, reconstruction
 from vivace.posterior.marginal import marginal_ll
 from vivace.posterior.parameters import likelihood_parameters
@@ -38,6 +45,7 @@ __all__ = [
     "log_density",
     "marginal_ll",
     "mixture_of",
+    "moments",
     "posterior_predictive_check",
     "reconstruction",
     "samples",

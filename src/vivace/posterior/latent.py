@@ -69,6 +69,22 @@ def draws(cells: Cells, n_draws: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
+def moments(cells: Cells) -> tuple[Tensor, Tensor]:
+    """Mean and variance of z before a softmax, and in the last column of the log library.
+
+    Shape (n, k + 1) each, on the CPU; an observed library has variance 0.
+    """
+    network, k = cells.network, cells.network.config.n_latent
+    mean, variance = torch.zeros(2, len(cells), k + 1)
+    for part, batch, inference in cells.encoded("Encoding"):
+        mean[part, :k], variance[part, :k] = inference.z.mean.cpu(), inference.z.variance.cpu()
+        mean[part, k] = network.log_library(batch, inference).cpu()
+        if inference.library is not None:
+            variance[part, k] = inference.library.variance[:, 0].cpu()
+    return mean, variance
+
+
+@torch.no_grad()
 def library(cells: Cells, give_mean: bool, seed: int) -> Floats:
     """Library of each cell, molecules, shape (n, 1).
 
