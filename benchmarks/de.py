@@ -199,8 +199,8 @@ def null(raw: Path, folder: Path, peer_python: str) -> list[dict[str, Any]]:
     for (kind, condition), group in obs.groupby(["cell_type", "condition"], observed=True):
         counts = group["donor"].value_counts()
         donors = sorted(counts[counts >= 10].index)
-        if len(donors) < 4:
-            continue
+        if len(donors) != 4:
+            continue  # two against two
         for other in donors[1:]:
             pair = [donors[0], other]
             first = obs.index.isin(group.index[group["donor"].isin(pair)])

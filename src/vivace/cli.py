@@ -290,6 +290,7 @@ def de(
 ) -> None:
     """Write which genes differ between groups of cells, and how sure that is."""
     from vivace.model import load
+    from vivace.store.matrix import check_free
     from vivace.store.table import check_table, write_table
 
     check_table(output, overwrite)
@@ -297,6 +298,12 @@ def de(
         from vivace.report.overview import need_plotting
 
         need_plotting()
+        if volcano.suffix not in (".png", ".pdf", ".svg"):
+            raise OptionError(f"{volcano} must end in .png, .pdf or .svg.")
+        if mode == "vanilla":
+            raise OptionError("--volcano shows calls, which mode vanilla does not make; drop one.")
+        check_free(volcano, overwrite)
+        volcano.parent.mkdir(parents=True, exist_ok=True)
     found = load(model).differential_expression(
         _read(data),
         groupby=groupby,

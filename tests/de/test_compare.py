@@ -141,7 +141,7 @@ def test_how_many_draws_and_pairs():
 
 def sums_of(counts, n_cells):
     counts, n = np.asarray(counts, float), np.asarray(n_cells, float)
-    return CountSums(n, counts, np.minimum(counts, n[:, None]), counts)
+    return CountSums(n, counts, np.minimum(counts, n[:, None]), counts, counts.sum(1))
 
 
 def test_the_pseudocount_is_what_silent_genes_hardly_exceed():
@@ -157,17 +157,19 @@ def test_the_pseudocount_is_what_silent_genes_hardly_exceed():
         )
         sums = sums_of(counts, n_cells)
         found = pseudocount_of(largest, sums, options(threshold_counts=threshold))
-        assert found == pytest.approx(wanted, rel=1e-12)
+        least = threshold * n_cells.sum() / counts.sum()
+        assert found == pytest.approx(max(wanted, least), rel=1e-12)
 
 
 def test_the_pseudocount_of_groups_without_silent_genes_is_least():
+    """So many molecules as the threshold allows a cell, of those that a cell has."""
     sums = sums_of(np.full((2, 5), 50), [10, 10])
-    assert pseudocount_of(np.full((2, 5), 1e-3), sums, options()) == 1e-10
+    assert pseudocount_of(np.full((2, 5), 1e-3), sums, options()) == pytest.approx(0.01 / 25)
     assert pseudocount_of(np.full((2, 5), 1e-3), sums, options(threshold_counts=0)) == 1e-10
 
 
 def test_the_pseudocount_may_be_given(refused):
-    sums = sums_of(np.zeros((2, 5)), [10, 10])
+    sums = sums_of(np.ones((2, 5)), [10, 10])
     for given, wanted in ((1e-5, 1e-5), (0, 1e-10), (3, 3.0)):
         assert pseudocount_of(np.full((2, 5), 1e-3), sums, options(pseudocounts=given)) == wanted
         assert pseudocount_of(np.full((2, 5), 1e-3), None, options(pseudocounts=given)) == wanted

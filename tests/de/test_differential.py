@@ -450,6 +450,8 @@ def test_the_result_says_how_it_was_made(covered, delta):
         "weights": "uniform",
         "groupby": "cell_type",
         "seed": 11,
+        "batch_correction": False,
+        "filter_outlier_cells": False,
     }
     assert about["n_cells"] == [(kind == "B").sum(), (kind == "T").sum()]
     assert about["n_draws"] == [60, 60]

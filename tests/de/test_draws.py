@@ -148,9 +148,10 @@ def test_blocks_of_genes_are_the_same_as_all_together(cells, monkeypatch, genes_
     blocks = gene_blocks(groups, 30)
     assert len(blocks) == -(-30 // genes_at_once)
     drawn = drawn_of(groups)
-    np.testing.assert_allclose(whole(drawn), wanted, rtol=1e-6)
+    # exp of a difference of logarithms near 10: a unit in their last place is 1e-6 of it
+    np.testing.assert_allclose(whole(drawn), wanted, rtol=5e-6)
     for found, expected in zip(drawn.summary(), (mean, largest), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-6)
+        np.testing.assert_allclose(found, expected, rtol=5e-6)
     assert whole(drawn_of(groups, at_once=True)).shape == (30, 83)
     assert len(list(drawn_of(groups, at_once=True).blocks())) == 1
 

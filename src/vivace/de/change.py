@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vivace.de.draws import DrawnExpression
 from vivace.de.options import Options
-from vivace.errors import ArgumentTypeError, MissingExtraError
+from vivace.errors import ArgumentTypeError, MissingExtraError, OptionError
 
 Floats = NDArray[np.float32]
 Values = NDArray[np.float64]
@@ -167,7 +167,11 @@ def _by_functions(
     else:
         effect = _called("change_fn", options.change_fn, *sides, pseudocount)
         _check_shape("change_fn", effect, first_pg.shape)
-    effect = np.asarray(effect, np.float64)
+    effect = np.asarray(effect)
+    if not np.isfinite(effect).all():
+        raise OptionError(
+            "change_fn gave effects that are not finite; it must give a number a pair."
+        )
     delta: float | None = None
     if options.m1_domain_fn is None:
         delta = delta_of(effect.mean(0), seed) if options.delta is None else options.delta
@@ -183,6 +187,8 @@ def _by_functions(
         plus, minus = both[0], np.zeros(effect.shape, bool) if both[1] is None else both[1]
         _check_shape("m1_domain_fn", plus, effect.shape)
         _check_shape("m1_domain_fn", minus, effect.shape)
+        if np.asarray(plus).dtype != bool or np.asarray(minus).dtype != bool:
+            raise ArgumentTypeError("m1_domain_fn must give arrays of True and False.")
     ordered = np.sort(effect, axis=0) if options.cred_interval_lvls else effect
     shortest = {
         level: np.array([shortest_interval(column, level) for column in ordered.T])
@@ -192,9 +198,9 @@ def _by_functions(
         plus=np.mean(plus, axis=0),
         minus=np.mean(minus, axis=0),
         above=(first_pg > second_pg).mean(0),
-        mean=effect.mean(0),
-        median=np.median(effect, axis=0),
-        std=effect.std(0),
+        mean=effect.mean(0, dtype=np.float64),
+        median=np.median(effect, axis=0).astype(np.float64),
+        std=effect.std(0, dtype=np.float64),
         min=effect.min(0),
         max=effect.max(0),
         intervals={level: (ends[:, 0], ends[:, 1]) for level, ends in shortest.items()},
@@ -233,6 +239,8 @@ def delta_of(effects: Values, seed: int) -> float:
             "delta=None needs scikit-learn, which is not installed; run pip install 'vivace[de]'."
         ) from error
     n_components = min(3, len(np.unique(effects)))
+    if len(effects) < 2:
+        return float(max(_LEAST_DELTA, _DELTA_SHARE * np.abs(effects).max(initial=0.0)))
     mixture = GaussianMixture(n_components=n_components, random_state=seed % 2**32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # where it has not converged it is near enough

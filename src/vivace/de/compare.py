@@ -19,7 +19,7 @@ from vivace.posterior.cells import children
 
 Values = NDArray[np.float64]
 Rows = NDArray[np.int64]
-_TINY = 1e-30  # so that a logarithm is finite; expression has no pseudocount in mode vanilla
+_TINY = 1e-10  # so that a logarithm is finite; expression has no pseudocount in mode vanilla
 
 
 def over_cells(
@@ -58,13 +58,16 @@ def over_cells(
     at = {key: i for i, key in enumerate(wanted)}
     sides = []
     for c in plan.comparisons:
-        n_cells = np.array([len(plan.parts[j]) for j in c.second], float)
+        size = np.array([len(parts[j]) for j in c.second], float)
         second = tuple(at[j, second_codes] for j in c.second)
-        sides.append(Sides(at[c.first, first_codes], second, tuple(n_cells / n_cells.sum())))
+        sides.append(Sides(at[c.first, first_codes], second, tuple(size / size.sum())))
     scales = [
         (mean[s.first], np.average(mean[list(s.second)], axis=0, weights=s.weights)) for s in sides
     ]
-    sizes = [(len(groups[s.first]), sum(len(groups[j]) for j in s.second)) for s in sides]
+    n_draws_of = [(len(groups[s.first]), sum(len(groups[j]) for j in s.second)) for s in sides]
+    n_cells_of = [
+        (len(parts[c.first]), sum(len(parts[j]) for j in c.second)) for c in plan.comparisons
+    ]
     deltas: list[float | None]
     if options.mode == "vanilla":
         pseudocount, deltas = 0.0, [None] * len(sides)
@@ -72,11 +75,13 @@ def over_cells(
     else:
         reach = by_part(largest, [part for part, _ in wanted], len(plan.parts))
         pseudocount = pseudocount_of(reach, sums, options)
-        by = _by_functions if custom else _changes
+        by = _changes_of_users if custom else _changes
         changes, deltas = by(drawn, pseudocount, sides, options, seeds[1:])
     return [
-        Found(found, scale, pseudocount, delta, size)
-        for found, scale, delta, size in zip(changes, scales, deltas, sizes, strict=True)
+        Found(found, scale, pseudocount, delta, n_cells, n_draws)
+        for found, scale, delta, n_cells, n_draws in zip(
+            changes, scales, deltas, n_cells_of, n_draws_of, strict=True
+        )
     ]
 
 
@@ -101,7 +106,7 @@ def _changes(
     return changes, list(deltas)
 
 
-def _by_functions(
+def _changes_of_users(
     drawn: DrawnExpression,
     pseudocount: float,
     sides: Sequence[Sides],

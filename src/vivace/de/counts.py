@@ -24,12 +24,14 @@ class CountSums:
     counts : molecules
     above_zero : cells with a count
     normalized : molecules where each cell's add up to 10,000
+    size : what scales the expected counts of the cells: their library, or size factors; (p,)
     """
 
     n_cells: Values
     counts: Values
     above_zero: Values
     normalized: Values
+    size: Values
 
     def of(self, groups: Sequence[int]) -> tuple[Values, Values, Values]:
         """Mean count, share of cells with a count and mean normalised count of groups together."""
@@ -48,10 +50,14 @@ def count_sums(cells: Cells, parts: Sequence[NDArray[np.int64]]) -> CountSums:
     rows = np.concatenate(parts)
     part = np.repeat(np.arange(len(parts)), [len(p) for p in parts])
     order = np.argsort(rows, kind="stable")
+    size = np.zeros(len(parts))
     part = part[order]
     for place, batch in cells.at(rows[order]).batches("Counting"):
         csr = (batch.counts.indptr, batch.counts.genes, batch.counts.values)
         indptr, genes, values = (t.cpu().numpy() for t in csr)
         library = batch.library.cpu().numpy()
+        scaled_by = library if batch.size_factor is None else batch.size_factor.cpu().numpy()
+        size += np.bincount(part[place], scaled_by, minlength=len(parts))
         add_counts(found, part[place], indptr, genes, values, library, SCALE)
-    return CountSums(np.array([len(p) for p in parts], float), *found)
+    n_cells = np.array([len(p) for p in parts], float)
+    return CountSums(n_cells, found[0], found[1], found[2], size)

@@ -105,7 +105,7 @@ def _about(
     comparisons = {}
     for (comparison, found, expected_fdr), frame in zip(done, frames, strict=True):
         about: dict[str, Any] = {
-            "n_cells": [len(plan.parts[comparison.first]), len(plan.rows(comparison.second))],
+            "n_cells": list(found.n_cells),
             "n_draws": list(found.n_draws),
         }
         if options.mode == "change":
@@ -122,6 +122,7 @@ def _about(
         "mode": options.mode,
         "test_mode": options.test_mode,
         "fdr_target": options.fdr_target,
+        "filter_outlier_cells": sampling.filter_outliers,
         "weights": "uniform" if sampling.weighting is None else "importance",
         "groupby": plan.groupby,
         "seed": seed,

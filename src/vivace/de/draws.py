@@ -12,9 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vivace.data import CountBatch
+from vivace.errors import TrainingError
 from vivace.ops.memory import Memory
 from vivace.posterior import Cells, expression_at, group_draws, moments
-from vivace.posterior.cells import children
+from vivace.posterior.cells import children, with_codes
 from vivace.setup import Codes
 
 Floats = NDArray[np.float32]
@@ -86,13 +88,10 @@ def draw_group(
     return GroupDraws(cells.at(rows), drawn[:, :-1], drawn[:, -1], tuple(codes))
 
 
-def gene_blocks(groups: Sequence[GroupDraws], n_genes: int) -> list[Rows | None]:
-    """Genes to decode at a time so that memory is bounded; one None where all fit."""
-    total = sum(len(group) for group in groups)
-    size = max(1, AT_ONCE // total)
-    if size >= n_genes:
-        return [None]
-    return [np.arange(at, min(n_genes, at + size)) for at in range(0, n_genes, size)]
+def gene_blocks(groups: Sequence[GroupDraws], n_genes: int) -> list[slice]:
+    """Genes to decode at a time so that memory is bounded."""
+    size = max(1, AT_ONCE // sum(len(group) for group in groups))
+    return [slice(at, min(n_genes, at + size)) for at in range(0, n_genes, size)]
 
 
 class _ByGene:
@@ -108,20 +107,19 @@ class _ByGene:
 
 
 @torch.no_grad()
-def decoded(groups: Sequence[GroupDraws], genes: Rows | None, silent: bool = True) -> Floats:
+def decoded(groups: Sequence[GroupDraws], silent: bool = True) -> Floats:
     """Expression in the draws of all groups, one after the other, shape (g, m)."""
-    n_genes = groups[0].cells.network.dims.n_genes if genes is None else len(genes)
-    found = np.empty((n_genes, sum(len(group) for group in groups)), np.float32)
     from vivace.progress import PassingBar  # the compiler: only those who ask wait
 
-    at, memory = 0, Memory()
-    with PassingBar("Decoding", found.shape[1], "draws", not silent) as bar:
+    shape = (groups[0].cells.network.dims.n_genes, sum(len(group) for group in groups))
+    found, memory, at = np.empty(shape, np.float32), Memory(), 0
+    with PassingBar("Decoding", shape[1], "draws", not silent) as bar:
         for group in groups:
             for stretch, code in group.stretches():
                 expression_at(
                     group.cells.at(np.arange(stretch.start, stretch.stop)).quiet(),
                     [code],
-                    genes,
+                    None,
                     1,
                     group.z[stretch],
                     group.log_library[stretch],
@@ -130,6 +128,48 @@ def decoded(groups: Sequence[GroupDraws], genes: Rows | None, silent: bool = Tru
                 )
                 bar.done(stretch.stop - stretch.start)
             at += len(group)
+    return found
+
+
+def _points(groups: Sequence[GroupDraws]) -> Iterator[tuple[slice, Tensor, CountBatch]]:
+    """A minibatch of draws at a time: their place, what the decoder sees, and their covariates."""
+    at = 0
+    for group in groups:
+        network = group.cells.network
+        for stretch, code in group.stretches():
+            cells = group.cells.at(np.arange(stretch.start, stretch.stop)).quiet()
+            for part, batch in cells.batches(counts=False):
+                here = slice(stretch.start + part.start, stretch.start + part.stop)
+                point = network.place(group.z[here].to(network.device))
+                yield slice(at + here.start, at + here.stop), point, with_codes(batch, code)
+        at += len(group)
+
+
+@torch.no_grad()
+def log_normalisers(groups: Sequence[GroupDraws]) -> Tensor:
+    """Log of what the softmax over genes of each draw divides by, shape (m,)."""
+    network = groups[0].cells.network
+    found = torch.empty(sum(len(group) for group in groups), device=network.device)
+    for place, point, batch in _points(groups):
+        found[place] = network.log_normaliser(point, batch)
+    return found
+
+
+@torch.no_grad()
+def decoded_genes(
+    groups: Sequence[GroupDraws], genes: slice, log_normaliser_m: Tensor, silent: bool = True
+) -> Floats:
+    """The same as :func:`decoded` of a stretch of genes, at the cost of those alone."""
+    from vivace.progress import PassingBar  # the compiler: only those who ask wait
+
+    network = groups[0].cells.network
+    found = np.empty((genes.stop - genes.start, len(log_normaliser_m)), np.float32)
+    out = _ByGene(found)
+    with PassingBar("Decoding", found.shape[1], "draws", not silent) as bar:
+        for place, point, batch in _points(groups):
+            scale = network.scale_of(point, batch, genes, log_normaliser_m[place])
+            out[place] = scale.cpu().numpy()
+            bar.done(place.stop - place.start)
     return found
 
 
@@ -154,21 +194,26 @@ class DrawnExpression:
         self.groups = groups
         self.n_genes = n_genes
         self.silent = silent
-        self._blocks: list[Rows | None] = [None] if at_once else gene_blocks(groups, n_genes)
+        self._blocks = [slice(0, n_genes)] if at_once else gene_blocks(groups, n_genes)
         self._kept: Floats | None = None
+        self._log_normaliser: Tensor | None = None
         starts = np.cumsum([0, *(len(g) for g in groups)])
         self.places = [np.arange(a, b) for a, b in itertools.pairwise(starts)]
 
     def blocks(self) -> Iterator[tuple[slice, Floats]]:
-        """Genes and their expression in all draws, shape (g, m)."""
+        """Genes and their expression in all draws, shape (g, m); one block is kept, several are not.
+
+        Each pass over several blocks decodes every draw once, a stretch of genes at a time.
+        """
         if len(self._blocks) == 1:
             if self._kept is None:
-                self._kept = decoded(self.groups, None, self.silent)
-            yield slice(0, self.n_genes), self._kept
+                self._kept = decoded(self.groups, self.silent)
+            yield self._blocks[0], self._kept
             return
+        if self._log_normaliser is None:
+            self._log_normaliser = log_normalisers(self.groups)
         for genes in self._blocks:
-            assert genes is not None
-            yield slice(int(genes[0]), int(genes[-1]) + 1), decoded(self.groups, genes, self.silent)
+            yield genes, decoded_genes(self.groups, genes, self._log_normaliser, self.silent)
 
     def summary(self) -> tuple[Values, Values]:
         """Mean expression of each group, and what it may reach, shape (groups, g) each.
@@ -183,4 +228,9 @@ class DrawnExpression:
                 mean[i, genes] = part.mean(1, dtype=np.float64)
                 starts = np.arange(0, max(len(place) // _HUNDRED, 1)) * _HUNDRED
                 reach[i, genes] = np.maximum.reduceat(part, starts, axis=1).mean(1)
+        if not np.isfinite(mean).all():
+            raise TrainingError(
+                "The model expects values that are not finite; its weights are damaged, so train it "
+                "again."
+            )
         return mean, reach

@@ -88,7 +88,7 @@ def plan(
                     f"{comparison.name}: {name!r} is one cell, so that the result is about that cell "
                     "and not about a group; give it more cells.",
                     VivaceWarning,
-                    stacklevel=4,
+                    stacklevel=3,
                 )
     return found
 
@@ -142,16 +142,27 @@ def _of_rows(adata: AnnData, idx1: Chosen, idx2: Chosen) -> Plan:
 
 
 def _rows(adata: AnnData, name: str, chosen: Chosen) -> Rows:
+    if isinstance(chosen, pd.Series):
+        named = not isinstance(chosen.index, pd.RangeIndex)
+        if chosen.dtype == bool and named and not chosen.index.equals(adata.obs_names):
+            if not chosen.index.is_unique or set(chosen.index) != set(adata.obs_names):
+                raise DataError(
+                    f"{name} is a Series whose index is not obs_names; give one value for each cell."
+                )
+            chosen = chosen.reindex(adata.obs_names)
+        chosen = np.asarray(chosen)
     if not isinstance(chosen, str):
         try:
             return row_numbers(chosen, adata.n_obs)
         except (OptionError, ArgumentTypeError) as error:
             raise type(error)(str(error).replace("indices", name)) from None
     try:
-        found = adata.obs.reset_index(drop=True).query(chosen)
-        if not isinstance(found, pd.DataFrame):
-            raise TypeError("it names no condition on the rows")
-        return np.asarray(found.index, np.int64)
+        if "@" in chosen or "__" in chosen:  # names of Python, which are nobody's columns
+            raise ValueError("a query compares columns of obs, without @ and __")
+        found = adata.obs.eval(chosen)
+        if not isinstance(found, pd.Series) or found.dtype != bool:
+            raise TypeError("it is no condition on the cells")
+        return np.flatnonzero(found.to_numpy())
     except Exception as error:  # whatever pandas makes of it
         raise OptionError(
             f"{name}={chosen!r} cannot be asked of obs ({' '.join(str(error).split())}); "
@@ -193,27 +204,22 @@ def _of_column(adata: AnnData, groupby: str, group1: object, group2: object) -> 
             "it with; choose another column."
         )
     codes = labels.cat.codes.to_numpy()
-    part = {name: np.flatnonzero(codes == known.index(name)) for name in first}
-    if second is not None:
-        part[second] = np.flatnonzero(codes == known.index(second))
-    else:
-        others = [i for i, name in enumerate(known) if name not in part]
-        if others:
-            part[""] = np.flatnonzero(np.isin(codes, others))
-    names = list(part)
+    names = first if second is None else [*first, second]
+    parts = [np.flatnonzero(codes == known.index(name)) for name in names]
+    others = [i for i, name in enumerate(known) if name not in names]
+    if second is None and others:
+        parts.append(np.flatnonzero(np.isin(codes, others)))
     against = "Rest" if second is None else second
     comparisons = tuple(
         Comparison(
             name,
             against,
             i,
-            tuple(j for j in range(len(names)) if j != i)
-            if second is None
-            else (names.index(second),),
+            tuple(j for j in range(len(parts)) if j != i) if second is None else (len(first),),
         )
         for i, name in enumerate(first)
     )
-    return Plan(tuple(part.values()), comparisons, groupby)
+    return Plan(tuple(parts), comparisons, groupby)
 
 
 def _listed(group1: object) -> list[str] | None:

@@ -21,6 +21,7 @@ _PRECISION, _CLOSE, _STEPS = 1 / 64, 1e-6, 50  # of a median: in bins, in probab
 _TILE = 64  # draws
 _GENES = 64  # handed to a thread at a time
 MEAN, MEDIAN, STD, MIN, MAX, PLUS, MINUS, ABOVE = range(8)  # rows of what describe writes
+VARIANCE = STD  # of one group's draws, on the way there
 
 
 @parallel_kernel()
@@ -52,9 +53,9 @@ def _log2(out_m: Floats, x_m: Floats, offset: float) -> None:
 def _bin(bins: Counts, x: Floats, low: float, width: float) -> None:
     never_inline()
     low, per = np.float32(low), np.float32(1.0 / width)
-    top = np.int32(_BINS - 1)
+    bottom, top = np.int32(0), np.int32(_BINS - 1)
     for i in range(x.size):
-        bins[i] = min(np.int32((x[i] - low) * per), top)
+        bins[i] = max(min(np.int32((x[i] - low) * per), top), bottom)
 
 
 @kernel(fastmath=SUMS)
@@ -68,7 +69,7 @@ def _moments(found: Values, x: Floats) -> None:
     mean = total / n
     for i in range(x.size):
         square += (x[i] - mean) * (x[i] - mean)
-    found[MEAN], found[STD] = mean, np.float64(square) / x.size
+    found[MEAN], found[VARIANCE] = mean, np.float64(square) / x.size
     found[MIN], found[MAX] = smallest32(x), largest32(x)
 
 
@@ -163,7 +164,7 @@ def _compare(
                 continue
             b, stretch = moments[second[j, k]], second[j, k]
             other += weight[j] * b[MEAN]
-            other_square += weight[j] * (b[STD] + b[MEAN] ** 2)
+            other_square += weight[j] * (b[VARIANCE] + b[MEAN] ** 2)
             least, largest = min(least, b[MIN]), max(largest, b[MAX])
             each = weight[j] / counts[stretch].sum()
             _add(below[k, _BINS + 1 : 2 * _BINS + 1], counts[stretch], each, False)
@@ -174,7 +175,7 @@ def _compare(
         below[k, 2 * _BINS + 1 :] = np.float32(1)
         difference = a[MEAN] - other
         mean += difference / n_codes
-        square += (a[STD] + other_square - other**2 + difference**2) / n_codes
+        square += (a[VARIANCE] + other_square - other**2 + difference**2) / n_codes
         low, high = min(low, a[MIN] - largest), max(high, a[MAX] - least)
     out[MEAN], out[STD] = mean, np.sqrt(max(square - mean**2, 0.0))
     out[MIN], out[MAX] = low, high

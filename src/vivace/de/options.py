@@ -97,4 +97,8 @@ def levels(given: object) -> tuple[float, ...]:
         if level is None or not 0 < level < 1:
             raise OptionError(f"cred_interval_lvls must lie between 0 and 1, not {level!r}.")
         found.append(float(level))
+    if len({str(level)[:5] for level in found}) < len(found):
+        raise OptionError(
+            "cred_interval_lvls holds levels that are the same to three digits; drop one."
+        )
     return tuple(found)

@@ -204,7 +204,8 @@ def _prior_weights(
 
 def _likelihood(effects: Effects, grid: Values, genes: slice) -> Values:
     """Of each point of the grid, up to a factor a gene, shape (g, points)."""
-    standard = (effects.mean[genes, None] - grid) / effects.error[genes, None]
+    error = np.maximum(effects.error[genes, None], 0.5 * _GRID_STEP)
+    standard = (effects.mean[genes, None] - grid) / error
     log = -0.5 * (effects.dof + 1) * np.log1p(standard**2 / effects.dof)  # Student's t
     found: Values = np.exp(log - log.max(1, keepdims=True))
     return found

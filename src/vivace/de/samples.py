@@ -75,7 +75,7 @@ def over_samples(
     pseudocount = pseudocount_of(reach, sums, options)
     expected = _mean_logs(drawn, pseudocount)
     pieces = count_sums(cells, [cut[piece] for piece, _ in wanted])
-    share = pieces.counts / pieces.counts.sum(1, keepdims=True)
+    share = pieces.counts / pieces.size[:, None]
     found: list[Found | None] = []
     for sides in chosen:
         if sides is None:
@@ -101,6 +101,10 @@ def over_samples(
                 scale=means,
                 pseudocount=pseudocount,
                 delta=delta,
+                n_cells=tuple(  # type: ignore[arg-type]
+                    sum(len(cut[piece]) for pieces in side.values() for piece in pieces)
+                    for side in both
+                ),
                 n_draws=(n_draws * sum(map(len, both[0].values())),
                          n_draws * sum(map(len, both[1].values()))),
                 design=design,
@@ -140,7 +144,7 @@ def _choose(comparison: Comparison, cut: Mapping[Piece, Rows]) -> tuple[Design, 
         f"{comparison.name} is left out: {len(one)} and {len(other)} samples of at least "
         f"{LEAST_CELLS} cells, where a comparison across samples needs two a side.",
         VivaceWarning,
-        stacklevel=5,
+        stacklevel=6,
     )
     return None
 

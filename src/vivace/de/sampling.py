@@ -48,6 +48,7 @@ class Found:
     scale: tuple[Values, Values]
     pseudocount: float
     delta: float | None
+    n_cells: tuple[int, int]
     n_draws: tuple[int, int]
     design: Design | None = None
     n_samples: tuple[int, int] | None = None
@@ -75,7 +76,7 @@ def typical(cells: Cells, rows: Rows, sampling: Sampling, seed: int) -> Rows:
         warnings.warn(
             f"Outliers could not be told among {len(rows)} cells, so that all are kept.",
             VivaceWarning,
-            stacklevel=5,
+            stacklevel=6,
         )
     kept: Rows = rows[inside]
     return kept
@@ -96,6 +97,7 @@ def pseudocount_of(largest: Values, sums: CountSums | None, options: Options) ->
     alone: 0.9 of such genes never exceed the pseudocount, so that what is below it counts
     as nothing.  The largest over groups of so many cells that one count would be too few
     (of the largest group alone, where none has that many): in ten cells most genes are silent.
+    At least what ``threshold_counts`` counts are of a cell's.
     """
     if options.pseudocounts is not None:
         return max(float(options.pseudocounts), _LEAST_PSEUDOCOUNT)
@@ -104,7 +106,9 @@ def pseudocount_of(largest: Values, sums: CountSums | None, options: Options) ->
             "The pseudocount is found from counts, which minify_adata dropped; give pseudocounts="
             " a number, for example 1e-6."
         )
-    found, n_cells = _LEAST_PSEUDOCOUNT, sums.n_cells
+    n_cells = sums.n_cells
+    least = options.threshold_counts * n_cells.sum() / sums.size.sum()
+    found = max(_LEAST_PSEUDOCOUNT, float(least))
     telling = n_cells * options.threshold_counts >= 1
     for i in np.flatnonzero(telling) if telling.any() else [int(n_cells.argmax())]:
         silent = sums.counts[i] / n_cells[i] < options.threshold_counts

@@ -15,7 +15,7 @@ from vivace.arguments import Indices, refuse_unknown
 from vivace.errors import ArgumentTypeError, OptionError, VivaceWarning
 from vivace.methods.expression import Expressing, check_weights
 from vivace.methods.latent import weighting_of
-from vivace.setup import Codes, Transform
+from vivace.setup import UNS_KEY, Codes, Transform
 
 
 class Model(Expressing):
@@ -166,7 +166,7 @@ class Model(Expressing):
             mode=mode,
             delta=delta,
             test_mode=test_mode,
-            fdr_target=fdr_target,
+            fdr_target=_plain(fdr_target),
             pseudocounts=pseudocounts,
             threshold_counts=threshold_counts,
             n_samples_overall=n_samples_overall,
@@ -192,6 +192,8 @@ class Model(Expressing):
             )
         if key_added is not None and not isinstance(key_added, str):
             raise ArgumentTypeError(f"key_added must be a name, not {key_added!r}.")
+        if key_added in ("", UNS_KEY):
+            raise OptionError(f"key_added={key_added!r} is taken or empty; choose another name.")
         counts = weights == "importance" or sample_key is not None
         cells = self._cells(adata, None, batch_size, silent, counts=counts)
         data = self._data_of(adata)
@@ -217,6 +219,7 @@ class Model(Expressing):
             samples,
             bool(all_stats),
         )
+        result.attrs["batch_correction"] = batch_correction
         if sample_key is not None:
             result.attrs["sample_key"] = sample_key
         if key_added is not None:
@@ -239,8 +242,17 @@ class Model(Expressing):
         covariates = self.schema.declarations.categorical_covariate_keys
         known = dict(zip(covariates, self.schema.categories, strict=True))
         everything = {key: list(known.get(key, self.schema.batches)) for key in columns}
+        batch = self.schema.declarations.batch_key
         sides = tuple(
-            self.schema.codes(everything if given is None else given)
+            self.schema.codes(
+                everything | dict(given)
+                if isinstance(given, Mapping)
+                else everything
+                if given is None
+                else everything | {batch: given}
+                if batch is not None
+                else given
+            )
             for given in (batchid1, batchid2)
         )
         both = set(sides[0]) & set(sides[1])
@@ -293,6 +305,11 @@ class Model(Expressing):
                         VivaceWarning,
                         stacklevel=3,
                     )
+
+
+def _plain(value: Any) -> Any:
+    """A NumPy number as Python's, in as few digits as tell it apart: it becomes a column's name."""
+    return float(str(value)) if isinstance(value, np.floating) else value
 
 
 _ARGUMENTS = (

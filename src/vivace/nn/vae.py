@@ -253,6 +253,23 @@ class VAE(nn.Module):
             return torch.softmax(logits_ng, -1, out=out_ng)
         return torch.exp(log_scale(logits_ng, self.activation), out=out_ng)
 
+    def log_normaliser(self, point_nk: Tensor, batch: CountBatch) -> Tensor:
+        """Log of what the softmax over genes divides by, shape (n,); 0 where there is none."""
+        hidden_nh, heads = self._decode(point_nk, batch)
+        if self.activation != "softmax":
+            return hidden_nh.new_zeros(len(hidden_nh))
+        return torch.addmm(heads.scale_g, hidden_nh, heads.scale_hg).logsumexp(-1)
+
+    def scale_of(
+        self, point_nk: Tensor, batch: CountBatch, genes: slice, log_normaliser_n: Tensor
+    ) -> Tensor:
+        """:meth:`scale` of a stretch of genes alone, from :meth:`log_normaliser`."""
+        hidden_nh, heads = self._decode(point_nk, batch)
+        logits_ng = torch.addmm(heads.scale_g[genes], hidden_nh, heads.scale_hg[:, genes])
+        if self.activation == "softmax":
+            return logits_ng.sub_(log_normaliser_n[:, None]).exp_()
+        return log_scale(logits_ng, self.activation).exp_()
+
     def rates(
         self, point_nk: Tensor, batch: CountBatch, log_library_n: Tensor | None = None
     ) -> Rates:

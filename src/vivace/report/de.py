@@ -159,12 +159,16 @@ def heatmap(
     missing = [g for g in genes if g not in adata.var_names]
     if missing:
         raise DataError(f"adata has no gene {missing[0]!r}; {near(missing[0], adata.var_names)}")
+    if layer is not None and layer not in adata.layers:
+        raise DataError(
+            f"adata.layers has no {layer!r} (layer); {near(layer, adata.layers.keys())}"
+        )
     counts = sp.csr_matrix(adata.X if layer is None else adata.layers[layer])
     total = np.maximum(np.asarray(counts.sum(1)).ravel(), 1.0)
     x = counts[:, adata.var_names.get_indexer(genes)].toarray()
     frame = pd.DataFrame(np.log1p(1e4 * x / total[:, None]), columns=genes)
-    frame["group"] = adata.obs[groupby].astype(str).to_numpy()
-    mean = frame.groupby("group", sort=True).mean()
+    groups = adata.obs[groupby].astype("category").cat.remove_unused_categories()
+    mean = frame.groupby(groups.to_numpy(), observed=True).mean()
     shown = (mean - mean.min()) / (mean.max() - mean.min()).replace(0.0, 1.0)
     if ax is None:
         from matplotlib.figure import Figure
@@ -181,6 +185,8 @@ def heatmap(
 
 
 def _one(result: pd.DataFrame, comparison: str | None) -> pd.DataFrame:
+    if "comparison" not in result or len(result) == 0:
+        raise DataError("This is no result of differential_expression: it has no comparison.")
     names = list(dict.fromkeys(result["comparison"]))
     if comparison is None and len(names) > 1:
         raise OptionError(f"The result has {len(names)} comparisons; name one, {near('', names)}")
