@@ -16,7 +16,7 @@ ChangeFunction = Callable[[Any, Any, float], Any]
 DomainFunction = Callable[[Any], Any]
 
 DRAWS = 5_000  # of a side of one comparison
-SHARED_DRAWS = 16_000  # of all groups together, where several comparisons share them
+SHARED_DRAWS = 12_000  # of all groups together, where several comparisons share them
 LEAST_DRAWS = 1_000  # of each of those
 PAIRS = 5_000  # of draws, where not all are compared: for intervals and functions of users
 

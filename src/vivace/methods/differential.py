@@ -108,7 +108,7 @@ class Model(Expressing):
         seed
             Of the draws; None takes the model's next.
         n_samples_overall
-            Draws of each group; None for 5,000, or where more than two groups share them 16,000
+            Draws of each group; None for 5,000, or where more than two groups share them 12,000
             in all, but at least 1,000 of each.
         use_permutation, m_permutation
             All pairs of draws are compared.  Only intervals, ``change_fn`` and ``m1_domain_fn``
