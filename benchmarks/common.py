@@ -12,9 +12,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 HERE = Path(__file__).parent
 MARGINAL_CELLS, MARGINAL_DRAWS = 1_000, 1_000  # of answers.py
 PEER_SHARE = 10  # scvi-tools makes one draw in so many, and its seconds are multiplied
+DE_WAYS: dict[str, dict[str, str]] = {  # how de.py asks both libraries
+    "three": {"mode": "change", "test_mode": "three"},
+    "two": {"mode": "change", "test_mode": "two"},
+    "vanilla": {"mode": "vanilla"},
+}
 COVARIATES = {  # of simulated counts, as both libraries' setup_anndata takes them
     "categorical_covariate_keys": ["donor"],
     "continuous_covariate_keys": ["score"],
@@ -40,6 +47,27 @@ def time_questions(questions: dict[str, Callable[[], object]], times: int = 3) -
         question()
         found[name] = min(time_once(question) for _ in range(times))
     return found
+
+
+def de_answers(ask: Callable[..., Any], genes: Any, n_tests: int, ways: Any) -> dict[str, Any]:
+    """Score, effect and calls of differential expression tests, arrays tests x genes.
+
+    ``ask(i, **options)`` gives the table of the i-th, of either library.
+    """
+    found: dict[str, list[Any]] = {}
+    for i in range(n_tests):
+        for way in ways:
+            frame = ask(i, **DE_WAYS[way]).loc[genes]
+            if way == "vanilla":
+                score = frame["bayes_factor"].abs()
+                effect = np.log2(frame["scale1"] / frame["scale2"])
+            else:
+                score, effect = frame["proba_de"], frame["lfc_mean"]
+                called = frame["is_de_fdr_0.05"].to_numpy(bool)
+                found.setdefault(f"{way}_called", []).append(called)
+            found.setdefault(f"{way}_score", []).append(score.to_numpy(float))
+            found.setdefault(f"{way}_effect", []).append(effect.to_numpy(float))
+    return {name: np.stack(values) for name, values in found.items()}
 
 
 def provenance() -> dict[str, Any]:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,17 +30,12 @@ from scipy.stats import ranksums, spearmanr
 from sklearn.metrics import roc_auc_score
 
 import vivace
-from common import provenance, report, run_json
+from common import DE_WAYS, de_answers, provenance, report, run_json
 from quality import prepare, setup
 
 Rows = np.ndarray
 DRAWS, CELLS = 20, 100
 TARGETS = (0.01, 0.05, 0.1, 0.2)
-WAYS: dict[str, dict[str, Any]] = {
-    "three": {"test_mode": "three"},
-    "two": {"test_mode": "two"},
-    "vanilla": {"mode": "vanilla"},
-}
 # file, cell types, and the columns of the truth, whose fold changes are the second against the first
 TRUTHS = {
     "CD4 against CD8 T cells": ("pbmc_facs_zheng", ("CD4 T", "CD8 T"), ("CD",)),
@@ -63,26 +57,17 @@ def trained(data: Path, batch_key: str = "none") -> vivace.SCVI:
     return model
 
 
-def ours(model: vivace.SCVI, sides: Iterable[tuple[Rows, Rows]], **more: Any) -> dict[str, Any]:
+def ours(model: vivace.SCVI, sides: list[tuple[Rows, Rows]], **more: Any) -> dict[str, Any]:
     """Score, effect and calls of each pair of row sets, in each way, as peer.py gives them."""
-    found: dict[str, list[np.ndarray]] = {}
-    genes = list(model.schema.genes)
-    for i, (first, second) in enumerate(sides):
-        for way, options in WAYS.items():
-            if more.get("sample_key") and way == "vanilla":
-                continue
-            frame = model.differential_expression(
-                idx1=first, idx2=second, seed=i, silent=True, **options, **more
-            ).loc[genes]
-            if way == "vanilla":
-                score = np.abs(frame["bayes_factor"])
-                effect = np.log2(frame["scale1"] / frame["scale2"])
-            else:
-                score, effect = frame["proba_de"], frame["lfc_mean"]
-                found.setdefault(f"{way}_called", []).append(frame["is_de_fdr_0.05"].to_numpy())
-            found.setdefault(f"{way}_score", []).append(score.to_numpy())
-            found.setdefault(f"{way}_effect", []).append(effect.to_numpy())
-    return {name: np.stack(values) for name, values in found.items()}
+
+    def ask(i: int, **options: Any) -> pd.DataFrame:
+        first, second = sides[i]
+        return model.differential_expression(
+            idx1=first, idx2=second, seed=i, silent=True, **options, **more
+        )
+
+    ways = [way for way in DE_WAYS if not (more.get("sample_key") and way == "vanilla")]
+    return de_answers(ask, list(model.schema.genes), len(sides), ways)
 
 
 def theirs(

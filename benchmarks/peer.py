@@ -25,10 +25,12 @@ import numpy as np
 
 from common import (
     COVARIATES,
+    DE_WAYS,
     MARGINAL_CELLS,
     MARGINAL_DRAWS,
     PEER_SHARE,
     batch_column,
+    de_answers,
     time_once,
     time_questions,
 )
@@ -208,29 +210,14 @@ def de(data: str, batch_key: str, weights: str, rows: str, out: str) -> dict[str
     model.is_trained_ = True
     model.module.eval()
     genes = model.adata.var_names
-    ways = {
-        "three": {"mode": "change", "test_mode": "three"},
-        "two": {"mode": "change", "test_mode": "two"},
-        "vanilla": {"mode": "vanilla"},
-    }
-    found: dict[str, list[np.ndarray]] = {}
     with np.load(rows) as sets:
-        for i in range(len(sets.files) // 2):
-            for way, options in ways.items():
-                frame = model.differential_expression(
-                    idx1=sets[f"first_{i}"], idx2=sets[f"second_{i}"], silent=True, **options
-                ).loc[genes]
-                if way == "vanilla":
-                    score = np.abs(frame["bayes_factor"])
-                    effect = np.log2(frame["scale1"] / frame["scale2"])
-                else:
-                    score, effect = frame["proba_de"], frame["lfc_mean"]
-                    found.setdefault(f"{way}_called", []).append(
-                        frame["is_de_fdr_0.05"].to_numpy(bool)
-                    )
-                found.setdefault(f"{way}_score", []).append(score.to_numpy(float))
-                found.setdefault(f"{way}_effect", []).append(effect.to_numpy(float))
-    np.savez(out, **{name: np.stack(values) for name, values in found.items()})
+
+        def ask(i: int, **options: str):  # type: ignore[no-untyped-def]
+            sides = {"idx1": sets[f"first_{i}"], "idx2": sets[f"second_{i}"]}
+            return model.differential_expression(**sides, silent=True, **options)
+
+        found = de_answers(ask, genes, len(sets.files) // 2, DE_WAYS)
+    np.savez(out, **found)
     return {"tests": len(found["three_score"])}
 
 

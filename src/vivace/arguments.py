@@ -60,13 +60,18 @@ def numbers(name: str, value: object) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array))
 
 
-def column_of(adata: AnnData, name: str, key: object) -> pd.Series[Any]:
-    """A column of obs without missing values, which the argument ``name`` names."""
+def any_column_of(adata: AnnData, name: str, key: object) -> pd.Series[Any]:
+    """The column of obs that the argument ``name`` names; values may be missing."""
     if not isinstance(key, str):
         raise ArgumentTypeError(f"{name} must be the name of a column of obs, not {key!r}.")
     if key not in adata.obs:
         raise MissingColumnError(f"obs has no column {key!r} ({name}); {near(key, adata.obs)}")
-    column = adata.obs[key]
+    return adata.obs[key]
+
+
+def column_of(adata: AnnData, name: str, key: object) -> pd.Series[Any]:
+    """The same where no value is missing."""
+    column = any_column_of(adata, name, key)
     if column.isna().any():
         raise DataError(
             f"obs[{key!r}] ({name}) has no value for {int(column.isna().sum())} cells; fill it in."

@@ -238,9 +238,9 @@ def delta_of(effects: Values, seed: int) -> float:
         raise MissingExtraError(
             "delta=None needs scikit-learn, which is not installed; run pip install 'vivace[de]'."
         ) from error
-    n_components = min(3, len(np.unique(effects)))
     if len(effects) < 2:
         return float(max(_LEAST_DELTA, _DELTA_SHARE * np.abs(effects).max(initial=0.0)))
+    n_components = min(3, len(np.unique(effects)))
     mixture = GaussianMixture(n_components=n_components, random_state=seed % 2**32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # where it has not converged it is near enough

@@ -112,37 +112,35 @@ def decoded(groups: Sequence[GroupDraws], silent: bool = True) -> Floats:
     from vivace.progress import PassingBar  # the compiler: only those who ask wait
 
     shape = (groups[0].cells.network.dims.n_genes, sum(len(group) for group in groups))
-    found, memory, at = np.empty(shape, np.float32), Memory(), 0
+    found, memory = np.empty(shape, np.float32), Memory()
     with PassingBar("Decoding", shape[1], "draws", not silent) as bar:
-        for group in groups:
-            for stretch, code in group.stretches():
-                expression_at(
-                    group.cells.at(np.arange(stretch.start, stretch.stop)).quiet(),
-                    [code],
-                    None,
-                    1,
-                    group.z[stretch],
-                    group.log_library[stretch],
-                    _ByGene(found[:, at + stretch.start : at + stretch.stop]),
-                    memory,
-                )
-                bar.done(stretch.stop - stretch.start)
-            at += len(group)
+        for place, group, code in _stretches(groups):
+            out = _ByGene(found[:, place])
+            expression_at(group.cells, [code], None, 1, group.z, group.log_library, out, memory)
+            bar.done(len(group))
     return found
+
+
+def _stretches(groups: Sequence[GroupDraws]) -> Iterator[tuple[slice, GroupDraws, Codes]]:
+    """The draws that are of one group and decoded alike: their place among all, and what they are."""
+    at = 0
+    for group in groups:
+        for stretch, code in group.stretches():
+            rows = np.arange(stretch.start, stretch.stop)
+            cells = group.cells.at(rows).quiet()
+            part = GroupDraws(cells, group.z[stretch], group.log_library[stretch], (code,))
+            yield slice(at + stretch.start, at + stretch.stop), part, code
+        at += len(group)
 
 
 def _points(groups: Sequence[GroupDraws]) -> Iterator[tuple[slice, Tensor, CountBatch]]:
     """A minibatch of draws at a time: their place, what the decoder sees, and their covariates."""
-    at = 0
-    for group in groups:
+    for place, group, code in _stretches(groups):
         network = group.cells.network
-        for stretch, code in group.stretches():
-            cells = group.cells.at(np.arange(stretch.start, stretch.stop)).quiet()
-            for part, batch in cells.batches(counts=False):
-                here = slice(stretch.start + part.start, stretch.start + part.stop)
-                point = network.place(group.z[here].to(network.device))
-                yield slice(at + here.start, at + here.stop), point, with_codes(batch, code)
-        at += len(group)
+        for part, batch in group.cells.batches(counts=False):
+            point = network.place(group.z[part].to(network.device))
+            here = slice(place.start + part.start, place.start + part.stop)
+            yield here, point, with_codes(batch, code)
 
 
 @torch.no_grad()

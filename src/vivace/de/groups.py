@@ -11,7 +11,7 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 
-from vivace.arguments import Indices, column_of, row_numbers
+from vivace.arguments import Indices, any_column_of, column_of, row_numbers
 from vivace.errors import ArgumentTypeError, DataError, OptionError, VivaceWarning, near
 
 Rows = NDArray[np.int64]
@@ -79,7 +79,26 @@ def plan(
     VivaceWarning
         If a side is one cell.
     """
-    found = _planned(adata, groupby, group1, group2, idx1, idx2)
+    if idx1 is None and idx2 is None:
+        if groupby is None:
+            raise OptionError(
+                "Say what is compared: a column of obs as groupby=, or cells as idx1= and idx2=."
+            )
+        found = _of_column(adata, groupby, group1, group2)
+    else:
+        if groupby is not None or group1 is not None or group2 is not None:
+            raise OptionError(
+                "Cells were given both as rows (idx1, idx2) and as groups (groupby, group1, group2); "
+                "leave one of the two out."
+            )
+        if idx1 is None:
+            raise OptionError("idx2 says what is compared with idx1; give idx1 too.")
+        found = _of_rows(adata, idx1, idx2)
+    _warn_of_one_cell(found)
+    return found
+
+
+def _warn_of_one_cell(found: Plan) -> None:
     for comparison in found.comparisons:
         sides = ((comparison.first,), comparison.second)
         for parts, name in zip(sides, (comparison.group1, comparison.group2), strict=True):
@@ -88,33 +107,8 @@ def plan(
                     f"{comparison.name}: {name!r} is one cell, so that the result is about that cell "
                     "and not about a group; give it more cells.",
                     VivaceWarning,
-                    stacklevel=3,
+                    stacklevel=4,
                 )
-    return found
-
-
-def _planned(
-    adata: AnnData,
-    groupby: str | None,
-    group1: object,
-    group2: object,
-    idx1: Chosen,
-    idx2: Chosen,
-) -> Plan:
-    if idx1 is not None or idx2 is not None:
-        if groupby is not None or group1 is not None or group2 is not None:
-            raise OptionError(
-                "Cells were given both as rows (idx1, idx2) and as groups (groupby, group1, group2); "
-                "leave one of the two out."
-            )
-        if idx1 is None:
-            raise OptionError("idx2 says what is compared with idx1; give idx1 too.")
-        return _of_rows(adata, idx1, idx2)
-    if groupby is None:
-        raise OptionError(
-            "Say what is compared: a column of obs as groupby=, or cells as idx1= and idx2=."
-        )
-    return _of_column(adata, groupby, group1, group2)
 
 
 def _of_rows(adata: AnnData, idx1: Chosen, idx2: Chosen) -> Plan:
@@ -235,10 +229,7 @@ def _listed(group1: object) -> list[str] | None:
 
 def _labels(adata: AnnData, groupby: object, complete: bool) -> pd.Series[str]:
     """The column as text categories; without ``complete`` cells may have none."""
-    if complete or not isinstance(groupby, str) or groupby not in adata.obs:
-        column = column_of(adata, "groupby", groupby)
-    else:
-        column = adata.obs[groupby]
+    column = (column_of if complete else any_column_of)(adata, "groupby", groupby)
     text = column.astype("category").cat.remove_unused_categories()
     if len({str(c) for c in text.cat.categories}) < len(text.cat.categories):
         raise DataError(
@@ -249,9 +240,7 @@ def _labels(adata: AnnData, groupby: object, complete: bool) -> pd.Series[str]:
 
 def samples_of(adata: AnnData, sample_key: object, cells: Rows) -> NDArray[np.str_]:
     """The sample of each of these cells, by name."""
-    if not isinstance(sample_key, str) or sample_key not in adata.obs:
-        column_of(adata, "sample_key", sample_key)  # says what is wrong
-    used = adata.obs[sample_key].iloc[cells]
+    used = any_column_of(adata, "sample_key", sample_key).iloc[cells]
     if used.isna().any():
         raise DataError(
             f"obs[{sample_key!r}] (sample_key) has no value for {int(used.isna().sum())} of the cells "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +69,7 @@ def over_samples(
         draw_group(cells.at(cut[piece]).quiet(), n_draws, codes, seed, sampling.weighting)
         for (piece, codes), seed in zip(wanted, children(seeds[0], len(wanted)), strict=True)
     ]
+    at = {key: i for i, key in enumerate(wanted)}
     drawn = DrawnExpression(groups, cells.network.dims.n_genes, silent=cells.silent)
     scale, largest = drawn.summary()
     reach = by_part(largest, [part for (part, _), _ in wanted], len(plan.parts))
@@ -84,7 +85,7 @@ def over_samples(
         design, *both = sides
         logs, shares, scales = (
             [
-                _of_samples(values, side, wanted, codes, cut)
+                _of_samples(values, side, at, codes, cut)
                 for side, codes in zip(both, sampling.codes, strict=True)
             ]
             for values in (expected, share, scale)
@@ -162,12 +163,11 @@ def _mean_logs(drawn: DrawnExpression, pseudocount: float) -> Values:
 def _of_samples(
     values: Values,
     side: Side,
-    wanted: Sequence[tuple[Piece, tuple[Codes, ...]]],
+    at: Mapping[tuple[Piece, tuple[Codes, ...]], int],
     codes: tuple[Codes, ...],
     cut: Mapping[Piece, Rows],
 ) -> Values:
     """Means of samples from those of their pieces, which count by their cells, (samples, g)."""
-    at = {key: i for i, key in enumerate(wanted)}
     return np.stack(
         [
             np.average(

@@ -243,18 +243,15 @@ class Model(Expressing):
         known = dict(zip(covariates, self.schema.categories, strict=True))
         everything = {key: list(known.get(key, self.schema.batches)) for key in columns}
         batch = self.schema.declarations.batch_key
-        sides = tuple(
-            self.schema.codes(
-                everything | dict(given)
-                if isinstance(given, Mapping)
-                else everything
-                if given is None
-                else everything | {batch: given}
-                if batch is not None
-                else given
-            )
-            for given in (batchid1, batchid2)
-        )
+
+        def side(given: Transform) -> tuple[Codes, ...]:
+            if given is None:
+                return self.schema.codes(everything)
+            if isinstance(given, Mapping):
+                return self.schema.codes(everything | dict(given))
+            return self.schema.codes(given if batch is None else everything | {batch: given})
+
+        sides = side(batchid1), side(batchid2)
         both = set(sides[0]) & set(sides[1])
         if both and set(sides[0]) != set(sides[1]):
             raise OptionError(

@@ -399,7 +399,9 @@ class Embedding(Trainable):
             raise DataError("The model's data are minified already; there is nothing to drop.")
         cells = self._cells(None, None, None)
         adata, source = self._own_adata(), self._own_source()
-        mean, variance = posterior.latent(cells, None)
+        k = self.config.n_latent
+        both = posterior.moments(cells)
+        mean, variance = (np.ascontiguousarray(m[:, :k].numpy()) for m in both)
         if use_latent_qzm_key is not None:
             mean = _stored(adata, "use_latent_qzm_key", use_latent_qzm_key, mean.shape)
         if use_latent_qzv_key is not None:
@@ -408,7 +410,8 @@ class Embedding(Trainable):
                 raise DataError(
                     f"obsm[{use_latent_qzv_key!r}] (use_latent_qzv_key) must hold variances above 0."
                 )
-        of_library = posterior.latent_library(cells)
+        latent = self.module.library_encoder is not None
+        of_library = [m[:, k:].clone() if latent else None for m in both]
         kept = StoredPosterior(torch.from_numpy(mean), torch.from_numpy(variance), *of_library)
         layer = self.schema.declarations.layer
         small = minify(

@@ -10,7 +10,6 @@ from vivace.posterior.importance import group_draws, importance_weights
 from vivace.posterior.latent import (
     draws,
     latent,
-    latent_library,
     latent_mean,
     library,
     moments,
@@ -38,7 +37,6 @@ __all__ = [
     "group_draws",
     "importance_weights",
     "latent",
-    "latent_library",
     "latent_mean",
     "library",
     "likelihood_parameters",

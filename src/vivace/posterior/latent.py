@@ -103,15 +103,3 @@ def library(cells: Cells, give_mean: bool, seed: int) -> Floats:
             size = drawn.exp()
         found[part, 0] = size.cpu().numpy()
     return found
-
-
-@torch.no_grad()
-def latent_library(cells: Cells) -> tuple[Tensor | None, Tensor | None]:
-    """Mean and variance of q(log l|x), shape (n, 1) each; None where the library is observed."""
-    if cells.network.library_encoder is None:
-        return None, None
-    mean, variance = torch.empty(2, len(cells), 1)
-    for part, _, inference in cells.encoded("Encoding"):
-        assert inference.library is not None
-        mean[part], variance[part] = inference.library.mean.cpu(), inference.library.variance.cpu()
-    return mean, variance
