@@ -19,7 +19,7 @@ FLOORS = [
     ["ops"],
     ["nn"],
     ["train", "posterior", "store", "report"],
-    ["de", "pl"],
+    ["de", "transfer", "pl"],
     ["methods"],
     ["scvi", "linear"],
     ["model"],

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args, get_type_hints
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, Self, get_args, get_type_hints
 
 import numpy as np
 
@@ -17,6 +17,7 @@ LatentDistribution = Literal["normal", "ln"]
 BatchRepresentation = Literal["one-hot", "embedding"]
 VarActivation = Literal["exp", "softplus"]
 Where = Literal["none", "encoder", "decoder", "both"]
+Preset = Literal["mapping"]
 
 
 def _one_thread() -> None:
@@ -29,6 +30,8 @@ def _one_thread() -> None:
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_one_thread)
 
+# chosen on cell lines and on planted batch effects: benchmarks/LOG.md, "Mapping"
+_PRESETS: dict[str, dict[str, Any]] = {"mapping": {"encode_covariates": True}}
 _SPELLED_OUT = {"negative_binomial": "nb", "zero_inflated_negative_binomial": "zinb"}
 
 
@@ -141,6 +144,19 @@ class ModelConfig:
     def as_dict(self) -> dict[str, Any]:
         """The options as JSON can hold them."""
         return asdict(self)
+
+    def with_preset(self, preset: Preset | None) -> Self:
+        """The same with the options that ``preset`` sets; None sets none.
+
+        Examples
+        --------
+        >>> ModelConfig().with_preset("mapping").encode_covariates
+        True
+        """
+        if preset is None:
+            return self
+        _check_option("preset", preset, Preset)
+        return replace(self, **_PRESETS[preset])
 
     @classmethod
     def names(cls) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from vivace.config import (
     GeneLikelihood,
     LatentDistribution,
     ModelConfig,
+    Preset,
     VarActivation,
     Where,
 )
@@ -36,6 +37,8 @@ class LinearSCVI(Model):
     ----------
     adata
         Cells x genes of raw counts, set up with :meth:`setup_anndata`.
+    preset
+        As in :class:`~vivace.SCVI`.
     n_layers
         Hidden layers of the encoder; the decoder has none.
     gene_likelihood
@@ -76,6 +79,7 @@ class LinearSCVI(Model):
         self,
         adata: AnnData,
         *,
+        preset: Preset | None = None,
         n_hidden: int = 128,
         n_latent: int = 10,
         n_layers: int = 1,
@@ -120,7 +124,7 @@ class LinearSCVI(Model):
             use_batch_norm=use_batch_norm,
             use_layer_norm=use_layer_norm,
             linear_decoder=True,
-        )
+        ).with_preset(preset)
         self._start(adata, config)
 
     @torch.no_grad()

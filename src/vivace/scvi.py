@@ -14,6 +14,7 @@ from vivace.config import (
     GeneLikelihood,
     LatentDistribution,
     ModelConfig,
+    Preset,
     VarActivation,
     Where,
 )
@@ -28,6 +29,9 @@ class SCVI(Model):
     ----------
     adata
         Cells x genes of raw counts, set up with :meth:`setup_anndata`.
+    preset
+        "mapping" for a reference that queries will be mapped onto: ``encode_covariates=True``,
+        whatever that argument says.
     n_hidden, n_latent, n_layers
         Units of a hidden layer, latent dimensions, hidden layers.
     dropout_rate
@@ -85,6 +89,7 @@ class SCVI(Model):
         self,
         adata: AnnData,
         *,
+        preset: Preset | None = None,
         n_hidden: int = 128,
         n_latent: int = 10,
         n_layers: int = 1,
@@ -121,5 +126,5 @@ class SCVI(Model):
             var_activation=var_activation,
             use_batch_norm=use_batch_norm,
             use_layer_norm=use_layer_norm,
-        )
+        ).with_preset(preset)
         self._start(adata, config)

@@ -145,10 +145,10 @@ class Schema:
         schema = cls(
             declarations=d,
             genes=gene_names(adata),
-            batches=_categories(adata, d.batch_key, "batch_key"),
-            labels=_categories(adata, d.labels_key, "labels_key"),
+            batches=categories_of(adata, d.batch_key, "batch_key"),
+            labels=categories_of(adata, d.labels_key, "labels_key"),
             categories=tuple(
-                _categories(adata, key, "categorical_covariate_keys")
+                categories_of(adata, key, "categorical_covariate_keys")
                 for key in d.categorical_covariate_keys
             ),
         )
@@ -396,7 +396,7 @@ def _column(adata: AnnData, key: str, argument: str) -> pd.Series[Any]:
     return column
 
 
-def _categories(adata: AnnData, key: str | None, argument: str) -> tuple[Category, ...]:
+def categories_of(adata: AnnData, key: str | None, argument: str) -> tuple[Category, ...]:
     """The categories of a column that occur, in its own order, else sorted."""
     if key is None:
         return (0,)

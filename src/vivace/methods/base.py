@@ -41,7 +41,7 @@ from vivace.errors import (
     OptionError,
     VivaceWarning,
 )
-from vivace.nn import VAE, Dimensions
+from vivace.nn import VAE, Dimensions, Surgery, operate
 from vivace.seeds import SeedStream, check_seed
 from vivace.setup import Declarations, Schema, read_declarations, write_declarations
 from vivace.store.folder import damaged_model, read_adata
@@ -50,10 +50,13 @@ from vivace.train import (
 )
 from vivace.train.initialise import set_library_prior
 
-ARGUMENTS = tuple(  # what the constructors take, under the names that users give
-    "batch_embedding_kwargs" if name == "batch_embedding_dim" else name
-    for name in ModelConfig.names()
-    if name != "linear_decoder"
+ARGUMENTS = (  # what the constructors take, under the names that users give
+    "preset",
+    *(
+        "batch_embedding_kwargs" if name == "batch_embedding_dim" else name
+        for name in ModelConfig.names()
+        if name != "linear_decoder"
+    ),
 )
 Format = Literal["vivace", "scvi-tools"]
 
@@ -75,7 +78,7 @@ class Base(ABC):
                 f"{type(self).__name__} takes an AnnData, not {type(adata).__name__}; read one with "
                 "anndata.read_h5ad."
             )
-        _refuse_minified(adata)
+        refuse_minified(adata)
         schema = Schema.from_anndata(adata, read_declarations(adata))
         _check_options(config, schema.declarations)
         seeds = SeedStream(check_seed(settings.seed))
@@ -94,9 +97,10 @@ class Base(ABC):
         self._unused: dict[str, Tensor] = {}  # kept for scvi-tools' format
         self._adata: AnnData | None = None
         self._source: MemorySource | None = None
+        self._reference: AnnData | None = None  # of a model of a query, if it is at hand
         with torch.random.fork_rng(devices=[]):  # layers draw from the global generator
             torch.default_generator.manual_seed(weights_seed)
-            self.module = VAE(config, _dimensions(schema))
+            self.module = VAE(config, dimensions(schema))
         self.module.eval()
 
     def _attach(self, adata: AnnData) -> None:
@@ -165,7 +169,7 @@ class Base(ABC):
         """
         if not isinstance(adata, AnnData):
             raise ArgumentTypeError(f"setup_anndata takes an AnnData, not {type(adata).__name__}.")
-        _refuse_minified(adata)
+        refuse_minified(adata)
         declarations = Declarations(
             layer=layer,
             batch_key=batch_key,
@@ -268,6 +272,8 @@ class Base(ABC):
             },
             "seed": {"root": self._seeds.root, "used": self._seeds.used},
         }
+        if self.module.surgery is not None:
+            sections["surgery"] = self.module.surgery.as_dict()
         adata = self._own_adata() if save_anndata or self.minified_data_type else None
         weights = dict(self.module.state_dict()) | self._unused
         contents = store.StoredModel(weights, sections, state.frame())
@@ -322,6 +328,8 @@ class Base(ABC):
             own = {k: v for k, v in stored.weights.items() if not k.startswith(store.UNUSED)}
             model.module.load_state_dict(own)
             model._unused = {k: v for k, v in stored.weights.items() if k not in own}
+            if "surgery" in parts:
+                operate(model.module, Surgery.from_dict(parts["surgery"]))
             model._state = TrainState(
                 train_rows=np.asarray(parts["training"]["train_rows"], np.int64),
                 validation_rows=np.asarray(parts["training"]["validation_rows"], np.int64),
@@ -371,7 +379,11 @@ class Base(ABC):
             + "".join(f"; {m} {w} ({what})" for m, w, what in s.summary()[1:]),
         ]
         if self.is_trained and not self._state.history:
-            lines.append("trained by scvi-tools, whose history is not read")
+            lines.append(
+                "trained by scvi-tools, whose history is not read"
+                if "scvi_tools" in self._state.summary
+                else "the reference's, as it is: it knew every category of the query"
+            )
         elif self.is_trained:
             t, last = self._state.summary, self._state.history[-1]
             lines.append(
@@ -469,7 +481,8 @@ def embedding_dim(given: object) -> int:
     return given.get("embedding_dim", ModelConfig.batch_embedding_dim)  # type: ignore[no-any-return]
 
 
-def _refuse_minified(adata: AnnData) -> None:
+def refuse_minified(adata: AnnData) -> None:
+    """Refuse data without counts for a new model."""
     kind = minified_type(adata)
     if kind is not None and not kind.endswith("with_counts"):
         raise DataError(
@@ -478,7 +491,8 @@ def _refuse_minified(adata: AnnData) -> None:
         )
 
 
-def _dimensions(schema: Schema) -> Dimensions:
+def dimensions(schema: Schema) -> Dimensions:
+    """What the network must know of the data, from their schema."""
     return Dimensions(
         n_genes=len(schema.genes),
         n_batches=len(schema.batches),

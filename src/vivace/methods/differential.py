@@ -18,8 +18,8 @@ from vivace.methods.latent import weighting_of
 from vivace.setup import UNS_KEY, Codes, Transform
 
 
-class Model(Expressing):
-    """A count model with a latent space; :class:`~vivace.SCVI` and its kin say which."""
+class Differing(Expressing):
+    """A trained model that is asked what differs."""
 
     def differential_expression(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,8 +11,9 @@ import numpy as np
 
 from vivace.arguments import accelerator_here, number, positive, refuse_unknown
 from vivace.data import split_rows
-from vivace.errors import DataError
+from vivace.errors import DataError, VivaceWarning
 from vivace.methods.base import Base, digest
+from vivace.nn import trained_parts
 from vivace.train import Listeners, TrainOptions, fit, max_steps_of, patience_of, recipe_of
 
 
@@ -116,6 +118,14 @@ class Trainable(Base):
         number("validation_size", validation_size)
         accelerator_here(accelerator)
         source = self._own_source()
+        if not trained_parts(self.module):
+            warnings.warn(
+                "There is nothing to train: the reference knows every category of the query, and all "
+                "else is frozen; ask the model as it is, or use load_query_data(..., unfrozen=True).",
+                VivaceWarning,
+                stacklevel=2,
+            )
+            return
         if self.minified_data_type is not None:
             raise DataError(
                 "The model's data were minified, so that there is nothing to encode; train before "

@@ -2,6 +2,7 @@
 
 from vivace.nn.decoder import Decoder, LinearDecoder
 from vivace.nn.encoder import Encoder, Posterior
+from vivace.nn.surgery import Part, Surgery, grown, operate, trained_parts
 from vivace.nn.vae import VAE, Dimensions, Inference, Losses, Rates
 
 __all__ = [
@@ -12,6 +13,11 @@ __all__ = [
     "Inference",
     "LinearDecoder",
     "Losses",
+    "Part",
     "Posterior",
     "Rates",
+    "Surgery",
+    "grown",
+    "operate",
+    "trained_parts",
 ]

@@ -162,7 +162,7 @@ class LinearHead(nn.Module):
         norm = self.batch_norm
         if norm is None:
             return self.weight, self.weight.new_zeros(self.weight.shape[1])
-        if self.training and len(x_nk) > 1:
+        if self.training and norm.uses_minibatch(len(x_nk)):
             mean_k = x_nk.mean(0)
             centred = x_nk - mean_k
             covariance = centred.T @ centred / len(x_nk)

@@ -103,6 +103,7 @@ class Encoder(nn.Module):
         self.uses_covariates = n_continuous + n_onehot > 0
         self.inject = inject
         self.log1p = log1p
+        self.genes_frozen = False  # no gradient of the genes' weights is wanted
         deeper = n_hidden + (n_onehot if inject else 0)
         self.linears = nn.ModuleList(
             Linear(n_genes + n_continuous + n_onehot if i == 0 else deeper, n_hidden)
@@ -141,11 +142,11 @@ class Encoder(nn.Module):
         """First linear map: genes sparse, covariates (which follow them) dense."""
         first: Linear = self.linears[0]  # type: ignore[assignment]
         transform: Transform = "log1p" if self.log1p else "none"
+        weight_gh = first.weight[: self.n_genes] if self.uses_covariates else first.weight
+        if self.genes_frozen:
+            weight_gh = weight_gh.detach()
+        genes_nh = sparse_linear(counts, weight_gh, transform=transform, backend=backend)
         if not self.uses_covariates:
-            genes_nh = sparse_linear(counts, first.weight, transform=transform, backend=backend)
             return genes_nh + first.bias
-        genes_nh = sparse_linear(
-            counts, first.weight[: self.n_genes], transform=transform, backend=backend
-        )
         covariates = joined(continuous_nd, onehot_nc)
         return genes_nh + torch.addmm(first.bias, covariates, first.weight[self.n_genes :])

@@ -11,26 +11,32 @@ from torch.nn.functional import batch_norm
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """Batch normalisation that takes a single cell too.
+    """Batch normalisation that takes a single cell too, and that can be frozen.
 
     One cell has no variance: it is normalised by the running statistics, in
-    training as in evaluation, and leaves them as they are.
+    training as in evaluation, and leaves them as they are.  So are all cells where
+    it is ``frozen``.
     """
 
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor
     momentum: float
+    frozen = False
 
     def __init__(self, n_features: int) -> None:
         super().__init__(n_features, eps=1e-3, momentum=0.01)
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.training and len(input) == 1:
+        if self.training and not self.uses_minibatch(len(input)):
             return batch_norm(
                 input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
             )
         return super().forward(input)
+
+    def uses_minibatch(self, n_cells: int) -> bool:
+        """Whether training normalises so many cells by their own statistics."""
+        return n_cells > 1 and not self.frozen
 
     @torch.no_grad()
     def track(self, mean: Tensor, variance: Tensor, n: int) -> None:

@@ -13,6 +13,7 @@ from vivace.data.batch import CountBatch, StoredPosterior
 from vivace.nn.decoder import Decoder, LinearDecoder
 from vivace.nn.encoder import Encoder, Posterior
 from vivace.nn.layers import joined
+from vivace.nn.surgery import Surgery
 from vivace.ops import Backend, CountHeads, count_nll
 from vivace.ops.count_nll import LIKELIHOODS, Activation
 from vivace.ops.count_nll.reference import LOG_THETA_BOUND, log_scale, log_theta_of
@@ -113,6 +114,7 @@ class VAE(nn.Module):
         self.config = config
         self.dims = dims
         self.backend: Backend = backend
+        self.surgery: Surgery | None = None  # what is frozen of a network for a query
         self.likelihood = LIKELIHOODS[config.gene_likelihood]
         self.activation: Activation = "softplus" if dims.size_factor else "softmax"
         embedded = config.batch_representation == "embedding"

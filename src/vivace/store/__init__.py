@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from vivace.store.folder import StoredModel, read_folder, write_folder
+from vivace.setup import Schema
+from vivace.store.folder import StoredModel, damaged_model, read_folder, write_folder
 from vivace.store.matrix import fill_dense, fill_sparse
 from vivace.store.scvi_tools import is_scvi_tools, read_scvi_tools, write_scvi_tools
 from vivace.store.scvi_tools.read import UNUSED
@@ -13,11 +14,21 @@ __all__ = [
     "fill_dense",
     "fill_sparse",
     "read_folder",
+    "read_genes",
     "read_model",
     "read_scvi_tools",
     "write_folder",
     "write_scvi_tools",
 ]
+
+
+def read_genes(path: Path) -> tuple[tuple[str, ...], str | None]:
+    """Names of the genes of the model in a folder, and the layer of its counts."""
+    try:
+        schema = Schema.from_dict(read_model(path).sections["schema"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise damaged_model(path, error) from error
+    return schema.genes, schema.declarations.layer
 
 
 def read_model(path: Path) -> StoredModel:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vivace.data import CountBatch, Rows, Source, minibatches
 from vivace.errors import OptionError, TrainingError
-from vivace.nn import VAE
+from vivace.nn import VAE, Part, trained_parts
 from vivace.nn.layers import BatchNorm
 from vivace.seeds import numpy_generator, torch_generator
 from vivace.train.adam import FLUSH_EVERY, FusedAdam, Group, flush_subnormal
@@ -57,7 +57,7 @@ def fit(network: VAE, source: Source, state: TrainState, options: TrainOptions) 
         recipe = recipe.held(epochs, recipe.epochs(source.n_cells, len(state.train_rows)))
     with TrainingBar(epochs, n_steps, options.progress) as bar:
         order = numpy_generator(options.seed)
-        if recipe.from_data and not state.trained:
+        if recipe.from_data and not state.trained and network.surgery is None:
             initialise_from_data(network, source, state.train_rows, order)
         watch = Watch(options.patience, recipe.keep_best)
         run = _Run(network, source, recipe, options, watched, batch_size, recipe.betas(n_steps))
@@ -251,7 +251,10 @@ class _HandStep:
 
     def __init__(self, gradients: HandStep, recipe: Recipe, betas: tuple[float, float]) -> None:
         self.gradients = gradients
-        groups = [Group(*group) for group in _groups(gradients.network, recipe)]
+        groups = [
+            Group([p.parameter for p in parts], decay, factor)
+            for parts, decay, factor in _groups(gradients.network, recipe)
+        ]
         self.adam = FusedAdam(groups, lr=recipe.lr, eps=recipe.eps, betas=betas)
 
     def __call__(
@@ -264,19 +267,33 @@ class _HandStep:
 
 
 class _AutogradStep:
-    """The same by autograd and Lightning Fabric: any network, any device."""
+    """The same by autograd and Lightning Fabric: any network, any device, any part of it.
+
+    Where only some rows of a parameter are trained, Adam is given a view of them, and the
+    others are out of its reach.
+    """
 
     def __init__(
         self, fabric: Fabric, network: VAE, recipe: Recipe, betas: tuple[float, float]
     ) -> None:
         self.fabric = fabric
+        self.network = network
+        self.views: list[tuple[Part, Tensor]] = []
         groups = [
-            {"params": p, "weight_decay": decay, "lr_factor": factor}
-            for p, decay, factor in _groups(network, recipe)
+            {"params": [self.leaf(p) for p in parts], "weight_decay": decay, "lr_factor": factor}
+            for parts, decay, factor in _groups(network, recipe)
         ]
         adam = torch.optim.Adam(groups, lr=recipe.lr, eps=recipe.eps, betas=betas, fused=True)
         self.wrapped, self.adam = fabric.setup(network, adam)
         self.steps = 0
+
+    def leaf(self, part: Part) -> Tensor:
+        """What Adam is given: the parameter, or a view of some of its rows."""
+        if part.rows is None:
+            return part.parameter
+        view = part.parameter.detach()[part.rows]
+        self.views.append((part, view))
+        return view
 
     def __call__(
         self, batch: CountBatch, kl_weight: float, lr: float, noise: torch.Generator
@@ -285,8 +302,11 @@ class _AutogradStep:
             group["lr"] = lr * group["lr_factor"]
         losses: Any = self.wrapped(batch, kl_weight, noise)
         self.fabric.backward(losses.loss)
+        for part, view in self.views:
+            gradient = part.parameter.grad
+            view.grad = None if gradient is None else gradient[part.rows]
         self.adam.step()
-        self.adam.zero_grad()
+        self.network.zero_grad()
         self.steps += 1
         if self.steps % FLUSH_EVERY == 0:
             for parameter, state in self.adam.state.items():
@@ -294,11 +314,11 @@ class _AutogradStep:
         return torch.stack(losses).detach()
 
 
-def _groups(network: VAE, recipe: Recipe) -> list[tuple[list[Tensor], float, float]]:
-    """Parameters, the weight decay they have, and their learning rate as a multiple."""
-    parameters: list[Tensor] = list(network.parameters())
-    matrices = [p for p in parameters if _is_matrix(p, network)]
-    vectors = [p for p in parameters if not _is_matrix(p, network)]
+def _groups(network: VAE, recipe: Recipe) -> list[tuple[list[Part], float, float]]:
+    """What is trained, the weight decay it has, and its learning rate as a multiple."""
+    parts = trained_parts(network)
+    matrices = [p for p in parts if _is_matrix(p.parameter, network)]
+    vectors = [p for p in parts if not _is_matrix(p.parameter, network)]
     decay = 0.0 if recipe.decay_matrices_only else recipe.weight_decay
     return [(matrices, recipe.weight_decay, 1.0), (vectors, decay, recipe.vector_lr)]
 

@@ -1,0 +1,291 @@
+"""Queries mapped onto a reference."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import pandas as pd
+from anndata import AnnData
+
+from vivace import transfer
+from vivace.arguments import refuse_unknown
+from vivace.config import settings
+from vivace.errors import ArgumentTypeError, DataError, NotTrainedError, OptionError, VivaceWarning
+from vivace.methods.base import digest, dimensions, refuse_minified
+from vivace.methods.differential import Differing
+from vivace.nn import Surgery, grown, operate, trained_parts
+from vivace.seeds import SeedStream, check_seed
+from vivace.store import read_genes
+from vivace.train.initialise import set_library_prior
+
+
+class Model(Differing):
+    """A count model with a latent space; :class:`~vivace.SCVI` and its kin say which."""
+
+    @classmethod
+    def load_query_data(
+        cls,
+        adata: AnnData,
+        reference_model: Self | str | Path,
+        *,
+        inplace_subset_query_vars: bool = False,
+        unfrozen: bool = False,
+        freeze_dropout: bool = False,
+        freeze_expression: bool = True,
+        freeze_decoder_first_layer: bool = True,
+        freeze_batchnorm_encoder: bool = True,
+        freeze_batchnorm_decoder: bool = False,
+        transfer_batch: bool = True,
+        **unknown: Any,
+    ) -> Self:
+        """A model of a query, which starts as that of a reference and mostly stays so.
+
+        New batches, and new categories of the categorical covariates, get weights of their
+        own, which :meth:`train` then learns.  With the default flags the latent space of the
+        reference stays as it is, and the query is moved into it.
+        ``docs/transfer.md`` has the table of what is trained under each flag.
+
+        Parameters
+        ----------
+        adata
+            The query: raw counts of the reference's genes (see :meth:`prepare_query_anndata`)
+            and the columns that the reference was set up with, but for its labels.
+        reference_model
+            A trained model of this class, its folder, or one that scvi-tools saved.
+        inplace_subset_query_vars
+            Leave only the reference's genes in ``adata``, in their order.
+        unfrozen
+            Train everything, whatever the other flags say.
+        freeze_dropout
+            Train without dropout.
+        freeze_expression
+            False trains the first layer of the encoder, genes and all.
+        freeze_decoder_first_layer
+            False trains the first layer of the decoder.
+        freeze_batchnorm_encoder, freeze_batchnorm_decoder
+            Batch norm keeps its weights and uses its running statistics; False trains it.
+        transfer_batch
+            False refuses batches that the reference has not.
+
+        Raises
+        ------
+        DataError
+            If genes or a column are missing, or a category has another type than in the
+            reference.
+        OptionError
+            If the reference has neither batch nor categorical covariates to tell the query by.
+        ModelFileError
+            If the folder is missing or damaged.
+
+        Warns
+        -----
+        VivaceWarning
+            If training will move no cell, because the encoder does not see what is new.
+
+        Notes
+        -----
+        Source: Lotfollahi et al. 2022 (scArches), doi:10.1038/s41587-021-01001-7.
+
+        Examples
+        --------
+        >>> import vivace
+        >>> adata = vivace.datasets.pbmc3k()
+        >>> adata.obs["lane"] = ["a", "b"] * (adata.n_obs // 2)
+        >>> reference, query = adata[:2000].copy(), adata[2000:].copy()
+        >>> query.obs["lane"] = "c"
+        >>> vivace.SCVI.setup_anndata(reference, batch_key="lane")
+        >>> model = vivace.SCVI(reference, preset="mapping")
+        >>> model.train(max_epochs=2, progress=False)
+        >>> mapped = vivace.SCVI.load_query_data(query, model)
+        >>> mapped.train(max_epochs=2, progress=False)
+        >>> mapped.get_latent_representation().shape
+        (638, 10)
+        """
+        flags = {
+            "unfrozen": unfrozen,
+            "freeze_dropout": freeze_dropout,
+            "freeze_expression": freeze_expression,
+            "freeze_decoder_first_layer": freeze_decoder_first_layer,
+            "freeze_batchnorm_encoder": freeze_batchnorm_encoder,
+            "freeze_batchnorm_decoder": freeze_batchnorm_decoder,
+        }
+        others = {
+            "inplace_subset_query_vars": inplace_subset_query_vars,
+            "transfer_batch": transfer_batch,
+        }
+        refuse_unknown("load_query_data", unknown, (*flags, *others))
+        for name, value in (flags | others).items():
+            if not isinstance(value, bool):
+                raise ArgumentTypeError(f"{name} must be True or False, not {value!r}.")
+        if not isinstance(adata, AnnData):
+            raise ArgumentTypeError(
+                f"load_query_data takes an AnnData, not {type(adata).__name__}."
+            )
+        refuse_minified(adata)
+        reference = cls._reference_of(reference_model)
+        by_label = reference.config.dispersion == "gene-label"
+        schema = transfer.extended(reference.schema, adata, labels=by_label)
+        reference._check_query(adata, schema, unfrozen, transfer_batch)
+        known = dimensions(reference.schema)
+        surgery = Surgery(known.n_batches, known.n_categories, known.n_labels, **flags)
+        config = reference.config
+        if freeze_dropout and not unfrozen:
+            config = replace(config, dropout_rate=0.0)
+        seeds = SeedStream(check_seed(settings.seed))
+        model = cls.__new__(cls)
+        model._build(config, schema, seeds, weights_seed=seeds.take())
+        model.module.to(reference.device)
+        model._attach(adata)
+        if model.module.library_encoder is not None:
+            set_library_prior(model.module, model._own_source())
+        weights = grown(reference.module.state_dict(), model.module, surgery)
+        model.module.load_state_dict(weights)
+        operate(model.module, surgery)
+        model._reference = reference._reference if reference.adata is None else reference.adata
+        model._say_what_moves(reference)
+        if inplace_subset_query_vars:
+            adata._inplace_subset_var(list(schema.genes))
+            model._attach(adata)
+        return model
+
+    @classmethod
+    def _reference_of(cls, given: object) -> Self:
+        """The reference, which must be a trained model of this class."""
+        if isinstance(given, str | Path):
+            reference = cls.load(given)
+        elif isinstance(given, cls):
+            reference = given
+        else:
+            raise ArgumentTypeError(
+                f"reference_model must be a trained {cls.__name__} or the path of its folder, not a "
+                f"{type(given).__name__}."
+            )
+        if not reference.is_trained:
+            raise NotTrainedError("The reference model has not been trained; call train() first.")
+        return reference
+
+    def _check_query(
+        self, adata: AnnData, schema: Any, unfrozen: bool, transfer_batch: bool
+    ) -> None:
+        """Of the reference: refuse what it cannot take, before anything is made."""
+        d = schema.declarations
+        if d.batch_key is None and not d.categorical_covariate_keys and not unfrozen:
+            raise OptionError(
+                "The reference model has no batch and no categorical covariates, so that there is "
+                "nothing that training could learn about a query; ask it directly with "
+                "adata=query, or declare a batch_key when the reference is trained."
+            )
+        new = schema.batches[len(self.schema.batches) :]
+        if new and not transfer_batch:
+            raise DataError(
+                f"The query has batches that the reference has not ({', '.join(map(repr, new[:5]))}), "
+                "and transfer_batch=False forbids them; rename them, or leave transfer_batch True."
+            )
+        names = pd.Index(adata.var_names.astype(str))
+        missing = [g for g in schema.genes if g not in names]
+        if missing:
+            raise DataError(
+                f"The query has not all of the reference's {len(schema.genes):,} genes: "
+                f"{len(missing):,} are missing from var_names (first: {missing[0]!r}); align them with "
+                f"{type(self).__name__}.prepare_query_anndata(query, model), which says what is missing."
+            )
+
+    def _say_what_moves(self, reference: Model) -> None:
+        """Of the query's model: warn where training moves no cell, or has nothing to do."""
+        parts = trained_parts(self.module)
+        if not parts:
+            names = digest(self._own_adata())
+            self._state.summary = {
+                "epochs": 0,
+                "cells": self._own_source().n_cells,
+                "cell_names": names,
+            }
+        if self.schema == replace(reference.schema, declarations=self.schema.declarations):
+            return
+        if not any(part.name.startswith("encoder.") for part in parts):
+            warnings.warn(
+                "The encoder of the reference does not see batch or covariates, so that training moves "
+                "no cell in the latent space, only how it is decoded; for a query that moves, train "
+                f"the reference as {type(self).__name__}(adata, preset='mapping').",
+                VivaceWarning,
+                stacklevel=3,
+            )
+
+    @staticmethod
+    def prepare_query_anndata(
+        adata: AnnData,
+        reference_model: Model | str | Path,
+        return_reference_var_names: bool = False,
+        inplace: bool = True,
+        *,
+        gene_key: str | None = None,
+        min_overlap: float = 0.8,
+    ) -> transfer.GeneReport | AnnData | pd.Index[str]:
+        """Bring the genes of a query into the form of a reference.
+
+        Genes are matched by name, Ensembl identifiers with or without their version;
+        counts of genes with one name are added up (in X and every layer), and genes that
+        are missing are padded with zeros.  ``varm`` and ``varp`` are left behind.
+
+        Parameters
+        ----------
+        adata
+            The query, cells x genes, of raw counts.
+        reference_model
+            A model, its folder, or one that scvi-tools saved.
+        return_reference_var_names
+            Only give the names of the reference's genes.
+        inplace
+            Change ``adata``; False leaves it and returns a new AnnData.
+        gene_key
+            Column of var with identifiers as the reference has them; None for var_names.
+        min_overlap
+            Least share of the reference's genes that the query must have.
+
+        Returns
+        -------
+        A :class:`~vivace.transfer.GeneReport`, or the new AnnData with ``inplace=False``;
+        either way the report is in ``uns["query_genes"]`` too.
+
+        Raises
+        ------
+        DataError
+            If fewer genes are found; the message says which column of var has them, or
+            which are missing.  ``adata`` is then as it was.
+
+        Examples
+        --------
+        >>> import vivace
+        >>> adata = vivace.datasets.pbmc3k()[:200].copy()
+        >>> vivace.SCVI.setup_anndata(adata)
+        >>> model = vivace.SCVI(adata)
+        >>> query = adata[:, :1800].copy()
+        >>> report = vivace.SCVI.prepare_query_anndata(query, model)
+        >>> report.present, query.shape
+        (1800, (200, 2005))
+        """
+        if isinstance(reference_model, str | Path):
+            genes, layer = read_genes(Path(reference_model))
+        elif isinstance(reference_model, Model):
+            schema = reference_model.schema
+            genes, layer = schema.genes, schema.declarations.layer
+        else:
+            raise ArgumentTypeError(
+                "reference_model must be a model or the path of its folder, not a "
+                f"{type(reference_model).__name__}."
+            )
+        if return_reference_var_names:
+            return pd.Index(genes)
+        if not isinstance(adata, AnnData):
+            raise ArgumentTypeError(
+                f"prepare_query_anndata takes an AnnData, not {type(adata).__name__}."
+            )
+        new, report = transfer.aligned(adata, genes, gene_key, min_overlap, layer)
+        new.uns["query_genes"] = report.as_dict()
+        if not inplace:
+            return new
+        adata._init_as_actual(new)
+        return report

@@ -1,0 +1,86 @@
+"""The categories of a query beside those of the reference."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from anndata import AnnData
+
+from vivace.errors import DataError, MissingColumnError, near
+from vivace.setup import Category, Declarations, Schema, categories_of
+
+
+def extended(schema: Schema, adata: AnnData, *, labels: bool) -> Schema:
+    """The reference's schema with the query's new categories after the known ones.
+
+    Parameters
+    ----------
+    schema : of the reference
+    adata : the query
+    labels : whether the model reads labels; if not, the query needs none
+
+    Raises
+    ------
+    DataError
+        If a declared column is missing, or has a category that the reference has under
+        another type.
+    """
+    d = schema.declarations
+    if not labels:
+        d = replace(d, labels_key=None)
+    _check_columns(d, adata)
+    return Schema(
+        declarations=d,
+        genes=schema.genes,
+        batches=_longer(schema.batches, adata, d.batch_key, "batch_key"),
+        labels=_longer(schema.labels, adata, d.labels_key, "labels_key") if labels else (0,),
+        categories=tuple(
+            _longer(known, adata, key, "categorical_covariate_keys")
+            for key, known in zip(d.categorical_covariate_keys, schema.categories, strict=True)
+        ),
+    )
+
+
+def _check_columns(d: Declarations, adata: AnnData) -> None:
+    """Name the first declared column that the query has not, and what it could be."""
+    if d.batch_key is not None and d.batch_key not in adata.obs:
+        raise MissingColumnError(
+            f"The query has no column {d.batch_key!r} in obs, the batch of the reference; name its "
+            f"batch with query.obs[{d.batch_key!r}] = 'query'; {near(d.batch_key, adata.obs)}"
+        )
+    if d.labels_key is not None and d.labels_key not in adata.obs:
+        raise MissingColumnError(
+            f"The query has no column {d.labels_key!r} in obs, by which the reference tells "
+            f"dispersions apart; give it labels with query.obs[{d.labels_key!r}] = 'Unknown'."
+        )
+
+
+def _longer(
+    known: tuple[Category, ...], adata: AnnData, key: str | None, argument: str
+) -> tuple[Category, ...]:
+    if key is None:
+        return known
+    new = []
+    for value in categories_of(adata, key, argument):
+        same = next((k for k in known if _reads_the_same(k, value)), None)
+        if same is None:
+            new.append(value)
+        elif type(same) is not type(value):
+            raise DataError(
+                f"obs[{key!r}] ({argument}) holds {value!r} ({type(value).__name__}), which may be the "
+                f"{same!r} ({type(same).__name__}) of the reference; if it is, make it that with "
+                f"query.obs[{key!r}] = query.obs[{key!r}].astype({type(same).__name__}), else rename it."
+            )
+    return (*known, *new)
+
+
+def _reads_the_same(one: Category, other: Category) -> bool:
+    """Whether two categories may be meant to be one: 1, 1.0 and "1"."""
+    if str(one) == str(other):
+        return True
+    if type(one) is type(other):
+        return False
+    try:
+        return float(one) == float(other)
+    except ValueError:
+        return False
