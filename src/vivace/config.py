@@ -31,7 +31,13 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_one_thread)
 
 # chosen on cell lines and on planted batch effects: benchmarks/LOG.md, "Mapping"
-_PRESETS: dict[str, dict[str, Any]] = {"mapping": {"encode_covariates": True}}
+_PRESETS: dict[str, dict[str, Any]] = {
+    "mapping": {
+        "encode_covariates": True,
+        "use_layer_norm": "both",
+        "use_batch_norm": "none",
+    }
+}
 _SPELLED_OUT = {"negative_binomial": "nb", "zero_inflated_negative_binomial": "zinb"}
 
 
@@ -156,7 +162,10 @@ class ModelConfig:
         if preset is None:
             return self
         _check_option("preset", preset, Preset)
-        return replace(self, **_PRESETS[preset])
+        options = dict(_PRESETS[preset])
+        if self.linear_decoder:  # it has no hidden layer to normalise
+            options |= {"use_layer_norm": "encoder", "use_batch_norm": "decoder"}
+        return replace(self, **options)
 
     @classmethod
     def names(cls) -> tuple[str, ...]:

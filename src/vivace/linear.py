@@ -38,7 +38,8 @@ class LinearSCVI(Model):
     adata
         Cells x genes of raw counts, set up with :meth:`setup_anndata`.
     preset
-        As in :class:`~vivace.SCVI`.
+        "mapping" for a reference that queries will be mapped onto: ``encode_covariates=True,
+        use_layer_norm="encoder", use_batch_norm="decoder"``, whatever those arguments say.
     n_layers
         Hidden layers of the encoder; the decoder has none.
     gene_likelihood

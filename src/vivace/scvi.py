@@ -30,8 +30,8 @@ class SCVI(Model):
     adata
         Cells x genes of raw counts, set up with :meth:`setup_anndata`.
     preset
-        "mapping" for a reference that queries will be mapped onto: ``encode_covariates=True``,
-        whatever that argument says.
+        "mapping" for a reference that queries will be mapped onto: ``encode_covariates=True,
+        use_layer_norm="both", use_batch_norm="none"``, whatever those arguments say.
     n_hidden, n_latent, n_layers
         Units of a hidden layer, latent dimensions, hidden layers.
     dropout_rate

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Self
 
+import scipy.sparse as sp
 import torch
 from torch import Tensor
 
@@ -58,6 +59,11 @@ class SparseCounts:
         )
         out[cells, self.genes.long()] = self.values.to(out.dtype)
         return out
+
+    def scipy(self) -> sp.csr_matrix:
+        """The counts as SciPy's CSR; of the same memory, on the CPU."""
+        arrays = (self.values.numpy(), self.genes.numpy(), self.indptr.numpy())
+        return sp.csr_matrix(arrays, shape=(self.n_cells, self.n_genes))
 
     def to(self, device: torch.device) -> SparseCounts:
         """The same counts on ``device``."""

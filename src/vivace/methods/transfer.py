@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from vivace import transfer
-from vivace.arguments import refuse_unknown
+from vivace import posterior, transfer
+from vivace.arguments import any_column_of, refuse_unknown
 from vivace.config import settings
 from vivace.errors import ArgumentTypeError, DataError, NotTrainedError, OptionError, VivaceWarning
 from vivace.methods.base import digest, dimensions, refuse_minified
@@ -213,6 +214,158 @@ class Model(Differing):
                 VivaceWarning,
                 stacklevel=3,
             )
+
+    def transfer_labels(
+        self,
+        query: AnnData | None,
+        labels_key: str,
+        reference: AnnData | None = None,
+        *,
+        n_neighbors: int = 15,
+        n_samples: int = 10,
+        expression: bool = True,
+        min_probability: float | None = None,
+        max_novelty: float | None = None,
+        all_probabilities: bool = False,
+        key_added: str | None = None,
+        batch_size: int | None = None,
+        seed: int | None = None,
+        silent: bool = False,
+    ) -> pd.DataFrame:
+        """What the cells of a query are, how sure that is, and how unlike the reference they are.
+
+        Two witnesses are heard: the nearest cells of the reference in the latent space, over
+        draws from the posterior of each cell of the query, and one linear classifier a label
+        on log-normalised counts.  How far each is believed is measured on the reference,
+        with whole batches held out; ``docs/transfer.md`` says how.
+
+        Parameters
+        ----------
+        query
+            Cells to label, of categories that the model knows; None for the model's own data.
+        labels_key
+            Column of the reference's obs with the labels; cells without one are left out.
+        reference
+            Cells with labels; None for those of the reference model, or of this model.
+        n_neighbors
+            Nearest cells of the reference that are looked at.
+        n_samples
+            Draws from the posterior of each cell.
+        expression
+            False asks the neighbours only; so it is where counts were dropped by
+            :meth:`minify_adata`.
+        min_probability, max_novelty
+            Cells whose label is less probable, or that are more novel, become "Unknown".
+        all_probabilities
+            With a column ``probability_...`` for each label.
+        key_added
+            Write ``obs[key_added]``, ``obs[key_added + "_probability"]`` and
+            ``obs[key_added + "_novelty"]`` of the query.
+        batch_size, silent
+            As in :meth:`get_latent_representation`.
+        seed
+            Of the draws; None takes the model's next.
+
+        Returns
+        -------
+        Frame with a row for each cell of the query: ``label``; ``probability`` of it; and
+        ``novelty``, the share of reference cells, of batches that were held out, that are
+        more typical: 0.99 for the least typical hundredth.  ``attrs`` holds how it was made.
+
+        Raises
+        ------
+        DataError
+            If there is no reference at hand, it has no labels, or the query has batches that
+            the model does not know.
+
+        Examples
+        --------
+        >>> import vivace
+        >>> adata = vivace.datasets.pbmc3k()
+        >>> vivace.SCVI.setup_anndata(adata)
+        >>> model = vivace.SCVI(adata[::2].copy(), n_latent=5)
+        >>> model.train(max_epochs=2, progress=False)
+        >>> found = model.transfer_labels(adata[1:200:2].copy(), "cell_type", seed=0)
+        >>> found.shape
+        (100, 3)
+        """
+        options = transfer.LabelOptions(
+            n_neighbors, n_samples, expression, min_probability, max_novelty, all_probabilities
+        )
+        if key_added is not None and (not isinstance(key_added, str) or not key_added):
+            raise ArgumentTypeError(f"key_added must be a name, not {key_added!r}.")
+        known = self._labelled_data(query, reference)
+        labels = any_column_of(known, "labels_key", labels_key)
+        rows = np.flatnonzero(labels.notna())
+        if len(rows) == 0:
+            raise DataError(f"obs[{labels_key!r}] (labels_key) of the reference has no labels.")
+        names, codes = np.unique(labels.iloc[rows].astype(str), return_inverse=True)
+        if query is not None:
+            self._check_known(query)
+        asked, _ = self._latent_cells(query, None, expression, batch_size, silent)
+        told, batch_r = self._latent_cells(known, rows, expression, batch_size, silent)
+        labelled = transfer.Labelled(told, codes.astype(np.int64), batch_r, len(names))
+        found = transfer.transfer_labels(labelled, asked, options, self._seeds.take(seed))
+        data = self._data_of(query)
+        result = transfer.label_table(found, names, data.obs_names, options)
+        result.attrs["labels_key"] = labels_key
+        if key_added is not None:
+            data.obs[key_added] = result["label"].astype("category")
+            data.obs[f"{key_added}_probability"] = result["probability"]
+            data.obs[f"{key_added}_novelty"] = result["novelty"]
+        return result
+
+    def _labelled_data(self, query: AnnData | None, reference: AnnData | None) -> AnnData:
+        """The reference that labels come from."""
+        if reference is not None:
+            if not isinstance(reference, AnnData):
+                raise ArgumentTypeError(
+                    f"reference must be an AnnData, not {type(reference).__name__}."
+                )
+            return reference
+        mapped = self.module.surgery is not None
+        found = self._reference if mapped else self._adata
+        if found is None or (not mapped and query is None):
+            raise DataError(
+                "There is no reference with labels at hand; give its AnnData as reference=, or save the "
+                "reference model with save_anndata=True."
+            )
+        return found
+
+    def _check_known(self, query: AnnData) -> None:
+        """Refuse categories that have to be mapped first."""
+        if not isinstance(query, AnnData):
+            raise ArgumentTypeError(f"query must be an AnnData, not {type(query).__name__}.")
+        longer = transfer.extended(
+            self.schema, query, labels=self.config.dispersion == "gene-label"
+        )
+        both = [(self.schema.batches, longer.batches)]
+        both += zip(self.schema.categories, longer.categories, strict=True)
+        for mine, its in both:
+            if new := its[len(mine) :]:
+                raise DataError(
+                    f"The query has categories that the model does not know ({', '.join(map(repr, new[:5]))}); "
+                    f"map it first: {type(self).__name__}.load_query_data(query, model), then train()."
+                )
+
+    def _latent_cells(
+        self,
+        adata: AnnData | None,
+        rows: Any,
+        expression: bool,
+        batch_size: int | None,
+        silent: bool,
+    ) -> tuple[transfer.LatentCells, Any]:
+        """Cells of ``adata``, and their batches."""
+        cells = self._cells(adata, rows, batch_size, silent)
+        mean, variance = posterior.latent(cells, None)
+        batch = cells.source.gather(cells.rows, counts=False).batch.numpy()
+        genes = None
+        if expression and cells.source.has_counts:
+            counts = cells.source.gather(cells.rows).counts.scipy()
+            genes = transfer.log_normalised(counts) if self.module.likelihood.counts else counts
+        softmax = self.config.latent_distribution == "ln"
+        return transfer.LatentCells(mean, variance, genes, softmax), batch
 
     @staticmethod
     def prepare_query_anndata(

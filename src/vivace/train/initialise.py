@@ -7,7 +7,6 @@ much of each gene there is; two moments of the counts give it that at once.
 from __future__ import annotations
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 
 from vivace.data import CountBatch, MemorySource, Rows, Source
@@ -32,7 +31,7 @@ def initialise_from_data(
     if len(rows) > _CELLS:
         rows = np.sort(generator.choice(rows, _CELLS, replace=False))
     batch = source.gather(rows)
-    counts, library = _matrix(batch), _depth(batch)
+    counts, library = batch.counts.scipy().astype(np.float64), _depth(batch)
     total = np.asarray(counts.sum(0)).ravel()
     rho = (np.maximum(total, 0.0) + 0.1) / library.sum()
     pairs = np.asarray(counts.multiply(counts - counts.sign()).sum(0)).ravel()
@@ -82,12 +81,6 @@ def _fill(parameter: torch.Tensor | None, values: np.ndarray) -> None:
     frozen = isinstance(parameter, torch.nn.Parameter) and not parameter.requires_grad
     if parameter is not None and not frozen:
         parameter.copy_(torch.from_numpy(values).to(parameter.dtype))  # one row, or all the same
-
-
-def _matrix(batch: CountBatch) -> sp.csr_matrix:
-    c = batch.counts
-    arrays = (c.values.double().numpy(), c.genes.numpy(), c.indptr.numpy())
-    return sp.csr_matrix(arrays, shape=(c.n_cells, c.n_genes))
 
 
 def _depth(batch: CountBatch) -> np.ndarray:

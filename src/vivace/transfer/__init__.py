@@ -1,11 +1,24 @@
 """From a reference to a query: genes, categories, weights, labels.
 
 In the order of use: ``genes.py`` (the query's genes as the reference has them),
-``categories.py`` (its batches and covariates), ``labels.py`` (what the neighbours in the
-reference are).  The surgery itself is ``nn/surgery.py``.
+``categories.py`` (its batches and covariates), ``labels.py`` (labels, from what neighbours and
+genes say, ``neighbours.py`` and ``expression.py``).  The surgery itself is ``nn/surgery.py``.
 """
 
 from vivace.transfer.categories import extended
+from vivace.transfer.expression import log_normalised
 from vivace.transfer.genes import GeneReport, aligned
+from vivace.transfer.labels import Labelled, LatentCells, label_table, transfer_labels
+from vivace.transfer.options import LabelOptions
 
-__all__ = ["GeneReport", "aligned", "extended"]
+__all__ = [
+    "GeneReport",
+    "LabelOptions",
+    "Labelled",
+    "LatentCells",
+    "aligned",
+    "extended",
+    "label_table",
+    "log_normalised",
+    "transfer_labels",
+]

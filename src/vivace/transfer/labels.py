@@ -1,0 +1,284 @@
+"""Labels of a reference for the cells of a query, with honest doubt.
+
+Two witnesses: the neighbours of a cell in the latent space (``neighbours.py``) and its
+genes (``expression.py``).  How far each is to be believed is measured on the reference,
+with whole batches held out, because a query is another batch.  So is what is unusual: a
+cell's novelty is the share of held-out reference cells that are more typical.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+
+from vivace.transfer.expression import claims, shares_of
+from vivace.transfer.neighbours import distance_to, neighbour_labels
+from vivace.transfer.options import LabelOptions
+
+Floats = NDArray[np.float64]
+Codes = NDArray[np.int64]
+UNKNOWN = "Unknown"
+_FOLDS = 4
+_MOST_CELLS = 20_000  # of the reference, that classifiers learn from and doubt is measured on
+_FEWEST = 30  # held-out cells, below which nothing can be measured on them
+_FLOOR = 1e-3  # added to a probability before its logarithm
+_TAIL = 0.05  # of the held-out cells; beyond it their distribution is continued exponentially
+
+
+@dataclass(frozen=True)
+class LatentCells:
+    """Cells as the transfer sees them.
+
+    Parameters
+    ----------
+    mean, variance : shape (n, k), of q(z|x), before a softmax
+    expression : log-normalised counts, CSR, shape (n, g); None where genes are not asked
+    softmax : the latent space is that of softmaxes (logistic-normal)
+    """
+
+    mean: NDArray[Any]
+    variance: NDArray[Any]
+    expression: sp.csr_matrix | None = None
+    softmax: bool = False
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+    def at(self, rows: NDArray[Any]) -> LatentCells:
+        """Some of them."""
+        genes = None if self.expression is None else self.expression[rows]
+        return LatentCells(self.mean[rows], self.variance[rows], genes, self.softmax)
+
+    def places(self) -> NDArray[Any]:
+        """Where they are."""
+        return _softmax(self.mean) if self.softmax else self.mean
+
+    def draw(self, rng: np.random.Generator) -> NDArray[Any]:
+        """Where they may be."""
+        noise = rng.standard_normal(self.mean.shape, np.float32)
+        z = self.mean + np.sqrt(self.variance) * noise
+        return _softmax(z) if self.softmax else z
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Cells of the reference, the codes of their labels and batches, and how many labels there are."""
+
+    cells: LatentCells
+    labels: Codes
+    batches: Codes
+    n_labels: int
+
+    def at(self, rows: NDArray[Any]) -> Labelled:
+        """Some of them."""
+        return Labelled(self.cells.at(rows), self.labels[rows], self.batches[rows], self.n_labels)
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What a query's cells are, and how the answer was made.
+
+    Parameters
+    ----------
+    probability : shape (q, labels)
+    novelty : shape (q,), from 0 to 1
+    exponents : how far neighbours, and genes, are believed
+    held_out : cells of the reference that this was measured on
+    by_batch : whether they were held out by whole batches
+    """
+
+    probability: Floats
+    novelty: Floats
+    exponents: tuple[float, ...]
+    held_out: int
+    by_batch: bool
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What the witnesses say of n cells: shares of labels, (n, labels) each; how untypical they are."""
+
+    shares: list[Floats]
+    untypical: Floats
+
+
+def transfer_labels(
+    reference: Labelled, query: LatentCells, options: LabelOptions, seed: int
+) -> Transfer:
+    """Probability of each label for each cell of the query, and its novelty."""
+    rng = np.random.default_rng(seed)
+    some = reference.at(_choice(reference.labels, rng))
+    folds, by_batch = _folds(some, rng)
+    said, truth = _held_out(some, folds, options, rng)
+    exponents = _exponents(said.shares, truth)
+    asked = _ask(reference, some, query, options, rng)
+    return Transfer(
+        probability=_joined(asked.shares, exponents),
+        novelty=_share_below(said.untypical, asked.untypical),
+        exponents=tuple(exponents.tolist()),
+        held_out=len(truth),
+        by_batch=by_batch,
+    )
+
+
+def label_table(
+    found: Transfer, names: Sequence[str], cells: pd.Index[str], options: LabelOptions
+) -> pd.DataFrame:
+    """Label, probability and novelty of each cell of the query, and how they were made."""
+    best = found.probability.argmax(1)
+    probability = found.probability[np.arange(len(best)), best]
+    labels = np.asarray(names, dtype=object)[best]
+    unknown = np.zeros(len(best), bool)
+    if options.min_probability is not None:
+        unknown |= probability < options.min_probability
+    if options.max_novelty is not None:
+        unknown |= found.novelty > options.max_novelty
+    labels[unknown] = UNKNOWN
+    table = pd.DataFrame(
+        {"label": labels, "probability": probability, "novelty": found.novelty}, index=cells
+    )
+    if options.all_probabilities:
+        columns = [f"probability_{name}" for name in names]
+        table[columns] = found.probability
+    table.attrs |= {
+        "exponents": dict(zip(("neighbours", "genes"), found.exponents, strict=False)),
+        "held_out_cells": found.held_out,
+        "held_out_by_batch": found.by_batch,
+        "n_unknown": int(unknown.sum()),
+    }
+    return table
+
+
+def _ask(
+    reference: Labelled,
+    some: Labelled,
+    query: LatentCells,
+    options: LabelOptions,
+    rng: np.random.Generator,
+) -> _Said:
+    """Both witnesses: neighbours in all of the reference, classifiers of ``some`` of it."""
+    draws = [query.draw(rng) for _ in range(options.n_samples)]
+    shares = neighbour_labels(
+        reference.cells.places(), reference.labels, reference.n_labels, draws, options.n_neighbors
+    )
+    if some.cells.expression is None or query.expression is None:
+        far = distance_to(some.cells.places(), query.places(), options.n_neighbors)
+        return _Said([shares], far)
+    odds = claims(
+        some.cells.expression,
+        some.labels,
+        some.n_labels,
+        query.expression,
+        int(rng.integers(2**31)),
+    )
+    return _Said([shares, shares_of(odds)], -odds.max(1))
+
+
+def _held_out(
+    some: Labelled, folds: Codes, options: LabelOptions, rng: np.random.Generator
+) -> tuple[_Said, Codes]:
+    """What the witnesses say of each fold, asked without it, and the true labels.
+
+    A cell whose label no other fold has is left out: it is new to them.
+    """
+    parts: list[_Said] = []
+    truths = [np.zeros(0, np.int64)]
+    for fold in np.unique(folds):
+        others = some.at(np.flatnonzero(folds != fold))
+        known = np.flatnonzero((folds == fold) & np.isin(some.labels, others.labels))
+        if len(known):
+            parts.append(_ask(others, others, some.cells.at(known), options, rng))
+            truths.append(some.labels[known])
+    if not parts:
+        return _Said([np.zeros((0, some.n_labels))], np.zeros(0)), truths[0]
+    shares = [np.concatenate(s) for s in zip(*(p.shares for p in parts), strict=True)]
+    return _Said(shares, np.concatenate([p.untypical for p in parts])), np.concatenate(truths)
+
+
+def _choice(labels: Codes, rng: np.random.Generator) -> Codes:
+    """At most 20,000 cells, of large labels fewer than there are, of small ones all."""
+    if len(labels) <= _MOST_CELLS:
+        return np.arange(len(labels))
+    sizes = np.bincount(labels)
+    low, high = 1, int(sizes.max())
+    while low < high:  # the largest number a label that fits
+        middle = (low + high + 1) // 2
+        if np.minimum(sizes, middle).sum() <= _MOST_CELLS:
+            low = middle
+        else:
+            high = middle - 1
+    rows = [
+        rng.permutation(np.flatnonzero(labels == label))[:low] for label in np.flatnonzero(sizes)
+    ]
+    return np.sort(np.concatenate(rows))
+
+
+def _folds(some: Labelled, rng: np.random.Generator) -> tuple[Codes, bool]:
+    """Whole batches where most cells have their label in other batches too, else cells at random."""
+    batches, cells = np.unique(some.batches, return_inverse=True)
+    if len(batches) > 1:
+        folds = _spread(np.bincount(cells), min(_FOLDS, len(batches)))[cells]
+        found = [
+            np.isin(some.labels[folds == f], some.labels[folds != f]).sum() for f in set(folds)
+        ]
+        if sum(found) >= max(_FEWEST, len(folds) // 2):
+            return folds, True
+    return rng.permutation(len(cells)) % min(_FOLDS, max(2, len(cells))), False
+
+
+def _spread(sizes: Codes, n_folds: int) -> Codes:
+    """A fold for each batch, so that folds have about as many cells."""
+    fold = np.zeros(len(sizes), np.int64)
+    filled = np.zeros(n_folds)
+    for batch in np.argsort(-sizes, kind="stable"):
+        fold[batch] = filled.argmin()
+        filled[fold[batch]] += sizes[batch]
+    return fold
+
+
+def _exponents(shares: list[Floats], truth: Codes) -> Floats:
+    """Powers of the witnesses' shares whose product is the most probable truth."""
+    if len(truth) < _FEWEST:
+        return np.full(len(shares), 1.0 / len(shares))
+    logs = [np.log(s + _FLOOR) for s in shares]
+    cells = np.arange(len(truth))
+
+    def loss(log_exponents: Floats) -> float:
+        powers = np.exp(np.clip(log_exponents, -10.0, 3.0))
+        joined = sum(a * one for a, one in zip(powers, logs, strict=True))
+        return float((np.logaddexp.reduce(joined, axis=1) - joined[cells, truth]).mean())
+
+    start = np.full(len(shares), -0.5)
+    found = minimize(loss, start, method="Nelder-Mead", options={"xatol": 1e-3, "fatol": 1e-6})
+    return np.exp(np.clip(found.x, -10.0, 3.0))
+
+
+def _joined(shares: list[Floats], exponents: Floats) -> Floats:
+    """The product of the witnesses' shares to those powers, as probabilities."""
+    logs = sum(a * np.log(s + _FLOOR) for a, s in zip(exponents, shares, strict=True))
+    return np.exp(logs - np.logaddexp.reduce(logs, axis=1, keepdims=True))
+
+
+def _share_below(known: Floats, values: Floats) -> Floats:
+    """Share of ``known`` below each value; beyond their last 5 % an exponential tail."""
+    if len(known) < _FEWEST:
+        return np.full(len(values), np.nan)
+    ordered = np.sort(known)
+    share = np.searchsorted(ordered, values, side="right") / (len(ordered) + 1)
+    start = np.quantile(ordered, 1 - _TAIL)
+    beyond = ordered[ordered > start] - start
+    scale = beyond.mean() if len(beyond) else 1.0
+    tail = 1 - _TAIL * np.exp(-(values - start) / scale)
+    return np.where(values > start, tail, np.minimum(share, 1 - _TAIL))
+
+
+def _softmax(z: NDArray[Any]) -> NDArray[Any]:
+    e = np.exp(z - z.max(1, keepdims=True))
+    return e / e.sum(1, keepdims=True)
