@@ -6,7 +6,7 @@ is read: a wrong layer found after training costs more than the scan.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -23,13 +23,13 @@ _BLOCK = 1 << 20  # values looked at in one go
 
 
 def read_cells(
-    adata: AnnData, schema: Schema, *, allow_negative: bool = False, model: str = ""
+    adata: AnnData, schema: Schema, *, allow_negative: bool = False, models: Collection[str] = ()
 ) -> MemorySource:
     """The cells of ``adata`` as the model with this ``schema`` reads them.
 
     Genes are aligned by name, categories by the schema's codes, and the counts
     are checked; ``allow_negative`` is for values that are not counts.  Of data that
-    ``model`` minified (its digest) the posterior is read.
+    one of ``models`` minified (their digests) the posterior is read.
 
     Raises
     ------
@@ -44,7 +44,7 @@ def read_cells(
         )
     positions = schema.gene_positions(adata)
     columns = schema.columns(adata)
-    posterior, library = read_minified(adata, model)
+    posterior, library = read_minified(adata, models)
     if library is None:
         counts = count_matrix(adata, schema.declarations.layer)
         if positions is not None:

@@ -8,6 +8,7 @@ stays as it was.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Any, Literal
 
 import numpy as np
@@ -82,11 +83,11 @@ def minified_type(adata: AnnData) -> Minified | None:
 
 
 def read_minified(
-    adata: AnnData, model: str
+    adata: AnnData, models: Collection[str]
 ) -> tuple[StoredPosterior | None, NDArray[np.float32] | None]:
     """The posterior of all cells, and their library where the counts are gone.
 
-    Nothing, where ``adata`` was not minified, or by another model and has its counts.
+    Nothing, where ``adata`` was not minified, or by none of ``models`` and has its counts.
 
     Raises
     ------
@@ -98,7 +99,7 @@ def read_minified(
         return None, None
     stamp = _stamp(adata)
     with_counts = stamp["type"].endswith("with_counts")
-    if stamp["model"] != model:
+    if stamp["model"] not in models:
         if with_counts:
             return None, None
         raise DataError(

@@ -11,6 +11,7 @@ from torch.distributions import Distribution, constraints
 
 from vivace.distributions.checks import check_value
 
+_NUMBERS_OF_A_DRAW = 512  # more than any draw of torch's CUDA samplers takes
 _LARGEST_POISSON = 1e9  # CUDA's draws are 32-bit integers
 
 
@@ -82,9 +83,32 @@ def place_of_draws(parameter: Tensor, generator: torch.Generator | None) -> torc
     return torch.device("cpu") if parameter.device.type == "mps" else parameter.device
 
 
+def draw_gamma(shape_parameter: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Standard gamma draws."""
+    draws = torch._standard_gamma(shape_parameter, generator=generator)
+    move_on(shape_parameter.device, generator)
+    return draws
+
+
+def move_on(device: torch.device, generator: torch.Generator | None) -> None:
+    """On CUDA, leave behind the random numbers that a sampler may have used.
+
+    torch's gamma and Poisson kernels move the stream by a fixed 10 or 20 numbers, but take
+    as many as their rejections or their counts ask for; the next draws would be made of
+    some of the same numbers (a Poisson count of 25 and the uniform after it, for one).
+    """
+    if device.type != "cuda":
+        return
+    if generator is None:
+        index = torch.cuda.current_device() if device.index is None else device.index
+        generator = torch.cuda.default_generators[index]
+    generator.set_offset(generator.get_offset() + _NUMBERS_OF_A_DRAW)
+
+
 def draw_poisson(rate: Tensor, generator: torch.Generator | None) -> Tensor:
     """Poisson counts, in the float type of ``rate``; normal where no one could tell."""
     counts = torch.poisson(rate.clamp(max=_LARGEST_POISSON), generator=generator)
+    move_on(rate.device, generator)
     large = rate > _LARGEST_POISSON
     if not large.any():
         return counts

@@ -11,6 +11,7 @@ from torch.distributions import constraints
 
 from vivace.distributions.base import (
     CountDistribution,
+    draw_gamma,
     draw_poisson,
     place_of_draws,
     working_type,
@@ -223,7 +224,7 @@ class NegativeBinomial(CountDistribution):
         with torch.no_grad():
             place, work = place_of_draws(self.mu, generator), working_type(self.mu.dtype)
             mu, theta = self.mu.to(place, work), self.theta.to(place, work)
-            gamma = torch._standard_gamma(theta.expand(shape), generator=generator)
+            gamma = draw_gamma(theta.expand(shape), generator)
             return draw_poisson(gamma * (mu / theta), generator).to(self.mu)
 
 

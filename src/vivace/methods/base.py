@@ -98,6 +98,7 @@ class Base(ABC):
         self._adata: AnnData | None = None
         self._source: MemorySource | None = None
         self._reference: AnnData | None = None  # of a model of a query, if it is at hand
+        self._origins: tuple[str, ...] = ()  # fingerprints of models whose encoder this one has
         with torch.random.fork_rng(devices=[]):  # layers draw from the global generator
             torch.default_generator.manual_seed(weights_seed)
             self.module = VAE(config, dimensions(schema))
@@ -110,8 +111,8 @@ class Base(ABC):
     def _read(self, adata: AnnData) -> MemorySource:
         normal = self.config.gene_likelihood == "normal"
         minified = isinstance(adata, AnnData) and minified_type(adata) is not None
-        model = self._fingerprint() if minified else ""
-        source = read_cells(adata, self.schema, allow_negative=normal, model=model)
+        models = (self._fingerprint(), *self._origins) if minified else ()
+        source = read_cells(adata, self.schema, allow_negative=normal, models=models)
         if normal and self.config.log_variational and source.counts.data.min(initial=0) < 0:
             raise OptionError(
                 "log_variational=True takes the logarithm of the values, but some are negative; "
@@ -274,6 +275,7 @@ class Base(ABC):
         }
         if self.module.surgery is not None:
             sections["surgery"] = self.module.surgery.as_dict()
+            sections["origins"] = list(self._origins)
         adata = self._own_adata() if save_anndata or self.minified_data_type else None
         weights = dict(self.module.state_dict()) | self._unused
         contents = store.StoredModel(weights, sections, state.frame())
@@ -330,6 +332,7 @@ class Base(ABC):
             model._unused = {k: v for k, v in stored.weights.items() if k not in own}
             if "surgery" in parts:
                 operate(model.module, Surgery.from_dict(parts["surgery"]))
+                model._origins = tuple(map(str, parts["origins"]))
             model._state = TrainState(
                 train_rows=np.asarray(parts["training"]["train_rows"], np.int64),
                 validation_rows=np.asarray(parts["training"]["validation_rows"], np.int64),

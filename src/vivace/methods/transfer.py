@@ -145,6 +145,8 @@ class Model(Differing):
         weights = grown(reference.module.state_dict(), model.module, surgery)
         model.module.load_state_dict(weights)
         operate(model.module, surgery)
+        if surgery.keeps_encoder:
+            model._origins = (*reference._origins, reference._fingerprint())
         model._reference = reference._reference if reference.adata is None else reference.adata
         model._say_what_moves(reference)
         if inplace_subset_query_vars:
@@ -307,7 +309,7 @@ class Model(Differing):
         labelled = transfer.Labelled(told, codes.astype(np.int64), batch_r, len(names))
         found = transfer.transfer_labels(labelled, asked, options, self._seeds.take(seed))
         data = self._data_of(query)
-        result = transfer.label_table(found, names, data.obs_names, options)
+        result = transfer.label_table(found, names.tolist(), data.obs_names, options)
         result.attrs["labels_key"] = labels_key
         if key_added is not None:
             data.obs[key_added] = result["label"].astype("category")

@@ -48,6 +48,11 @@ class Surgery:
     freeze_batchnorm_encoder: bool = True
     freeze_batchnorm_decoder: bool = False
 
+    @property
+    def keeps_encoder(self) -> bool:
+        """Whether cells of the reference stay where they are in the latent space."""
+        return not self.unfrozen and self.freeze_expression and self.freeze_batchnorm_encoder
+
     def as_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
         return asdict(self) | {"n_categories": list(self.n_categories)}

@@ -63,4 +63,5 @@ def shares_of(odds: Floats) -> Floats:
     """Probabilities that the claims make, shape (q, labels)."""
     claimed = 1.0 / (1.0 + np.exp(-np.clip(odds, -500.0, 500.0)))
     claimed += 1e-9
-    return claimed / claimed.sum(1, keepdims=True)
+    shares: Floats = claimed / claimed.sum(1, keepdims=True)
+    return shares

@@ -257,13 +257,15 @@ def _exponents(shares: list[Floats], truth: Codes) -> Floats:
 
     start = np.full(len(shares), -0.5)
     found = minimize(loss, start, method="Nelder-Mead", options={"xatol": 1e-3, "fatol": 1e-6})
-    return np.exp(np.clip(found.x, -10.0, 3.0))
+    exponents: Floats = np.exp(np.clip(found.x, -10.0, 3.0))
+    return exponents
 
 
 def _joined(shares: list[Floats], exponents: Floats) -> Floats:
     """The product of the witnesses' shares to those powers, as probabilities."""
     logs = sum(a * np.log(s + _FLOOR) for a, s in zip(exponents, shares, strict=True))
-    return np.exp(logs - np.logaddexp.reduce(logs, axis=1, keepdims=True))
+    joined: Floats = np.exp(logs - np.logaddexp.reduce(logs, axis=1, keepdims=True))
+    return joined
 
 
 def _share_below(known: Floats, values: Floats) -> Floats:
@@ -281,4 +283,5 @@ def _share_below(known: Floats, values: Floats) -> Floats:
 
 def _softmax(z: NDArray[Any]) -> NDArray[Any]:
     e = np.exp(z - z.max(1, keepdims=True))
-    return e / e.sum(1, keepdims=True)
+    share: NDArray[Any] = e / e.sum(1, keepdims=True)
+    return share

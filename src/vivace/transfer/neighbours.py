@@ -38,16 +38,17 @@ def neighbour_labels(
     return shares / len(draws)
 
 
-def distance_to(
-    reference_rk: NDArray[Any], point_qk: NDArray[Any], n_neighbors: int
-) -> NDArray[np.float64]:
+def distance_to(reference_rk: NDArray[Any], point_qk: NDArray[Any], n_neighbors: int) -> Floats:
     """Log of the mean distance to the nearest reference cells, shape (q,)."""
     distance, _ = _index(reference_rk, n_neighbors).kneighbors(point_qk)
-    return np.log(distance.mean(1) + 1e-12)
+    far: Floats = np.log(distance.mean(1) + 1e-12)
+    return far
 
 
 def _index(reference_rk: NDArray[Any], n_neighbors: int) -> Any:
     need_sklearn()
     from sklearn.neighbors import NearestNeighbors
 
-    return NearestNeighbors(n_neighbors=min(n_neighbors, len(reference_rk))).fit(reference_rk)
+    # in ten and more dimensions all distances by one product take less time than a tree
+    index = NearestNeighbors(n_neighbors=min(n_neighbors, len(reference_rk)), algorithm="brute")
+    return index.fit(reference_rk)
