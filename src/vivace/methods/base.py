@@ -285,6 +285,13 @@ class Base(ABC):
                     "scvi-tools' format has its own form of minified data, which is not written; "
                     "save the model from before minify_adata."
                 )
+            if self.module.surgery is not None and not self.module.surgery.unfrozen:
+                warnings.warn(
+                    "scvi-tools' format does not say what of this model of a query is frozen; once "
+                    "loaded, training it would move the reference.",
+                    VivaceWarning,
+                    stacklevel=2,
+                )
             store.write_scvi_tools(path, contents, self.module.dims, adata, overwrite)
         else:
             store.write_folder(path, contents, adata, overwrite)

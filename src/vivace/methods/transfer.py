@@ -200,15 +200,17 @@ class Model(Differing):
         """Of the query's model: warn where training moves no cell, or has nothing to do."""
         parts = trained_parts(self.module)
         if not parts:
-            names = digest(self._own_adata())
             self._state.summary = {
                 "epochs": 0,
                 "cells": self._own_source().n_cells,
-                "cell_names": names,
+                "cell_names": digest(self._own_adata()),
             }
-        if self.schema == replace(reference.schema, declarations=self.schema.declarations):
+        mine, its = self.schema, reference.schema
+        if (mine.batches, mine.categories) == (its.batches, its.categories):
             return
-        if not any(part.name.startswith("encoder.") for part in parts):
+        names = {part.name for part in parts}
+        embedded = self.module.encoder.uses_covariates and "batch_embedding.weight" in names
+        if not embedded and not any(name.startswith("encoder.") for name in names):
             warnings.warn(
                 "The encoder of the reference does not see batch or covariates, so that training moves "
                 "no cell in the latent space, only how it is decoded; for a query that moves, train "
@@ -378,6 +380,7 @@ class Model(Differing):
         *,
         gene_key: str | None = None,
         min_overlap: float = 0.8,
+        **unknown: Any,
     ) -> transfer.GeneReport | AnnData | pd.Index[str]:
         """Bring the genes of a query into the form of a reference.
 
@@ -422,6 +425,13 @@ class Model(Differing):
         >>> report.present, query.shape
         (1800, (200, 2005))
         """
+        refuse_unknown("prepare_query_anndata", unknown, _PREPARE_ARGUMENTS)
+        for name, value in (
+            ("return_reference_var_names", return_reference_var_names),
+            ("inplace", inplace),
+        ):
+            if not isinstance(value, bool):
+                raise ArgumentTypeError(f"{name} must be True or False, not {value!r}.")
         if isinstance(reference_model, str | Path):
             genes, layer = read_genes(Path(reference_model))
         elif isinstance(reference_model, Model):
@@ -444,3 +454,6 @@ class Model(Differing):
             return new
         adata._init_as_actual(new)
         return report
+
+
+_PREPARE_ARGUMENTS = ("return_reference_var_names", "inplace", "gene_key", "min_overlap")

@@ -9,7 +9,7 @@ optimiser is only given the rows that are.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -52,6 +52,15 @@ class Surgery:
     def keeps_encoder(self) -> bool:
         """Whether cells of the reference stay where they are in the latent space."""
         return not self.unfrozen and self.freeze_expression and self.freeze_batchnorm_encoder
+
+    def __post_init__(self) -> None:
+        numbers = (self.n_batches, self.n_labels, *self.n_categories)
+        if any(type(n) is not int or n < 1 for n in numbers):
+            raise ValueError(f"numbers of categories {numbers}")
+        flags = {f.name: getattr(self, f.name) for f in fields(self) if not f.name.startswith("n_")}
+        wrong = [name for name, value in flags.items() if not isinstance(value, bool)]
+        if wrong:
+            raise ValueError(f"{wrong[0]} is neither true nor false")
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
@@ -103,6 +112,7 @@ def trained_parts(network: VAE) -> list[Part]:
 
 def operate(network: VAE, surgery: Surgery) -> None:
     """Freeze what ``surgery`` says; the weights are there already."""
+    _check_fit(network, surgery)
     network.surgery = surgery
     if surgery.unfrozen:
         return
@@ -119,6 +129,15 @@ def operate(network: VAE, surgery: Surgery) -> None:
             module.dropout = 0.0
         if isinstance(module, Encoder):
             module.genes_frozen = surgery.freeze_expression
+
+
+def _check_fit(network: VAE, surgery: Surgery) -> None:
+    """Refuse to know more categories than there are."""
+    dims = network.dims
+    there = (dims.n_batches, *dims.n_categories)
+    known = (surgery.n_batches, *surgery.n_categories)
+    if len(known) != len(there) or any(a > b for a, b in zip(known, there, strict=True)):
+        raise ValueError(f"{known} categories are known of {there}")
 
 
 def grown(reference: Mapping[str, Tensor], network: VAE, surgery: Surgery) -> dict[str, Tensor]:
@@ -206,12 +225,20 @@ def _layers(name: str, module: Encoder | Decoder) -> Iterator[str]:
     yield from (f"{name}.linears.{i}.weight" for i in range(depth))
 
 
+def _is_linear_head(name: str, network: VAE) -> bool:
+    """Whether it is a weight of the linear decoder, whose first layer is its only one."""
+    if isinstance(network.decoder, Decoder):
+        return False
+    return name in set(_injected(network)) and name.startswith("decoder.")
+
+
 def _trained_whole(network: VAE, surgery: Surgery) -> set[str]:
     """Names of the parameters that the flags leave to training."""
     found = set()
     for name, _ in network.named_parameters():
         side = "encoder" if name.split(".")[0].endswith("encoder") else "decoder"
-        if ".linears.0." in name:
+        first = ".linears.0." in name or _is_linear_head(name, network)
+        if first:
             frozen = (
                 surgery.freeze_expression
                 if side == "encoder"

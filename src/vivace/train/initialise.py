@@ -57,17 +57,23 @@ def initialise_from_data(
 def set_library_prior(network: VAE, source: MemorySource) -> None:
     """Prior of a latent library: mean and variance of its log over the cells of each batch.
 
+    A batch without cells keeps the prior that it has.
+
     A batch whose cells all have the same library (a single one, say) takes the
     variance over all cells, since a prior without variance has no density.
     """
     log_library = np.log(source.library.astype(np.float64))
     n = np.bincount(source.batch, minlength=network.dims.n_batches)
+    there, n = n > 0, np.maximum(n, 1)
     mean = np.bincount(source.batch, log_library, minlength=len(n)) / n
     spread = np.square(log_library - mean[source.batch])
     variance = np.bincount(source.batch, spread, minlength=len(n)) / n
     variance = np.where(variance > _SMALL_VARIANCE, variance, log_library.var() + _SMALL_VARIANCE)
-    _fill(network.library_mean, mean)
-    _fill(network.library_variance, variance)
+    _fill(network.library_mean, np.where(there, mean, network.library_mean.numpy(force=True)))
+    _fill(
+        network.library_variance,
+        np.where(there, variance, network.library_variance.numpy(force=True)),
+    )
 
 
 def _bias(head: Linear | LinearHead) -> torch.Tensor | None:

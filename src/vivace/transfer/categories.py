@@ -69,9 +69,15 @@ def _longer(
             raise DataError(
                 f"obs[{key!r}] ({argument}) holds {value!r} ({type(value).__name__}), which may be the "
                 f"{same!r} ({type(same).__name__}) of the reference; if it is, make it that with "
-                f"query.obs[{key!r}] = query.obs[{key!r}].astype({type(same).__name__}), else rename it."
+                f"query.obs[{key!r}] = query.obs[{key!r}]{_conversion(value, same)}, else rename it."
             )
     return (*known, *new)
+
+
+def _conversion(value: Category, same: Category) -> str:
+    """How pandas makes ``same`` of ``value``; whole floats would become texts with a point."""
+    whole = ".astype(int)" if isinstance(value, float) and isinstance(same, str) else ""
+    return f"{whole if '.' not in str(same) else ''}.astype({type(same).__name__})"
 
 
 def _reads_the_same(one: Category, other: Category) -> bool:

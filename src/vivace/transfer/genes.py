@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -96,8 +98,11 @@ def aligned(
         If too few genes are found; the message says which column of var would do.
     """
     number("min_overlap", min_overlap)
+    if min_overlap is None:
+        raise ArgumentTypeError("min_overlap must be a share from 0 to 1, not None.")
     if not 0 <= min_overlap <= 1:
         raise OptionError(f"min_overlap must be a share from 0 to 1, not {min_overlap}.")
+    _check_in_memory(adata, layer)
     names = _names(adata, gene_key)
     at, ambiguous = _places(names, genes)
     found = np.unique(at[at >= 0])
@@ -113,9 +118,9 @@ def aligned(
         X=None if adata.X is None else _moved(adata.X, move),
         obs=adata.obs.copy(),
         var=_var(adata.var, at, genes),
-        uns=dict(adata.uns),
-        obsm=dict(adata.obsm),
-        obsp=dict(adata.obsp),
+        uns=deepcopy(dict(adata.uns)),
+        obsm={key: value.copy() for key, value in adata.obsm.items()},
+        obsp={key: value.copy() for key, value in adata.obsp.items()},
         layers={key: _moved(value, move) for key, value in adata.layers.items()},
     )
     if adata.raw is not None:
@@ -133,6 +138,24 @@ def aligned(
     return new, report
 
 
+def _check_in_memory(adata: AnnData, layer: str | None) -> None:
+    """Refuse what is on disk, and a layer that is not there."""
+    if layer is not None and layer not in adata.layers:
+        raise MissingColumnError(
+            f"adata.layers of the query has no {layer!r}, where the reference has its counts; "
+            f"{near(layer, adata.layers.keys())}"
+        )
+    matrices = {"X": adata.X} | {f"layers[{key!r}]": value for key, value in adata.layers.items()}
+    for where, matrix in matrices.items():
+        if adata.isbacked or not (
+            matrix is None or sp.issparse(matrix) or isinstance(matrix, np.ndarray)
+        ):
+            raise DataError(
+                f"{where} is on disk (backed); read it into memory with adata = adata.to_memory() "
+                "first."
+            )
+
+
 def _moved(matrix: Any, move: sp.csr_matrix) -> Any:
     """Columns added up to those of the reference, dense or sparse as before."""
     sparse = sp.issparse(matrix)
@@ -146,6 +169,16 @@ def _var(var: pd.DataFrame, at: NDArray[np.int64], genes: Sequence[str]) -> pd.D
     rows = pd.DataFrame({"place": at, "row": np.arange(len(at))})
     first = rows[rows["place"] >= 0].drop_duplicates("place").set_index("place")["row"]
     taken = var.iloc[first.to_numpy()].set_axis(first.index, axis=0)
+    if len(first) < len(genes):  # NumPy's booleans know no missing value
+        yes_no = [i for i, dtype in enumerate(taken.dtypes) if dtype.kind == "b"]
+        taken = pd.concat(
+            [
+                taken.iloc[:, i].astype("boolean" if i in yes_no else taken.dtypes.iloc[i])
+                for i in range(taken.shape[1])
+            ]
+            or [taken],
+            axis=1,
+        )
     return taken.reindex(np.arange(len(genes))).set_axis(pd.Index(genes, dtype=object), axis=0)
 
 
@@ -213,7 +246,7 @@ def _too_few(
         )
     return (
         f"{text}, fewer than min_overlap={min_overlap:g} (missing: {named}); give data from before any "
-        f"selection of genes, or pass min_overlap={n_found / len(genes):.2f} or less to pad the others "
+        f"selection of genes, or pass min_overlap={math.floor(1000 * n_found / len(genes)) / 1000:g} or less to pad the others "
         "with zeros."
     )
 
@@ -222,7 +255,8 @@ def _other_column(
     adata: AnnData, genes: Sequence[str], gene_key: str | None
 ) -> tuple[str | None, int] | None:
     """Where else most of the reference's genes are named; None for nowhere."""
-    columns: list[str | None] = [None, *map(str, adata.var.columns)]
+    named = adata.var.columns[~adata.var.columns.duplicated(keep=False)]
+    columns: list[str | None] = [None, *(key for key in named if isinstance(key, str))]
     best: tuple[str | None, int] | None = None
     for key in columns:
         if key == gene_key or (key is not None and adata.var[key].dtype.kind in "biufc"):

@@ -1,0 +1,454 @@
+"""What cannot be mapped onto a reference is refused in one sentence, and left as it was."""
+
+from __future__ import annotations
+
+import json
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from anndata import AnnData
+
+from vivace import SCVI, LinearSCVI
+from vivace.errors import (
+    ArgumentTypeError,
+    DataError,
+    MissingColumnError,
+    ModelFileError,
+    NotTrainedError,
+    OptionError,
+)
+
+SMALL = {"n_hidden": 8, "n_latent": 3}
+
+
+def model_of(adata, cls=SCVI, train=True, **keys):
+    """A small reference whose encoder sees its covariates."""
+    cls.setup_anndata(adata, **keys)
+    model = cls(adata, **SMALL, encode_covariates=True)
+    if train:
+        model.train(max_steps=3, seed=0, accelerator="cpu", progress=False)
+    return model
+
+
+@pytest.fixture(scope="module")
+def reference(tiny):
+    """Nothing here may change it."""
+    return model_of(tiny(), batch_key="batch", categorical_covariate_keys=["donor"])
+
+
+@pytest.fixture
+def query(tiny):
+    adata = tiny(seed=5)
+    adata.obs["batch"] = np.array(["x", "b1"])[np.arange(60) % 2]
+    adata.var["symbol"] = [f"symbol{i}" for i in range(30)]
+    adata.uns["colours"] = ["red", "blue"]
+    adata.layers["more"] = adata.X.copy()
+    adata.obsm["X_pca"] = np.ones((60, 2))
+    return adata
+
+
+@pytest.fixture
+def refused_whole(refused):
+    """Like ``refused``, and the data are afterwards as they were."""
+
+    def check(adata, kind, *parts):
+        return _Whole(adata, refused(kind, *parts))
+
+    return check
+
+
+class _Whole:
+    def __init__(self, adata: AnnData, refusal) -> None:
+        self.adata, self.refusal = adata, refusal
+        self.before = adata.copy()
+
+    def __enter__(self) -> None:
+        self.refusal.__enter__()
+
+    def __exit__(self, *raised) -> bool | None:
+        handled = self.refusal.__exit__(*raised)
+        before, after = self.before, self.adata
+        if isinstance(before.X, np.ndarray):
+            np.testing.assert_array_equal(after.X, before.X)
+        else:
+            for part in ("data", "indices", "indptr"):
+                np.testing.assert_array_equal(getattr(after.X, part), getattr(before.X, part))
+        pd.testing.assert_frame_equal(after.obs, before.obs)
+        pd.testing.assert_frame_equal(after.var, before.var)
+        assert dict(after.uns) == dict(before.uns)
+        assert set(after.layers) == set(before.layers)
+        assert set(after.obsm) == set(before.obsm)
+        return handled
+
+
+# ---- genes -------------------------------------------------------------------
+
+
+def test_a_query_without_a_shared_gene(reference, query, refused_whole):
+    query.var_names = [f"other{i}" for i in range(30)]
+    with refused_whole(query, DataError, "30 are missing", "'gene0'", "prepare_query_anndata"):
+        SCVI.load_query_data(query, reference, inplace_subset_query_vars=True)
+    with refused_whole(query, DataError, "none of the reference's 30 genes", "gene_key"):
+        SCVI.prepare_query_anndata(query, reference)
+
+
+def test_a_query_with_a_gene_missing(reference, query, refused_whole):
+    fewer = query[:, query.var_names != "gene7"].copy()
+    with refused_whole(fewer, DataError, "30 genes", "1 are missing", "'gene7'"):
+        SCVI.load_query_data(fewer, reference)
+
+
+def test_a_query_whose_genes_go_by_other_names(reference, query, refused_whole):
+    query.var["gene_ids"] = query.var_names
+    query.var_names = list(query.var["symbol"])
+    with refused_whole(query, DataError, "30 in var['gene_ids']", "gene_key='gene_ids'"):
+        SCVI.prepare_query_anndata(query, reference)
+    SCVI.prepare_query_anndata(query, reference, gene_key="gene_ids")
+    assert SCVI.load_query_data(query, reference).schema.batches == ("b0", "b1", "x")
+
+
+def test_a_query_with_a_gene_twice(reference, query, refused):
+    names = list(query.var_names)
+    query.var_names = [*names[:-1], "gene3"]
+    with refused(DataError, "gene29"):
+        SCVI.load_query_data(query, reference)
+
+
+# ---- columns -----------------------------------------------------------------
+
+
+def test_a_query_without_the_batch_column(reference, query, refused_whole):
+    query.obs = query.obs.rename(columns={"batch": "batches"})
+    with refused_whole(
+        query, MissingColumnError, "no column 'batch'", "obs['batch'] = 'query'", "'batches'?"
+    ):
+        SCVI.load_query_data(query, reference)
+
+
+def test_what_is_suggested_for_a_missing_batch_works(reference, query):
+    query.obs["batch"] = "query"
+    assert SCVI.load_query_data(query, reference).schema.batches == ("b0", "b1", "query")
+
+
+@pytest.mark.parametrize("key", ["donor", "age", "depth"])
+def test_a_query_without_another_declared_column(tiny, query, refused_whole, key):
+    trained = model_of(
+        tiny(),
+        batch_key="batch",
+        categorical_covariate_keys=["donor"],
+        continuous_covariate_keys=["age"],
+        size_factor_key="depth",
+    )
+    del query.obs[key]
+    with refused_whole(query, MissingColumnError, "obs", repr(key)):
+        SCVI.load_query_data(query, trained)
+
+
+@pytest.mark.parametrize("column", ["batch", "donor"])
+@pytest.mark.parametrize("missing", [np.nan, None, pd.NA], ids=str)
+def test_a_cell_without_a_category(reference, query, refused_whole, column, missing):
+    values = query.obs[column].astype(object)
+    values.iloc[[4, 9]] = missing
+    query.obs[column] = values
+    with refused_whole(query, DataError, f"obs['{column}']", "2 of 60 cells", "'cell4'"):
+        SCVI.load_query_data(query, reference)
+
+
+@pytest.mark.parametrize("column", ["batch", "donor"])
+@pytest.mark.parametrize(
+    ("known", "given", "to"),
+    [
+        ([1, 2], ["1", "3"], "int"),
+        (["1", "2"], [1, 3], "str"),
+        ([1, 2], [1.0, 3.0], "int"),
+        ([1.0, 2.0], [1, 3], "float"),
+        (["1.0", "2.0"], [1, 3], "str"),
+        ([1, 2], ["1.0", "x"], "int"),
+        ([1, 2], ["01", "03"], "int"),
+        (["01", "02"], [1, 3], "str"),
+        ([0.5, 1.5], ["0.5", "x"], "float"),
+        ([True, False], ["True", "x"], "bool"),
+    ],
+    ids=str,
+)
+def test_a_category_of_another_type(tiny, query, refused_whole, column, known, given, to):
+    adata = tiny()
+    adata.obs[column] = np.resize(np.array(known), 60)
+    trained = model_of(adata, batch_key="batch", categorical_covariate_keys=["donor"])
+    query.obs["donor"], query.obs["batch"] = "d0", "b0"
+    query.obs[column] = np.resize(np.array(given, object), 60)
+    parts = (f"obs['{column}']", repr(given[0]), repr(known[0]), f"astype({to})", "rename it")
+    with refused_whole(query, DataError, *parts):
+        SCVI.load_query_data(query, trained)
+
+
+@pytest.mark.parametrize("dtype", [object, "category", "string"])
+def test_categories_of_one_type_are_known_whatever_the_column_stores(reference, query, dtype):
+    query.obs["batch"] = np.resize(np.array(["b1", "x"]), 60)
+    query.obs["batch"] = query.obs["batch"].astype(dtype)
+    assert SCVI.load_query_data(query, reference).schema.batches == ("b0", "b1", "x")
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int64, np.uint16, "Int64", "category"])
+def test_integers_of_any_width_are_one_type(tiny, query, dtype, tmp_path):
+    adata = tiny()
+    adata.obs["batch"] = np.arange(60) % 2
+    model_of(adata, batch_key="batch").save(tmp_path / "model")
+    query.obs["batch"] = pd.Series(np.arange(60) % 3, query.obs_names).astype(dtype)
+    model = SCVI.load_query_data(query, tmp_path / "model")
+    assert model.schema.batches == (0, 1, 2)
+    assert {type(b) for b in model.schema.batches} == {int}
+
+
+def test_a_query_whose_column_mixes_types(reference, query, refused_whole):
+    query.obs["batch"] = np.resize(np.array(["x", 1], object), 60)
+    with refused_whole(query, DataError, "obs['batch']", "mixes values of types int and str"):
+        SCVI.load_query_data(query, reference)
+
+
+def test_a_query_whose_batch_names_its_cells(reference, tiny, refused_whole):
+    query = tiny(n_cells=300)
+    query.obs["batch"] = query.obs_names
+    with refused_whole(query, DataError, "obs['batch']", "300 categories for 300 cells"):
+        SCVI.load_query_data(query, reference)
+
+
+def test_a_new_batch_where_none_is_allowed(reference, query, refused_whole):
+    with refused_whole(query, DataError, "'x'", "transfer_batch=False"):
+        SCVI.load_query_data(query, reference, transfer_batch=False)
+    query.obs["batch"] = "b1"
+    query.obs["donor"] = "somebody"  # of a covariate, new categories are allowed
+    found = SCVI.load_query_data(query, reference, transfer_batch=False).schema
+    assert found.batches == ("b0", "b1")
+    assert found.categories == (("d0", "d1", "d2", "somebody"),)
+
+
+# ---- the reference -----------------------------------------------------------
+
+
+def test_a_reference_without_batch(tiny, query, refused_whole):
+    with refused_whole(query, OptionError, "no batch and no categorical covariates", "batch_key"):
+        SCVI.load_query_data(query, model_of(tiny()))
+
+
+def test_a_reference_with_a_covariate_but_no_batch_takes_a_query(tiny, query):
+    trained = model_of(tiny(), categorical_covariate_keys=["donor"])
+    query.obs["donor"] = "somebody"
+    model = SCVI.load_query_data(query, trained)
+    assert model.schema.categories == (("d0", "d1", "d2", "somebody"),)
+
+
+def test_an_untrained_reference(tiny, query, refused_whole, tmp_path):
+    untrained = model_of(tiny(), train=False, batch_key="batch")
+    with refused_whole(query, NotTrainedError, "reference model has not been trained", "train()"):
+        SCVI.load_query_data(query, untrained)
+    untrained.save(tmp_path / "model")
+    with refused_whole(query, NotTrainedError, "reference model has not been trained"):
+        SCVI.load_query_data(query, tmp_path / "model")
+
+
+def test_an_untrained_model_of_a_query_is_no_reference(reference, query, refused_whole):
+    model = SCVI.load_query_data(query.copy(), reference)
+    with refused_whole(query, NotTrainedError, "reference model has not been trained"):
+        SCVI.load_query_data(query, model)
+
+
+def test_a_folder_that_is_not_there(query, refused_whole, tmp_path):
+    with refused_whole(query, ModelFileError, "no model folder at", "nothing"):
+        SCVI.load_query_data(query, tmp_path / "nothing")
+
+
+def test_a_folder_without_a_model(query, refused_whole, tmp_path):
+    with refused_whole(query, ModelFileError, "holds no model.json"):
+        SCVI.load_query_data(query, str(tmp_path))
+
+
+@pytest.mark.parametrize("file", ["model.json", "weights.safetensors", "history.csv"])
+@pytest.mark.parametrize("how", ["cut short", "missing"])
+def test_a_damaged_folder(reference, query, refused_whole, tmp_path, file, how):
+    reference.save(tmp_path / "model")
+    path = tmp_path / "model" / file
+    if how == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-20])
+    with refused_whole(query, ModelFileError, file):
+        SCVI.load_query_data(query, tmp_path / "model")
+
+
+def test_a_damaged_model_of_scvi_tools(query, refused_whole, tmp_path):
+    (tmp_path / "model.pt").write_bytes(b"not a model")
+    with refused_whole(query, ModelFileError, "model.pt"):
+        SCVI.load_query_data(query, tmp_path)
+    with refused_whole(query, ModelFileError, "model.pt"):
+        SCVI.prepare_query_anndata(query, tmp_path)
+
+
+def test_a_folder_with_weights_of_another_size(reference, query, refused_whole, tmp_path):
+    reference.save(tmp_path / "model")
+    file = tmp_path / "model" / "model.json"
+    sections = json.loads(file.read_text())
+    sections["schema"]["batches"].append("b2")
+    file.write_text(json.dumps(sections))
+    with refused_whole(query, ModelFileError, "model.json", "is damaged"):
+        SCVI.load_query_data(query, tmp_path / "model")
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["folder", "in memory"])
+def test_a_reference_of_another_class(tiny, query, refused_whole, tmp_path, stored):
+    linear = model_of(tiny(), LinearSCVI, batch_key="batch")
+    if stored:
+        linear.save(tmp_path / "model")
+        with refused_whole(query, ModelFileError, "LinearSCVI, not a SCVI", "LinearSCVI.load"):
+            SCVI.load_query_data(query, tmp_path / "model")
+        return
+    with refused_whole(query, ArgumentTypeError, "reference_model", "SCVI", "LinearSCVI"):
+        SCVI.load_query_data(query, linear)
+
+
+# ---- arguments ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", [None, 3, ["folder"], b"folder", SCVI], ids=str)
+def test_a_reference_of_the_wrong_type(query, refused_whole, given):
+    with refused_whole(query, ArgumentTypeError, "reference_model must be", type(given).__name__):
+        SCVI.load_query_data(query, given)
+
+
+@pytest.mark.parametrize("given", [None, "query.h5ad", np.ones((3, 3)), pd.DataFrame()], ids=repr)
+def test_a_query_of_the_wrong_type(reference, refused, given):
+    with refused(ArgumentTypeError, "takes an AnnData", type(given).__name__):
+        SCVI.load_query_data(given, reference)
+
+
+@pytest.mark.parametrize("value", ["yes", 1, 0, None, np.array([True])], ids=repr)
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "inplace_subset_query_vars",
+        "unfrozen",
+        "freeze_dropout",
+        "freeze_expression",
+        "freeze_decoder_first_layer",
+        "freeze_batchnorm_encoder",
+        "freeze_batchnorm_decoder",
+        "transfer_batch",
+    ],
+)
+def test_a_flag_that_is_not_true_or_false(reference, query, refused_whole, flag, value):
+    with refused_whole(query, ArgumentTypeError, f"{flag} must be True or False", repr(value)):
+        SCVI.load_query_data(query, reference, **{flag: value})
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("freeze_expresion", "freeze_expression"),
+        ("freeze_batch_norm_decoder", "freeze_batchnorm_decoder"),
+        ("inplace_subset_vars", "inplace_subset_query_vars"),
+        ("transfer_batches", "transfer_batch"),
+    ],
+)
+def test_an_unknown_argument(reference, query, refused_whole, given, meant):
+    with refused_whole(query, ArgumentTypeError, repr(given), "did you mean", repr(meant)):
+        SCVI.load_query_data(query, reference, **{given: True})
+
+
+def test_an_unknown_preset(tiny, refused):
+    adata = tiny()
+    SCVI.setup_anndata(adata, batch_key="batch")
+    with refused(OptionError, "preset must be one of 'mapping'", "'maping'"):
+        SCVI(adata, preset="maping")
+
+
+# ---- counts ------------------------------------------------------------------
+
+
+def test_a_query_whose_counts_were_dropped(reference, tiny, refused_whole):
+    other = model_of(tiny(seed=5), batch_key="batch")
+    other.minify_adata()
+    with refused_whole(other.adata, DataError, "dropped by minify_adata"):
+        SCVI.load_query_data(other.adata, reference)
+
+
+def test_a_reference_whose_counts_were_dropped_still_takes_a_query(tiny, query, tmp_path):
+    small = model_of(tiny(), batch_key="batch")
+    small.minify_adata()
+    assert SCVI.load_query_data(query, small).schema.batches == ("b0", "b1", "x")
+    small.save(tmp_path / "model")
+    model = SCVI.load_query_data(query, tmp_path / "model")
+    model.train(max_steps=2, accelerator="cpu", progress=False)
+    assert model.get_latent_representation().shape == (60, 3)
+
+
+def test_a_query_of_values_that_are_not_counts(reference, query, refused_whole):
+    query.X = sp.csr_matrix(np.log1p(query.X.multiply(1e4 / query.X.sum(1))), dtype=np.float32)
+    del query.layers["more"]
+    with refused_whole(query, DataError, "X looks log1p-normalised", "'cell0'"):
+        SCVI.load_query_data(query, reference, inplace_subset_query_vars=True)
+
+
+@pytest.mark.parametrize(("value", "part"), [(-1.0, "negative"), (np.nan, "nan"), (2.5, "2.5")])
+def test_a_query_with_a_value_that_is_no_count(reference, query, refused_whole, value, part):
+    x = query.X.toarray()
+    x[31, 12] = value
+    query.X = x
+    with refused_whole(query, DataError, "'cell31'", "'gene12'", part):
+        SCVI.load_query_data(query, reference)
+
+
+def test_a_query_with_a_cell_without_counts(reference, query, refused_whole):
+    x = query.X.toarray()
+    x[20] = 0
+    query.X = sp.csr_matrix(x)
+    with refused_whole(query, DataError, "1 of 60 cells", "no counts", "'cell20'"):
+        SCVI.load_query_data(query, reference)
+
+
+def test_a_query_without_cells(reference, query, refused_whole):
+    none = query[:0].copy()
+    with refused_whole(none, DataError, "no cells"):
+        SCVI.load_query_data(none, reference)
+
+
+@pytest.mark.parametrize("column", ["age", "depth"])
+def test_a_query_with_a_number_missing(tiny, query, refused_whole, column):
+    keys = {"age": {"continuous_covariate_keys": ["age"]}, "depth": {"size_factor_key": "depth"}}
+    trained = model_of(tiny(), batch_key="batch", **keys[column])
+    query.obs.loc["cell3", column] = np.nan
+    with refused_whole(query, DataError, f"obs['{column}']", "'cell3'"):
+        SCVI.load_query_data(query, trained)
+
+
+@pytest.mark.parametrize("how", ["load_query_data", "prepare_query_anndata"])
+def test_a_query_on_disk(reference, query, refused, tmp_path, how):
+    query.write_h5ad(tmp_path / "query.h5ad")
+    backed = anndata.read_h5ad(tmp_path / "query.h5ad", backed="r")
+    try:
+        with refused(DataError, "X is on disk (backed)", "adata = adata.to_memory()"):
+            getattr(SCVI, how)(backed, reference)
+    finally:
+        backed.file.close()
+
+
+def test_a_query_without_the_layer_of_the_reference(tiny, query, refused_whole):
+    adata = tiny()
+    adata.layers["counts"] = adata.X.copy()
+    trained = model_of(adata, layer="counts", batch_key="batch")
+    with refused_whole(query, MissingColumnError, "layers", "'counts'"):
+        SCVI.load_query_data(query, trained)
+
+
+# ---- success changes nothing either -----------------------------------------
+
+
+def test_mapping_and_training_leave_the_query_as_it_is(reference, query):
+    before = query.copy()
+    SCVI.load_query_data(query, reference).train(max_steps=2, accelerator="cpu", progress=False)
+    pd.testing.assert_frame_equal(query.obs, before.obs)
+    pd.testing.assert_frame_equal(query.var, before.var)
+    assert dict(query.uns) == dict(before.uns)
+    np.testing.assert_array_equal(query.X.toarray(), before.X.toarray())
