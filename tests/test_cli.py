@@ -436,3 +436,53 @@ def test_de_keeps_a_table_that_is_there(vivace_refuses, vivace_says, cells, fitt
     assert out.read_text() == "precious"
     assert vivace_says(*asked, "--overwrite")[0] == 0
     assert out.read_text().startswith("gene,")
+
+
+@pytest.fixture
+def mapping(vivace_says, cells, tmp_path):
+    """The folder of a reference for mapping, and the h5ad of a query with fewer genes."""
+    options = ("--batch-key", "batch", "--preset", "mapping", *QUICK)
+    assert vivace_says("train", cells, "-o", tmp_path / "reference", *options)[0] == 0
+    query = anndata.read_h5ad(cells)[:20, :27].copy()
+    query.obs["batch"] = "new"
+    query.write_h5ad(tmp_path / "query.h5ad")
+    return tmp_path / "reference", tmp_path / "query.h5ad"
+
+
+def test_map_writes_what_python_gives(vivace_says, cells, mapping, tmp_path):
+    reference, query = mapping
+    out, saved = tmp_path / "out" / "mapped.h5ad", tmp_path / "mapped"
+    options = ("--labels-key", "cell_type", "--reference", cells, "--save-model", saved)
+    code, said, err = vivace_says(
+        "map", reference, query, "-o", out, *options, "--seed", "3", "--quiet"
+    )
+    assert (code, err) == (0, "")
+    assert "27 of 30 genes of the reference are in the query" in said
+    assert f"Wrote {out}: 20 cells" in said
+    written, model = anndata.read_h5ad(out), SCVI.load(saved)
+    assert written.shape == (20, 27)
+    aligned = anndata.read_h5ad(query)
+    SCVI.prepare_query_anndata(aligned, model)
+    np.testing.assert_allclose(
+        written.obsm["X_scVI"], model.get_latent_representation(aligned), rtol=1e-5, atol=1e-6
+    )
+    found = model.transfer_labels(aligned, "cell_type", anndata.read_h5ad(cells), seed=3)
+    assert list(written.obs["transferred_cell_type"]) == list(found["label"])
+    for name in ("probability", "novelty"):
+        np.testing.assert_allclose(
+            written.obs[f"transferred_cell_type_{name}"], found[name], rtol=1e-4
+        )
+
+
+def test_map_refuses_before_it_trains(vivace_refuses, cells, mapping, tmp_path):
+    reference, query = mapping
+    out = tmp_path / "out.h5ad"
+    command = ("map", reference, query, "-o", out)
+    vivace_refuses((*command, "--labels-key", "cell_type"), "holds no data", "--reference")
+    labels = ("--reference", cells, "--labels-key")
+    vivace_refuses((*command, *labels, "cell_typ"), "'cell_typ'", "did you mean 'cell_type'")
+    vivace_refuses((*command, "--reference", cells), "--labels-key")
+    vivace_refuses((*command, "--min-overlap", "0.95"), "27 of the reference's 30 genes")
+    vivace_refuses(("map", reference, query, "-o", tmp_path / "out.csv"), "must end in .h5ad")
+    vivace_refuses((*command, "--save-model", reference), "exists")
+    assert not out.exists()

@@ -140,16 +140,8 @@ def test_a_query_on_disk_is_to_be_read_first(tmp_path, refused, form):
         ([1, 2], ["01", "02"]),
         ([0, 1], [False, True]),
         (["False", "True"], [False, True]),
-        pytest.param(
-            [False, True],
-            ["False", "True"],
-            marks=pytest.mark.xfail(strict=True, reason="pandas makes True of every text"),
-        ),
-        pytest.param(
-            ["0", "1"],
-            [False, True],
-            marks=pytest.mark.xfail(strict=True, reason="astype(str) makes the new batch 'True'"),
-        ),
+        ([False, True], ["False", "True"]),
+        (["0", "1"], [False, True]),
         (["1", "2"], [1.0, 2.0]),
     ],
     ids=str,
@@ -168,6 +160,8 @@ def test_the_type_that_is_advised_makes_the_batches_those_of_the_reference(tiny,
     kinds = {"int": int, "float": float, "str": str, "bool": bool}
     for advised in re.findall(r"\.astype\((\w+)\)", str(caught.value)):
         query.obs["batch"] = query.obs["batch"].astype(kinds[advised])
+    if ".eq('True')" in str(caught.value):
+        query.obs["batch"] = query.obs["batch"].eq("True")
     model = SCVI.load_query_data(query, reference)
     assert model.schema.batches == tuple(known)
     np.testing.assert_array_equal(model._own_source().batch, np.arange(60) % 2)

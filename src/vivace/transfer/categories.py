@@ -75,9 +75,11 @@ def _longer(
 
 
 def _conversion(value: Category, same: Category) -> str:
-    """How pandas makes ``same`` of ``value``; whole floats would become texts with a point."""
-    whole = ".astype(int)" if isinstance(value, float) and isinstance(same, str) else ""
-    return f"{whole if '.' not in str(same) else ''}.astype({type(same).__name__})"
+    """How pandas makes ``same`` of ``value``: of "False" True, unless told, and of 1.0 "1.0"."""
+    if isinstance(same, bool) and isinstance(value, str):
+        return ".eq('True')"
+    whole = isinstance(same, str) and same.isdigit() and isinstance(value, float | bool)
+    return f"{'.astype(int)' if whole else ''}.astype({type(same).__name__})"
 
 
 def _reads_the_same(one: Category, other: Category) -> bool:

@@ -119,9 +119,12 @@ def transfer_labels(
     said, truth = _held_out(some, folds, options, rng)
     exponents = _exponents(said.shares, truth)
     asked = _ask(reference, some, query, options, rng)
+    untypical = asked.untypical
+    if len(asked.shares) == 1:  # distances are compared where cells are as dense
+        untypical = _mean_distance(some, folds, query, options)
     return Transfer(
         probability=_joined(asked.shares, exponents),
-        novelty=_share_below(said.untypical, asked.untypical),
+        novelty=_share_below(said.untypical, untypical),
         exponents=tuple(exponents.tolist()),
         held_out=len(truth),
         by_batch=by_batch,
@@ -200,6 +203,23 @@ def _held_out(
         return _Said([np.zeros((0, some.n_labels))], np.zeros(0)), truths[0]
     shares = [np.concatenate(s) for s in zip(*(p.shares for p in parts), strict=True)]
     return _Said(shares, np.concatenate([p.untypical for p in parts])), np.concatenate(truths)
+
+
+def _mean_distance(
+    some: Labelled, folds: Codes, query: LatentCells, options: LabelOptions
+) -> Floats:
+    """Log distance to the neighbours outside of each fold, as held-out cells have theirs; the mean."""
+    found = [
+        distance_to(
+            some.cells.at(np.flatnonzero(folds != fold)).places(),
+            query.places(),
+            options.n_neighbors,
+        )
+        for fold in np.unique(folds)
+        if (folds != fold).any()
+    ]
+    mean: Floats = np.mean(found, axis=0) if found else np.zeros(len(query))
+    return mean
 
 
 def _choice(labels: Codes, rng: np.random.Generator) -> Codes:

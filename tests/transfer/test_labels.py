@@ -1,0 +1,290 @@
+"""Labels of a reference for a query: label, probability, novelty, and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from scipy.spatial.distance import cdist
+
+from vivace import SCVI
+from vivace.errors import ArgumentTypeError, DataError, MissingColumnError, OptionError
+from vivace.transfer import Labelled, LabelOptions, LatentCells, log_normalised, transfer_labels
+from vivace.transfer.expression import claims, shares_of
+from vivace.transfer.labels import _choice, _folds, _share_below, _spread
+from vivace.transfer.neighbours import neighbour_labels
+
+SHORT = {"max_steps": 3, "progress": False}
+
+
+def blobs(n, batch, seed, shift=0.0, labels=3):
+    """Cells of well separated labels in two latent dimensions, without genes."""
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, labels, n)
+    centre = 6.0 * np.array([[0, 0], [1, 0], [0, 1], [1, 1]])[label]
+    mean = (centre + rng.normal(size=(n, 2)) + shift).astype(np.float32)
+    cells = LatentCells(mean, np.full((n, 2), 0.01, np.float32))
+    return cells, label, np.full(n, batch)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    parts = [blobs(150, b, b) for b in range(2)]
+    mean = np.concatenate([p[0].mean for p in parts])
+    cells = LatentCells(mean, np.full_like(mean, 0.01))
+    label, batch = (np.concatenate([p[i] for p in parts]) for i in (1, 2))
+    return Labelled(cells, label, batch, 4)
+
+
+@pytest.fixture(scope="module")
+def mapped(tiny):
+    """A model of a query of batch "x", which knows its reference."""
+    adata = tiny(200)
+    SCVI.setup_anndata(adata, batch_key="batch")
+    model = SCVI(adata, n_hidden=16, n_latent=3, preset="mapping")
+    model.train(max_epochs=4, seed=0, progress=False)
+    query = tiny(80, seed=3)
+    query.obs["batch"] = "x"
+    found = SCVI.load_query_data(query, model)
+    found.train(**SHORT)
+    return found
+
+
+# ---- the witnesses ------------------------------------------------------------------
+
+
+def test_neighbours_weigh_by_a_gaussian_of_their_distance():
+    rng = np.random.default_rng(0)
+    known, points = rng.normal(size=(40, 3)), rng.normal(size=(5, 3))
+    labels = rng.integers(0, 3, 40)
+    found = neighbour_labels(known, labels, 3, [points], 7)
+    for i, distance in enumerate(cdist(points, known)):
+        near = np.argsort(distance)[:7]
+        weight = np.exp(-(distance[near] ** 2) / (2 * (distance[near] ** 2).mean()))
+        expected = [weight[labels[near] == c].sum() / weight.sum() for c in range(3)]
+        np.testing.assert_allclose(found[i], expected, rtol=1e-6)
+
+
+def test_draws_are_averaged():
+    rng = np.random.default_rng(0)
+    known, labels = rng.normal(size=(40, 3)), rng.integers(0, 3, 40)
+    draws = [rng.normal(size=(5, 3)) for _ in range(3)]
+    one_by_one = [neighbour_labels(known, labels, 3, [d], 7) for d in draws]
+    np.testing.assert_allclose(
+        neighbour_labels(known, labels, 3, draws, 7), np.mean(one_by_one, axis=0)
+    )
+
+
+def test_counts_are_scaled_to_ten_thousand_before_the_logarithm():
+    counts = sp.csr_matrix(np.array([[1.0, 0, 3], [0, 0, 0]], np.float32))
+    expected = [[np.log1p(2_500), 0, np.log1p(7_500)], [0, 0, 0]]
+    np.testing.assert_allclose(log_normalised(counts).toarray(), expected)
+    assert counts[0, 2] == 3
+
+
+def test_a_label_claims_the_cells_that_have_its_gene():
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], 30)
+    genes = rng.random((90, 6))
+    genes[np.arange(90), labels] += 5
+    odds = claims(sp.csr_matrix(genes), labels, 4, sp.csr_matrix(genes), 0)
+    np.testing.assert_array_equal(odds.argmax(1), labels)
+    assert np.isneginf(odds[:, 3]).all()
+    np.testing.assert_allclose(shares_of(odds).sum(1), 1.0)
+    nobody = sp.csr_matrix(rng.random((5, 6)))
+    claimed = claims(sp.csr_matrix(genes), labels, 4, nobody, 0).max(1)
+    assert claimed.max() < odds[np.arange(90), labels].min()
+
+
+def test_one_label_claims_everything():
+    genes = sp.csr_matrix(np.eye(3))
+    odds = claims(genes, np.ones(3, np.int64), 2, genes, 0)
+    np.testing.assert_array_equal(odds, [[-np.inf, 0.0]] * 3)
+
+
+# ---- both together ------------------------------------------------------------------
+
+
+def test_separated_labels_are_found_and_certain(reference):
+    query, truth, _ = blobs(60, 0, 7)
+    found = transfer_labels(reference, query, LabelOptions(), 0)
+    assert (found.probability.argmax(1) == truth).mean() > 0.98
+    np.testing.assert_allclose(found.probability.sum(1), 1.0)
+    assert found.by_batch
+    assert found.held_out == 300
+
+
+def test_cells_like_the_reference_have_evenly_spread_novelty(reference):
+    query, _, _ = blobs(2_000, 0, 8)
+    novelty = transfer_labels(reference, query, LabelOptions(), 0).novelty
+    for level in (0.5, 0.9, 0.95):
+        assert abs((novelty > level).mean() - (1 - level)) < 0.06
+
+
+def test_cells_of_a_label_that_the_reference_has_not_are_novel(reference):
+    query, truth, _ = blobs(300, 0, 9, labels=4)
+    novelty = transfer_labels(reference, query, LabelOptions(), 0).novelty
+    assert novelty[truth == 3].min() > np.median(novelty[truth < 3])
+    assert (novelty[truth == 3] > 0.95).mean() > 0.95
+    assert ((novelty >= 0) & (novelty <= 1)).all()
+
+
+def test_further_cells_are_more_novel_beyond_all_that_was_held_out(reference):
+    far = LatentCells(np.float32([[30, 30], [60, 60]]), np.full((2, 2), 1e-6, np.float32))
+    one, other = transfer_labels(reference, far, LabelOptions(), 0).novelty
+    assert 0.99 < one <= other
+
+
+def test_shares_below_against_a_count():
+    known = np.random.default_rng(0).normal(size=500)
+    values = np.linspace(-3, 1, 20)
+    expected = [(known <= v).sum() / 501 for v in values]
+    np.testing.assert_allclose(_share_below(known, values), np.minimum(expected, 0.95))
+    assert np.isnan(_share_below(known[:5], values)).all()
+
+
+def test_few_cells_of_large_labels_stand_for_many():
+    labels = np.repeat([0, 1, 2], [50_000, 30_000, 7])
+    chosen = labels[_choice(labels, np.random.default_rng(0))]
+    counts = np.bincount(chosen)
+    assert counts[2] == 7
+    assert counts[0] == counts[1]
+    assert 19_000 < len(chosen) <= 20_000
+
+
+def test_folds_keep_batches_whole_unless_labels_are_batches(reference):
+    folds, by_batch = _folds(reference, np.random.default_rng(0))
+    assert by_batch
+    assert all(len(set(folds[reference.batches == b])) == 1 for b in (0, 1))
+    alone = Labelled(reference.cells, reference.labels, reference.labels, 4)
+    folds, by_batch = _folds(alone, np.random.default_rng(0))
+    assert not by_batch
+    assert np.ptp(np.bincount(folds)) <= 1
+
+
+def test_folds_are_about_as_large():
+    sizes = np.array([50, 40, 30, 20, 10, 10])
+    fold = _spread(sizes, 2)
+    assert {int(sizes[fold == f].sum()) for f in (0, 1)} == {80}
+
+
+# ---- the method -----------------------------------------------------------------------
+
+
+def test_types_of_a_query_are_found(mapped):
+    found = mapped.transfer_labels(None, "cell_type", seed=0)
+    truth = mapped.adata.obs["cell_type"].astype(str)
+    assert list(found.columns) == ["label", "probability", "novelty"]
+    assert list(found.index) == list(mapped.adata.obs_names)
+    assert (found["label"] == truth).mean() > 0.75
+    assert found["probability"].between(1 / 3, 1).all()
+    assert found.attrs["held_out_by_batch"]
+    assert set(found.attrs["exponents"]) == {"neighbours", "genes"}
+
+
+def test_a_seed_repeats_it_and_minibatches_do_not_matter(mapped):
+    once = mapped.transfer_labels(None, "cell_type", seed=3)
+    again = mapped.transfer_labels(mapped.adata, "cell_type", batch_size=7, seed=3)
+    assert (once["label"] == again["label"]).all()
+    np.testing.assert_allclose(once["probability"], again["probability"], atol=1e-4)
+
+
+def test_probabilities_of_all_labels_add_up(mapped):
+    found = mapped.transfer_labels(None, "cell_type", all_probabilities=True, seed=0)
+    every = found.filter(like="probability_")
+    assert list(every) == ["probability_B", "probability_NK", "probability_T"]
+    np.testing.assert_allclose(every.sum(axis=1), 1.0)
+    np.testing.assert_allclose(every.max(axis=1), found["probability"])
+
+
+def test_unknown_where_doubt_is_too_large(mapped):
+    plain = mapped.transfer_labels(None, "cell_type", seed=0)
+    doubtful = mapped.transfer_labels(
+        None, "cell_type", min_probability=0.9, max_novelty=0.8, seed=0
+    )
+    unknown = (plain["probability"] < 0.9) | (plain["novelty"] > 0.8)
+    assert 0 < unknown.sum() < len(unknown)
+    assert (doubtful["label"] == plain["label"].mask(unknown, "Unknown")).all()
+    assert doubtful.attrs["n_unknown"] == unknown.sum()
+
+
+def test_columns_of_obs_can_be_written(mapped, tmp_path):
+    query = mapped.adata.copy()
+    found = mapped.transfer_labels(query, "cell_type", key_added="guess", seed=0)
+    assert (query.obs["guess"].astype(str) == found["label"]).all()
+    np.testing.assert_array_equal(query.obs["guess_probability"], found["probability"])
+    np.testing.assert_array_equal(query.obs["guess_novelty"], found["novelty"])
+    query.write_h5ad(tmp_path / "query.h5ad")
+
+
+def test_cells_of_the_reference_without_a_label_are_left_out(mapped):
+    reference = mapped._reference.copy()
+    reference.obs["half"] = (
+        reference.obs["cell_type"].astype(str).where(reference.obs["cell_type"] != "T")
+    )
+    found = mapped.transfer_labels(None, "half", reference, seed=0)
+    assert set(found["label"]) == {"B", "NK"}
+
+
+def test_one_cell_is_labelled(mapped):
+    found = mapped.transfer_labels(mapped.adata[:1].copy(), "cell_type", seed=0)
+    assert found.shape == (1, 3)
+    assert np.isfinite(found["novelty"].iloc[0])
+
+
+def test_a_reference_without_counts_is_asked_by_its_neighbours(tiny, tmp_path):
+    adata = tiny(200)
+    SCVI.setup_anndata(adata, batch_key="batch")
+    model = SCVI(adata, n_hidden=16, n_latent=3, preset="mapping")
+    model.train(max_epochs=4, seed=0, progress=False)
+    query = tiny(80, seed=3)
+    query.obs["batch"] = "x"
+    whole = SCVI.load_query_data(query, model)
+    whole.train(**SHORT, seed=1)
+    expected = whole.transfer_labels(None, "cell_type", expression=False, seed=0)
+    model.minify_adata()
+    model.save(tmp_path / "reference")
+    mapped = SCVI.load_query_data(query, tmp_path / "reference")
+    mapped.train(**SHORT, seed=1)
+    found = mapped.transfer_labels(None, "cell_type", seed=0)
+    assert set(found.attrs["exponents"]) == {"neighbours"}
+    assert (found["label"] == expected["label"]).all()
+    mapped.save(tmp_path / "mapped")
+    again = SCVI.load(tmp_path / "mapped").transfer_labels(query, "cell_type", model.adata, seed=0)
+    assert (again["label"] == found["label"]).all()
+
+
+def test_what_cannot_be_labelled_is_refused(mapped, tiny, refused, tmp_path):
+    other = tiny(20)
+    other.obs["batch"] = "y"
+    with refused(DataError, "does not know", "'y'", "load_query_data"):
+        mapped.transfer_labels(other, "cell_type")
+    with refused(MissingColumnError, "'cell_typ'", "did you mean 'cell_type'"):
+        mapped.transfer_labels(None, "cell_typ")
+    mapped.save(tmp_path / "mapped")
+    alone = SCVI.load(tmp_path / "mapped", mapped.adata)
+    with refused(DataError, "no reference", "reference="):
+        alone.transfer_labels(None, "cell_type")
+    empty = mapped._reference.copy()
+    empty.obs["none"] = np.nan
+    with refused(DataError, "has no labels"):
+        mapped.transfer_labels(None, "none", empty)
+    with refused(ArgumentTypeError, "reference must be an AnnData"):
+        mapped.transfer_labels(None, "cell_type", "reference.h5ad")
+
+
+@pytest.mark.parametrize(
+    ("argument", "kind"),
+    [
+        ({"n_neighbors": 0}, OptionError),
+        ({"n_samples": 1.5}, ArgumentTypeError),
+        ({"expression": "yes"}, ArgumentTypeError),
+        ({"all_probabilities": 1}, ArgumentTypeError),
+        ({"max_novelty": 2}, OptionError),
+        ({"min_probability": "high"}, ArgumentTypeError),
+        ({"key_added": ""}, ArgumentTypeError),
+    ],
+)
+def test_arguments_are_checked(mapped, refused, argument, kind):
+    with refused(kind, next(iter(argument))):
+        mapped.transfer_labels(None, "cell_type", **argument)
