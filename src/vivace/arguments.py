@@ -41,6 +41,12 @@ def whole(name: str, value: object) -> None:
     positive(name, value)
 
 
+def true_or_false(name: str, value: object) -> None:
+    """``value`` must be one of the two."""
+    if not isinstance(value, bool):
+        raise ArgumentTypeError(f"{name} must be True or False, not {value!r}.")
+
+
 def number(name: str, value: object) -> None:
     """``value`` must be None or a number."""
     if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):

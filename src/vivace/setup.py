@@ -18,6 +18,7 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 
+from vivace.arguments import true_or_false
 from vivace.errors import ArgumentTypeError, DataError, MissingColumnError, near
 
 UNS_KEY = "vivace"
@@ -56,10 +57,7 @@ class Declarations:
                 if not isinstance(key, str):
                     raise ArgumentTypeError(f"{name} must hold names of columns, not {key!r}.")
             object.__setattr__(self, name, tuple(value))
-        if not isinstance(self.allow_non_integer, bool):
-            raise ArgumentTypeError(
-                f"allow_non_integer must be True or False, not {self.allow_non_integer!r}."
-            )
+        true_or_false("allow_non_integer", self.allow_non_integer)
 
     def to_json(self) -> str:
         """One JSON string, as ``adata.uns["vivace"]`` holds it."""

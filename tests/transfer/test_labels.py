@@ -36,15 +36,21 @@ def reference():
     return Labelled(cells, label, batch, 4)
 
 
-@pytest.fixture(scope="module")
-def mapped(tiny):
-    """A model of a query of batch "x", which knows its reference."""
+def reference_and_query(tiny):
+    """A trained reference, and cells of a batch that it does not know."""
     adata = tiny(200)
     SCVI.setup_anndata(adata, batch_key="batch")
     model = SCVI(adata, n_hidden=16, n_latent=3, preset="mapping")
     model.train(max_epochs=4, seed=0, progress=False)
     query = tiny(80, seed=3)
     query.obs["batch"] = "x"
+    return model, query
+
+
+@pytest.fixture(scope="module")
+def mapped(tiny):
+    """A model of a query of batch "x", which knows its reference."""
+    model, query = reference_and_query(tiny)
     found = SCVI.load_query_data(query, model)
     found.train(**SHORT)
     return found
@@ -233,12 +239,7 @@ def test_one_cell_is_labelled(mapped):
 
 
 def test_a_reference_without_counts_is_asked_by_its_neighbours(tiny, tmp_path):
-    adata = tiny(200)
-    SCVI.setup_anndata(adata, batch_key="batch")
-    model = SCVI(adata, n_hidden=16, n_latent=3, preset="mapping")
-    model.train(max_epochs=4, seed=0, progress=False)
-    query = tiny(80, seed=3)
-    query.obs["batch"] = "x"
+    model, query = reference_and_query(tiny)
     whole = SCVI.load_query_data(query, model)
     whole.train(**SHORT, seed=1)
     expected = whole.transfer_labels(None, "cell_type", expression=False, seed=0)

@@ -167,11 +167,16 @@ def test_the_type_that_is_advised_makes_the_batches_those_of_the_reference(tiny,
     np.testing.assert_array_equal(model._own_source().batch, np.arange(60) % 2)
 
 
-def test_the_label_that_is_advised_is_taken(tiny):
+def with_dispersions_of_labels(tiny):
     adata = tiny()
     SCVI.setup_anndata(adata, batch_key="batch", labels_key="cell_type")
     reference = SCVI(adata, n_hidden=8, n_latent=3, preset="mapping", dispersion="gene-label")
     reference.train(max_steps=1, progress=False)
+    return reference
+
+
+def test_the_label_that_is_advised_is_taken(tiny):
+    reference = with_dispersions_of_labels(tiny)
     query = tiny(seed=2)
     query.obs["batch"] = "new"
     del query.obs["cell_type"]
@@ -185,10 +190,7 @@ def test_the_label_that_is_advised_is_taken(tiny):
 
 def test_an_encoder_that_sees_is_not_called_blind_because_of_a_label(tiny):
     """Nor is the preset advised that the reference was made with."""
-    adata = tiny()
-    SCVI.setup_anndata(adata, batch_key="batch", labels_key="cell_type")
-    reference = SCVI(adata, n_hidden=8, n_latent=3, preset="mapping", dispersion="gene-label")
-    reference.train(max_steps=1, progress=False)
+    reference = with_dispersions_of_labels(tiny)
     query = tiny(seed=2)
     query.obs["cell_type"] = "Unknown"
     with warnings.catch_warnings(record=True) as caught:

@@ -12,7 +12,7 @@ import pandas as pd
 from anndata import AnnData
 
 from vivace import posterior, transfer
-from vivace.arguments import any_column_of, refuse_unknown
+from vivace.arguments import any_column_of, refuse_unknown, true_or_false
 from vivace.config import settings
 from vivace.errors import ArgumentTypeError, DataError, NotTrainedError, OptionError, VivaceWarning
 from vivace.methods.base import digest, dimensions, refuse_minified
@@ -119,8 +119,7 @@ class Model(Differing):
         }
         refuse_unknown("load_query_data", unknown, (*flags, *others))
         for name, value in (flags | others).items():
-            if not isinstance(value, bool):
-                raise ArgumentTypeError(f"{name} must be True or False, not {value!r}.")
+            true_or_false(name, value)
         if not isinstance(adata, AnnData):
             raise ArgumentTypeError(
                 f"load_query_data takes an AnnData, not {type(adata).__name__}."
@@ -426,12 +425,8 @@ class Model(Differing):
         (1800, (200, 2005))
         """
         refuse_unknown("prepare_query_anndata", unknown, _PREPARE_ARGUMENTS)
-        for name, value in (
-            ("return_reference_var_names", return_reference_var_names),
-            ("inplace", inplace),
-        ):
-            if not isinstance(value, bool):
-                raise ArgumentTypeError(f"{name} must be True or False, not {value!r}.")
+        true_or_false("return_reference_var_names", return_reference_var_names)
+        true_or_false("inplace", inplace)
         if isinstance(reference_model, str | Path):
             genes, layer = read_genes(Path(reference_model))
         elif isinstance(reference_model, Model):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -109,6 +110,11 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.addmm(self.bias, x, self.weight)
+
+
+def columns_of(n_categories: Iterable[int]) -> tuple[int, ...]:
+    """One-hot columns of each covariate: a single category needs none."""
+    return tuple(n if n > 1 else 0 for n in n_categories)
 
 
 def joined(*parts: Tensor | None) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vivace.nn.decoder import Decoder
 from vivace.nn.encoder import Encoder
-from vivace.nn.layers import Activation, BatchNorm
+from vivace.nn.layers import Activation, BatchNorm, columns_of
 
 if TYPE_CHECKING:
     from vivace.nn.vae import VAE
@@ -95,14 +95,15 @@ def trained_parts(network: VAE) -> list[Part]:
     if surgery is None or surgery.unfrozen:
         return [Part(name, parameter) for name, parameter in named.items()]
     whole = _trained_whole(network, surgery)
-    rows = {name: _new_rows(network, surgery) for name in _injected(network)}
+    injected = dict.fromkeys(_injected(network), _new_rows(network, surgery))
+    rows = dict(injected)
     rows |= {name: [slice(known, n)] for name, known, n in _tables(network, surgery)}
     parts = []
     for name, parameter in named.items():
         if name in whole:
             parts.append(Part(name, parameter))
             continue
-        offset = len(parameter) - sum(network.one_hot_sizes) if name in _injected(network) else 0
+        offset = len(parameter) - sum(network.one_hot_sizes) if name in injected else 0
         for new in rows.get(name, []):
             if new.start < new.stop:
                 stretch = slice(offset + new.start, offset + new.stop)
@@ -167,7 +168,7 @@ def grown(reference: Mapping[str, Tensor], network: VAE, surgery: Surgery) -> di
 def _grown_rows(old: Tensor, new: Tensor, network: VAE, surgery: Surgery) -> Tensor:
     """A weight whose last rows are those of one-hot categories, covariate after covariate."""
     known = _known(network, surgery)
-    widths = [n if n > 1 else 0 for n in known]
+    widths = columns_of(known)
     at = len(old) - sum(widths)
     blocks = [old[:at]]
     for n_known, width, n in zip(known, widths, network.one_hot_sizes, strict=True):
@@ -225,20 +226,14 @@ def _layers(name: str, module: Encoder | Decoder) -> Iterator[str]:
     yield from (f"{name}.linears.{i}.weight" for i in range(depth))
 
 
-def _is_linear_head(name: str, network: VAE) -> bool:
-    """Whether it is a weight of the linear decoder, whose first layer is its only one."""
-    if isinstance(network.decoder, Decoder):
-        return False
-    return name in set(_injected(network)) and name.startswith("decoder.")
-
-
 def _trained_whole(network: VAE, surgery: Surgery) -> set[str]:
     """Names of the parameters that the flags leave to training."""
     found = set()
+    linear = not isinstance(network.decoder, Decoder)
+    heads = {n for n in _injected(network) if linear and n.startswith("decoder.")}  # first and only
     for name, _ in network.named_parameters():
         side = "encoder" if name.split(".")[0].endswith("encoder") else "decoder"
-        first = ".linears.0." in name or _is_linear_head(name, network)
-        if first:
+        if ".linears.0." in name or name in heads:
             frozen = (
                 surgery.freeze_expression
                 if side == "encoder"

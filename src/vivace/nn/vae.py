@@ -12,7 +12,7 @@ from vivace.config import ModelConfig
 from vivace.data.batch import CountBatch, StoredPosterior
 from vivace.nn.decoder import Decoder, LinearDecoder
 from vivace.nn.encoder import Encoder, Posterior
-from vivace.nn.layers import joined
+from vivace.nn.layers import columns_of, joined
 from vivace.nn.surgery import Surgery
 from vivace.ops import Backend, CountHeads, count_nll
 from vivace.ops.count_nll import LIKELIHOODS, Activation
@@ -119,7 +119,7 @@ class VAE(nn.Module):
         self.activation: Activation = "softplus" if dims.size_factor else "softmax"
         embedded = config.batch_representation == "embedding"
         sizes = (0 if embedded else dims.n_batches, *dims.n_categories)
-        self.one_hot_sizes = tuple(n if n > 1 else 0 for n in sizes)  # one category: no column
+        self.one_hot_sizes = columns_of(sizes)
         n_continuous = dims.n_continuous + (config.batch_embedding_dim if embedded else 0)
         covariates: dict[str, Any] = {
             "n_continuous": n_continuous,

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from vivace.arguments import true_or_false
 from vivace.errors import ArgumentTypeError, OptionError, near
 
 BATCH_SIZE = 128
@@ -250,8 +251,7 @@ PLAN_OPTIONS = (
 def _check_plan(name: str, value: object) -> None:
     """Refuse what the option of that name cannot be."""
     if name == "reduce_lr_on_plateau":
-        if not isinstance(value, bool):
-            raise ArgumentTypeError(f"plan_kwargs[{name!r}] must be True or False, not {value!r}.")
+        true_or_false(f"plan_kwargs[{name!r}]", value)
         return
     if name == "lr_scheduler_metric":
         if value not in METRICS:

@@ -12,6 +12,7 @@ import warnings
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from vivace.transfer.options import need_sklearn
 
@@ -61,7 +62,6 @@ def claims(
 
 def shares_of(odds: Floats) -> Floats:
     """Probabilities that the claims make, shape (q, labels)."""
-    claimed = 1.0 / (1.0 + np.exp(-np.clip(odds, -500.0, 500.0)))
-    claimed += 1e-9
+    claimed = expit(odds) + 1e-9
     shares: Floats = claimed / claimed.sum(1, keepdims=True)
     return shares

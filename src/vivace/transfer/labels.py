@@ -17,6 +17,7 @@ import pandas as pd
 import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.optimize import minimize
+from scipy.special import softmax
 
 from vivace.transfer.expression import claims, shares_of
 from vivace.transfer.neighbours import distance_to, neighbour_labels
@@ -58,13 +59,16 @@ class LatentCells:
 
     def places(self) -> NDArray[Any]:
         """Where they are."""
-        return _softmax(self.mean) if self.softmax else self.mean
+        return self._placed(self.mean)
 
     def draw(self, rng: np.random.Generator) -> NDArray[Any]:
         """Where they may be."""
         noise = rng.standard_normal(self.mean.shape, np.float32)
-        z = self.mean + np.sqrt(self.variance) * noise
-        return _softmax(z) if self.softmax else z
+        return self._placed(self.mean + np.sqrt(self.variance) * noise)
+
+    def _placed(self, z_nk: NDArray[Any]) -> NDArray[Any]:
+        place: NDArray[Any] = softmax(z_nk, axis=1) if self.softmax else z_nk
+        return place
 
 
 @dataclass(frozen=True)
@@ -284,7 +288,7 @@ def _exponents(shares: list[Floats], truth: Codes) -> Floats:
 def _joined(shares: list[Floats], exponents: Floats) -> Floats:
     """The product of the witnesses' shares to those powers, as probabilities."""
     logs = sum(a * np.log(s + _FLOOR) for a, s in zip(exponents, shares, strict=True))
-    joined: Floats = np.exp(logs - np.logaddexp.reduce(logs, axis=1, keepdims=True))
+    joined: Floats = softmax(logs, axis=1)
     return joined
 
 
@@ -299,9 +303,3 @@ def _share_below(known: Floats, values: Floats) -> Floats:
     scale = beyond.mean() if len(beyond) else 1.0
     tail = 1 - _TAIL * np.exp(-(values - start) / scale)
     return np.where(values > start, tail, np.minimum(share, 1 - _TAIL))
-
-
-def _softmax(z: NDArray[Any]) -> NDArray[Any]:
-    e = np.exp(z - z.max(1, keepdims=True))
-    share: NDArray[Any] = e / e.sum(1, keepdims=True)
-    return share

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from vivace.arguments import number, whole
-from vivace.errors import ArgumentTypeError, MissingExtraError, OptionError
+from vivace.arguments import number, true_or_false, whole
+from vivace.errors import MissingExtraError, OptionError
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,8 @@ class LabelOptions:
     def __post_init__(self) -> None:
         whole("n_neighbors", self.n_neighbors)
         whole("n_samples", self.n_samples)
-        for name in ("expression", "all_probabilities"):
-            if not isinstance(getattr(self, name), bool):
-                raise ArgumentTypeError(
-                    f"{name} must be True or False, not {getattr(self, name)!r}."
-                )
+        true_or_false("expression", self.expression)
+        true_or_false("all_probabilities", self.all_probabilities)
         for name in ("min_probability", "max_novelty"):
             value = getattr(self, name)
             number(name, value)
