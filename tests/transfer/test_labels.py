@@ -9,9 +9,16 @@ from scipy.spatial.distance import cdist
 
 from vivace import SCVI
 from vivace.errors import ArgumentTypeError, DataError, MissingColumnError, OptionError
-from vivace.transfer import Labelled, LabelOptions, LatentCells, log_normalised, transfer_labels
+from vivace.transfer import (
+    Labelled,
+    LabelOptions,
+    LatentCells,
+    few_of_each,
+    log_normalised,
+    transfer_labels,
+)
 from vivace.transfer.expression import claims, shares_of
-from vivace.transfer.labels import _choice, _folds, _share_below, _spread
+from vivace.transfer.labels import _folds, _share_below, _spread
 from vivace.transfer.neighbours import neighbour_labels
 
 SHORT = {"max_steps": 3, "progress": False}
@@ -25,6 +32,11 @@ def blobs(n, batch, seed, shift=0.0, labels=3):
     mean = (centre + rng.normal(size=(n, 2)) + shift).astype(np.float32)
     cells = LatentCells(mean, np.full((n, 2), 0.01, np.float32))
     return cells, label, np.full(n, batch)
+
+
+def transferred(reference, query):
+    """Labels by neighbours alone."""
+    return transfer_labels(reference, reference, query, LabelOptions(), np.random.default_rng(0))
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +125,7 @@ def test_one_label_claims_everything():
 
 def test_separated_labels_are_found_and_certain(reference):
     query, truth, _ = blobs(60, 0, 7)
-    found = transfer_labels(reference, query, LabelOptions(), 0)
+    found = transferred(reference, query)
     assert (found.probability.argmax(1) == truth).mean() > 0.98
     np.testing.assert_allclose(found.probability.sum(1), 1.0)
     assert found.by_batch
@@ -122,14 +134,14 @@ def test_separated_labels_are_found_and_certain(reference):
 
 def test_cells_like_the_reference_have_evenly_spread_novelty(reference):
     query, _, _ = blobs(2_000, 0, 8)
-    novelty = transfer_labels(reference, query, LabelOptions(), 0).novelty
+    novelty = transferred(reference, query).novelty
     for level in (0.5, 0.9, 0.95):
         assert abs((novelty > level).mean() - (1 - level)) < 0.06
 
 
 def test_cells_of_a_label_that_the_reference_has_not_are_novel(reference):
     query, truth, _ = blobs(300, 0, 9, labels=4)
-    novelty = transfer_labels(reference, query, LabelOptions(), 0).novelty
+    novelty = transferred(reference, query).novelty
     assert novelty[truth == 3].min() > np.median(novelty[truth < 3])
     assert (novelty[truth == 3] > 0.95).mean() > 0.95
     assert ((novelty >= 0) & (novelty <= 1)).all()
@@ -137,7 +149,7 @@ def test_cells_of_a_label_that_the_reference_has_not_are_novel(reference):
 
 def test_further_cells_are_more_novel_beyond_all_that_was_held_out(reference):
     far = LatentCells(np.float32([[30, 30], [60, 60]]), np.full((2, 2), 1e-6, np.float32))
-    one, other = transfer_labels(reference, far, LabelOptions(), 0).novelty
+    one, other = transferred(reference, far).novelty
     assert 0.99 < one <= other
 
 
@@ -151,7 +163,7 @@ def test_shares_below_against_a_count():
 
 def test_few_cells_of_large_labels_stand_for_many():
     labels = np.repeat([0, 1, 2], [50_000, 30_000, 7])
-    chosen = labels[_choice(labels, np.random.default_rng(0))]
+    chosen = labels[few_of_each(labels, np.random.default_rng(0))]
     counts = np.bincount(chosen)
     assert counts[2] == 7
     assert counts[0] == counts[1]

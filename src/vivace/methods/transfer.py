@@ -305,10 +305,21 @@ class Model(Differing):
         names, codes = np.unique(labels.iloc[rows].astype(str), return_inverse=True)
         if query is not None:
             self._check_known(query)
-        asked, _ = self._latent_cells(query, None, expression, batch_size, silent)
-        told, batch_r = self._latent_cells(known, rows, expression, batch_size, silent)
-        labelled = transfer.Labelled(told, codes.astype(np.int64), batch_r, len(names))
-        found = transfer.transfer_labels(labelled, asked, options, self._seeds.take(seed))
+        rng = np.random.default_rng(self._seeds.take(seed))
+        asked = self._cells(query, None, batch_size, silent)
+        told = self._cells(known, rows, batch_size, silent)
+        query_cells = self._latent_cells(asked)
+        batch_r = told.source.gather(rows, counts=False).batch.numpy()
+        labelled = transfer.Labelled(
+            self._latent_cells(told), codes.astype(np.int64), batch_r, len(names)
+        )
+        chosen = transfer.few_of_each(labelled.labels, rng)
+        some = labelled.at(chosen)
+        if expression and asked.source.has_counts and told.source.has_counts:
+            query_cells = replace(query_cells, expression=self._log_normalised(asked, asked.rows))
+            genes = self._log_normalised(told, rows[chosen])
+            some = replace(some, cells=replace(some.cells, expression=genes))
+        found = transfer.transfer_labels(labelled, some, query_cells, options, rng)
         data = self._data_of(query)
         result = transfer.label_table(found, names.tolist(), data.obs_names, options)
         result.attrs["labels_key"] = labels_key
@@ -351,24 +362,16 @@ class Model(Differing):
                     f"map it first: {type(self).__name__}.load_query_data(query, model), then train()."
                 )
 
-    def _latent_cells(
-        self,
-        adata: AnnData | None,
-        rows: Any,
-        expression: bool,
-        batch_size: int | None,
-        silent: bool,
-    ) -> tuple[transfer.LatentCells, Any]:
-        """Cells of ``adata``, and their batches."""
-        cells = self._cells(adata, rows, batch_size, silent)
+    def _latent_cells(self, cells: posterior.Cells) -> transfer.LatentCells:
+        """Where they are, without their genes."""
         mean, variance = posterior.latent(cells, None)
-        batch = cells.source.gather(cells.rows, counts=False).batch.numpy()
-        genes = None
-        if expression and cells.source.has_counts:
-            counts = cells.source.gather(cells.rows).counts.scipy()
-            genes = transfer.log_normalised(counts) if self.module.likelihood.counts else counts
         softmax = self.config.latent_distribution == "ln"
-        return transfer.LatentCells(mean, variance, genes, softmax), batch
+        return transfer.LatentCells(mean, variance, softmax=softmax)
+
+    def _log_normalised(self, cells: posterior.Cells, rows: Any) -> Any:
+        """Expression of some of them, as classifiers see it."""
+        counts = cells.source.gather(rows).counts.scipy()
+        return transfer.log_normalised(counts) if self.module.likelihood.counts else counts
 
     @staticmethod
     def prepare_query_anndata(

@@ -8,7 +8,13 @@ genes say, ``neighbours.py`` and ``expression.py``).  The surgery itself is ``nn
 from vivace.transfer.categories import extended
 from vivace.transfer.expression import log_normalised
 from vivace.transfer.genes import GeneReport, aligned
-from vivace.transfer.labels import Labelled, LatentCells, label_table, transfer_labels
+from vivace.transfer.labels import (
+    Labelled,
+    LatentCells,
+    few_of_each,
+    label_table,
+    transfer_labels,
+)
 from vivace.transfer.options import LabelOptions
 
 __all__ = [
@@ -18,6 +24,7 @@ __all__ = [
     "LatentCells",
     "aligned",
     "extended",
+    "few_of_each",
     "label_table",
     "log_normalised",
     "transfer_labels",

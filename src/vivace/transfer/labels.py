@@ -20,7 +20,7 @@ from scipy.optimize import minimize
 from scipy.special import softmax
 
 from vivace.transfer.expression import claims, shares_of
-from vivace.transfer.neighbours import distance_to, neighbour_labels
+from vivace.transfer.neighbours import distance_to, neighbour_labels, strangeness
 from vivace.transfer.options import LabelOptions
 
 Floats = NDArray[np.float64]
@@ -110,25 +110,47 @@ class _Said:
     """What the witnesses say of n cells: shares of labels, (n, labels) each; how untypical they are."""
 
     shares: list[Floats]
-    untypical: Floats
+    untypical: list[Floats]
+
+
+def few_of_each(labels: Codes, rng: np.random.Generator) -> Codes:
+    """At most 20,000 cells, of large labels fewer than there are, of small ones all."""
+    if len(labels) <= _MOST_CELLS:
+        return np.arange(len(labels))
+    sizes = np.bincount(labels)
+    low, high = 1, int(sizes.max())
+    while low < high:  # the largest number a label that fits
+        middle = (low + high + 1) // 2
+        if np.minimum(sizes, middle).sum() <= _MOST_CELLS:
+            low = middle
+        else:
+            high = middle - 1
+    rows = [
+        rng.permutation(np.flatnonzero(labels == label))[:low] for label in np.flatnonzero(sizes)
+    ]
+    return np.sort(np.concatenate(rows))
 
 
 def transfer_labels(
-    reference: Labelled, query: LatentCells, options: LabelOptions, seed: int
+    reference: Labelled,
+    some: Labelled,
+    query: LatentCells,
+    options: LabelOptions,
+    rng: np.random.Generator,
 ) -> Transfer:
-    """Probability of each label for each cell of the query, and its novelty."""
-    rng = np.random.default_rng(seed)
-    some = reference.at(_choice(reference.labels, rng))
+    """Probability of each label for each cell of the query, and its novelty.
+
+    ``some`` of the reference (:func:`few_of_each`) is what classifiers learn from and doubt is
+    measured on; ``query`` and they have their expression, or neither has.
+    """
     folds, by_batch = _folds(some, rng)
     said, truth = _held_out(some, folds, options, rng)
     exponents = _exponents(said.shares, truth)
-    asked = _ask(reference, some, query, options, rng)
-    untypical = asked.untypical
-    if len(asked.shares) == 1:  # distances are compared where cells are as dense
-        untypical = _mean_distance(some, folds, query, options)
+    as_dense = rng.permutation(len(folds))[: len(folds) - len(folds) // (folds.max() + 1)]
+    asked = _ask(reference, some, some.cells.at(as_dense), query, options, rng)
     return Transfer(
         probability=_joined(asked.shares, exponents),
-        novelty=_share_below(said.untypical, untypical),
+        novelty=_novelty(said.untypical, asked.untypical),
         exponents=tuple(exponents.tolist()),
         held_out=len(truth),
         by_batch=by_batch,
@@ -166,18 +188,26 @@ def label_table(
 def _ask(
     reference: Labelled,
     some: Labelled,
+    near: LatentCells,
     query: LatentCells,
     options: LabelOptions,
     rng: np.random.Generator,
 ) -> _Said:
-    """Both witnesses: neighbours in all of the reference, classifiers of ``some`` of it."""
+    """Neighbours in all of the reference, classifiers of ``some`` of it, distances to those ``near``."""
     draws = [query.draw(rng) for _ in range(options.n_samples)]
-    shares = neighbour_labels(
-        reference.cells.places(), reference.labels, reference.n_labels, draws, options.n_neighbors
-    )
+    shares = [
+        neighbour_labels(
+            reference.cells.places(),
+            reference.labels,
+            reference.n_labels,
+            draws,
+            options.n_neighbors,
+        )
+    ]
+    places, known = query.places(), near.places()
+    strange = strangeness(known, places, options.n_neighbors, rng)
     if some.cells.expression is None or query.expression is None:
-        far = distance_to(some.cells.places(), query.places(), options.n_neighbors)
-        return _Said([shares], far)
+        return _Said(shares, [distance_to(known, places, options.n_neighbors), strange])
     odds = claims(
         some.cells.expression,
         some.labels,
@@ -185,7 +215,7 @@ def _ask(
         query.expression,
         int(rng.integers(2**31)),
     )
-    return _Said([shares, shares_of(odds)], -odds.max(1))
+    return _Said([*shares, shares_of(odds)], [-odds.max(1), strange])
 
 
 def _held_out(
@@ -201,47 +231,14 @@ def _held_out(
         others = some.at(np.flatnonzero(folds != fold))
         known = np.flatnonzero((folds == fold) & np.isin(some.labels, others.labels))
         if len(known):
-            parts.append(_ask(others, others, some.cells.at(known), options, rng))
+            cells = some.cells.at(known)
+            parts.append(_ask(others, others, others.cells, cells, options, rng))
             truths.append(some.labels[known])
     if not parts:
-        return _Said([np.zeros((0, some.n_labels))], np.zeros(0)), truths[0]
-    shares = [np.concatenate(s) for s in zip(*(p.shares for p in parts), strict=True)]
-    return _Said(shares, np.concatenate([p.untypical for p in parts])), np.concatenate(truths)
-
-
-def _mean_distance(
-    some: Labelled, folds: Codes, query: LatentCells, options: LabelOptions
-) -> Floats:
-    """Log distance to the neighbours outside of each fold, as held-out cells have theirs; the mean."""
-    found = [
-        distance_to(
-            some.cells.at(np.flatnonzero(folds != fold)).places(),
-            query.places(),
-            options.n_neighbors,
-        )
-        for fold in np.unique(folds)
-        if (folds != fold).any()
-    ]
-    mean: Floats = np.mean(found, axis=0) if found else np.zeros(len(query))
-    return mean
-
-
-def _choice(labels: Codes, rng: np.random.Generator) -> Codes:
-    """At most 20,000 cells, of large labels fewer than there are, of small ones all."""
-    if len(labels) <= _MOST_CELLS:
-        return np.arange(len(labels))
-    sizes = np.bincount(labels)
-    low, high = 1, int(sizes.max())
-    while low < high:  # the largest number a label that fits
-        middle = (low + high + 1) // 2
-        if np.minimum(sizes, middle).sum() <= _MOST_CELLS:
-            low = middle
-        else:
-            high = middle - 1
-    rows = [
-        rng.permutation(np.flatnonzero(labels == label))[:low] for label in np.flatnonzero(sizes)
-    ]
-    return np.sort(np.concatenate(rows))
+        return _Said([np.zeros((0, some.n_labels))], [np.zeros(0)] * 2), truths[0]
+    shares = [np.concatenate(one) for one in zip(*(p.shares for p in parts), strict=True)]
+    untypical = [np.concatenate(one) for one in zip(*(p.untypical for p in parts), strict=True)]
+    return _Said(shares, untypical), np.concatenate(truths)
 
 
 def _folds(some: Labelled, rng: np.random.Generator) -> tuple[Codes, bool]:
@@ -290,6 +287,16 @@ def _joined(shares: list[Floats], exponents: Floats) -> Floats:
     logs = sum(a * np.log(s + _FLOOR) for a, s in zip(exponents, shares, strict=True))
     joined: Floats = softmax(logs, axis=1)
     return joined
+
+
+def _novelty(known: list[Floats], values: list[Floats]) -> Floats:
+    """Share of held-out cells that are more typical, by the sum of what each measure says."""
+    sums = [np.zeros(len(known[0])), np.zeros(len(values[0]))]
+    for held_out, asked in zip(known, values, strict=True):
+        if not (np.isnan(held_out).any() or np.isnan(asked).any()):
+            sums[0] += _share_below(held_out, held_out)
+            sums[1] += _share_below(held_out, asked)
+    return _share_below(*sums)
 
 
 def _share_below(known: Floats, values: Floats) -> Floats:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from vivace.transfer.options import need_sklearn
 
 Floats = NDArray[np.float64]
+_FEWEST_POINTS = 50  # of a query, below which its own density is not asked
 
 
 def neighbour_labels(
@@ -43,6 +44,31 @@ def distance_to(reference_rk: NDArray[Any], point_qk: NDArray[Any], n_neighbors:
     distance, _ = _index(reference_rk, n_neighbors).kneighbors(point_qk)
     far: Floats = np.log(distance.mean(1) + 1e-12)
     return far
+
+
+def strangeness(
+    reference_rk: NDArray[Any],
+    point_qk: NDArray[Any],
+    n_neighbors: int,
+    rng: np.random.Generator,
+) -> Floats:
+    """Log of the mean distance to reference cells over that to other points, shape (q,).
+
+    Where it is high there are many points and few reference cells.  Equal numbers of both are
+    compared, and the median is taken off: how well a query as a whole mixes with the
+    reference says nothing of a cell.  Of fewer than 50 points nothing can be said: nan.
+    """
+    n = min(len(reference_rk), len(point_qk))
+    if n < _FEWEST_POINTS:
+        return np.full(len(point_qk), np.nan)
+    known = reference_rk[rng.permutation(len(reference_rk))[:n]]
+    chosen = rng.permutation(len(point_qk))[:n]
+    distance, found = _index(point_qk[chosen], n_neighbors + 1).kneighbors(point_qk)
+    others = chosen[found] != np.arange(len(point_qk))[:, None]
+    others[others.all(1), -1] = False  # not one of them: leave out the furthest
+    own = (distance * others).sum(1) / others.sum(1)
+    ratio: Floats = distance_to(known, point_qk, n_neighbors) - np.log(own + 1e-12)
+    return ratio - np.median(ratio)
 
 
 def _index(reference_rk: NDArray[Any], n_neighbors: int) -> Any:
