@@ -15,11 +15,12 @@ from vivace.transfer import (
     LatentCells,
     few_of_each,
     log_normalised,
+    neighbours,
     transfer_labels,
 )
 from vivace.transfer.expression import claims, shares_of
 from vivace.transfer.labels import _folds, _share_below, _spread
-from vivace.transfer.neighbours import neighbour_labels
+from vivace.transfer.neighbours import neighbour_labels, strangeness
 
 SHORT = {"max_steps": 3, "progress": False}
 
@@ -91,6 +92,39 @@ def test_draws_are_averaged():
     np.testing.assert_allclose(
         neighbour_labels(known, labels, 3, draws, 7), np.mean(one_by_one, axis=0)
     )
+
+
+def test_strangeness_is_the_ratio_of_mean_distances_less_its_median():
+    rng = np.random.default_rng(0)
+    known, points = rng.normal(size=(60, 3)), rng.normal(size=(60, 3))
+    to_known = np.sort(cdist(points, known))[:, :7].mean(1)
+    to_others = np.sort(cdist(points, points))[:, 1:8].mean(1)
+    ratio = np.log(to_known / to_others)
+    np.testing.assert_allclose(
+        strangeness(known, points, 7, rng), ratio - np.median(ratio), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("n_known", [60, 600, 6_000])
+def test_strangeness_finds_what_only_the_query_has(n_known):
+    rng = np.random.default_rng(0)
+    known, points = rng.normal(size=(n_known, 3)), rng.normal(size=(600, 3))
+    new = np.arange(600) % 20 == 0
+    points[new] = 0.1 * points[new] + 1  # among the known cells, but denser
+    found = strangeness(known, points, 5, rng)
+    assert np.median(found[new]) > np.quantile(found[~new], 0.9)
+    assert abs(np.median(found)) < 1e-12
+    assert np.isnan(strangeness(known, points[:49], 5, rng)).all()
+
+
+def test_strangeness_of_many_points_needs_only_some(monkeypatch):
+    monkeypatch.setattr(neighbours, "_MOST_POINTS", 300)
+    rng = np.random.default_rng(0)
+    known, points = rng.normal(size=(500, 3)), rng.normal(size=(900, 3))
+    points[:90] = 0.1 * points[:90] + 1
+    found = strangeness(known, points, 5, rng)
+    assert np.isfinite(found).all()
+    assert np.median(found[:90]) > np.quantile(found[90:], 0.9)
 
 
 def test_counts_are_scaled_to_ten_thousand_before_the_logarithm():

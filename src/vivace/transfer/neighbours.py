@@ -11,6 +11,7 @@ from vivace.transfer.options import need_sklearn
 
 Floats = NDArray[np.float64]
 _FEWEST_POINTS = 50  # of a query, below which its own density is not asked
+_MOST_POINTS = 20_000  # of a query, that its density is measured with
 
 
 def neighbour_labels(
@@ -54,20 +55,19 @@ def strangeness(
 ) -> Floats:
     """Log of the mean distance to reference cells over that to other points, shape (q,).
 
-    Where it is high there are many points and few reference cells.  Equal numbers of both are
-    compared, and the median is taken off: how well a query as a whole mixes with the
-    reference says nothing of a cell.  Of fewer than 50 points nothing can be said: nan.
+    Where it is high there are many points and few reference cells.  The median is taken off:
+    how large a query is, and how well it mixes with the reference as a whole, says nothing of
+    a cell.  Of fewer than 50 points nothing can be said: nan.
     """
-    n = min(len(reference_rk), len(point_qk))
+    n = len(point_qk)
     if n < _FEWEST_POINTS:
-        return np.full(len(point_qk), np.nan)
-    known = reference_rk[rng.permutation(len(reference_rk))[:n]]
-    chosen = rng.permutation(len(point_qk))[:n]
+        return np.full(n, np.nan)
+    chosen = rng.permutation(n)[:_MOST_POINTS]
     distance, found = _index(point_qk[chosen], n_neighbors + 1).kneighbors(point_qk)
-    others = chosen[found] != np.arange(len(point_qk))[:, None]
-    others[others.all(1), -1] = False  # not one of them: leave out the furthest
+    others = chosen[found] != np.arange(n)[:, None]
+    others[others.all(1), -1] = False  # not one of those chosen: leave out the furthest
     own = (distance * others).sum(1) / others.sum(1)
-    ratio: Floats = distance_to(known, point_qk, n_neighbors) - np.log(own + 1e-12)
+    ratio: Floats = distance_to(reference_rk, point_qk, n_neighbors) - np.log(own + 1e-12)
     return ratio - np.median(ratio)
 
 
