@@ -16,11 +16,13 @@ from vivace.transfer import (
     few_of_each,
     log_normalised,
     neighbours,
+    novelty,
     transfer_labels,
 )
-from vivace.transfer.expression import claims, shares_of
-from vivace.transfer.labels import _folds, _share_below, _spread
-from vivace.transfer.neighbours import neighbour_labels, strangeness
+from vivace.transfer.expression import claims, components, shares_of
+from vivace.transfer.labels import _folds, _spread
+from vivace.transfer.neighbours import near_each_other, neighbour_labels, strangeness
+from vivace.transfer.novelty import share_below, untypical
 
 SHORT = {"max_steps": 3, "progress": False}
 
@@ -40,13 +42,17 @@ def transferred(reference, query):
     return transfer_labels(reference, reference, query, LabelOptions(), np.random.default_rng(0))
 
 
+def two_batches(n):
+    """A reference of n cells in each."""
+    parts = [blobs(n, b, b) for b in range(2)]
+    mean = np.concatenate([p[0].mean for p in parts])
+    label, batch = (np.concatenate([p[i] for p in parts]) for i in (1, 2))
+    return Labelled(LatentCells(mean, np.full_like(mean, 0.01)), label, batch, 4)
+
+
 @pytest.fixture(scope="module")
 def reference():
-    parts = [blobs(150, b, b) for b in range(2)]
-    mean = np.concatenate([p[0].mean for p in parts])
-    cells = LatentCells(mean, np.full_like(mean, 0.01))
-    label, batch = (np.concatenate([p[i] for p in parts]) for i in (1, 2))
-    return Labelled(cells, label, batch, 4)
+    return two_batches(150)
 
 
 def reference_and_query(tiny):
@@ -114,7 +120,6 @@ def test_strangeness_finds_what_only_the_query_has(n_known):
     found = strangeness(known, points, 5, rng)
     assert np.median(found[new]) > np.quantile(found[~new], 0.9)
     assert abs(np.median(found)) < 1e-12
-    assert np.isnan(strangeness(known, points[:49], 5, rng)).all()
 
 
 def test_strangeness_of_many_points_needs_only_some(monkeypatch):
@@ -125,6 +130,28 @@ def test_strangeness_of_many_points_needs_only_some(monkeypatch):
     found = strangeness(known, points, 5, rng)
     assert np.isfinite(found).all()
     assert np.median(found[:90]) > np.quantile(found[90:], 0.9)
+
+
+def test_points_near_each_other_against_all_distances():
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(50, 3))
+    expected = np.argsort(cdist(points, points))[:, :4]
+    np.testing.assert_array_equal(near_each_other(points, 4, rng), expected)
+    assert near_each_other(points[:2], 4, rng).shape == (2, 2)
+
+
+@pytest.mark.parametrize("shape", [(40, 30), (3, 30), (40, 1)])
+def test_components_keep_the_distances_of_cells_that_few_genes_tell_apart(shape):
+    rng = np.random.default_rng(0)
+    genes = np.zeros(shape)
+    genes[:, :5] = rng.normal(size=(shape[0], min(5, shape[1])))
+    found = components(sp.csr_matrix(genes), rng)
+    np.testing.assert_allclose(cdist(found, found), cdist(genes, genes), atol=1e-6)
+
+
+def test_cells_without_any_counts_have_components():
+    found = components(sp.csr_matrix((30, 20)), np.random.default_rng(0))
+    np.testing.assert_array_equal(found, np.zeros_like(found))
 
 
 def test_counts_are_scaled_to_ten_thousand_before_the_logarithm():
@@ -166,11 +193,47 @@ def test_separated_labels_are_found_and_certain(reference):
     assert found.held_out == 300
 
 
-def test_cells_like_the_reference_have_evenly_spread_novelty(reference):
-    query, _, _ = blobs(2_000, 0, 8)
-    novelty = transferred(reference, query).novelty
+@pytest.mark.parametrize("n", [40, 600, 2_000, 6_000])
+def test_cells_like_the_reference_have_evenly_spread_novelty(n):
+    queries = [blobs(n, 0, seed)[0] for seed in range(10, 12 + 1_000 // n)]
+    reference = two_batches(1_500)
+    found = np.concatenate([transferred(reference, query).novelty for query in queries])
     for level in (0.5, 0.9, 0.95):
-        assert abs((novelty > level).mean() - (1 - level)) < 0.06
+        assert abs((found > level).mean() - (1 - level)) < 0.06
+
+
+def test_a_query_is_judged_in_groups_as_held_out_cells_are(monkeypatch):
+    """Of 150 held-out cells fifteen are a tenth, of a query of 6,000 they would be few."""
+    sizes = []
+
+    def noted(points, n_nearest, rng):
+        sizes.append(len(points))
+        return near_each_other(points, n_nearest, rng)
+
+    monkeypatch.setattr(novelty, "near_each_other", noted)
+    transferred(two_batches(150), blobs(3_000, 0, 1)[0])
+    assert sizes == [150] * 22
+    sizes.clear()
+    transferred(two_batches(150), blobs(60, 0, 1)[0])
+    assert sizes == [75, 75, 75, 75, 60]
+    sizes.clear()
+    transferred(two_batches(150), blobs(49, 0, 1)[0])
+    assert sizes == []
+
+
+def test_cells_of_a_kind_are_novel_together():
+    rng = np.random.default_rng(0)
+    n = 200
+    genes = np.abs(rng.normal(size=(n, 12)))
+    genes[:20, :3] += 8
+    places = rng.normal(size=(n, 2))
+    cells = LatentCells(places, np.ones((n, 2)), sp.csr_matrix(genes))
+    odds = rng.normal(size=n) - 1.0 * (np.arange(n) < 20)
+    np.testing.assert_array_equal(untypical(cells, places, odds, 15, 49, rng), [-odds])
+    together, strange = untypical(cells, places, odds, 15, n, rng)
+    assert together[:20].min() > np.quantile(together[20:], 0.95)
+    assert (-odds)[:20].min() < np.median(-odds[20:])
+    assert strange.shape == (n,)
 
 
 def test_cells_of_a_label_that_the_reference_has_not_are_novel(reference):
@@ -191,8 +254,8 @@ def test_shares_below_against_a_count():
     known = np.random.default_rng(0).normal(size=500)
     values = np.linspace(-3, 1, 20)
     expected = [(known <= v).sum() / 501 for v in values]
-    np.testing.assert_allclose(_share_below(known, values), np.minimum(expected, 0.95))
-    assert np.isnan(_share_below(known[:5], values)).all()
+    np.testing.assert_allclose(share_below(known, values), np.minimum(expected, 0.95))
+    assert np.isnan(share_below(known[:5], values)).all()
 
 
 def test_few_cells_of_large_labels_stand_for_many():

@@ -2,15 +2,14 @@
 
 In the order of use: ``genes.py`` (the query's genes as the reference has them),
 ``categories.py`` (its batches and covariates), ``labels.py`` (labels, from what neighbours and
-genes say, ``neighbours.py`` and ``expression.py``).  The surgery itself is ``nn/surgery.py``.
+genes say, ``neighbours.py`` and ``expression.py``), ``novelty.py``.  The surgery itself is ``nn/surgery.py``.
 """
 
 from vivace.transfer.categories import extended
+from vivace.transfer.cells import Labelled, LatentCells
 from vivace.transfer.expression import log_normalised
 from vivace.transfer.genes import GeneReport, aligned
 from vivace.transfer.labels import (
-    Labelled,
-    LatentCells,
     few_of_each,
     label_table,
     transfer_labels,

@@ -19,6 +19,7 @@ from vivace.transfer.options import need_sklearn
 Floats = NDArray[np.float64]
 _SCALE = 1e4  # counts of a cell add up to it before the logarithm
 _ITERATIONS = 100
+_COMPONENTS = 20
 
 
 def log_normalised(counts: sp.csr_matrix) -> sp.csr_matrix:
@@ -65,3 +66,15 @@ def shares_of(odds: Floats) -> Floats:
     claimed = expit(odds) + 1e-9
     shares: Floats = claimed / claimed.sum(1, keepdims=True)
     return shares
+
+
+def components(expression_qg: sp.csr_matrix, rng: np.random.Generator) -> Floats:
+    """Where cells lie by their own expression alone, shape (q, at most 20)."""
+    need_sklearn()
+    from sklearn.decomposition import TruncatedSVD
+
+    n = min(_COMPONENTS, *expression_qg.shape)
+    if n == 1 or expression_qg.nnz == 0:  # which TruncatedSVD warns of
+        return np.asarray(expression_qg[:, :1].toarray())
+    svd = TruncatedSVD(n, random_state=int(rng.integers(2**31)))
+    return np.asarray(svd.fit_transform(expression_qg))

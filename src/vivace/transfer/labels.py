@@ -2,87 +2,32 @@
 
 Two witnesses: the neighbours of a cell in the latent space (``neighbours.py``) and its
 genes (``expression.py``).  How far each is to be believed is measured on the reference,
-with whole batches held out, because a query is another batch.  So is what is unusual: a
-cell's novelty is the share of held-out reference cells that are more typical.
+with whole batches held out, because a query is another batch.  So is what is unusual
+(``novelty.py``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import softmax
 
+from vivace.transfer.cells import Codes, Labelled, LatentCells
 from vivace.transfer.expression import claims, shares_of
-from vivace.transfer.neighbours import distance_to, neighbour_labels, strangeness
+from vivace.transfer.neighbours import neighbour_labels
+from vivace.transfer.novelty import FEWEST, novelty, untypical
 from vivace.transfer.options import LabelOptions
 
 Floats = NDArray[np.float64]
-Codes = NDArray[np.int64]
 UNKNOWN = "Unknown"
 _FOLDS = 4
 _MOST_CELLS = 20_000  # of the reference, that classifiers learn from and doubt is measured on
-_FEWEST = 30  # held-out cells, below which nothing can be measured on them
 _FLOOR = 1e-3  # added to a probability before its logarithm
-_TAIL = 0.05  # of the held-out cells; beyond it their distribution is continued exponentially
-
-
-@dataclass(frozen=True)
-class LatentCells:
-    """Cells as the transfer sees them.
-
-    Parameters
-    ----------
-    mean, variance : shape (n, k), of q(z|x), before a softmax
-    expression : log-normalised counts, CSR, shape (n, g); None where genes are not asked
-    softmax : the latent space is that of softmaxes (logistic-normal)
-    """
-
-    mean: NDArray[Any]
-    variance: NDArray[Any]
-    expression: sp.csr_matrix | None = None
-    softmax: bool = False
-
-    def __len__(self) -> int:
-        return len(self.mean)
-
-    def at(self, rows: NDArray[Any]) -> LatentCells:
-        """Some of them."""
-        genes = None if self.expression is None else self.expression[rows]
-        return LatentCells(self.mean[rows], self.variance[rows], genes, self.softmax)
-
-    def places(self) -> NDArray[Any]:
-        """Where they are."""
-        return self._placed(self.mean)
-
-    def draw(self, rng: np.random.Generator) -> NDArray[Any]:
-        """Where they may be."""
-        noise = rng.standard_normal(self.mean.shape, np.float32)
-        return self._placed(self.mean + np.sqrt(self.variance) * noise)
-
-    def _placed(self, z_nk: NDArray[Any]) -> NDArray[Any]:
-        place: NDArray[Any] = softmax(z_nk, axis=1) if self.softmax else z_nk
-        return place
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """Cells of the reference, the codes of their labels and batches, and how many labels there are."""
-
-    cells: LatentCells
-    labels: Codes
-    batches: Codes
-    n_labels: int
-
-    def at(self, rows: NDArray[Any]) -> Labelled:
-        """Some of them."""
-        return Labelled(self.cells.at(rows), self.labels[rows], self.batches[rows], self.n_labels)
 
 
 @dataclass(frozen=True)
@@ -144,13 +89,15 @@ def transfer_labels(
     measured on; ``query`` and they have their expression, or neither has.
     """
     folds, by_batch = _folds(some, rng)
-    said, truth = _held_out(some, folds, options, rng)
+    company = min(len(query), int(np.bincount(folds).max()))
+    said, truth = _held_out(some, folds, options, company, rng)
     exponents = _exponents(said.shares, truth)
     as_dense = rng.permutation(len(folds))[: len(folds) - len(folds) // (folds.max() + 1)]
-    asked = _ask(reference, some, some.cells.at(as_dense), query, options, rng)
+    near = some.cells.at(as_dense)
+    asked = _ask(reference, some, near, query, options, company, rng)
     return Transfer(
         probability=_joined(asked.shares, exponents),
-        novelty=_novelty(said.untypical, asked.untypical),
+        novelty=novelty(said.untypical, asked.untypical),
         exponents=tuple(exponents.tolist()),
         held_out=len(truth),
         by_batch=by_batch,
@@ -191,6 +138,7 @@ def _ask(
     near: LatentCells,
     query: LatentCells,
     options: LabelOptions,
+    company: int,
     rng: np.random.Generator,
 ) -> _Said:
     """Neighbours in all of the reference, classifiers of ``some`` of it, distances to those ``near``."""
@@ -204,22 +152,27 @@ def _ask(
             options.n_neighbors,
         )
     ]
-    places, known = query.places(), near.places()
-    strange = strangeness(known, places, options.n_neighbors, rng)
-    if some.cells.expression is None or query.expression is None:
-        return _Said(shares, [distance_to(known, places, options.n_neighbors), strange])
-    odds = claims(
-        some.cells.expression,
-        some.labels,
-        some.n_labels,
-        query.expression,
-        int(rng.integers(2**31)),
-    )
-    return _Said([*shares, shares_of(odds)], [-odds.max(1), strange])
+    claimed = None
+    if some.cells.expression is not None and query.expression is not None:
+        odds = claims(
+            some.cells.expression,
+            some.labels,
+            some.n_labels,
+            query.expression,
+            int(rng.integers(2**31)),
+        )
+        shares.append(shares_of(odds))
+        claimed = odds.max(1)
+    unlike = untypical(query, near.places(), claimed, options.n_neighbors, company, rng)
+    return _Said(shares, unlike)
 
 
 def _held_out(
-    some: Labelled, folds: Codes, options: LabelOptions, rng: np.random.Generator
+    some: Labelled,
+    folds: Codes,
+    options: LabelOptions,
+    company: int,
+    rng: np.random.Generator,
 ) -> tuple[_Said, Codes]:
     """What the witnesses say of each fold, asked without it, and the true labels.
 
@@ -232,10 +185,10 @@ def _held_out(
         known = np.flatnonzero((folds == fold) & np.isin(some.labels, others.labels))
         if len(known):
             cells = some.cells.at(known)
-            parts.append(_ask(others, others, others.cells, cells, options, rng))
+            parts.append(_ask(others, others, others.cells, cells, options, company, rng))
             truths.append(some.labels[known])
     if not parts:
-        return _Said([np.zeros((0, some.n_labels))], [np.zeros(0)] * 2), truths[0]
+        return _Said([np.zeros((0, some.n_labels))], [np.zeros(0)]), truths[0]
     shares = [np.concatenate(one) for one in zip(*(p.shares for p in parts), strict=True)]
     untypical = [np.concatenate(one) for one in zip(*(p.untypical for p in parts), strict=True)]
     return _Said(shares, untypical), np.concatenate(truths)
@@ -249,7 +202,7 @@ def _folds(some: Labelled, rng: np.random.Generator) -> tuple[Codes, bool]:
         found = [
             np.isin(some.labels[folds == f], some.labels[folds != f]).sum() for f in set(folds)
         ]
-        if sum(found) >= max(_FEWEST, len(folds) // 2):
+        if sum(found) >= max(FEWEST, len(folds) // 2):
             return folds, True
     return rng.permutation(len(cells)) % min(_FOLDS, max(2, len(cells))), False
 
@@ -266,7 +219,7 @@ def _spread(sizes: Codes, n_folds: int) -> Codes:
 
 def _exponents(shares: list[Floats], truth: Codes) -> Floats:
     """Powers of the witnesses' shares whose product is the most probable truth."""
-    if len(truth) < _FEWEST:
+    if len(truth) < FEWEST:
         return np.full(len(shares), 1.0 / len(shares))
     logs = [np.log(s + _FLOOR) for s in shares]
     cells = np.arange(len(truth))
@@ -287,26 +240,3 @@ def _joined(shares: list[Floats], exponents: Floats) -> Floats:
     logs = sum(a * np.log(s + _FLOOR) for a, s in zip(exponents, shares, strict=True))
     joined: Floats = softmax(logs, axis=1)
     return joined
-
-
-def _novelty(known: list[Floats], values: list[Floats]) -> Floats:
-    """Share of held-out cells that are more typical, by the sum of what each measure says."""
-    sums = [np.zeros(len(known[0])), np.zeros(len(values[0]))]
-    for held_out, asked in zip(known, values, strict=True):
-        if not (np.isnan(held_out).any() or np.isnan(asked).any()):
-            sums[0] += _share_below(held_out, held_out)
-            sums[1] += _share_below(held_out, asked)
-    return _share_below(*sums)
-
-
-def _share_below(known: Floats, values: Floats) -> Floats:
-    """Share of ``known`` below each value; beyond their last 5 % an exponential tail."""
-    if len(known) < _FEWEST:
-        return np.full(len(values), np.nan)
-    ordered = np.sort(known)
-    share = np.searchsorted(ordered, values, side="right") / (len(ordered) + 1)
-    start = np.quantile(ordered, 1 - _TAIL)
-    beyond = ordered[ordered > start] - start
-    scale = beyond.mean() if len(beyond) else 1.0
-    tail = 1 - _TAIL * np.exp(-(values - start) / scale)
-    return np.where(values > start, tail, np.minimum(share, 1 - _TAIL))

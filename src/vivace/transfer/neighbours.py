@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from vivace.transfer.options import need_sklearn
 
 Floats = NDArray[np.float64]
-_FEWEST_POINTS = 50  # of a query, below which its own density is not asked
-_MOST_POINTS = 20_000  # of a query, that its density is measured with
+_MOST_POINTS = 20_000  # of a query, that are looked at from each of its points
 
 
 def neighbour_labels(
@@ -57,18 +56,33 @@ def strangeness(
 
     Where it is high there are many points and few reference cells.  The median is taken off:
     how large a query is, and how well it mixes with the reference as a whole, says nothing of
-    a cell.  Of fewer than 50 points nothing can be said: nan.
+    a cell.
     """
-    n = len(point_qk)
-    if n < _FEWEST_POINTS:
-        return np.full(n, np.nan)
-    chosen = rng.permutation(n)[:_MOST_POINTS]
-    distance, found = _index(point_qk[chosen], n_neighbors + 1).kneighbors(point_qk)
-    others = chosen[found] != np.arange(n)[:, None]
-    others[others.all(1), -1] = False  # not one of those chosen: leave out the furthest
-    own = (distance * others).sum(1) / others.sum(1)
+    distance, found = _among_themselves(point_qk, n_neighbors + 1, rng)
+    others = found != np.arange(len(found))[:, None]
+    others[others.all(1), -1] = (
+        False  # the point is not one of those chosen: leave out the furthest
+    )
+    own = (distance * others).sum(1) / np.maximum(others.sum(1), 1)
     ratio: Floats = distance_to(reference_rk, point_qk, n_neighbors) - np.log(own + 1e-12)
     return ratio - np.median(ratio)
+
+
+def near_each_other(
+    point_qk: NDArray[Any], n_nearest: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """The nearest of the points to each, itself among them, shape (q, n_nearest)."""
+    _, found = _among_themselves(point_qk, n_nearest, rng)
+    return found
+
+
+def _among_themselves(
+    point_qk: NDArray[Any], n_nearest: int, rng: np.random.Generator
+) -> tuple[Floats, NDArray[np.int64]]:
+    """Distances and numbers of the nearest of at most 20,000 of the points."""
+    chosen = rng.permutation(len(point_qk))[:_MOST_POINTS]
+    distance, found = _index(point_qk[chosen], n_nearest).kneighbors(point_qk)
+    return distance, chosen[found]
 
 
 def _index(reference_rk: NDArray[Any], n_neighbors: int) -> Any:

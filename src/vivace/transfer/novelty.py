@@ -1,0 +1,76 @@
+"""How unlike the reference a cell is, beside cells of the reference that were held out.
+
+Two measures: that nothing claims the cell, and that it lies where its own kind is denser
+than the reference.  Cells of one kind are novel together, so that both are averaged over a
+cell and those most like it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vivace.transfer.cells import LatentCells
+from vivace.transfer.expression import components
+from vivace.transfer.neighbours import distance_to, near_each_other, strangeness
+
+Floats = NDArray[np.float64]
+FEWEST = 30  # held-out cells, below which nothing can be measured on them
+FEWEST_COMPANY = 50  # cells, below which none is judged by the others
+_LIKE = 15  # cells, with itself, that a cell's novelty is averaged over
+_TAIL = 0.05  # of the held-out cells; beyond it their distribution is continued exponentially
+
+
+def untypical(
+    cells: LatentCells,
+    near: NDArray[Any],
+    claimed: Floats | None,
+    n_neighbors: int,
+    company: int,
+    rng: np.random.Generator,
+) -> list[Floats]:
+    """What each measure says, shape (n,) each, higher for less typical cells.
+
+    ``near`` are places of reference cells, shape (r, k), and ``claimed`` the log odds of the
+    label that claims a cell most; None for the distance to its neighbours in its place.
+    Cells are judged in groups of about ``company``, so that held-out cells and a query are
+    judged alike.  With fewer than 50 each is judged by itself, by the first measure alone.
+    """
+    places = cells.places()
+    alone = distance_to(near, places, n_neighbors) if claimed is None else -claimed
+    if company < FEWEST_COMPANY:
+        return [alone]
+    found = [np.zeros(len(cells)), np.zeros(len(cells))]
+    for group in np.array_split(rng.permutation(len(cells)), max(1, len(cells) // company)):
+        genes = None if cells.expression is None else cells.expression[group]
+        own = places[group] if genes is None else components(genes, rng)
+        like = near_each_other(own, _LIKE, rng)
+        strange = strangeness(near, places[group], n_neighbors, rng)
+        for measure, value in zip(found, (alone[group], strange), strict=True):
+            measure[group] = value[like].mean(1)
+    return found
+
+
+def novelty(known: list[Floats], values: list[Floats]) -> Floats:
+    """Share of held-out cells that are more typical, by the sum of what each measure says.
+
+    ``known`` are the measures of held-out cells, ``values`` of those that are asked about.
+    """
+    pairs = list(zip(known, values, strict=True))
+    held_out = np.sum([share_below(k, k) for k, _ in pairs], axis=0)
+    return share_below(held_out, np.sum([share_below(k, v) for k, v in pairs], axis=0))
+
+
+def share_below(known: Floats, values: Floats) -> Floats:
+    """Share of ``known`` below each value; beyond their last 5 % an exponential tail."""
+    if len(known) < FEWEST:
+        return np.full(len(values), np.nan)
+    ordered = np.sort(known)
+    share = np.searchsorted(ordered, values, side="right") / (len(ordered) + 1)
+    start = np.quantile(ordered, 1 - _TAIL)
+    beyond = ordered[ordered > start] - start
+    scale = beyond.mean() if len(beyond) else 1.0
+    tail = 1 - _TAIL * np.exp(-(values - start) / scale)
+    return np.where(values > start, tail, np.minimum(share, 1 - _TAIL))
