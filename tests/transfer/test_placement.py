@@ -1,238 +1,90 @@
-"""Where new categories are put among those of several covariates, and what follows from it."""
+"""Where the cells of a query land, and that those of the reference stay where they were."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import warnings
 from pathlib import Path
-from typing import Any
 
 import anndata
 import numpy as np
 import pytest
 import torch
 from anndata import AnnData
+from mapping_cases import (
+    ARCHITECTURES,
+    COVARIATES,
+    DECAYING,
+    GOLDEN,
+    NO_STEP,
+    SEES,
+    SHORT,
+    answers,
+    assert_same_answers,
+    changed,
+    hashes,
+    mapped,
+    of_batch,
+    state_of,
+    trained_on,
+    with_lane,
+    without,
+)
 
-from vivace import SCVI, LinearSCVI
-from vivace.errors import ModelFileError, VivaceWarning
+from vivace import SCVI, LinearSCVI, model
+from vivace.errors import VivaceWarning
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-SMALL: dict[str, Any] = {"n_hidden": 8, "n_latent": 3}
-STEPS: dict[str, Any] = {"max_epochs": 2, "batch_size": 20, "seed": 1, "progress": False}
-DECAYING: dict[str, Any] = {**STEPS, "plan_kwargs": {"weight_decay": 0.1}}
-NO_STEP: dict[str, Any] = {"max_steps": 1, "progress": False, "plan_kwargs": {"lr": 0.0}}
-SEES: dict[str, Any] = {"encode_covariates": True}
-BATCH = {"batch_key": "batch"}
-COVARIATES = {
-    "batch_key": "batch",
-    "categorical_covariate_keys": ["donor", "lane"],
-    "continuous_covariate_keys": ["age"],
-}
-
-# The reference has batches b0 b1, donors d0 d1 d2 and lanes l0 l1; new in the query are batches
-# a8 a9, donor d00 and lane k.  One-hot columns: b0 b1 (a8 a9) d0 d1 d2 (d00) l0 l1 (k).
-# Before them come 30 genes or 3 latent dimensions, then the age; 8 hidden units in deeper layers.
-
-
-def rows_after(start: int) -> dict[int, list[int]]:
-    """Row of each new category: rows of the known ones of its covariate, in the reference."""
-    batches, donors = [start, start + 1], [start + 2, start + 3, start + 4]
-    lanes = [start + 5, start + 6]
-    return {start + 2: batches, start + 3: batches, start + 7: donors, start + 10: lanes}
+# ---- weights before training -------------------------------------------------
 
 
-NEW: dict[str, tuple[type[SCVI] | type[LinearSCVI], dict[str, Any], dict[str, dict]]] = {
-    "one layer": (
-        SCVI,
-        SEES,
-        {"encoder.linears.0.weight": rows_after(31), "decoder.linears.0.weight": rows_after(4)},
-    ),
-    "deep": (
-        SCVI,
-        {**SEES, "n_layers": 2},
-        {
-            "encoder.linears.0.weight": rows_after(31),
-            "encoder.linears.1.weight": rows_after(8),
-            "decoder.linears.0.weight": rows_after(4),
-            "decoder.linears.1.weight": rows_after(8),
-        },
-    ),
-    "blind": (SCVI, {}, {"decoder.linears.0.weight": rows_after(4)}),
-    "embedding": (  # its five columns stand between the age and d0
-        SCVI,
-        {**SEES, "batch_representation": "embedding"},
-        {
-            "batch_embedding.weight": {2: [0, 1], 3: [0, 1]},
-            "encoder.linears.0.weight": {39: [36, 37, 38], 42: [39, 40]},
-            "decoder.linears.0.weight": {12: [9, 10, 11], 15: [12, 13]},
-        },
-    ),
-    "linear": (
-        LinearSCVI,
-        {**SEES, "gene_likelihood": "zinb", "use_observed_lib_size": True},
-        {
-            "encoder.linears.0.weight": rows_after(31),
-            "decoder.scale.weight": rows_after(4),
-            "decoder.dropout.weight": rows_after(4),
-        },
-    ),
-}
-
-
-def with_lane(adata: AnnData) -> AnnData:
-    adata.obs["lane"] = np.array(["l0", "l1"])[np.arange(adata.n_obs) // 2 % 2]
-    return adata
-
-
-def trained_on(adata: AnnData, setup: dict[str, Any], cls: Any = SCVI, **options: Any) -> Any:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*has the one value", VivaceWarning)
-        cls.setup_anndata(adata, **setup)
-    model = cls(adata, **SMALL, **options)
-    model.train(**STEPS)
-    return model
-
-
-@pytest.fixture(scope="module")
-def reference_of(tiny):
-    """Trained models by name; nothing here may change them."""
-    made: dict[str, Any] = {}
-
-    def get(name: str) -> Any:
-        if name not in made:
-            cls, options, _ = NEW[name]
-            made[name] = trained_on(with_lane(tiny()), COVARIATES, cls, **options)
-        return made[name]
-
-    return get
-
-
-@pytest.fixture
-def query(tiny) -> AnnData:
-    """Cells of known and of new categories, in many combinations."""
-    adata = with_lane(tiny(seed=5))
-    i = np.arange(60)
-    adata.obs["batch"] = np.array(["b0", "a9", "b1", "a8"])[i % 4]
-    adata.obs["donor"] = np.array(["d1", "d00", "d0", "d2", "d00"])[i % 5]
-    adata.obs["lane"] = np.array(["k", "l1", "l0"])[i % 3]
-    return adata
-
-
-def mapped(adata: AnnData, reference: Any, **flags: Any) -> Any:
-    """A query's model, with or without the warning that no cell will move."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The encoder of the reference", VivaceWarning)
-        return type(reference).load_query_data(adata, reference, **flags)
-
-
-def state_of(model: Any) -> dict[str, torch.Tensor]:
-    return {name: value.cpu().clone() for name, value in model.module.state_dict().items()}
-
-
-def sha(values: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
-
-
-def without(values: torch.Tensor, rows: Any) -> np.ndarray:
-    return np.delete(values.numpy(), list(rows), axis=0) if len(rows) else values.numpy()
-
-
-def frozen_hashes(model: Any, new: dict[str, Any]) -> dict[str, str]:
-    """Of all but the new rows and the decoder's batch norm."""
-    return {
-        name: sha(without(value, new.get(name, ())))
-        for name, value in state_of(model).items()
-        if not (name.startswith("decoder") and "batch_norm" in name)
-    }
-
-
-def answers(model: Any, adata: AnnData) -> dict[str, np.ndarray]:
-    """What a model says about cells: encoder, decoder, dispersions and library."""
-    mean, variance = model.get_latent_representation(adata, return_dist=True)
-    return {
-        "mean": mean,
-        "variance": variance,
-        "expression": model.get_normalized_expression(adata, return_numpy=True, seed=0),
-        "elbo": np.array([model.get_elbo(adata, n_samples=2, seed=0)]),
-    }
-
-
-def assert_same_answers(one: Any, other: Any, adata: AnnData) -> None:
-    expected = answers(other, adata)
-    for name, value in answers(one, adata).items():
-        np.testing.assert_allclose(value, expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
-
-
-# ---- blocks of several covariates ----------------------------------------------
-
-
-def test_categories_are_the_references_and_then_the_new_ones(reference_of, query):
-    schema = mapped(query, reference_of("one layer")).schema
-    assert schema.batches == ("b0", "b1", "a8", "a9")
-    assert schema.categories == (("d0", "d1", "d2", "d00"), ("l0", "l1", "k"))
-
-
-@pytest.mark.parametrize("name", NEW)
-def test_new_rows_stand_in_the_block_of_their_covariate(reference_of, query, name):
-    new = NEW[name][2]
-    reference = reference_of(name)
-    model = mapped(query, reference)
-    old, now = state_of(reference), state_of(model)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_new_rows_stand_in_the_block_of_their_covariate_at_its_mean(reference, query, name):
+    old, now = state_of(reference(name)), state_of(mapped(query, reference(name)))
     for entry, value in now.items():
-        rows = new.get(entry, {})
-        np.testing.assert_array_equal(without(value, rows), old[entry].numpy(), err_msg=entry)
-        for row, known in rows.items():
+        new = ARCHITECTURES[name].new.get(entry, {})
+        if entry in ("library_mean", "library_variance"):
+            value = value[:2]  # of known batches
+        np.testing.assert_array_equal(without(value, new), old[entry].numpy(), err_msg=entry)
+        for row, known in new.items():
             mean = old[entry][known].double().mean(0).numpy()
             np.testing.assert_allclose(value[row].numpy(), mean, rtol=1e-6, atol=1e-7)
-    before = frozen_hashes(model, new)
-    model.train(**DECAYING)
-    assert frozen_hashes(model, new) == before
-    trained = state_of(model)
-    for entry, rows in new.items():
-        for row in rows:
-            assert (trained[entry][row] != now[entry][row]).any(), (entry, row)
 
 
-@pytest.mark.parametrize("name", NEW)
-def test_no_step_leaves_the_references_numbers_for_all_combinations(reference_of, query, name):
-    reference = reference_of(name)
-    model = mapped(query, reference, freeze_batchnorm_decoder=True)
-    model.train(**NO_STEP)  # a model that was not trained answers nothing
-    others = reference.adata.copy()
-    rng = np.random.default_rng(1)
-    for column in ("batch", "donor", "lane"):
-        others.obs[column] = rng.permutation(others.obs[column].to_numpy())
-    assert_same_answers(model, reference, reference.adata)
-    assert_same_answers(model, reference, others)
-
-
-# ---- references of one category ---------------------------------------------------
+@pytest.mark.parametrize("name", ["seeing", "two layers, deep", "linear"])
+def test_a_new_category_starts_half_way_between_the_known_ones(reference, query, name):
+    """In the first linear map of the encoder: the mean over b0 and b1 of the same cell."""
+    mine = mapped(query, reference(name))
+    first = []
+    for batch in ("b0", "b1", "a8"):
+        query.obs["batch"] = batch
+        cells = mine._read(query).gather(np.arange(5))
+        covariates = mine.module._covariates(cells)
+        with torch.no_grad():
+            first.append(mine.module.encoder._first(cells.counts, *covariates, "auto"))
+    torch.testing.assert_close(first[2], (first[0] + first[1]) / 2, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("n_layers", [1, 2])
 @pytest.mark.parametrize("options", [SEES, {}], ids=["encoder sees", "encoder blind"])
 def test_one_batch_gets_its_zeros_in_every_layer(tiny, query, n_layers, options):
-    adata = tiny()
-    adata.obs["batch"] = "b0"
-    reference = trained_on(adata, BATCH, n_layers=n_layers, **options)
+    adata = of_batch(tiny, "b0")
+    trained = trained_on(adata, options={**options, "n_layers": n_layers}, batch_key="batch")
     query.obs["batch"] = np.where(np.arange(60) % 2, "b0", "a9")
-    model = mapped(query, reference, freeze_batchnorm_decoder=True)
+    mine = mapped(query, trained, freeze_batchnorm_decoder=True)
     starts = {"decoder.linears.0.weight": 3, "decoder.linears.1.weight": 8}
     if options:
         starts |= {"encoder.linears.0.weight": 30, "encoder.linears.1.weight": 8}
-    old, now = state_of(reference), state_of(model)
-    new = {}
+    old, now = state_of(trained), state_of(mine)
+    starts = {entry: start for entry, start in starts.items() if entry in now}
     for entry, value in now.items():
         if entry in starts:
             assert len(value) == starts[entry] + 2
             assert (value[starts[entry] :] == 0).all()
-            value, new[entry] = value[: starts[entry]], [starts[entry] + 1]
+            value = value[: starts[entry]]
         np.testing.assert_array_equal(value.numpy(), old[entry].numpy(), err_msg=entry)
-    before = frozen_hashes(model, new)
-    model.train(**DECAYING)
-    assert frozen_hashes(model, new) == before
-    assert_same_answers(model, reference, adata)
+    before = hashes(mine)
+    mine.train(**DECAYING)
+    assert changed(before, mine) == {(entry, start + 1) for entry, start in starts.items()}
+    assert_same_answers(mine, trained, adata)
 
 
 @pytest.mark.parametrize(
@@ -243,174 +95,165 @@ def test_one_batch_gets_its_zeros_in_every_layer(tiny, query, n_layers, options)
     ],
 )
 def test_tables_of_one_batch_repeat_its_row(tiny, query, option, table):
-    adata = tiny()
-    adata.obs["batch"] = "b0"
-    reference = trained_on(adata, BATCH, **SEES, **option)
+    trained = trained_on(of_batch(tiny, "b0"), options={**SEES, **option}, batch_key="batch")
     query.obs["batch"] = np.where(np.arange(60) % 2, "b0", "a9")
-    row = state_of(reference)[table]
+    row = state_of(trained)[table]
     assert len(row) == 1
-    assert torch.equal(state_of(mapped(query, reference))[table], torch.cat([row, row]))
+    assert torch.equal(state_of(mapped(query, trained))[table], torch.cat([row, row]))
 
 
 def test_a_covariate_of_one_category_gets_columns_between_the_others(tiny, query):
     adata = with_lane(tiny())
     adata.obs["donor"] = "d1"
-    reference = trained_on(adata, COVARIATES, **SEES)
+    trained = trained_on(adata, **COVARIATES)
     query.obs["donor"] = np.where(np.arange(60) % 2, "d1", "d00")
-    model = mapped(query, reference, freeze_batchnorm_decoder=True)
+    mine = mapped(query, trained, freeze_batchnorm_decoder=True)
     for entry, start in (("encoder.linears.0.weight", 31), ("decoder.linears.0.weight", 4)):
-        old, new = state_of(reference)[entry], state_of(model)[entry]
+        old, new = state_of(trained)[entry], state_of(mine)[entry]
         # b0 b1 l0 l1 become b0 b1 (a8 a9) d1 (d00) l0 l1 (k)
         kept = [*range(start + 2), start + 6, start + 7]
         assert torch.equal(new[kept], old)
         assert (new[[start + 4, start + 5]] == 0).all()
         torch.testing.assert_close(new[start + 8], old[start + 2 :].mean(0))
-    model.train(**DECAYING)
-    assert_same_answers(model, reference, adata)
+    mine.train(**DECAYING)
+    assert_same_answers(mine, trained, adata)
 
 
-# ---- further doors, devices and steps ------------------------------------------------
-
-# 150 genes, 10 latent dimensions, 32 hidden units; two continuous covariates, batches
-# ctrl stim (pilot), donors d101 d1015 d107 d1244 (d9)
-GOLDEN_NEW: dict[str, dict[int, list[int]]] = {
-    "encoder.linears.0.weight": {154: [152, 153], 159: [154, 155, 156, 157]},
-    "encoder.linears.1.weight": {34: [32, 33], 39: [34, 35, 36, 37]},
-    "decoder.linears.0.weight": {14: [12, 13], 19: [14, 15, 16, 17]},
-    "decoder.linears.1.weight": {34: [32, 33], 39: [34, 35, 36, 37]},
-    "log_theta": {2: [0, 1]},
-}
+def test_the_library_prior_of_a_new_batch_is_that_of_its_cells(reference, query):
+    library = np.log(query.X.toarray().sum(1))
+    found = state_of(mapped(query, reference("latent library")))
+    for code, batch in ((2, "a8"), (3, "a9")):
+        cells = library[(query.obs["batch"] == batch).to_numpy()]
+        np.testing.assert_allclose(found["library_mean"][code], cells.mean(), rtol=1e-5)
+        np.testing.assert_allclose(found["library_variance"][code], cells.var(), rtol=1e-4)
 
 
-@pytest.mark.parametrize("door", ["memory", "vivace folder", "scvi-tools folder"])
-def test_every_door_leads_to_the_same_rows(tmp_path, door):
-    folder = GOLDEN / "nb_gene_batch_covariates"
-    adata = anndata.read_h5ad(GOLDEN / "adata.h5ad")
-    query = adata[:80].copy()
-    for column, new in (("batch", "pilot"), ("donor", "d9")):
-        query.obs[column] = query.obs[column].astype(str)
-        query.obs.loc[query.obs_names[::3], column] = new
-    reference: Any = SCVI.load(folder)
-    old = state_of(reference)
-    if door == "vivace folder":
-        reference.save(tmp_path / "reference")
-        reference = tmp_path / "reference"
-    elif door == "scvi-tools folder":
-        reference = folder
-    model = SCVI.load_query_data(query, reference)
-    for entry, value in state_of(model).items():
-        rows = GOLDEN_NEW.get(entry, {})
-        np.testing.assert_array_equal(without(value, rows), old[entry].numpy(), err_msg=entry)
-        for row, known in rows.items():
-            torch.testing.assert_close(value[row], old[entry][known].mean(0))
-    before = frozen_hashes(model, GOLDEN_NEW)
-    model.train(**DECAYING)
-    assert frozen_hashes(model, GOLDEN_NEW) == before
-    expected = np.load(folder / "expected.npz")["qz_mean"]
-    found = model.get_latent_representation(adata)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("batches", [("x",), ("b1", "x"), ("b1",)], ids=str)
+def test_a_latent_library_takes_a_query_without_cells_of_every_known_batch(
+    tiny, reference, batches
+):
+    mine = mapped(of_batch(tiny, *batches), reference("latent library"))
+    known, found = state_of(reference("latent library")), state_of(mine)
+    for name in ("library_mean", "library_variance"):
+        assert torch.equal(found[name][:2], known[name])
+        assert torch.isfinite(found[name]).all()
+    mine.train(**DECAYING)
+    assert np.isfinite(mine.get_elbo(seed=0))
 
 
-@pytest.mark.parametrize("name", ["deep", "embedding", "linear"])
-@pytest.mark.parametrize("recipe", ["fast", "scvi-tools"])
-def test_frozen_rows_stay_on_every_device(reference_of, query, name, recipe, device):
-    model = mapped(query, reference_of(name))
-    before = frozen_hashes(model, NEW[name][2])
-    model.train(**DECAYING, recipe=recipe, accelerator=device.type)
-    assert model.device.type == device.type
-    assert frozen_hashes(model, NEW[name][2]) == before
+# ---- cells of the reference --------------------------------------------------
 
 
-def test_numbers_too_small_to_matter_stay_in_frozen_rows(tiny, query):
-    """The optimiser clears such numbers every hundred steps, where it trains."""
-    reference = trained_on(tiny(), BATCH, **SEES)
-    weights = dict(reference.module.named_parameters())
-    with torch.no_grad():
-        for entry in ("encoder.linears.0.weight", "decoder.linears.0.weight", "decoder.scale.bias"):
-            weights[entry][0] = 1e-36
-        weights["encoder.linears.0.weight"][30] = 1e-36  # of b0
-    model = mapped(query, reference)
-    new = {"encoder.linears.0.weight": [32, 33], "decoder.linears.0.weight": [5, 6]}
-    before = frozen_hashes(model, new)
-    model.train(max_steps=110, batch_size=20, progress=False)
-    assert frozen_hashes(model, new) == before
-    assert (model.module.encoder.linears[0].weight[30] == 1e-36).all()
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_before_training_all_combinations_have_the_numbers_of_the_reference(reference, query, name):
+    """Blocks of several covariates that were mixed up would show here."""
+    trained = reference(name)
+    mine = mapped(query, trained, freeze_batchnorm_decoder=True)
+    mine.train(**NO_STEP)  # a model that was not trained answers nothing
+    others = trained.adata.copy()
+    rng = np.random.default_rng(1)
+    for column in ("batch", "donor", "lane"):
+        others.obs[column] = rng.permutation(others.obs[column].to_numpy())
+    assert_same_answers(mine, trained, trained.adata)
+    assert_same_answers(mine, trained, others)
 
 
-def test_training_of_all_starts_from_the_reference_not_from_moments(reference_of, query):
-    """The recipe sets biases of the output from the data, but of a new model only."""
-    model = mapped(query, reference_of("blind"), unfrozen=True)
-    before = frozen_hashes(model, {})
-    model.train(**NO_STEP)
-    found = frozen_hashes(model, {})
-    assert {n for n in found if found[n] != before[n]} == {
-        f"encoder.activations.0.batch_norm.{part}"
-        for part in ("running_mean", "running_var", "num_batches_tracked")
-    }
-
-
-def test_the_first_layer_of_the_decoder_trains_without_its_batch_norm(reference_of, query):
-    """Batch norm that trains would take away whatever the bias adds."""
-    model = mapped(
-        query,
-        reference_of("blind"),
-        freeze_decoder_first_layer=False,
-        freeze_batchnorm_decoder=True,
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_reference_cells_stay_where_they_are(reference, query, name):
+    trained = reference(name)
+    mine = mapped(query, trained)
+    mine.train(**DECAYING)
+    np.testing.assert_allclose(
+        mine.get_latent_representation(trained.adata),
+        trained.get_latent_representation(),
+        rtol=1e-5,
+        atol=1e-6,
     )
-    before = state_of(model)
-    model.train(**DECAYING)
-    moved = {name for name, value in state_of(model).items() if (value != before[name]).any()}
-    assert moved == {"decoder.linears.0.weight", "decoder.linears.0.bias"}
-    first = "decoder.linears.0.weight"
-    assert (state_of(model)[first] != before[first]).any(1).all()
+
+
+@pytest.mark.parametrize("name", ["seeing", "blind", "linear"])
+def test_reference_cells_move_once_the_expression_is_trained(reference, query, name):
+    trained = reference(name)
+    mine = mapped(query, trained, freeze_expression=False)
+    mine.train(**DECAYING)
+    moved = mine.get_latent_representation(trained.adata) - trained.get_latent_representation()
+    assert np.abs(moved).max() > 1e-4
 
 
 @pytest.mark.parametrize(
-    ("side", "flag"),
-    [("encoder", "freeze_expression"), ("decoder", "freeze_decoder_first_layer")],
+    ("name", "sees"),
+    {
+        "linear": False,
+        "nb_batch_embedding": True,
+        "nb_gene_batch_covariates": True,
+        "nb_gene_label_size_factor": False,
+        "poisson_logistic_normal": False,
+        "zinb_default": False,
+        "zinb_gene_cell": False,
+        "zinb_latent_library": False,
+    }.items(),
 )
-def test_a_first_step_moves_new_rows_as_if_their_whole_layer_were_trained(
-    reference_of, query, side, flag
-):
-    """Adam takes each number by itself, so that the gradients of the rows must be their own."""
-    entry, rows = f"{side}.linears.0.weight", list(NEW["one layer"][2][f"{side}.linears.0.weight"])
-    first_step = {"max_steps": 1, "batch_size": 60, "seed": 1, "progress": False}
-    moved = []
-    for flags in ({}, {flag: False}):
-        model = mapped(query, reference_of("one layer"), **flags)
-        before = state_of(model)[entry]
-        model.train(**first_step, plan_kwargs={"eps": 0.1})
-        moved.append((state_of(model)[entry] - before)[rows])
-    assert (moved[0] != 0).any(1).all()
-    assert not torch.allclose(moved[0][0], moved[0][1], rtol=1e-2)  # the rows differ
-    torch.testing.assert_close(*moved, rtol=1e-4, atol=1e-7)
+def test_cells_of_a_model_of_scvi_tools_keep_its_numbers(name, sees):
+    """What scvi-tools found for the reference's cells is found by the mapped model still."""
+    adata = anndata.read_h5ad(GOLDEN / "adata.h5ad")
+    cls = LinearSCVI if name == "linear" else SCVI
+    query = adata[::4].copy()
+    for column, new in (("batch", "new"), ("donor", "d9")):
+        query.obs[column] = query.obs[column].astype(object)
+        query.obs.iloc[::2, query.obs.columns.get_loc(column)] = new
+    if sees:
+        mine = cls.load_query_data(query, GOLDEN / name, freeze_batchnorm_decoder=True)
+    else:
+        with pytest.warns(VivaceWarning, match="does not see"):
+            mine = cls.load_query_data(query, GOLDEN / name, freeze_batchnorm_decoder=True)
+    assert mine.schema.batches[-1] == "new"
+    assert not mine.is_trained
+    mine.train(**DECAYING)
+    expected = np.load(GOLDEN / name / "expected.npz")
+    mean, variance = mine.get_latent_representation(adata, return_dist=True)
+    np.testing.assert_allclose(mean, expected["qz_mean"], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(variance, expected["qz_var"], rtol=1e-4, atol=1e-4)
+    assert_same_answers(mine, cls.load(GOLDEN / name), adata)
 
 
-def test_in_scvi_tools_format_a_mapped_model_gives_the_same_numbers(reference_of, query, tmp_path):
-    model = mapped(query, reference_of("deep"))
-    model.train(**STEPS)
-    with pytest.warns(VivaceWarning, match="does not say what of this model of a query is frozen"):
-        model.save(tmp_path / "mapped", format="scvi-tools")
-    assert_same_answers(SCVI.load(tmp_path / "mapped"), model, query)
+def test_a_second_query_leaves_the_cells_of_the_first(reference, query, tiny):
+    first = mapped(query, reference("seeing"))
+    first.train(**DECAYING)
+    later = of_batch(tiny, "z", "a8")
+    later.obs["donor"] = "m"
+    second = SCVI.load_query_data(later, first)
+    assert second.schema.batches == ("b0", "b1", "a8", "a9", "z")
+    assert second.schema.categories == (("d0", "d1", "d2", "d00", "m"), ("l0", "l1", "k"))
+    old, new = state_of(first), state_of(second)
+    for entry, start in (("encoder.linears.0.weight", 31), ("decoder.linears.0.weight", 4)):
+        z, m = start + 4, start + 9  # after b0 b1 a8 a9, and after d0 d1 d2 d00
+        np.testing.assert_array_equal(without(new[entry], [z, m]), old[entry])
+        torch.testing.assert_close(new[entry][z], old[entry][start : start + 4].mean(0))
+        torch.testing.assert_close(new[entry][m], old[entry][start + 4 : start + 8].mean(0))
+    second.train(**DECAYING)
+    for adata in (reference("seeing").adata, query):
+        np.testing.assert_allclose(
+            second.get_latent_representation(adata),
+            first.get_latent_representation(adata),
+            rtol=1e-5,
+            atol=1e-6,
+        )
 
 
-def test_a_view_is_cut_to_the_references_genes_and_its_parent_stays(reference_of, query):
-    further = AnnData(np.ones((60, 2), np.float32), obs=query.obs[[]])
-    parent = anndata.concat([query[:, ::-1], further], axis=1)
-    parent.obs = query.obs
-    parent.layers["twice"] = parent.X * 2
-    view, counts = parent[10:], parent[10:].to_df()
-    model = mapped(view, reference_of("one layer"), inplace_subset_query_vars=True)
-    assert model.adata is view
-    assert parent.shape == (60, 32)
-    assert view.var_names.tolist() == [f"gene{i}" for i in range(30)]
-    np.testing.assert_array_equal(view.to_df(), counts[view.var_names])
-    np.testing.assert_array_equal(view.to_df("twice"), 2 * counts[view.var_names])
-    model.train(**STEPS)
-    assert model.get_latent_representation().shape == (50, 3)
+# ---- cells of the query ------------------------------------------------------
 
 
-# ---- the warning that no cell will move ------------------------------------------------
+@pytest.mark.parametrize(("name", "moves"), [("seeing", True), ("mapping", True), ("blind", False)])
+def test_cells_of_a_new_category_move_where_the_encoder_sees_it(reference, query, name, moves):
+    mine = mapped(query, reference(name))
+    with torch.no_grad():
+        before = mine.module.encode(mine._read(query).gather(np.arange(60))).z.mean.numpy()
+    mine.train(**DECAYING)
+    new = query.obs["batch"].isin(["a8", "a9"]) | (query.obs["donor"] == "d00")
+    new |= query.obs["lane"] == "k"
+    moved = np.abs(mine.get_latent_representation() - before).max(1)
+    assert bool(moved[new].min() > 1e-5) is moves
+    assert moved[~new].max() < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -426,76 +269,146 @@ def test_a_view_is_cut_to_the_references_genes_and_its_parent_stays(reference_of
     ],
     ids=str,
 )
-@pytest.mark.parametrize(
-    "flags",
-    [
+def test_there_is_a_warning_exactly_where_no_cell_moves(tiny, query, options):
+    trained = trained_on(tiny(), options=options, batch_key="batch")
+    still = mapped(query, trained)
+    still.train(**NO_STEP)
+    where = still.get_latent_representation()
+    for flags in (
         {},
+        {"unfrozen": True},
         {"freeze_expression": False},
         {"freeze_decoder_first_layer": False},
         {"freeze_batchnorm_decoder": True},
-    ],
-    ids=str,
-)
-def test_there_is_a_warning_exactly_where_no_cell_moves(tiny, query, options, flags):
-    reference = trained_on(tiny(), BATCH, **options)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        model = SCVI.load_query_data(query, reference, **flags)
-    still = mapped(query, reference)
-    still.train(**NO_STEP)
-    model.train(**DECAYING)
-    distance = np.abs(model.get_latent_representation() - still.get_latent_representation()).max()
-    assert distance == 0 or distance > 1e-3
-    assert [str(w.message)[:27] for w in caught] == (
-        ["The encoder of the referenc"] if distance == 0 else []
+    ):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            mine = SCVI.load_query_data(query, trained, **flags)
+        mine.train(**SHORT, batch_size=20)
+        distance = np.abs(mine.get_latent_representation() - where).max()
+        assert distance == 0 or distance > 1e-3
+        assert len(caught) == (distance == 0)
+        for warning in caught:
+            assert "moves no cell" in str(warning.message)
+            assert "preset='mapping'" in str(warning.message)
+            assert warning.filename == __file__
+
+
+@pytest.mark.parametrize("batches", [("b0", "b1"), ("b1",)], ids=str)
+def test_there_is_no_warning_where_nothing_is_new(tiny, batches):
+    """Labels that are not read are nothing new."""
+    trained = trained_on(tiny(), options={}, batch_key="batch", labels_key="cell_type")
+    mine = SCVI.load_query_data(of_batch(tiny, *batches), trained)  # a warning would be an error
+    assert mine.schema.batches == ("b0", "b1")
+
+
+def test_an_encoder_that_sees_is_not_called_blind_because_of_a_label(reference, tiny):
+    """Nor is the preset advised that the reference was made with."""
+    query = with_lane(tiny(seed=2))
+    query.obs["cell_type"] = "Unknown"
+    mine = SCVI.load_query_data(query, reference("gene-label"))  # a warning would be an error
+    assert mine.schema.labels == ("B", "NK", "T", "Unknown")
+
+
+def test_a_query_without_a_known_batch_is_mapped(tiny, reference):
+    mine = SCVI.load_query_data(of_batch(tiny, "p", "q", "r"), reference("seeing"))
+    assert mine.schema.batches == ("b0", "b1", "p", "q", "r")
+    mine.train(**DECAYING)
+    assert all(np.isfinite(value).all() for value in answers(mine, mine.adata).values())
+
+
+def test_a_mapped_model_answers_without_counts_and_across_old_and_new_batches(reference, query):
+    mine = mapped(query, reference("seeing"))
+    mine.train(**DECAYING)
+    expected = mine.get_latent_representation()
+    shown = [
+        mine.get_normalized_expression(transform_batch=b, n_samples=1, seed=0, return_numpy=True)
+        for b in ("b0", "a8")
+    ]
+    assert np.abs(shown[0] - shown[1]).max() > 1e-6
+    mine.minify_adata()
+    np.testing.assert_array_equal(mine.get_latent_representation(), expected)
+
+
+# ---- whatever form the query has ---------------------------------------------
+
+
+def test_new_categories_come_after_the_known_ones_in_their_own_order(reference, query):
+    query.obs["batch"] = (
+        query.obs["batch"].astype("category").cat.set_categories(["a9", "a8", "b1", "b0", "unused"])
     )
+    schema = SCVI.load_query_data(query, reference("seeing")).schema
+    assert schema.batches == ("b0", "b1", "a9", "a8")
+    assert schema.categories == (("d0", "d1", "d2", "d00"), ("l0", "l1", "k"))
 
 
-def test_labels_that_are_not_read_are_nothing_new(tiny):
-    reference = trained_on(tiny(), {**BATCH, "labels_key": "cell_type"})
-    model = SCVI.load_query_data(tiny(seed=6), reference)
-    assert model.schema.batches == ("b0", "b1")
-
-
-def test_labels_that_are_not_read_may_be_missing_for_some_cells(tiny, query):
-    reference = trained_on(tiny(), {**BATCH, "labels_key": "cell_type"}, **SEES)
+@pytest.mark.parametrize("labels", ["no column", "missing values"])
+@pytest.mark.parametrize("name", ["seeing", "gene-batch", "linear"])
+def test_a_query_needs_no_labels(reference, query, name, labels):
     query.obs["cell_type"] = np.nan
-    model = SCVI.load_query_data(query, reference)
-    model.train(**STEPS)
-    assert np.isfinite(model.get_latent_representation()).all()
+    if labels == "no column":
+        del query.obs["cell_type"]
+    mine = mapped(query, reference(name))
+    mine.train(**DECAYING)
+    assert np.isfinite(mine.get_latent_representation()).all()
 
 
-# ---- files -----------------------------------------------------------------------------
+def with_more_genes(adata: AnnData) -> AnnData:
+    more = adata[:, :2].copy()
+    more.var_names = ["more0", "more1"]
+    found = anndata.concat([adata.copy(), more], axis=1, merge="same")
+    found.layers["twice"] = found.X * 2
+    return found
 
 
-@pytest.mark.parametrize("recipe", ["fast", "scvi-tools"])
-def test_a_mapped_model_goes_on_from_its_folder_with_its_history(
-    reference_of, query, tmp_path, recipe
-):
-    model = mapped(query, reference_of("deep"))
-    model.train(**DECAYING, recipe=recipe)
-    model.save(tmp_path / "mapped", save_anndata=True)
-    loaded = SCVI.load(tmp_path / "mapped")
-    assert loaded.is_trained
-    assert_same_answers(loaded, model, query)
-    before = frozen_hashes(loaded, NEW["deep"][2])
-    loaded.train(**DECAYING, recipe=recipe)
-    assert frozen_hashes(loaded, NEW["deep"][2]) == before
-    assert len(loaded.history) == 4
-    np.testing.assert_array_equal(loaded.train_indices, model.train_indices)
+def test_the_order_of_genes_and_further_genes_do_not_matter(reference, query):
+    shuffled = query[:, np.random.default_rng(0).permutation(30)].copy()
+    for adata in (shuffled, with_more_genes(shuffled)):
+        mine = SCVI.load_query_data(adata, reference("seeing"))
+        np.testing.assert_array_equal(mine._own_source().counts.toarray(), query.X.toarray())
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [{"n_batches": 0}, {"n_batches": 1.5}, {"n_batches": True}, {"n_labels": "x"}, {"unfrozen": 1}],
-    ids=str,
-)
-def test_a_surgery_of_wrong_numbers_is_refused(reference_of, query, tmp_path, refused, wrong):
-    """With no known batch, say, rows of the reference would be trained."""
-    mapped(query, reference_of("one layer")).save(tmp_path / "mapped")
-    file = tmp_path / "mapped" / "model.json"
-    sections = json.loads(file.read_text())
-    sections["surgery"] |= wrong
-    file.write_text(json.dumps(sections))
-    with refused(ModelFileError, "model.json", "is damaged"):
-        SCVI.load(tmp_path / "mapped")
+@pytest.mark.parametrize("is_view", [True, False])
+def test_only_the_genes_of_the_reference_are_left_if_that_is_asked_for(reference, query, is_view):
+    parent = with_more_genes(query[:, ::-1])
+    adata = parent[10:] if is_view else parent
+    counts = adata.to_df()
+    mine = SCVI.load_query_data(adata, reference("seeing"), inplace_subset_query_vars=True)
+    assert mine.adata is adata
+    assert parent.shape == ((60, 32) if is_view else (60, 30))
+    assert adata.var_names.tolist() == [f"gene{i}" for i in range(30)]
+    np.testing.assert_array_equal(adata.to_df(), counts[adata.var_names])
+    np.testing.assert_array_equal(adata.to_df("twice"), 2 * counts[adata.var_names])
+    mine.train(**DECAYING)
+    assert mine.get_latent_representation().shape == (adata.n_obs, 3)
+
+
+# ---- whatever form the reference has -----------------------------------------
+
+
+@pytest.mark.parametrize("kind", [Path, str])
+def test_a_folder_is_as_good_as_the_model(reference, query, tmp_path, kind):
+    trained = reference("seeing")
+    trained.save(tmp_path / "reference")
+    from_memory = mapped(query, trained)
+    from_folder = SCVI.load_query_data(query, kind(tmp_path / "reference"))
+    assert changed(hashes(from_memory), from_folder) == set()
+    assert from_folder.schema == from_memory.schema
+    from_folder.train(**DECAYING)
+    from_memory.train(**DECAYING)
+    assert changed(hashes(from_memory), from_folder) == set()
+
+
+def test_a_model_read_by_its_class_maps_as_one_read_by_name(reference, query, tmp_path):
+    reference("linear").save(tmp_path / "reference")
+    found = mapped(query, model.load(tmp_path / "reference"))
+    assert type(found) is LinearSCVI
+    assert changed(hashes(mapped(query, reference("linear"))), found) == set()
+
+
+def test_in_scvi_tools_format_a_mapped_model_gives_the_same_numbers(reference, query, tmp_path):
+    mine = mapped(query, reference("two layers, deep"))
+    mine.train(**DECAYING)
+    with pytest.warns(VivaceWarning, match="does not say what of this model of a query is frozen"):
+        mine.save(tmp_path / "mapped", format="scvi-tools")
+    assert_same_answers(SCVI.load(tmp_path / "mapped"), mine, query)
