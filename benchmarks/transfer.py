@@ -1,7 +1,7 @@
 """Reference mapping and label transfer on held-out studies, donors and a stimulus.
 
 Usage: python benchmarks/transfer.py --raw DATA --folder WORK --peer-python PEER [--only TASK ...]
-                                     [--peer-only] [--save]
+                                     [--peer-only] [--figure FILE] [--save]
 
 Beside vivace: scvi-tools with the settings of its tutorial on reference mapping, followed by
 scikit-learn's 15 nearest neighbours, and a logistic regression on log-normalised counts.
@@ -23,7 +23,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -269,6 +269,70 @@ def removed(
         )
 
 
+def averages(tasks: dict[str, Any]) -> dict[str, Any]:
+    """Means over the tasks; of the novelty over all types of all of them; ratio of the seconds."""
+    found: dict[str, Any] = {}
+    for who in ("vivace", "scvi_tools", "logistic"):
+        rows = [t[who] for t in tasks.values() if who in t]
+        if len(rows) == len(tasks):
+            numbers = ("accuracy", "macro_f1", "ece", "mixing")
+            found[who] = {n: mean_of(r[n] for r in rows) for n in numbers if n in rows[0]}
+    found["novelty"] = mean_of(v for t in tasks.values() for v in t["novelty"].values())
+    if "scvi_tools" in found:
+        ratios = [seconds(t["scvi_tools"]) / seconds(t["vivace"]) for t in tasks.values()]
+        found["times_faster"] = [round(f(ratios), 1) for f in (np.median, min, max)]
+    return found
+
+
+def seconds(found: dict[str, Any]) -> float:
+    """Of all that was done."""
+    return float(sum(v for k, v in found.items() if k.endswith("_seconds")))
+
+
+def mean_of(values: Iterable[float]) -> float:
+    """Rounded."""
+    return round(float(np.mean(list(values))), 4)
+
+
+def draw(tasks: dict[str, Any], file: Path) -> None:
+    """Accuracy of the tasks, reliability of the probabilities, novelty of removed types."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(
+        1, 3, figsize=(11, 3.4), layout="constrained", width_ratios=(1.2, 1, 1.3)
+    )
+    rows = np.arange(len(tasks))[::-1]
+    for who, label, color, marker in (
+        ("logistic", "logistic regression", "C0", "s"),
+        ("scvi_tools", "scvi-tools 1.4.2, 15 neighbours", "0.45", "D"),
+        ("vivace", "vivace", "C3", "o"),
+    ):
+        values = [t.get(who, {}).get("accuracy", np.nan) for t in tasks.values()]
+        axes[0].plot(values, rows, marker, ms=6, color=color, label=label)
+    axes[0].set_yticks(rows, list(tasks))
+    axes[0].set_xlabel("accuracy of labels")
+    axes[0].legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    axes[1].plot([0, 1], [0, 1], lw=1, color="0.7")
+    for name, task in tasks.items():
+        mean, right, cells = (np.array(v) for v in zip(*task["vivace"]["reliability"], strict=True))
+        seen = cells >= 20
+        axes[1].plot(mean[seen], right[seen], "o-", ms=3, lw=1, label=name)
+    axes[1].set(xlabel="probability of the label", ylabel="share of right labels")
+    axes[1].set(xlim=(0.3, 1), ylim=(0.3, 1))
+    axes[1].legend(frameon=False, fontsize=6.5)
+    types = sorted({t for task in tasks.values() for t in task["novelty"]})
+    for name, task in tasks.items():
+        at = [types.index(t) for t in task["novelty"]]
+        axes[2].plot(at, list(task["novelty"].values()), "o", ms=5, alpha=0.8, label=name)
+    axes[2].set_xticks(range(len(types)), types, fontsize=8)
+    axes[2].axhline(0.5, lw=1, color="0.7")
+    axes[2].set(ylabel="AUROC of novelty, type removed", ylim=(0.3, 1.02))
+    figure.savefig(file, dpi=150)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--raw", required=True, type=Path)
@@ -276,6 +340,7 @@ def main() -> None:
     parser.add_argument("--peer-python", required=True)
     parser.add_argument("--only", nargs="*", choices=TASKS, default=list(TASKS))
     parser.add_argument("--peer-only", action="store_true", help="run scvi-tools and stop")
+    parser.add_argument("--figure", type=Path)
     parser.add_argument("--save", action="store_true")
     chosen = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -288,7 +353,10 @@ def main() -> None:
         tasks[name] = score(name, there)
         print(name, json.dumps(tasks[name]), flush=True)
     if tasks:
-        report("transfer", {"tasks": tasks, **provenance()}, chosen.save)
+        found = {**provenance(), "mean": averages(tasks), "tasks": tasks}
+        report("transfer", found, chosen.save)
+        if chosen.figure:
+            draw(tasks, chosen.figure)
 
 
 if __name__ == "__main__":
