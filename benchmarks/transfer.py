@@ -280,7 +280,7 @@ def averages(tasks: dict[str, Any]) -> dict[str, Any]:
     found["novelty"] = mean_of(v for t in tasks.values() for v in t["novelty"].values())
     if "scvi_tools" in found:
         ratios = [seconds(t["scvi_tools"]) / seconds(t["vivace"]) for t in tasks.values()]
-        found["times_faster"] = [round(f(ratios), 1) for f in (np.median, min, max)]
+        found["times_faster"] = [round(float(f(ratios)), 1) for f in (np.median, min, max)]
     return found
 
 

@@ -132,6 +132,18 @@ def test_strangeness_of_many_points_needs_only_some(monkeypatch):
     assert np.median(found[:90]) > np.quantile(found[90:], 0.9)
 
 
+def test_neighbours_in_a_large_reference_are_nearly_all_found(monkeypatch):
+    rng = np.random.default_rng(0)
+    known, points = (rng.normal(size=(n, 5)).astype(np.float32) for n in (3_000, 300))
+    labels = (known[:, 0] > 0) + 2 * (known[:, 1] > 0)
+    exact = neighbour_labels(known, labels, 4, [points] * 2, 15)
+    monkeypatch.setattr(neighbours, "_MANY_PAIRS", 1)
+    monkeypatch.setattr(neighbours, "_index", None)
+    found = neighbour_labels(known, labels, 4, [points] * 2, 15)
+    np.testing.assert_allclose(found.sum(1), 1)
+    assert np.abs(found - exact).mean() < 0.005
+
+
 def test_points_near_each_other_against_all_distances():
     rng = np.random.default_rng(0)
     points = rng.normal(size=(50, 3))
