@@ -375,6 +375,7 @@ def test_only_the_genes_of_the_reference_are_left_if_that_is_asked_for(reference
     counts = adata.to_df()
     mine = SCVI.load_query_data(adata, reference("seeing"), inplace_subset_query_vars=True)
     assert mine.adata is adata
+    assert np.shares_memory(mine._own_source().counts.data, adata.X.data)  # held once
     assert parent.shape == ((60, 32) if is_view else (60, 30))
     assert adata.var_names.tolist() == [f"gene{i}" for i in range(30)]
     np.testing.assert_array_equal(adata.to_df(), counts[adata.var_names])
