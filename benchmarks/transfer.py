@@ -12,7 +12,8 @@ processor time with one thread.  Per task:
 * ``ece``: expected calibration error of the label's probability, 15 bins, of these cells
 * ``mixing``: reference cells among the 30 nearest of a query cell among cells of its own type,
   over their share there; 1 is perfect, mean over types
-* ``novelty``: AUROC of a type that is removed from the reference, each in turn
+* ``novelty``: AUROC of a type that is removed from the reference, each in turn (the genes were
+  chosen with it)
 * ``found``: AUROC of the probability of that type where the reference has it: what is to be had
 * ``novel_at``: share of cells of known types whose novelty is above 0.9, 0.95, 0.99
 """

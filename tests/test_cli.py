@@ -461,6 +461,7 @@ def test_map_writes_what_python_gives(vivace_says, cells, mapping, tmp_path):
     assert f"Wrote {out}: 20 cells" in said
     written, model = anndata.read_h5ad(out), SCVI.load(saved)
     assert written.shape == (20, 27)
+    assert written.uns["query_genes"]["present"] == 27
     aligned = anndata.read_h5ad(query)
     SCVI.prepare_query_anndata(aligned, model)
     np.testing.assert_allclose(
@@ -482,6 +483,10 @@ def test_map_refuses_before_it_trains(vivace_refuses, cells, mapping, tmp_path):
     labels = ("--reference", cells, "--labels-key")
     vivace_refuses((*command, *labels, "cell_typ"), "'cell_typ'", "did you mean 'cell_type'")
     vivace_refuses((*command, "--reference", cells), "--labels-key")
+    for option in ("--max-novelty", "--min-probability"):
+        vivace_refuses((*command, option, "0.5"), option, "--labels-key")
+        vivace_refuses((*command, *labels, "cell_type", option, "95"), "from 0 to 1")
+    vivace_refuses((*command, "--key-added", ""), "--key-added must be a name")
     vivace_refuses((*command, "--min-overlap", "0.95"), "27 of the reference's 30 genes")
     vivace_refuses(("map", reference, query, "-o", tmp_path / "out.csv"), "must end in .h5ad")
     vivace_refuses((*command, "--save-model", reference), "exists")

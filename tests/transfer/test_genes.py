@@ -72,6 +72,15 @@ def unchanged(before: AnnData, after: AnnData) -> None:
 # ---- counts ------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize(("dtype", "wider"), [(np.uint8, np.int64), (np.int16, np.int16)])
+def test_sums_that_the_type_of_the_counts_cannot_hold_are_kept(form, dtype, wider):
+    adata = data("aab", ((200, 200, 1), (5, 0, 255)), form, dtype)
+    found, _ = aligned(adata, ("a", "b"), None, 0.8, None)
+    np.testing.assert_array_equal(dense(found.X), [[400, 1], [5, 255]])
+    assert found.X.dtype == wider
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64, np.int32, np.uint16])
 @pytest.mark.parametrize("form", FORMS)
 def test_genes_come_in_the_order_of_the_reference_padded_with_zeros(form, dtype):

@@ -8,15 +8,22 @@ import scipy.sparse as sp
 from scipy.spatial.distance import cdist
 
 from vivace import SCVI
-from vivace.errors import ArgumentTypeError, DataError, MissingColumnError, OptionError
+from vivace.errors import (
+    ArgumentTypeError,
+    DataError,
+    MissingColumnError,
+    OptionError,
+    VivaceWarning,
+)
 from vivace.transfer import (
     Labelled,
     LabelOptions,
     LatentCells,
-    few_of_each,
+    labels,
     log_normalised,
     neighbours,
     novelty,
+    sample_of,
     transfer_labels,
 )
 from vivace.transfer.expression import claims, components, shares_of
@@ -42,9 +49,10 @@ def transferred(reference, query):
     return transfer_labels(reference, reference, query, LabelOptions(), np.random.default_rng(0))
 
 
-def two_batches(n):
-    """A reference of n cells in each."""
-    parts = [blobs(n, b, b) for b in range(2)]
+def two_batches(*sizes):
+    """A reference of as many cells in each."""
+    one, other = sizes * 2 if len(sizes) == 1 else sizes
+    parts = [blobs(n, b, b) for b, n in enumerate((one, other))]
     mean = np.concatenate([p[0].mean for p in parts])
     label, batch = (np.concatenate([p[i] for p in parts]) for i in (1, 2))
     return Labelled(LatentCells(mean, np.full_like(mean, 0.01)), label, batch, 4)
@@ -106,9 +114,7 @@ def test_strangeness_is_the_ratio_of_mean_distances_less_its_median():
     to_known = np.sort(cdist(points, known))[:, :7].mean(1)
     to_others = np.sort(cdist(points, points))[:, 1:8].mean(1)
     ratio = np.log(to_known / to_others)
-    np.testing.assert_allclose(
-        strangeness(known, points, 7, rng), ratio - np.median(ratio), atol=1e-6
-    )
+    np.testing.assert_allclose(strangeness(known, points, 7), ratio - np.median(ratio), atol=1e-6)
 
 
 @pytest.mark.parametrize("n_known", [60, 600, 6_000])
@@ -117,19 +123,9 @@ def test_strangeness_finds_what_only_the_query_has(n_known):
     known, points = rng.normal(size=(n_known, 3)), rng.normal(size=(600, 3))
     new = np.arange(600) % 20 == 0
     points[new] = 0.1 * points[new] + 1  # among the known cells, but denser
-    found = strangeness(known, points, 5, rng)
+    found = strangeness(known, points, 5)
     assert np.median(found[new]) > np.quantile(found[~new], 0.9)
     assert abs(np.median(found)) < 1e-12
-
-
-def test_strangeness_of_many_points_needs_only_some(monkeypatch):
-    monkeypatch.setattr(neighbours, "_MOST_POINTS", 300)
-    rng = np.random.default_rng(0)
-    known, points = rng.normal(size=(500, 3)), rng.normal(size=(900, 3))
-    points[:90] = 0.1 * points[:90] + 1
-    found = strangeness(known, points, 5, rng)
-    assert np.isfinite(found).all()
-    assert np.median(found[:90]) > np.quantile(found[90:], 0.9)
 
 
 def test_neighbours_in_a_large_reference_are_nearly_all_found(monkeypatch):
@@ -148,8 +144,8 @@ def test_points_near_each_other_against_all_distances():
     rng = np.random.default_rng(0)
     points = rng.normal(size=(50, 3))
     expected = np.argsort(cdist(points, points))[:, :4]
-    np.testing.assert_array_equal(near_each_other(points, 4, rng), expected)
-    assert near_each_other(points[:2], 4, rng).shape == (2, 2)
+    np.testing.assert_array_equal(near_each_other(points, 4), expected)
+    assert near_each_other(points[:2], 4).shape == (2, 2)
 
 
 @pytest.mark.parametrize("shape", [(40, 30), (3, 30), (40, 1)])
@@ -159,6 +155,11 @@ def test_components_keep_the_distances_of_cells_that_few_genes_tell_apart(shape)
     genes[:, :5] = rng.normal(size=(shape[0], min(5, shape[1])))
     found = components(sp.csr_matrix(genes), rng)
     np.testing.assert_allclose(cdist(found, found), cdist(genes, genes), atol=1e-6)
+
+
+def test_cells_that_are_all_the_same_have_components():
+    found = components(sp.csr_matrix(np.ones((30, 20))), np.random.default_rng(0))
+    np.testing.assert_allclose(found, found[:1].repeat(30, axis=0), atol=1e-9)
 
 
 def test_cells_without_any_counts_have_components():
@@ -205,6 +206,30 @@ def test_separated_labels_are_found_and_certain(reference):
     assert found.held_out == 300
 
 
+@pytest.mark.parametrize("sizes", [(900, 100), (1_900, 60)])
+@pytest.mark.parametrize("n", [40, 500])
+def test_batches_need_not_be_as_large(sizes, n):
+    """Distances shrink with the number of cells that they are measured to."""
+    reference = two_batches(*sizes)
+    queries = [blobs(n, 0, seed)[0] for seed in range(10, 12 + 1_000 // n)]
+    found = np.concatenate([transferred(reference, query).novelty for query in queries])
+    assert abs(np.median(found) - 0.5) < 0.2
+    assert (found > 0.95).mean() < 0.12
+
+
+def test_a_sample_of_a_large_reference_measures_the_same_novelty(monkeypatch):
+    monkeypatch.setattr(labels, "_MOST_CELLS", 600)
+    rng = np.random.default_rng(0)
+    whole, (query, truth, _) = two_batches(3_000), blobs(2_000, 0, 9)
+    kept = (whole.labels == 0) | (rng.random(6_000) < 0.03)  # 2 % are of other labels
+    reference = whole.at(np.flatnonzero(kept))
+    some = reference.at(sample_of(reference.labels, rng))
+    asked = query.at(np.flatnonzero((truth == 0) | (rng.random(2_000) < 0.03)))
+    found = transfer_labels(reference, some, asked, LabelOptions(), rng).novelty
+    assert (found > 0.95).mean() < 0.1
+    assert (found > 0.9).mean() < 0.17
+
+
 @pytest.mark.parametrize("n", [40, 600, 2_000, 6_000])
 def test_cells_like_the_reference_have_evenly_spread_novelty(n):
     queries = [blobs(n, 0, seed)[0] for seed in range(10, 12 + 1_000 // n)]
@@ -218,19 +243,38 @@ def test_a_query_is_judged_in_groups_as_held_out_cells_are(monkeypatch):
     """Of 150 held-out cells fifteen are a tenth, of a query of 6,000 they would be few."""
     sizes = []
 
-    def noted(points, n_nearest, rng):
+    def noted(points, n_nearest):
         sizes.append(len(points))
-        return near_each_other(points, n_nearest, rng)
+        return near_each_other(points, n_nearest)
 
     monkeypatch.setattr(novelty, "near_each_other", noted)
     transferred(two_batches(150), blobs(3_000, 0, 1)[0])
     assert sizes == [150] * 22
     sizes.clear()
     transferred(two_batches(150), blobs(60, 0, 1)[0])
-    assert sizes == [75, 75, 75, 75, 60]
+    assert sizes == [60, 75, 75, 75, 75]
+    sizes.clear()
+    transferred(two_batches(150), blobs(90, 0, 1)[0])
+    assert sizes == [90, 75, 75, 75, 75]
     sizes.clear()
     transferred(two_batches(150), blobs(49, 0, 1)[0])
     assert sizes == []
+
+
+def test_one_new_cell_is_novel_by_itself_and_many_are_together():
+    """A new cell among known ones must not be drowned, nor known ones be called new."""
+    rng = np.random.default_rng(0)
+    known = [rng.normal(size=500) for _ in range(3)]
+    values = [rng.normal(size=200) for _ in range(3)]
+    values[0][0] = 6.0  # by itself, while those like it are as usual
+    values[1][1:20] += 3.0
+    values[2][1:20] += 3.0  # with its kind
+    found = novelty.novelty(known, values)
+    assert found[0] > 0.95
+    assert np.median(found[1:20]) > 0.99
+    assert (found[20:] > 0.9).mean() < 0.16
+    larger = np.maximum(share_below(known[0], values[0]), 0)
+    np.testing.assert_array_equal(novelty.novelty(known[:1], values[:1]), larger)
 
 
 def test_cells_of_a_kind_are_novel_together():
@@ -242,7 +286,8 @@ def test_cells_of_a_kind_are_novel_together():
     cells = LatentCells(places, np.ones((n, 2)), sp.csr_matrix(genes))
     odds = rng.normal(size=n) - 1.0 * (np.arange(n) < 20)
     np.testing.assert_array_equal(untypical(cells, places, odds, 15, 49, rng), [-odds])
-    together, strange = untypical(cells, places, odds, 15, n, rng)
+    alone, together, strange = untypical(cells, places, odds, 15, n, rng)
+    np.testing.assert_array_equal(alone, -odds)
     assert together[:20].min() > np.quantile(together[20:], 0.95)
     assert (-odds)[:20].min() < np.median(-odds[20:])
     assert strange.shape == (n,)
@@ -270,13 +315,16 @@ def test_shares_below_against_a_count():
     assert np.isnan(share_below(known[:5], values)).all()
 
 
-def test_few_cells_of_large_labels_stand_for_many():
-    labels = np.repeat([0, 1, 2], [50_000, 30_000, 7])
-    chosen = labels[few_of_each(labels, np.random.default_rng(0))]
-    counts = np.bincount(chosen)
-    assert counts[2] == 7
-    assert counts[0] == counts[1]
-    assert 19_000 < len(chosen) <= 20_000
+def test_a_large_reference_is_sampled_as_it_is_and_small_labels_are_kept():
+    labels = np.repeat([0, 1, 2, 3], [60_000, 30_000, 300, 7])
+    chosen = sample_of(labels, np.random.default_rng(0))
+    counts = np.bincount(labels[chosen])
+    assert len(chosen) == len(set(chosen)) == 20_000
+    assert counts[3] == 7
+    assert 100 <= counts[2] <= 200
+    assert abs(counts[0] / counts[1] - 2) < 0.1
+    many = np.arange(90_000) % 30_000  # labels; none can have its hundred
+    assert len(sample_of(many, np.random.default_rng(0))) == 20_000
 
 
 def test_folds_keep_batches_whole_unless_labels_are_batches(reference):
@@ -353,6 +401,50 @@ def test_cells_of_the_reference_without_a_label_are_left_out(mapped):
     assert set(found["label"]) == {"B", "NK"}
 
 
+def test_labels_of_a_second_query_are_those_of_the_reference(mapped):
+    """Not those that an earlier query came with, remapped or followed by another."""
+    for batch in ("x", "y"):
+        query = mapped.adata.copy()
+        query.obs["batch"] = batch
+        query.obs["cell_type"] = "of the query"
+        again = SCVI.load_query_data(query, mapped)
+        if batch == "y":
+            again.train(**SHORT)
+        assert set(again.transfer_labels(None, "cell_type", seed=0)["label"]) <= {"B", "NK", "T"}
+
+
+def test_cells_labelled_unknown_are_cells_without_a_label(mapped):
+    reference = mapped._reference.copy()
+    reference.obs["cell_type"] = reference.obs["cell_type"].astype(str).replace({"T": "Unknown"})
+    found = mapped.transfer_labels(None, "cell_type", reference, seed=0)
+    assert set(found["label"]) == {"B", "NK"}
+
+
+def test_cells_that_the_reference_has_too_are_told(mapped):
+    reference = mapped._reference
+    with pytest.warns(VivaceWarning, match=r"^50 cells of the query are cells of the reference"):
+        mapped.transfer_labels(reference[:50].copy(), "cell_type", seed=0)
+
+
+def test_one_label_is_told_from_what_is_new_by_distances(mapped):
+    reference = mapped._reference
+    only = reference[reference.obs["cell_type"] == "B"].copy()
+    found = mapped.transfer_labels(None, "cell_type", only, seed=0)
+    assert set(found["label"]) == {"B"}
+    assert found["novelty"].nunique() > 40
+    assert list(found.attrs["exponents"]) == ["neighbours"]
+    is_b = mapped.adata.obs["cell_type"] == "B"
+    assert found["novelty"][is_b].median() < found["novelty"][~is_b].median()
+
+
+@pytest.mark.parametrize("n", [1, 2, 12])
+def test_of_few_cells_with_labels_there_is_no_novelty(mapped, n):
+    with pytest.warns(VivaceWarning, match="too few labelled cells to measure novelty"):
+        found = mapped.transfer_labels(None, "cell_type", mapped._reference[:n].copy(), seed=0)
+    assert found["novelty"].isna().all()
+    assert found["probability"].between(0, 1).all()
+
+
 def test_one_cell_is_labelled(mapped):
     found = mapped.transfer_labels(mapped.adata[:1].copy(), "cell_type", seed=0)
     assert found.shape == (1, 3)
@@ -393,6 +485,26 @@ def test_what_cannot_be_labelled_is_refused(mapped, tiny, refused, tmp_path):
         mapped.transfer_labels(None, "none", empty)
     with refused(ArgumentTypeError, "reference must be an AnnData"):
         mapped.transfer_labels(None, "cell_type", "reference.h5ad")
+
+
+def test_names_of_cells_are_no_labels(mapped, refused):
+    reference = mapped._reference.copy()
+    reference.obs["cell"] = reference.obs_names
+    with refused(DataError, "'cell'", "200 different values in 200 cells"):
+        mapped.transfer_labels(None, "cell", reference)
+
+
+@pytest.mark.parametrize("key", ["batch", "donor"])
+def test_columns_that_the_model_reads_are_not_overwritten(tiny, refused, key):
+    adata = tiny(80)
+    adata.obs["donor"] = ["a", "b"] * 40
+    SCVI.setup_anndata(adata, batch_key="batch", categorical_covariate_keys=["donor"])
+    model = SCVI(adata, n_hidden=8)
+    model.train(**SHORT)
+    before = adata.obs.copy()
+    with refused(OptionError, f"key_added={key!r}", "choose another name"):
+        model.transfer_labels(adata, "cell_type", key_added=key)
+    assert adata.obs.equals(before)
 
 
 @pytest.mark.parametrize(

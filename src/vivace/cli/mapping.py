@@ -53,19 +53,27 @@ def map_query(
 
     QUERY.h5ad needs the columns that the reference was set up with, but for its labels.
     """
-    from vivace.arguments import any_column_of
     from vivace.model import load
     from vivace.seeds import check_seed
     from vivace.store.folder import check_place, write_h5ad
     from vivace.store.matrix import check_free
+    from vivace.transfer import LabelOptions, labels_of
 
     if output.suffix != ".h5ad":
         raise OptionError(f"{output} must end in .h5ad.")
     check_free(output, overwrite)
     if save_model is not None:
         check_place(save_model, overwrite)
-    if reference is not None and labels_key is None:
-        raise OptionError("--reference is where labels come from; give --labels-key too.")
+    if not key_added:
+        raise OptionError("--key-added must be a name.")
+    LabelOptions(max_novelty=max_novelty, min_probability=min_probability)
+    for option, value in (
+        ("--reference", reference),
+        ("--max-novelty", max_novelty),
+        ("--min-probability", min_probability),
+    ):
+        if value is not None and labels_key is None:
+            raise OptionError(f"{option} is about labels; give --labels-key too.")
     if seed is not None:
         settings.seed = check_seed(seed)
     known = load(model)
@@ -77,13 +85,14 @@ def map_query(
                 f"{model} holds no data, and labels come from them; give --reference too, or save the "
                 "reference model with its data."
             )
-        any_column_of(labelled, "--labels-key", labels_key)
+        labels_of(labelled, labels_key)
     query = read(data)
     aligned = query.copy()
     report = known.prepare_query_anndata(aligned, known, gene_key=gene_key, min_overlap=min_overlap)
     typer.echo(repr(report))
     mapped = known.load_query_data(aligned, known, unfrozen=unfrozen)  # type: ignore[arg-type]
     mapped.train(max_epochs, seed=seed, progress=not quiet)
+    query.uns["query_genes"] = aligned.uns["query_genes"]
     query.obsm[key_added] = mapped.get_latent_representation(silent=quiet)
     if labels_key is not None:
         found = mapped.transfer_labels(

@@ -12,7 +12,7 @@ import pandas as pd
 from anndata import AnnData
 
 from vivace import posterior, transfer
-from vivace.arguments import any_column_of, refuse_unknown, true_or_false
+from vivace.arguments import refuse_unknown, true_or_false
 from vivace.config import settings
 from vivace.errors import ArgumentTypeError, DataError, NotTrainedError, OptionError, VivaceWarning
 from vivace.methods.base import digest, dimensions, refuse_minified
@@ -146,7 +146,8 @@ class Model(Differing):
         operate(model.module, surgery)
         if surgery.keeps_encoder:
             model._origins = (*reference._origins, reference._fingerprint())
-        model._reference = reference._reference if reference.adata is None else reference.adata
+        is_mapped = reference.module.surgery is not None
+        model._reference = reference._reference if is_mapped else reference.adata
         model._say_what_moves(reference)
         if inplace_subset_query_vars:
             adata._inplace_subset_var(list(schema.genes))
@@ -247,9 +248,11 @@ class Model(Differing):
         query
             Cells to label, of categories that the model knows; None for the model's own data.
         labels_key
-            Column of the reference's obs with the labels; cells without one are left out.
+            Column of the reference's obs with the labels; cells without one, or with
+            "Unknown", are left out.
         reference
-            Cells with labels; None for those of the reference model, or of this model.
+            Cells with labels; None for those of the reference model (the first, where
+            queries were mapped one after the other), or of this model.
         n_neighbors
             Nearest cells of the reference that are looked at.
         n_samples
@@ -273,13 +276,21 @@ class Model(Differing):
         -------
         Frame with a row for each cell of the query: ``label``; ``probability`` of it; and
         ``novelty``, the share of reference cells, of batches that were held out, that are
-        more typical: 0.99 for the least typical hundredth.  ``attrs`` holds how it was made.
+        more typical: 0.99 for the least typical hundredth; nan where fewer than 30 could be
+        held out.  ``attrs`` holds how it was made.
 
         Raises
         ------
         DataError
             If there is no reference at hand, it has no labels, or the query has batches that
             the model does not know.
+        OptionError
+            If ``key_added`` names a column that the model reads.
+
+        Warns
+        -----
+        VivaceWarning
+            If cells of the query are cells of the reference, or there is no novelty.
 
         Examples
         --------
@@ -295,14 +306,9 @@ class Model(Differing):
         options = transfer.LabelOptions(
             n_neighbors, n_samples, expression, min_probability, max_novelty, all_probabilities
         )
-        if key_added is not None and (not isinstance(key_added, str) or not key_added):
-            raise ArgumentTypeError(f"key_added must be a name, not {key_added!r}.")
+        columns = self._columns_added(key_added)
         known = self._labelled_data(query, reference)
-        labels = any_column_of(known, "labels_key", labels_key)
-        rows = np.flatnonzero(labels.notna())
-        if len(rows) == 0:
-            raise DataError(f"obs[{labels_key!r}] (labels_key) of the reference has no labels.")
-        names, codes = np.unique(labels.iloc[rows].astype(str), return_inverse=True)
+        rows, names, codes = transfer.labels_of(known, labels_key)
         if query is not None:
             self._check_known(query)
         rng = np.random.default_rng(self._seeds.take(seed))
@@ -310,10 +316,8 @@ class Model(Differing):
         told = self._cells(known, rows, batch_size, silent)
         query_cells = self._latent_cells(asked)
         batch_r = told.source.gather(rows, counts=False).batch.numpy()
-        labelled = transfer.Labelled(
-            self._latent_cells(told), codes.astype(np.int64), batch_r, len(names)
-        )
-        chosen = transfer.few_of_each(labelled.labels, rng)
+        labelled = transfer.Labelled(self._latent_cells(told), codes, batch_r, len(names))
+        chosen = transfer.sample_of(labelled.labels, rng)
         some = labelled.at(chosen)
         if expression and asked.source.has_counts and told.source.has_counts:
             query_cells = replace(query_cells, expression=self._log_normalised(asked, asked.rows))
@@ -321,13 +325,59 @@ class Model(Differing):
             some = replace(some, cells=replace(some.cells, expression=genes))
         found = transfer.transfer_labels(labelled, some, query_cells, options, rng)
         data = self._data_of(query)
-        result = transfer.label_table(found, names.tolist(), data.obs_names, options)
+        result = transfer.label_table(found, names, data.obs_names, options)
         result.attrs["labels_key"] = labels_key
-        if key_added is not None:
-            data.obs[key_added] = result["label"].astype("category")
-            data.obs[f"{key_added}_probability"] = result["probability"]
-            data.obs[f"{key_added}_novelty"] = result["novelty"]
+        names_r = known.obs_names[rows]
+        self._say_what_misleads(result, query_cells, names_r, labelled.cells)
+        for column, values in zip(columns, ("label", "probability", "novelty"), strict=False):
+            data.obs[column] = result[values]
         return result
+
+    def _columns_added(self, key_added: object) -> tuple[str, ...]:
+        """Columns of obs to write, none of which the model reads."""
+        if key_added is None:
+            return ()
+        if not isinstance(key_added, str) or not key_added:
+            raise ArgumentTypeError(f"key_added must be a name, not {key_added!r}.")
+        columns = (key_added, f"{key_added}_probability", f"{key_added}_novelty")
+        d = self.schema.declarations
+        read = (d.batch_key, d.labels_key, d.size_factor_key)
+        for column in columns:
+            if column in (*read, *d.categorical_covariate_keys, *d.continuous_covariate_keys):
+                raise OptionError(
+                    f"key_added={key_added!r} would overwrite obs[{column!r}], which the model reads; "
+                    "choose another name."
+                )
+        return columns
+
+    @staticmethod
+    def _say_what_misleads(
+        result: pd.DataFrame,
+        query_cells: transfer.LatentCells,
+        known: pd.Index[str],
+        known_cells: transfer.LatentCells,
+    ) -> None:
+        """Warn where the answer is better than it can be, or is not there."""
+        if result["novelty"].isna().any():
+            warnings.warn(
+                "The reference has too few labelled cells to measure novelty, which is nan; "
+                "max_novelty makes no cell Unknown.",
+                VivaceWarning,
+                stacklevel=3,
+            )
+        if not known.is_unique:
+            return
+        at = known.get_indexer(result.index)
+        both = np.flatnonzero(at >= 0)
+        near = np.isclose(query_cells.mean[both], known_cells.mean[at[both]], atol=1e-4)
+        n_same = int(near.all(axis=1).sum())
+        if n_same:
+            warnings.warn(
+                f"{n_same:,} cells of the query are cells of the reference too, and their own "
+                "neighbours: their probabilities are too high; leave them out of one of the two.",
+                VivaceWarning,
+                stacklevel=3,
+            )
 
     def _labelled_data(self, query: AnnData | None, reference: AnnData | None) -> AnnData:
         """The reference that labels come from."""
@@ -340,9 +390,9 @@ class Model(Differing):
         mapped = self.module.surgery is not None
         found = self._reference if mapped else self._adata
         if found is None or (not mapped and query is None):
+            save = "" if mapped else ", or save the reference model with save_anndata=True"
             raise DataError(
-                "There is no reference with labels at hand; give its AnnData as reference=, or save the "
-                "reference model with save_anndata=True."
+                f"There is no reference with labels at hand; give its AnnData as reference={save}."
             )
         return found
 

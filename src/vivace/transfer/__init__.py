@@ -10,8 +10,9 @@ from vivace.transfer.cells import Labelled, LatentCells
 from vivace.transfer.expression import log_normalised
 from vivace.transfer.genes import GeneReport, aligned
 from vivace.transfer.labels import (
-    few_of_each,
     label_table,
+    labels_of,
+    sample_of,
     transfer_labels,
 )
 from vivace.transfer.options import LabelOptions
@@ -23,8 +24,9 @@ __all__ = [
     "LatentCells",
     "aligned",
     "extended",
-    "few_of_each",
     "label_table",
+    "labels_of",
     "log_normalised",
+    "sample_of",
     "transfer_labels",
 ]

@@ -78,8 +78,13 @@ def _conversion(value: Category, same: Category) -> str:
     """How pandas makes ``same`` of ``value``: of "False" True, unless told, and of 1.0 "1.0"."""
     if isinstance(same, bool) and isinstance(value, str):
         return ".eq('True')"
-    whole = isinstance(same, str) and same.isdigit() and isinstance(value, float | bool)
-    return f"{'.astype(int)' if whole else ''}.astype({type(same).__name__})"
+    if not isinstance(same, str):
+        through = isinstance(same, int) and isinstance(value, str) and not value.isdigit()
+        return f"{'.astype(float)' if through else ''}.astype({type(same).__name__})"
+    whole = same.isdigit() and isinstance(value, float | bool)
+    text = str(int(value)) if whole else str(value)
+    rename = "" if text == same else f".replace({text!r}, {same!r})"
+    return f"{'.astype(int)' if whole else ''}.astype(str){rename}"
 
 
 def _reads_the_same(one: Category, other: Category) -> bool:

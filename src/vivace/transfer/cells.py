@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,11 @@ class LatentCells:
     def at(self, rows: NDArray[Any]) -> LatentCells:
         """Some of them."""
         genes = None if self.expression is None else self.expression[rows]
-        return LatentCells(self.mean[rows], self.variance[rows], genes, self.softmax)
+        return replace(self, mean=self.mean[rows], variance=self.variance[rows], expression=genes)
+
+    def without_genes(self) -> LatentCells:
+        """The same cells, whose genes are not asked."""
+        return replace(self, expression=None)
 
     def places(self) -> NDArray[Any]:
         """Where they are."""

@@ -74,7 +74,8 @@ def components(expression_qg: sp.csr_matrix, rng: np.random.Generator) -> Floats
     from sklearn.decomposition import TruncatedSVD
 
     n = min(_COMPONENTS, *expression_qg.shape)
-    if n == 1 or expression_qg.nnz == 0:  # which TruncatedSVD warns of
+    if n == 1 or expression_qg.nnz == 0:  # which TruncatedSVD does not take
         return np.asarray(expression_qg[:, :1].toarray())
     svd = TruncatedSVD(n, random_state=int(rng.integers(2**31)))
-    return np.asarray(svd.fit_transform(expression_qg))
+    with np.errstate(divide="ignore", invalid="ignore"):  # shares of no variance, not asked for
+        return np.asarray(svd.fit_transform(expression_qg))

@@ -157,10 +157,15 @@ def _check_in_memory(adata: AnnData, layer: str | None) -> None:
 
 
 def _moved(matrix: Any, move: sp.csr_matrix) -> Any:
-    """Columns added up to those of the reference, dense or sparse as before."""
+    """Columns added up to those of the reference, dense or sparse as before.
+
+    Of the same type, unless it is too small for the sums.
+    """
     sparse = sp.issparse(matrix)
     dtype = matrix.dtype
-    out = (sp.csr_matrix(matrix) @ move).astype(dtype)
+    out = sp.csr_matrix(matrix) @ move
+    too_small = dtype.kind in "iu" and out.data.max(initial=0) > np.iinfo(dtype).max
+    out = out.astype(np.int64 if too_small else dtype)
     return sp.csr_matrix(out) if sparse else out.toarray()
 
 

@@ -9,14 +9,17 @@ with whole batches held out, because a query is another batch.  So is what is un
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import softmax
 
+from vivace.arguments import any_column_of
+from vivace.errors import DataError
 from vivace.transfer.cells import Codes, Labelled, LatentCells
 from vivace.transfer.expression import claims, shares_of
 from vivace.transfer.neighbours import neighbour_labels
@@ -26,7 +29,9 @@ from vivace.transfer.options import LabelOptions
 Floats = NDArray[np.float64]
 UNKNOWN = "Unknown"
 _FOLDS = 4
+_MANY_LABELS = 100  # fewer are never taken for names of cells
 _MOST_CELLS = 20_000  # of the reference, that classifiers learn from and doubt is measured on
+_OF_EACH = 100  # of them, of a label that has as many
 _FLOOR = 1e-3  # added to a probability before its logarithm
 
 
@@ -58,22 +63,32 @@ class _Said:
     untypical: list[Floats]
 
 
-def few_of_each(labels: Codes, rng: np.random.Generator) -> Codes:
-    """At most 20,000 cells, of large labels fewer than there are, of small ones all."""
+def labels_of(adata: AnnData, key: str) -> tuple[Codes, list[str], Codes]:
+    """Rows of a reference with a label, names of the labels, and their codes, of these rows."""
+    column = any_column_of(adata, "labels_key, in the reference", key)
+    rows = np.flatnonzero(column.notna() & (column.astype(str) != UNKNOWN))
+    if len(rows) == 0:
+        raise DataError(f"obs[{key!r}] (labels_key) of the reference has no labels.")
+    names, codes = np.unique(column.iloc[rows].astype(str), return_inverse=True)
+    if len(names) > max(_MANY_LABELS, len(rows) // 2):
+        raise DataError(
+            f"obs[{key!r}] (labels_key) of the reference has {len(names):,} different values in "
+            f"{len(rows):,} cells; it takes a column of labels that cells have in common."
+        )
+    return rows, names.tolist(), codes.astype(np.int64)
+
+
+def sample_of(labels: Codes, rng: np.random.Generator) -> Codes:
+    """At most 20,000 cells: as they come, but of each label 100 or half an even share, if it has them."""
     if len(labels) <= _MOST_CELLS:
         return np.arange(len(labels))
+    order = rng.permutation(len(labels))
     sizes = np.bincount(labels)
-    low, high = 1, int(sizes.max())
-    while low < high:  # the largest number a label that fits
-        middle = (low + high + 1) // 2
-        if np.minimum(sizes, middle).sum() <= _MOST_CELLS:
-            low = middle
-        else:
-            high = middle - 1
-    rows = [
-        rng.permutation(np.flatnonzero(labels == label))[:low] for label in np.flatnonzero(sizes)
-    ]
-    return np.sort(np.concatenate(rows))
+    least = min(_OF_EACH, _MOST_CELLS // (2 * np.count_nonzero(sizes)))
+    first = [order[labels[order] == label][:least] for label in np.flatnonzero(sizes)]
+    chosen = np.concatenate(first)
+    others = order[~np.isin(order, chosen)]
+    return np.sort(np.concatenate([chosen, others[: _MOST_CELLS - len(chosen)]]))
 
 
 def transfer_labels(
@@ -85,16 +100,19 @@ def transfer_labels(
 ) -> Transfer:
     """Probability of each label for each cell of the query, and its novelty.
 
-    ``some`` of the reference (:func:`few_of_each`) is what classifiers learn from and doubt is
+    ``some`` of the reference (:func:`sample_of`) is what classifiers learn from and doubt is
     measured on; ``query`` and they have their expression, or neither has.
     """
     folds, by_batch = _folds(some, rng)
+    if not _has_contrast(some.labels, folds):
+        query, some = query.without_genes(), replace(some, cells=some.cells.without_genes())
+    n_outside = len(folds) - np.bincount(folds)[np.unique(folds)]
+    n_anchors = int(max(n_outside.min(), 1))
     company = min(len(query), int(np.bincount(folds).max()))
-    said, truth = _held_out(some, folds, options, company, rng)
+    anchors = some.cells.at(rng.permutation(len(folds))[:n_anchors])
+    asked = _ask(reference, some, anchors, query, options, company, rng)
+    said, truth = _held_out(some, folds, asked, n_anchors, options, company, rng)
     exponents = _exponents(said.shares, truth)
-    as_dense = rng.permutation(len(folds))[: len(folds) - len(folds) // (folds.max() + 1)]
-    near = some.cells.at(as_dense)
-    asked = _ask(reference, some, near, query, options, company, rng)
     return Transfer(
         probability=_joined(asked.shares, exponents),
         novelty=novelty(said.untypical, asked.untypical),
@@ -135,13 +153,13 @@ def label_table(
 def _ask(
     reference: Labelled,
     some: Labelled,
-    near: LatentCells,
+    anchors: LatentCells,
     query: LatentCells,
     options: LabelOptions,
     company: int,
     rng: np.random.Generator,
 ) -> _Said:
-    """Neighbours in all of the reference, classifiers of ``some`` of it, distances to those ``near``."""
+    """Neighbours in all of the reference, classifiers of ``some``, distances to the ``anchors``."""
     draws = [query.draw(rng) for _ in range(options.n_samples)]
     shares = [
         neighbour_labels(
@@ -163,35 +181,42 @@ def _ask(
         )
         shares.append(shares_of(odds))
         claimed = odds.max(1)
-    unlike = untypical(query, near.places(), claimed, options.n_neighbors, company, rng)
+    unlike = untypical(query, anchors.places(), claimed, options.n_neighbors, company, rng)
     return _Said(shares, unlike)
 
 
 def _held_out(
     some: Labelled,
     folds: Codes,
+    asked: _Said,
+    n_anchors: int,
     options: LabelOptions,
     company: int,
     rng: np.random.Generator,
 ) -> tuple[_Said, Codes]:
-    """What the witnesses say of each fold, asked without it, and the true labels.
+    """What the witnesses say of each fold, ``asked`` as the query is but without it; the true labels.
 
     A cell whose label no other fold has is left out: it is new to them.
     """
-    parts: list[_Said] = []
+    nothing = _Said([x[:0] for x in asked.shares], [x[:0] for x in asked.untypical])
+    parts = [nothing]
     truths = [np.zeros(0, np.int64)]
     for fold in np.unique(folds):
         others = some.at(np.flatnonzero(folds != fold))
         known = np.flatnonzero((folds == fold) & np.isin(some.labels, others.labels))
         if len(known):
             cells = some.cells.at(known)
-            parts.append(_ask(others, others, others.cells, cells, options, company, rng))
+            anchors = others.cells.at(rng.permutation(len(others.labels))[:n_anchors])
+            parts.append(_ask(others, others, anchors, cells, options, company, rng))
             truths.append(some.labels[known])
-    if not parts:
-        return _Said([np.zeros((0, some.n_labels))], [np.zeros(0)]), truths[0]
     shares = [np.concatenate(one) for one in zip(*(p.shares for p in parts), strict=True)]
     untypical = [np.concatenate(one) for one in zip(*(p.untypical for p in parts), strict=True)]
     return _Said(shares, untypical), np.concatenate(truths)
+
+
+def _has_contrast(labels: Codes, folds: Codes) -> bool:
+    """Whether there are two labels outside of each fold: one classifier would claim everything."""
+    return all(len(np.unique(labels[folds != fold])) > 1 for fold in np.unique(folds))
 
 
 def _folds(some: Labelled, rng: np.random.Generator) -> tuple[Codes, bool]:

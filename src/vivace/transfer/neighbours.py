@@ -13,7 +13,6 @@ from vivace.transfer.options import need_sklearn
 
 Floats = NDArray[np.float64]
 _MANY_PAIRS = 2e11  # of a point and a reference cell: all distances take a quarter of an hour
-_MOST_POINTS = 20_000  # of a query, that are looked at from each of its points
 
 
 def neighbour_labels(
@@ -50,43 +49,27 @@ def distance_to(reference_rk: NDArray[Any], point_qk: NDArray[Any], n_neighbors:
     return far
 
 
-def strangeness(
-    reference_rk: NDArray[Any],
-    point_qk: NDArray[Any],
-    n_neighbors: int,
-    rng: np.random.Generator,
-) -> Floats:
+def strangeness(reference_rk: NDArray[Any], point_qk: NDArray[Any], n_neighbors: int) -> Floats:
     """Log of the mean distance to reference cells over that to other points, shape (q,).
 
     Where it is high there are many points and few reference cells.  The median is taken off:
     how large a query is, and how well it mixes with the reference as a whole, says nothing of
     a cell.
     """
-    distance, found = _among_themselves(point_qk, n_neighbors + 1, rng)
+    distance, found = _index(point_qk, n_neighbors + 1).kneighbors(point_qk)
     others = found != np.arange(len(found))[:, None]
-    others[others.all(1), -1] = (
-        False  # the point is not one of those chosen: leave out the furthest
-    )
+    others[others.all(1), -1] = False  # among equal points the point itself may not be found
     own = (distance * others).sum(1) / np.maximum(others.sum(1), 1)
     ratio: Floats = distance_to(reference_rk, point_qk, n_neighbors) - np.log(own + 1e-12)
     return ratio - np.median(ratio)
 
 
-def near_each_other(
-    point_qk: NDArray[Any], n_nearest: int, rng: np.random.Generator
-) -> NDArray[np.int64]:
+def near_each_other(point_qk: NDArray[Any], n_nearest: int) -> NDArray[np.int64]:
     """The nearest of the points to each, itself among them, shape (q, n_nearest)."""
-    _, found = _among_themselves(point_qk, n_nearest, rng)
+    found: NDArray[np.int64] = _index(point_qk, n_nearest).kneighbors(
+        point_qk, return_distance=False
+    )
     return found
-
-
-def _among_themselves(
-    point_qk: NDArray[Any], n_nearest: int, rng: np.random.Generator
-) -> tuple[Floats, NDArray[np.int64]]:
-    """Distances and numbers of the nearest of at most 20,000 of the points."""
-    chosen = rng.permutation(len(point_qk))[:_MOST_POINTS]
-    distance, found = _index(point_qk[chosen], n_nearest).kneighbors(point_qk)
-    return distance, chosen[found]
 
 
 def _nearest_of_many(
@@ -104,7 +87,7 @@ def _nearest_of_many(
     index = NNDescent(reference_rk, n_neighbors=max(30, n_neighbors), random_state=0)
 
     def nearest(point_qk: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-        found, distance = index.query(point_qk, k=n_neighbors, epsilon=0.2)
+        found, distance = index.query(point_qk, k=min(n_neighbors, len(reference_rk)), epsilon=0.2)
         return distance.astype(np.float64), found
 
     return nearest

@@ -1,8 +1,8 @@
 """How unlike the reference a cell is, beside cells of the reference that were held out.
 
 Two measures: that nothing claims the cell, and that it lies where its own kind is denser
-than the reference.  Cells of one kind are novel together, so that both are averaged over a
-cell and those most like it.
+than the reference.  A cell is judged by itself, by the first, and with those most like it,
+by both: cells of one kind are novel together.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TAIL = 0.05  # of the held-out cells; beyond it their distribution is continued
 
 def untypical(
     cells: LatentCells,
-    near: NDArray[Any],
+    anchors: NDArray[Any],
     claimed: Floats | None,
     n_neighbors: int,
     company: int,
@@ -33,34 +33,45 @@ def untypical(
 ) -> list[Floats]:
     """What each measure says, shape (n,) each, higher for less typical cells.
 
-    ``near`` are places of reference cells, shape (r, k), and ``claimed`` the log odds of the
+    ``anchors`` are places of reference cells, shape (r, k), and ``claimed`` the log odds of the
     label that claims a cell most; None for the distance to its neighbours in its place.
-    Cells are judged in groups of about ``company``, so that held-out cells and a query are
-    judged alike.  With fewer than 50 each is judged by itself, by the first measure alone.
+    Three: the first measure of the cell by itself, and both averaged over its kind.  For that
+    cells are taken in groups of about ``company``, so that held-out cells and a query are
+    judged alike; with fewer than 50 there is the first alone.
     """
     places = cells.places()
-    alone = distance_to(near, places, n_neighbors) if claimed is None else -claimed
+    alone = distance_to(anchors, places, n_neighbors) if claimed is None else -claimed
     if company < FEWEST_COMPANY:
         return [alone]
     found = [np.zeros(len(cells)), np.zeros(len(cells))]
-    for group in np.array_split(rng.permutation(len(cells)), max(1, len(cells) // company)):
+    for group in np.array_split(rng.permutation(len(cells)), max(1, round(len(cells) / company))):
         genes = None if cells.expression is None else cells.expression[group]
         own = places[group] if genes is None else components(genes, rng)
-        like = near_each_other(own, _LIKE, rng)
-        strange = strangeness(near, places[group], n_neighbors, rng)
+        like = near_each_other(own, _LIKE)
+        strange = strangeness(anchors, places[group], n_neighbors)
         for measure, value in zip(found, (alone[group], strange), strict=True):
             measure[group] = value[like].mean(1)
-    return found
+    return [alone, *found]
 
 
 def novelty(known: list[Floats], values: list[Floats]) -> Floats:
-    """Share of held-out cells that are more typical, by the sum of what each measure says.
+    """Share of held-out cells that are more typical, of :func:`untypical`'s measures.
 
     ``known`` are the measures of held-out cells, ``values`` of those that are asked about.
+    A cell may be novel by itself or with its kind: the larger counts, ranked once more.
     """
-    pairs = list(zip(known, values, strict=True))
-    held_out = np.sum([share_below(k, k) for k, _ in pairs], axis=0)
-    return share_below(held_out, np.sum([share_below(k, v) for k, v in pairs], axis=0))
+    alone, *kind = zip(known, values, strict=True)
+    if not kind:
+        return share_below(*alone)
+    views = [_ranked([alone]), _ranked(kind)]
+    return share_below(*(np.maximum(*both) for both in zip(*views, strict=True)))
+
+
+def _ranked(measures: list[tuple[Floats, Floats]]) -> tuple[Floats, Floats]:
+    """Ranks of held-out and of other cells among the held-out, by the sum of their ranks in each."""
+    held_out = np.sum([share_below(k, k) for k, _ in measures], axis=0)
+    others = np.sum([share_below(k, v) for k, v in measures], axis=0)
+    return share_below(held_out, held_out), share_below(held_out, others)
 
 
 def share_below(known: Floats, values: Floats) -> Floats:
@@ -72,5 +83,5 @@ def share_below(known: Floats, values: Floats) -> Floats:
     start = np.quantile(ordered, 1 - _TAIL)
     beyond = ordered[ordered > start] - start
     scale = beyond.mean() if len(beyond) else 1.0
-    tail = 1 - _TAIL * np.exp(-(values - start) / scale)
+    tail = 1 - _TAIL * np.exp(-np.maximum(values - start, 0.0) / scale)
     return np.where(values > start, tail, np.minimum(share, 1 - _TAIL))
