@@ -194,7 +194,7 @@ def _held_out(
     company: int,
     rng: np.random.Generator,
 ) -> tuple[_Said, Codes]:
-    """What the witnesses say of each fold, ``asked`` as the query is but without it; the true labels.
+    """What the witnesses say of each fold without it, and the true labels; in the form of ``asked``.
 
     A cell whose label no other fold has is left out: it is new to them.
     """
