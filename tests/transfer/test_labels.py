@@ -21,7 +21,6 @@ from vivace.transfer import (
     LatentCells,
     labels,
     log_normalised,
-    neighbours,
     novelty,
     sample_of,
     transfer_labels,
@@ -126,18 +125,6 @@ def test_strangeness_finds_what_only_the_query_has(n_known):
     found = strangeness(known, points, 5)
     assert np.median(found[new]) > np.quantile(found[~new], 0.9)
     assert abs(np.median(found)) < 1e-12
-
-
-def test_neighbours_in_a_large_reference_are_nearly_all_found(monkeypatch):
-    rng = np.random.default_rng(0)
-    known, points = (rng.normal(size=(n, 5)).astype(np.float32) for n in (3_000, 300))
-    labels = (known[:, 0] > 0) + 2 * (known[:, 1] > 0)
-    exact = neighbour_labels(known, labels, 4, [points] * 2, 15)
-    monkeypatch.setattr(neighbours, "_MANY_PAIRS", 1)
-    monkeypatch.setattr(neighbours, "_index", None)
-    found = neighbour_labels(known, labels, 4, [points] * 2, 15)
-    np.testing.assert_allclose(found.sum(1), 1)
-    assert np.abs(found - exact).mean() < 0.005
 
 
 def test_points_near_each_other_against_all_distances():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -12,7 +10,6 @@ from numpy.typing import NDArray
 from vivace.transfer.options import need_sklearn
 
 Floats = NDArray[np.float64]
-_MANY_PAIRS = 2e11  # of a point and a reference cell: all distances take a quarter of an hour
 
 
 def neighbour_labels(
@@ -28,11 +25,10 @@ def neighbour_labels(
     exp(-d^2 / 2 s^2), where s^2 is the mean of d^2 over the neighbours of that point, so
     that the scale of the latent space does not matter.
     """
-    n_points = sum(len(point_qk) for point_qk in draws)
-    nearest = _nearest_of_many(reference_rk, n_neighbors, n_points)
+    index = _index(reference_rk, n_neighbors)
     shares = np.zeros((len(draws[0]), n_labels))
     for point_qk in draws:
-        distance, found = nearest(point_qk)
+        distance, found = index.kneighbors(point_qk)
         square = np.square(distance)
         mean = square.mean(1, keepdims=True)
         weight = np.exp(-0.5 * square / np.where(mean > 0, mean, 1.0))
@@ -70,27 +66,6 @@ def near_each_other(point_qk: NDArray[Any], n_nearest: int) -> NDArray[np.int64]
         point_qk, return_distance=False
     )
     return found
-
-
-def _nearest_of_many(
-    reference_rk: NDArray[Any], n_neighbors: int, n_points: int
-) -> Callable[[NDArray[Any]], tuple[NDArray[Any], NDArray[Any]]]:
-    """What gives distances and numbers of the nearest reference cells of points.
-
-    Exact, unless so much is asked that compiling and building pynndescent's index takes less
-    time; it finds 98 % of the nearest cells (benchmarks/LOG.md, "Mapping").
-    """
-    if len(reference_rk) * n_points < _MANY_PAIRS or not find_spec("pynndescent"):
-        return _index(reference_rk, n_neighbors).kneighbors  # type: ignore[no-any-return]
-    from pynndescent import NNDescent
-
-    index = NNDescent(reference_rk, n_neighbors=max(30, n_neighbors), random_state=0)
-
-    def nearest(point_qk: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-        found, distance = index.query(point_qk, k=min(n_neighbors, len(reference_rk)), epsilon=0.2)
-        return distance.astype(np.float64), found
-
-    return nearest
 
 
 def _index(reference_rk: NDArray[Any], n_neighbors: int) -> Any:
