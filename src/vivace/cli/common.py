@@ -10,6 +10,7 @@ import typer
 from vivace.errors import DataError
 
 Keys = list[str] | None
+ModelFolder = Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 

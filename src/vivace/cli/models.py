@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 
+from vivace.cli.common import ModelFolder
 
-def info(model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder.")]) -> None:
+
+def info(model: ModelFolder) -> None:
     """Say what a saved model is: options, data it was trained on, training."""
     from vivace.model import load
 

@@ -7,13 +7,18 @@ from typing import Annotated
 
 import typer
 
-from vivace.cli.common import Keys, Overwrite, Quiet, read
+from vivace.cli.common import Keys, ModelFolder, Overwrite, Quiet, read
 from vivace.errors import OptionError
+
+Counts = Annotated[Path, typer.Argument(metavar="IN.h5ad", help="Raw counts of the same genes.")]
+Matrix = Annotated[Path, typer.Option("--output", "-o", help=".h5ad or .zarr to write.")]
+BatchSize = Annotated[int | None, typer.Option(help="Cells at a time.")]
+Seed = Annotated[int | None, typer.Option(help="Of the draws.")]
 
 
 def embed(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder.")],
-    data: Annotated[Path, typer.Argument(metavar="IN.h5ad", help="Raw counts of the same genes.")],
+    model: ModelFolder,
+    data: Counts,
     output: Annotated[Path, typer.Option("--output", "-o", help="h5ad to write.")],
     key_added: Annotated[str, typer.Option(help="Key in obsm.")] = "X_scVI",
 ) -> None:
@@ -29,9 +34,9 @@ def embed(
 
 
 def express(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder.")],
-    data: Annotated[Path, typer.Argument(metavar="IN.h5ad", help="Raw counts of the same genes.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help=".h5ad or .zarr to write.")],
+    model: ModelFolder,
+    data: Counts,
+    output: Matrix,
     gene: Annotated[Keys, typer.Option(help="Gene to write; may be repeated; all if none.")] = None,
     transform_batch: Annotated[
         Keys, typer.Option(help="Batch to decode as; the mean over several.")
@@ -45,8 +50,8 @@ def express(
     n_samples: Annotated[
         int, typer.Option(help="Draws of the latent a cell; 1 takes its mean.")
     ] = 1,
-    batch_size: Annotated[int | None, typer.Option(help="Cells at a time.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the draws.")] = None,
+    batch_size: BatchSize = None,
+    seed: Seed = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -80,9 +85,9 @@ def express(
 
 
 def sample(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder.")],
-    data: Annotated[Path, typer.Argument(metavar="IN.h5ad", help="Raw counts of the same genes.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help=".h5ad or .zarr to write.")],
+    model: ModelFolder,
+    data: Counts,
+    output: Matrix,
     transform_batch: Annotated[
         Keys, typer.Option(help="Batch to draw for; of several one at random for each cell.")
     ] = None,
@@ -92,8 +97,8 @@ def sample(
     n_samples: Annotated[
         int, typer.Option(help="Draws a cell; obs['draw'] tells several apart.")
     ] = 1,
-    batch_size: Annotated[int | None, typer.Option(help="Cells at a time.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the draws.")] = None,
+    batch_size: BatchSize = None,
+    seed: Seed = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -128,8 +133,8 @@ def sample(
 
 
 def de(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder.")],
-    data: Annotated[Path, typer.Argument(metavar="IN.h5ad", help="Raw counts of the same genes.")],
+    model: ModelFolder,
+    data: Counts,
     output: Annotated[Path, typer.Option("--output", "-o", help="Table to write, .csv or .tsv.")],
     groupby: Annotated[str | None, typer.Option(help="Column of obs with the groups.")] = None,
     group1: Annotated[
@@ -155,8 +160,8 @@ def de(
     volcano: Annotated[
         Path | None, typer.Option(help="PNG of the (first) comparison to write too.")
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Cells at a time.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the draws.")] = None,
+    batch_size: BatchSize = None,
+    seed: Seed = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
