@@ -373,6 +373,7 @@ def test_unknown_where_doubt_is_too_large(mapped):
 def test_columns_of_obs_can_be_written(mapped, tmp_path):
     query = mapped.adata.copy()
     found = mapped.transfer_labels(query, "cell_type", key_added="guess", seed=0)
+    assert query.obs["guess"].dtype == "category"
     assert (query.obs["guess"].astype(str) == found["label"]).all()
     np.testing.assert_array_equal(query.obs["guess_probability"], found["probability"])
     np.testing.assert_array_equal(query.obs["guess_novelty"], found["novelty"])

@@ -329,8 +329,9 @@ class Model(Differing):
         result.attrs["labels_key"] = labels_key
         names_r = known.obs_names[rows]
         self._say_what_misleads(result, query_cells, names_r, labelled.cells)
+        written = result.astype({"label": "category"})
         for column, values in zip(columns, ("label", "probability", "novelty"), strict=False):
-            data.obs[column] = result[values]
+            data.obs[column] = written[values]
         return result
 
     def _columns_added(self, key_added: object) -> tuple[str, ...]:
