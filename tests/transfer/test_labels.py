@@ -27,7 +27,7 @@ from vivace.transfer import (
 )
 from vivace.transfer.expression import claims, components, shares_of
 from vivace.transfer.labels import _folds, _spread
-from vivace.transfer.neighbours import near_each_other, neighbour_labels, strangeness
+from vivace.transfer.neighbours import distance_to, near_each_other, neighbour_labels, strangeness
 from vivace.transfer.novelty import share_below, untypical
 
 SHORT = {"max_steps": 3, "progress": False}
@@ -113,7 +113,9 @@ def test_strangeness_is_the_ratio_of_mean_distances_less_its_median():
     to_known = np.sort(cdist(points, known))[:, :7].mean(1)
     to_others = np.sort(cdist(points, points))[:, 1:8].mean(1)
     ratio = np.log(to_known / to_others)
-    np.testing.assert_allclose(strangeness(known, points, 7), ratio - np.median(ratio), atol=1e-6)
+    np.testing.assert_allclose(
+        strangeness(distance_to(known, points, 7), points, 7), ratio - np.median(ratio), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("n_known", [60, 600, 6_000])
@@ -122,7 +124,7 @@ def test_strangeness_finds_what_only_the_query_has(n_known):
     known, points = rng.normal(size=(n_known, 3)), rng.normal(size=(600, 3))
     new = np.arange(600) % 20 == 0
     points[new] = 0.1 * points[new] + 1  # among the known cells, but denser
-    found = strangeness(known, points, 5)
+    found = strangeness(distance_to(known, points, 5), points, 5)
     assert np.median(found[new]) > np.quantile(found[~new], 0.9)
     assert abs(np.median(found)) < 1e-12
 

@@ -109,8 +109,7 @@ def transfer_labels(
     n_outside = len(folds) - np.bincount(folds)[np.unique(folds)]
     n_anchors = int(max(n_outside.min(), 1))
     company = min(len(query), int(np.bincount(folds).max()))
-    anchors = some.cells.at(rng.permutation(len(folds))[:n_anchors])
-    asked = _ask(reference, some, anchors, query, options, company, rng)
+    asked = _ask(reference, some, query, n_anchors, options, company, rng)
     said, truth = _held_out(some, folds, asked, n_anchors, options, company, rng)
     exponents = _exponents(said.shares, truth)
     return Transfer(
@@ -153,13 +152,14 @@ def label_table(
 def _ask(
     reference: Labelled,
     some: Labelled,
-    anchors: LatentCells,
     query: LatentCells,
+    n_anchors: int,
     options: LabelOptions,
     company: int,
     rng: np.random.Generator,
 ) -> _Said:
-    """Neighbours in all of the reference, classifiers of ``some``, distances to the ``anchors``."""
+    """Neighbours in all of the reference, classifiers of ``some``, distances to a few of these."""
+    anchors = some.cells.at(rng.permutation(len(some.labels))[:n_anchors])
     draws = [query.draw(rng) for _ in range(options.n_samples)]
     shares = [
         neighbour_labels(
@@ -206,8 +206,7 @@ def _held_out(
         known = np.flatnonzero((folds == fold) & np.isin(some.labels, others.labels))
         if len(known):
             cells = some.cells.at(known)
-            anchors = others.cells.at(rng.permutation(len(others.labels))[:n_anchors])
-            parts.append(_ask(others, others, anchors, cells, options, company, rng))
+            parts.append(_ask(others, others, cells, n_anchors, options, company, rng))
             truths.append(some.labels[known])
     shares = [np.concatenate(one) for one in zip(*(p.shares for p in parts), strict=True)]
     untypical = [np.concatenate(one) for one in zip(*(p.untypical for p in parts), strict=True)]

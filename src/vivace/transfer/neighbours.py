@@ -45,9 +45,10 @@ def distance_to(reference_rk: NDArray[Any], point_qk: NDArray[Any], n_neighbors:
     return far
 
 
-def strangeness(reference_rk: NDArray[Any], point_qk: NDArray[Any], n_neighbors: int) -> Floats:
+def strangeness(far_q: Floats, point_qk: NDArray[Any], n_neighbors: int) -> Floats:
     """Log of the mean distance to reference cells over that to other points, shape (q,).
 
+    ``far_q`` is :func:`distance_to` the reference cells, of the same points.
     Where it is high there are many points and few reference cells.  The median is taken off:
     how large a query is, and how well it mixes with the reference as a whole, says nothing of
     a cell.
@@ -56,7 +57,7 @@ def strangeness(reference_rk: NDArray[Any], point_qk: NDArray[Any], n_neighbors:
     others = found != np.arange(len(found))[:, None]
     others[others.all(1), -1] = False  # among equal points the point itself may not be found
     own = (distance * others).sum(1) / np.maximum(others.sum(1), 1)
-    ratio: Floats = distance_to(reference_rk, point_qk, n_neighbors) - np.log(own + 1e-12)
+    ratio: Floats = far_q - np.log(own + 1e-12)
     return ratio - np.median(ratio)
 
 

@@ -40,7 +40,8 @@ def untypical(
     judged alike; with fewer than 50 there is the first alone.
     """
     places = cells.places()
-    alone = distance_to(anchors, places, n_neighbors) if claimed is None else -claimed
+    far = distance_to(anchors, places, n_neighbors)
+    alone = far if claimed is None else -claimed
     if company < FEWEST_COMPANY:
         return [alone]
     found = [np.zeros(len(cells)), np.zeros(len(cells))]
@@ -48,7 +49,7 @@ def untypical(
         genes = None if cells.expression is None else cells.expression[group]
         own = places[group] if genes is None else components(genes, rng)
         like = near_each_other(own, _LIKE)
-        strange = strangeness(anchors, places[group], n_neighbors)
+        strange = strangeness(far[group], places[group], n_neighbors)
         for measure, value in zip(found, (alone[group], strange), strict=True):
             measure[group] = value[like].mean(1)
     return [alone, *found]
