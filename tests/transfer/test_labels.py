@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from blobs import blobs, transferred, two_batches
 from scipy.spatial.distance import cdist
 
 from vivace import SCVI
@@ -18,15 +17,44 @@ from vivace.errors import (
 )
 from vivace.transfer import (
     Labelled,
+    LabelOptions,
+    LatentCells,
     labels,
     log_normalised,
+    novelty,
     sample_of,
+    transfer_labels,
 )
-from vivace.transfer.expression import claims, components, contrasts, shares_of
+from vivace.transfer.expression import claims, components, shares_of
 from vivace.transfer.labels import _folds, _spread
-from vivace.transfer.neighbours import neighbour_labels
+from vivace.transfer.neighbours import distance_to, near_each_other, neighbour_labels, strangeness
+from vivace.transfer.novelty import share_below, untypical
 
 SHORT = {"max_steps": 3, "progress": False}
+
+
+def blobs(n, batch, seed, shift=0.0, labels=3):
+    """Cells of well separated labels in two latent dimensions, without genes."""
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, labels, n)
+    centre = 6.0 * np.array([[0, 0], [1, 0], [0, 1], [1, 1]])[label]
+    mean = (centre + rng.normal(size=(n, 2)) + shift).astype(np.float32)
+    cells = LatentCells(mean, np.full((n, 2), 0.01, np.float32))
+    return cells, label, np.full(n, batch)
+
+
+def transferred(reference, query):
+    """Labels by neighbours alone."""
+    return transfer_labels(reference, reference, query, LabelOptions(), np.random.default_rng(0))
+
+
+def two_batches(*sizes):
+    """A reference of as many cells in each."""
+    one, other = sizes * 2 if len(sizes) == 1 else sizes
+    parts = [blobs(n, b, b) for b, n in enumerate((one, other))]
+    mean = np.concatenate([p[0].mean for p in parts])
+    label, batch = (np.concatenate([p[i] for p in parts]) for i in (1, 2))
+    return Labelled(LatentCells(mean, np.full_like(mean, 0.01)), label, batch, 4)
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +107,36 @@ def test_draws_are_averaged():
     )
 
 
+def test_strangeness_is_the_ratio_of_mean_distances_less_its_median():
+    rng = np.random.default_rng(0)
+    known, points = rng.normal(size=(60, 3)), rng.normal(size=(60, 3))
+    to_known = np.sort(cdist(points, known))[:, :7].mean(1)
+    to_others = np.sort(cdist(points, points))[:, 1:8].mean(1)
+    ratio = np.log(to_known / to_others)
+    np.testing.assert_allclose(
+        strangeness(distance_to(known, points, 7), points, 7), ratio - np.median(ratio), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("n_known", [60, 600, 6_000])
+def test_strangeness_finds_what_only_the_query_has(n_known):
+    rng = np.random.default_rng(0)
+    known, points = rng.normal(size=(n_known, 3)), rng.normal(size=(600, 3))
+    new = np.arange(600) % 20 == 0
+    points[new] = 0.1 * points[new] + 1  # among the known cells, but denser
+    found = strangeness(distance_to(known, points, 5), points, 5)
+    assert np.median(found[new]) > np.quantile(found[~new], 0.9)
+    assert abs(np.median(found)) < 1e-12
+
+
+def test_points_near_each_other_against_all_distances():
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(50, 3))
+    expected = np.argsort(cdist(points, points))[:, :4]
+    np.testing.assert_array_equal(near_each_other(points, 4), expected)
+    assert near_each_other(points[:2], 4).shape == (2, 2)
+
+
 @pytest.mark.parametrize("shape", [(40, 30), (3, 30), (40, 1)])
 def test_components_keep_the_distances_of_cells_that_few_genes_tell_apart(shape):
     rng = np.random.default_rng(0)
@@ -119,23 +177,13 @@ def test_a_label_claims_the_cells_that_have_its_gene():
     assert claimed.max() < odds[np.arange(90), labels].min()
 
 
-def test_contrasts_are_where_the_penalised_likelihood_has_no_slope():
-    rng = np.random.default_rng(0)
-    labels = rng.choice([0, 1, 3], 80)
-    genes = rng.random((80, 6)) + np.eye(4, 6)[labels]
-    found = contrasts(sp.csr_matrix(genes), labels, 4, sp.csr_matrix(genes))
-    np.testing.assert_allclose(found.sum(1), 1.0)
-    assert (found[:, 2] == 0).all()
-    wrong = found - np.eye(4)[labels]
-    np.testing.assert_allclose(wrong.sum(0), 0.0, atol=0.02)  # the intercepts are not penalised
-    slope = genes.T @ wrong  # and is minus the weights, in which log-odds are linear
-    logs = np.log(found[:, [1, 3]] / found[:, [0]])
-    design = np.c_[genes, np.ones(80)]
-    fitted = np.linalg.lstsq(design, logs, rcond=None)[0][:-1]
-    np.testing.assert_allclose(fitted, slope[:, [0]] - slope[:, [1, 3]], atol=0.02)
+def test_one_label_claims_everything():
+    genes = sp.csr_matrix(np.eye(3))
+    odds = claims(genes, np.ones(3, np.int64), 2, genes, 0)
+    np.testing.assert_array_equal(odds, [[-np.inf, 0.0]] * 3)
 
 
-# ---- all together ------------------------------------------------------------------
+# ---- both together ------------------------------------------------------------------
 
 
 def test_separated_labels_are_found_and_certain(reference):
@@ -145,6 +193,115 @@ def test_separated_labels_are_found_and_certain(reference):
     np.testing.assert_allclose(found.probability.sum(1), 1.0)
     assert found.by_batch
     assert found.held_out == 300
+
+
+@pytest.mark.parametrize("sizes", [(900, 100), (1_900, 60)])
+@pytest.mark.parametrize("n", [40, 500])
+def test_batches_need_not_be_as_large(sizes, n):
+    """Distances shrink with the number of cells that they are measured to."""
+    reference = two_batches(*sizes)
+    queries = [blobs(n, 0, seed)[0] for seed in range(10, 12 + 1_000 // n)]
+    found = np.concatenate([transferred(reference, query).novelty for query in queries])
+    assert abs(np.median(found) - 0.5) < 0.2
+    assert (found > 0.95).mean() < 0.12
+
+
+def test_a_sample_of_a_large_reference_measures_the_same_novelty(monkeypatch):
+    monkeypatch.setattr(labels, "_MOST_CELLS", 600)
+    rng = np.random.default_rng(0)
+    whole, (query, truth, _) = two_batches(3_000), blobs(2_000, 0, 9)
+    kept = (whole.labels == 0) | (rng.random(6_000) < 0.03)  # 2 % are of other labels
+    reference = whole.at(np.flatnonzero(kept))
+    some = reference.at(sample_of(reference.labels, rng))
+    asked = query.at(np.flatnonzero((truth == 0) | (rng.random(2_000) < 0.03)))
+    found = transfer_labels(reference, some, asked, LabelOptions(), rng).novelty
+    assert (found > 0.95).mean() < 0.1
+    assert (found > 0.9).mean() < 0.17
+
+
+@pytest.mark.parametrize("n", [40, 600, 2_000, 6_000])
+def test_cells_like_the_reference_have_evenly_spread_novelty(n):
+    queries = [blobs(n, 0, seed)[0] for seed in range(10, 12 + 1_000 // n)]
+    reference = two_batches(1_500)
+    found = np.concatenate([transferred(reference, query).novelty for query in queries])
+    for level in (0.5, 0.9, 0.95):
+        assert abs((found > level).mean() - (1 - level)) < 0.06
+
+
+def test_a_query_is_judged_in_groups_as_held_out_cells_are(monkeypatch):
+    """Of 150 held-out cells fifteen are a tenth, of a query of 6,000 they would be few."""
+    sizes = []
+
+    def noted(points, n_nearest):
+        sizes.append(len(points))
+        return near_each_other(points, n_nearest)
+
+    monkeypatch.setattr(novelty, "near_each_other", noted)
+    transferred(two_batches(150), blobs(3_000, 0, 1)[0])
+    assert sizes == [150] * 22
+    sizes.clear()
+    transferred(two_batches(150), blobs(60, 0, 1)[0])
+    assert sizes == [60, 75, 75, 75, 75]
+    sizes.clear()
+    transferred(two_batches(150), blobs(90, 0, 1)[0])
+    assert sizes == [90, 75, 75, 75, 75]
+    sizes.clear()
+    transferred(two_batches(150), blobs(49, 0, 1)[0])
+    assert sizes == []
+
+
+def test_one_new_cell_is_novel_by_itself_and_many_are_together():
+    """A new cell among known ones must not be drowned, nor known ones be called new."""
+    rng = np.random.default_rng(0)
+    known = [rng.normal(size=500) for _ in range(3)]
+    values = [rng.normal(size=200) for _ in range(3)]
+    values[0][0] = 6.0  # by itself, while those like it are as usual
+    values[1][1:20] += 3.0
+    values[2][1:20] += 3.0  # with its kind
+    found = novelty.novelty(known, values)
+    assert found[0] > 0.95
+    assert np.median(found[1:20]) > 0.99
+    assert (found[20:] > 0.9).mean() < 0.16
+    larger = np.maximum(share_below(known[0], values[0]), 0)
+    np.testing.assert_array_equal(novelty.novelty(known[:1], values[:1]), larger)
+
+
+def test_cells_of_a_kind_are_novel_together():
+    rng = np.random.default_rng(0)
+    n = 200
+    genes = np.abs(rng.normal(size=(n, 12)))
+    genes[:20, :3] += 8
+    places = rng.normal(size=(n, 2))
+    cells = LatentCells(places, np.ones((n, 2)), sp.csr_matrix(genes))
+    odds = rng.normal(size=n) - 1.0 * (np.arange(n) < 20)
+    np.testing.assert_array_equal(untypical(cells, places, odds, 15, 49, rng), [-odds])
+    alone, together, strange = untypical(cells, places, odds, 15, n, rng)
+    np.testing.assert_array_equal(alone, -odds)
+    assert together[:20].min() > np.quantile(together[20:], 0.95)
+    assert (-odds)[:20].min() < np.median(-odds[20:])
+    assert strange.shape == (n,)
+
+
+def test_cells_of_a_label_that_the_reference_has_not_are_novel(reference):
+    query, truth, _ = blobs(300, 0, 9, labels=4)
+    novelty = transferred(reference, query).novelty
+    assert novelty[truth == 3].min() > np.median(novelty[truth < 3])
+    assert (novelty[truth == 3] > 0.95).mean() > 0.95
+    assert ((novelty >= 0) & (novelty <= 1)).all()
+
+
+def test_further_cells_are_more_novel_beyond_all_that_was_held_out(reference):
+    far = LatentCells(np.float32([[30, 30], [60, 60]]), np.full((2, 2), 1e-6, np.float32))
+    one, other = transferred(reference, far).novelty
+    assert 0.99 < one <= other
+
+
+def test_shares_below_against_a_count():
+    known = np.random.default_rng(0).normal(size=500)
+    values = np.linspace(-3, 1, 20)
+    expected = [(known <= v).sum() / 501 for v in values]
+    np.testing.assert_allclose(share_below(known, values), np.minimum(expected, 0.95))
+    assert np.isnan(share_below(known[:5], values)).all()
 
 
 def test_a_large_reference_is_sampled_as_it_is_and_small_labels_are_kept():
@@ -186,7 +343,7 @@ def test_types_of_a_query_are_found(mapped):
     assert (found["label"] == truth).mean() > 0.75
     assert found["probability"].between(1 / 3, 1).all()
     assert found.attrs["held_out_by_batch"]
-    assert set(found.attrs["exponents"]) == set(labels.WITNESSES)
+    assert set(found.attrs["exponents"]) == {"neighbours", "genes"}
 
 
 def test_a_seed_repeats_it_and_minibatches_do_not_matter(mapped):

@@ -1,9 +1,9 @@
 """Labels of a reference for the cells of a query, with honest doubt.
 
-Witnesses are the neighbours of a cell in the latent space (``neighbours.py``) and its genes,
-asked in two ways (``expression.py``).  How far each is to be believed is measured on the
-reference, with whole batches held out, because a query is another batch.  So is what is
-unusual (``novelty.py``, ``rehearsal.py``).
+Two witnesses: the neighbours of a cell in the latent space (``neighbours.py``) and its
+genes (``expression.py``).  How far each is to be believed is measured on the reference,
+with whole batches held out, because a query is another batch.  So is what is unusual
+(``novelty.py``).
 """
 
 from __future__ import annotations
@@ -21,15 +21,13 @@ from scipy.special import softmax
 from vivace.arguments import any_column_of
 from vivace.errors import DataError
 from vivace.transfer.cells import Codes, Labelled, LatentCells
-from vivace.transfer.expression import claims, contrasts, shares_of
-from vivace.transfer.neighbours import nearest, neighbour_labels
-from vivace.transfer.novelty import FEWEST, Sight, companies, novelty
+from vivace.transfer.expression import claims, shares_of
+from vivace.transfer.neighbours import neighbour_labels
+from vivace.transfer.novelty import FEWEST, novelty, untypical
 from vivace.transfer.options import LabelOptions
-from vivace.transfer.rehearsal import Rehearsal, rehearse, weights
 
 Floats = NDArray[np.float64]
 UNKNOWN = "Unknown"
-WITNESSES = ("neighbours", "genes_one_vs_rest", "genes_multinomial")
 _FOLDS = 4
 _MANY_LABELS = 100  # fewer are never taken for names of cells
 _MOST_CELLS = 20_000  # of the reference, that classifiers learn from and doubt is measured on
@@ -45,7 +43,7 @@ class Transfer:
     ----------
     probability : shape (q, labels)
     novelty : shape (q,), from 0 to 1
-    exponents : how far each of ``WITNESSES`` is believed
+    exponents : how far neighbours, and genes, are believed
     held_out : cells of the reference that this was measured on
     by_batch : whether they were held out by whole batches
     """
@@ -58,22 +56,11 @@ class Transfer:
 
 
 @dataclass(frozen=True)
-class _Measure:
-    """How cells are asked: as many anchors and as large a company for held-out cells as for a query."""
-
-    options: LabelOptions
-    n_anchors: int
-    company: int
-
-
-@dataclass(frozen=True)
-class _HeldOut:
-    """Held-out cells: shares of labels that each witness says, their measures, and their labels."""
+class _Said:
+    """What the witnesses say of n cells: shares of labels, (n, labels) each; how untypical they are."""
 
     shares: list[Floats]
-    untypical: Floats
-    truth: Codes
-    rehearsals: list[Rehearsal]
+    untypical: list[Floats]
 
 
 def labels_of(adata: AnnData, key: str) -> tuple[Codes, list[str], Codes]:
@@ -120,22 +107,16 @@ def transfer_labels(
     if not _has_contrast(some.labels, folds):
         query, some = query.without_genes(), replace(some, cells=some.cells.without_genes())
     n_outside = len(folds) - np.bincount(folds)[np.unique(folds)]
+    n_anchors = int(max(n_outside.min(), 1))
     company = min(len(query), int(np.bincount(folds).max()))
-    measure = _Measure(options, int(max(n_outside.min(), 1)), company)
-    shares, sight = _ask(reference, some, query, measure, rng)
-    held_out = _held_out(some, folds, measure, rng)
-    untypical = sight.untypical()
-    exponents = np.full(len(shares), 1.0 / len(shares))
-    unlike = np.full(len(query), np.nan)
-    if len(held_out.truth) >= FEWEST:
-        exponents = _exponents(held_out.shares, held_out.truth)
-        heard = weights(held_out.untypical, held_out.rehearsals)
-        unlike = novelty(held_out.untypical, untypical, heard)
+    asked = _ask(reference, some, query, n_anchors, options, company, rng)
+    said, truth = _held_out(some, folds, asked, n_anchors, options, company, rng)
+    exponents = _exponents(said.shares, truth)
     return Transfer(
-        probability=_joined(shares, exponents),
-        novelty=unlike,
+        probability=_joined(asked.shares, exponents),
+        novelty=novelty(said.untypical, asked.untypical),
         exponents=tuple(exponents.tolist()),
-        held_out=len(held_out.truth),
+        held_out=len(truth),
         by_batch=by_batch,
     )
 
@@ -160,7 +141,7 @@ def label_table(
         columns = [f"probability_{name}" for name in names]
         table[columns] = found.probability
     table.attrs |= {
-        "exponents": dict(zip(WITNESSES, found.exponents, strict=False)),
+        "exponents": dict(zip(("neighbours", "genes"), found.exponents, strict=False)),
         "held_out_cells": found.held_out,
         "held_out_by_batch": found.by_batch,
         "n_unknown": int(unknown.sum()),
@@ -171,53 +152,65 @@ def label_table(
 def _ask(
     reference: Labelled,
     some: Labelled,
-    cells: LatentCells,
-    measure: _Measure,
+    query: LatentCells,
+    n_anchors: int,
+    options: LabelOptions,
+    company: int,
     rng: np.random.Generator,
-) -> tuple[list[Floats], Sight]:
-    """Shares of the labels, (n, labels) a witness, and what is seen of how novel the cells are.
-
-    Neighbours are looked for in all of the reference, classifiers learn from ``some``, and
-    distances are taken to a few of these.
-    """
-    options = measure.options
-    anchors = some.at(rng.permutation(len(some.labels))[: measure.n_anchors])
-    draws = [cells.draw(rng) for _ in range(options.n_samples)]
-    places = reference.cells.places()
-    shares = [neighbour_labels(places, reference.labels, some.n_labels, draws, options.n_neighbors)]
-    odds = None
-    if some.cells.expression is not None and cells.expression is not None:
-        known = (some.cells.expression, some.labels, some.n_labels)
-        odds = claims(*known, cells.expression, int(rng.integers(2**31)))
-        shares += [shares_of(odds), contrasts(*known, cells.expression)]
-    near = nearest(anchors.cells.places(), cells.places(), options.n_neighbors)
-    groups = companies(cells, measure.company, rng)
-    return shares, Sight(cells, odds, some, anchors, near, groups)
+) -> _Said:
+    """Neighbours in all of the reference, classifiers of ``some``, distances to a few of these."""
+    anchors = some.cells.at(rng.permutation(len(some.labels))[:n_anchors])
+    draws = [query.draw(rng) for _ in range(options.n_samples)]
+    shares = [
+        neighbour_labels(
+            reference.cells.places(),
+            reference.labels,
+            reference.n_labels,
+            draws,
+            options.n_neighbors,
+        )
+    ]
+    claimed = None
+    if some.cells.expression is not None and query.expression is not None:
+        odds = claims(
+            some.cells.expression,
+            some.labels,
+            some.n_labels,
+            query.expression,
+            int(rng.integers(2**31)),
+        )
+        shares.append(shares_of(odds))
+        claimed = odds.max(1)
+    unlike = untypical(query, anchors.places(), claimed, options.n_neighbors, company, rng)
+    return _Said(shares, unlike)
 
 
 def _held_out(
-    some: Labelled, folds: Codes, measure: _Measure, rng: np.random.Generator
-) -> _HeldOut:
-    """What is said and seen of the cells of each fold without it.
+    some: Labelled,
+    folds: Codes,
+    asked: _Said,
+    n_anchors: int,
+    options: LabelOptions,
+    company: int,
+    rng: np.random.Generator,
+) -> tuple[_Said, Codes]:
+    """What the witnesses say of each fold without it, and the true labels; in the form of ``asked``.
 
     A cell whose label no other fold has is left out: it is new to them.
     """
-    parts = []
+    nothing = _Said([x[:0] for x in asked.shares], [x[:0] for x in asked.untypical])
+    parts = [nothing]
+    truths = [np.zeros(0, np.int64)]
     for fold in np.unique(folds):
         others = some.at(np.flatnonzero(folds != fold))
         known = np.flatnonzero((folds == fold) & np.isin(some.labels, others.labels))
         if len(known):
-            truth = some.labels[known]
-            shares, sight = _ask(others, others, some.cells.at(known), measure, rng)
-            parts.append(_HeldOut(shares, sight.untypical(), truth, rehearse(sight, truth, rng)))
-    if not parts:
-        return _HeldOut([], np.zeros((0, 0)), np.zeros(0, np.int64), [])
-    return _HeldOut(
-        [np.concatenate(one) for one in zip(*(p.shares for p in parts), strict=True)],
-        np.concatenate([p.untypical for p in parts]),
-        np.concatenate([p.truth for p in parts]),
-        [one for p in parts for one in p.rehearsals],
-    )
+            cells = some.cells.at(known)
+            parts.append(_ask(others, others, cells, n_anchors, options, company, rng))
+            truths.append(some.labels[known])
+    shares = [np.concatenate(one) for one in zip(*(p.shares for p in parts), strict=True)]
+    untypical = [np.concatenate(one) for one in zip(*(p.untypical for p in parts), strict=True)]
+    return _Said(shares, untypical), np.concatenate(truths)
 
 
 def _has_contrast(labels: Codes, folds: Codes) -> bool:
@@ -250,6 +243,8 @@ def _spread(sizes: Codes, n_folds: int) -> Codes:
 
 def _exponents(shares: list[Floats], truth: Codes) -> Floats:
     """Powers of the witnesses' shares whose product is the most probable truth."""
+    if len(truth) < FEWEST:
+        return np.full(len(shares), 1.0 / len(shares))
     logs = [np.log(s + _FLOOR) for s in shares]
     cells = np.arange(len(truth))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,51 +38,27 @@ def neighbour_labels(
     return shares / len(draws)
 
 
-@dataclass(frozen=True)
-class Near:
-    """Nearest reference cells of n points.
+def distance_to(reference_rk: NDArray[Any], point_qk: NDArray[Any], n_neighbors: int) -> Floats:
+    """Log of the mean distance to the nearest reference cells, shape (q,)."""
+    distance, _ = _index(reference_rk, n_neighbors).kneighbors(point_qk)
+    far: Floats = np.log(distance.mean(1) + 1e-12)
+    return far
 
-    Parameters
-    ----------
-    distance, found : distances to them and which they are, shape (n, k)
-    in_degree : among the nearest of how many other reference cells each is, shape (r,)
+
+def strangeness(far_q: Floats, point_qk: NDArray[Any], n_neighbors: int) -> Floats:
+    """Log of the mean distance to reference cells over that to other points, shape (q,).
+
+    ``far_q`` is :func:`distance_to` the reference cells, of the same points.
+    Where it is high there are many points and few reference cells.  The median is taken off:
+    how large a query is, and how well it mixes with the reference as a whole, says nothing of
+    a cell.
     """
-
-    distance: Floats
-    found: NDArray[np.int64]
-    in_degree: NDArray[np.int64]
-
-    def at(self, rows: NDArray[Any]) -> Near:
-        """Of some of the points."""
-        return replace(self, distance=self.distance[rows], found=self.found[rows])
-
-
-def nearest(reference_rk: NDArray[Any], point_qk: NDArray[Any], n_neighbors: int) -> Near:
-    """The nearest reference cells of each point."""
-    index = _index(reference_rk, n_neighbors)
-    distance, found = index.kneighbors(point_qk)
-    n_others = min(n_neighbors, len(reference_rk) - 1)
-    in_degree = np.zeros(len(reference_rk), np.int64)
-    if n_others:
-        others = index.kneighbors(n_neighbors=n_others, return_distance=False)
-        in_degree = np.bincount(others.ravel(), minlength=len(reference_rk))
-    return Near(distance, found, in_degree)
-
-
-def crowding(near: Near) -> Floats:
-    """How many points share the reference cells that are nearest to each, shape (n,).
-
-    Log of the share of points that have them among their nearest, over the share of
-    reference cells that do; less the median, in units of the median deviation from it: how
-    large a query is, and how well it mixes with the reference, says nothing of a cell.
-    """
-    chosen = np.bincount(near.found.ravel(), minlength=len(near.in_degree))
-    points = chosen[near.found].sum(1) / len(near.found)
-    cells = (near.in_degree[near.found].sum(1) + 1) / len(near.in_degree)
-    ratio: Floats = np.log(points / cells)
-    ratio -= np.median(ratio)
-    ratio /= np.median(np.abs(ratio)) + 1e-3
-    return ratio
+    distance, found = _index(point_qk, n_neighbors + 1).kneighbors(point_qk)
+    others = found != np.arange(len(found))[:, None]
+    others[others.all(1), -1] = False  # among equal points the point itself may not be found
+    own = (distance * others).sum(1) / np.maximum(others.sum(1), 1)
+    ratio: Floats = far_q - np.log(own + 1e-12)
+    return ratio - np.median(ratio)
 
 
 def near_each_other(point_qk: NDArray[Any], n_nearest: int) -> NDArray[np.int64]:

@@ -1,21 +1,20 @@
 """How unlike the reference a cell is, beside cells of the reference that were held out.
 
-Three measures (:meth:`Sight.untypical`), of which one number is made by weights that
-``rehearsal.py`` learns, and of that number a rank among held-out cells.
+Two measures: that nothing claims the cell, and that it lies where its own kind is denser
+than the reference.  A cell is judged by itself, by the first, and with those most like it,
+by both: cells of one kind are novel together.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vivace.transfer.cells import Codes, Labelled, LatentCells
-from vivace.transfer.expression import claims_without, components
-from vivace.transfer.neighbours import Near, crowding, near_each_other, nearest
+from vivace.transfer.cells import LatentCells
+from vivace.transfer.expression import components
+from vivace.transfer.neighbours import distance_to, near_each_other, strangeness
 
 Floats = NDArray[np.float64]
 FEWEST = 30  # held-out cells, below which nothing can be measured on them
@@ -24,129 +23,62 @@ _LIKE = 15  # cells, with itself, that a cell's novelty is averaged over
 _TAIL = 0.05  # of the held-out cells; beyond it their distribution is continued exponentially
 
 
-@dataclass(frozen=True)
-class Company:
-    """Cells that are judged together.
+def untypical(
+    cells: LatentCells,
+    anchors: NDArray[Any],
+    claimed: Floats | None,
+    n_neighbors: int,
+    company: int,
+    rng: np.random.Generator,
+) -> list[Floats]:
+    """What each measure says, shape (n,) each, higher for less typical cells.
 
-    Parameters
-    ----------
-    rows : which of the cells, shape (m,)
-    own : where they lie by what they have in common with each other alone, shape (m, k)
+    ``anchors`` are places of reference cells, shape (r, k), and ``claimed`` the log odds of the
+    label that claims a cell most; None for the distance to its neighbours in its place.
+    Three: the first measure of the cell by itself, and both averaged over its kind.  For that
+    cells are taken in groups of about ``company``, so that held-out cells and a query are
+    judged alike; with fewer than 50 there is the first alone.
     """
-
-    rows: Codes
-    own: NDArray[Any]
-
-    @cached_property
-    def like(self) -> Codes:
-        """For each the most like it, itself among them: positions in ``rows``, shape (m, 15)."""
-        return near_each_other(self.own, _LIKE)
-
-    def only(self, kept: Codes) -> Company:
-        """Those of the cells that are kept, whose row numbers are the positions in ``kept``."""
-        stays = np.isin(self.rows, kept)
-        return Company(np.searchsorted(kept, self.rows[stays]), self.own[stays])
-
-
-def companies(cells: LatentCells, size: int, rng: np.random.Generator) -> list[Company]:
-    """Groups of about ``size``, so that held-out cells and a query are judged alike; none below 50."""
-    if size < FEWEST_COMPANY:
-        return []
-    n_groups = max(1, round(len(cells) / size))
-    found = []
-    for rows in np.array_split(rng.permutation(len(cells)), n_groups):
-        some = cells.at(rows)
-        own = some.places() if some.expression is None else components(some.expression, rng)
-        found.append(Company(rows, own))
-    return found
+    places = cells.places()
+    far = distance_to(anchors, places, n_neighbors)
+    alone = far if claimed is None else -claimed
+    if company < FEWEST_COMPANY:
+        return [alone]
+    found = [np.zeros(len(cells)), np.zeros(len(cells))]
+    for group in np.array_split(rng.permutation(len(cells)), max(1, round(len(cells) / company))):
+        genes = None if cells.expression is None else cells.expression[group]
+        own = places[group] if genes is None else components(genes, rng)
+        like = near_each_other(own, _LIKE)
+        strange = strangeness(far[group], places[group], n_neighbors)
+        for measure, value in zip(found, (alone[group], strange), strict=True):
+            measure[group] = value[like].mean(1)
+    return [alone, *found]
 
 
-@dataclass(frozen=True)
-class Sight:
-    """What is seen of the novelty of n cells.
+def novelty(known: list[Floats], values: list[Floats]) -> Floats:
+    """Share of held-out cells that are more typical, of :func:`untypical`'s measures.
 
-    Parameters
-    ----------
-    cells : the n
-    odds : with which each label claims each of them, shape (n, labels); None without genes
-    reference : cells that the odds were learnt from
-    anchors : cells of the reference that neighbours are looked for among
-    near : the nearest anchors of each cell
-    companies : in which the cells are judged together
+    ``known`` are the measures of held-out cells, ``values`` of those that are asked about.
+    A cell may be novel by itself or with its kind: the larger counts, ranked once more.
     """
-
-    cells: LatentCells
-    odds: Floats | None
-    reference: Labelled
-    anchors: Labelled
-    near: Near
-    companies: list[Company]
-
-    def untypical(self) -> Floats:
-        """Three measures, shape (n, 3), higher for less typical cells.
-
-        How little the label that claims a cell most claims it, or without genes how far its
-        neighbours are; that, averaged over the cells most like it; and the crowding at its
-        neighbours, averaged like it.  Without company the first alone, shape (n, 1).
-        """
-        far = np.log(self.near.distance.mean(1) + 1e-12)
-        alone: Floats = far if self.odds is None else -self.odds.max(1)
-        if not self.companies:
-            return alone[:, None]
-        found = np.stack([alone, np.zeros(len(alone)), np.zeros(len(alone))], axis=1)
-        for company in self.companies:
-            rows, like = company.rows, company.like
-            crowded = crowding(self.near.at(rows))
-            found[rows, 1] = alone[rows][like].mean(1)
-            found[rows, 2] = crowded[like].mean(1)
-        return found
-
-    def without(self, label: int, its_own: Codes, seed: int) -> Sight:
-        """The same cells, as they would look if the reference did not have that label.
-
-        ``its_own`` are the cells that have it.
-        """
-        odds = self.odds
-        if odds is not None:
-            odds = claims_without(
-                label,
-                odds,
-                its_own,
-                self.reference.cells.expression,
-                self.reference.labels,
-                self.cells.expression,
-                seed,
-            )
-        others = self.anchors.at(np.flatnonzero(self.anchors.labels != label))
-        near = nearest(others.cells.places(), self.cells.places(), self.near.found.shape[1])
-        return replace(self, odds=odds, anchors=others, near=near)
-
-    def only(self, kept: Codes) -> Sight:
-        """Of some of the cells; ``kept`` are sorted rows."""
-        odds = None if self.odds is None else self.odds[kept]
-        groups = [company.only(kept) for company in self.companies]
-        cells, near = self.cells.at(kept), self.near.at(kept)
-        return replace(self, cells=cells, odds=odds, near=near, companies=groups)
+    alone, *kind = zip(known, values, strict=True)
+    if not kind:
+        return share_below(*alone)
+    views = [_ranked([alone]), _ranked(kind)]
+    return share_below(*(np.maximum(*both) for both in zip(*views, strict=True)))
 
 
-def novelty(known: Floats, values: Floats, weights: Floats) -> Floats:
-    """Share of held-out cells that are more typical, shape (q,).
-
-    ``known`` are the measures of held-out cells, shape (m, measures), ``values`` of those that
-    are asked about; their ranks are added with ``weights``, and ranked once more.
-    """
-    one, other = (np.sum(ranks(known, x) * weights, axis=1) for x in (known, values))
-    return share_below(one, other)
-
-
-def ranks(known: Floats, values: Floats) -> Floats:
-    """:func:`share_below` of each measure, the shape of ``values``."""
-    measures = zip(known.T, values.T, strict=True)
-    return np.stack([share_below(one, other) for one, other in measures], axis=1)
+def _ranked(measures: list[tuple[Floats, Floats]]) -> tuple[Floats, Floats]:
+    """Ranks of held-out and of other cells among the held-out, by the sum of their ranks in each."""
+    held_out = np.sum([share_below(k, k) for k, _ in measures], axis=0)
+    others = np.sum([share_below(k, v) for k, v in measures], axis=0)
+    return share_below(held_out, held_out), share_below(held_out, others)
 
 
 def share_below(known: Floats, values: Floats) -> Floats:
     """Share of ``known`` below each value; beyond their last 5 % an exponential tail."""
+    if len(known) < FEWEST:
+        return np.full(len(values), np.nan)
     ordered = np.sort(known)
     share = np.searchsorted(ordered, values, side="right") / (len(ordered) + 1)
     start = np.quantile(ordered, 1 - _TAIL)
