@@ -8,17 +8,20 @@ a multinomial classifier would have to claim it.
 from __future__ import annotations
 
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.special import expit
 
+from vivace.config import settings
 from vivace.transfer.options import need_sklearn
 
 Floats = NDArray[np.float64]
 _SCALE = 1e4  # counts of a cell add up to it before the logarithm
 _ITERATIONS = 100
+_MOST_THREADS = 4  # each holds a copy of the reference while it learns
 _COMPONENTS = 20
 
 
@@ -40,8 +43,8 @@ def claims(
 ) -> Floats:
     """Log odds with which each label claims each cell of the query, shape (q, labels).
 
-    Both are :func:`log_normalised`.  A label without a cell in the reference claims
-    none: -inf.
+    Both are :func:`log_normalised`, and the reference has two labels at least.  A label
+    without a cell in it claims none: -inf.
     """
     need_sklearn()
     from sklearn.exceptions import ConvergenceWarning
@@ -49,15 +52,16 @@ def claims(
 
     odds = np.full((query_qg.shape[0], n_labels), -np.inf)
     present = np.unique(labels_r)
-    if len(present) == 1:
-        odds[:, present] = 0.0
-        return odds
-    for label in present:
+
+    def claimed_by(label: np.int64) -> Floats:
         one = LogisticRegression(solver="liblinear", max_iter=_ITERATIONS, random_state=seed)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            one.fit(reference_rg, labels_r == label)
-        odds[:, label] = one.decision_function(query_qg)
+        found: Floats = one.fit(reference_rg, labels_r == label).decision_function(query_qg)
+        return found
+
+    n_threads = min(settings.num_threads, _MOST_THREADS)
+    with warnings.catch_warnings(), ThreadPoolExecutor(n_threads) as pool:
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        odds[:, present] = np.stack(list(pool.map(claimed_by, present)), axis=1)
     return odds
 
 
