@@ -59,6 +59,13 @@ class Declarations:
             object.__setattr__(self, name, tuple(value))
         true_or_false("allow_non_integer", self.allow_non_integer)
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of obs that are read."""
+        one = (self.batch_key, self.labels_key, self.size_factor_key)
+        covariates = (*self.categorical_covariate_keys, *self.continuous_covariate_keys)
+        return (*(key for key in one if key is not None), *covariates)
+
     def to_json(self) -> str:
         """One JSON string, as ``adata.uns["vivace"]`` holds it."""
         return json.dumps(asdict(self))

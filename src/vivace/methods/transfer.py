@@ -341,10 +341,8 @@ class Model(Differing):
         if not isinstance(key_added, str) or not key_added:
             raise ArgumentTypeError(f"key_added must be a name, not {key_added!r}.")
         columns = (key_added, f"{key_added}_probability", f"{key_added}_novelty")
-        d = self.schema.declarations
-        read = (d.batch_key, d.labels_key, d.size_factor_key)
         for column in columns:
-            if column in (*read, *d.categorical_covariate_keys, *d.continuous_covariate_keys):
+            if column in self.schema.declarations.columns:
                 raise OptionError(
                     f"key_added={key_added!r} would overwrite obs[{column!r}], which the model reads; "
                     "choose another name."

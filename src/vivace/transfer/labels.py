@@ -63,6 +63,21 @@ class _Said:
     untypical: list[Floats]
 
 
+@dataclass(frozen=True)
+class _Terms:
+    """On what terms cells are asked: the same for held-out cells and a query.
+
+    Parameters
+    ----------
+    n_anchors : reference cells that distances are taken to
+    company : cells that are judged together
+    """
+
+    options: LabelOptions
+    n_anchors: int
+    company: int
+
+
 def labels_of(adata: AnnData, key: str) -> tuple[Codes, list[str], Codes]:
     """Rows of a reference with a label, names of the labels, and their codes, of these rows."""
     column = any_column_of(adata, "labels_key, in the reference", key)
@@ -106,11 +121,10 @@ def transfer_labels(
     folds, by_batch = _folds(some, rng)
     if not _has_contrast(some.labels, folds):
         query, some = query.without_genes(), replace(some, cells=some.cells.without_genes())
-    n_outside = len(folds) - np.bincount(folds)[np.unique(folds)]
-    n_anchors = int(max(n_outside.min(), 1))
-    company = min(len(query), int(np.bincount(folds).max()))
-    asked = _ask(reference, some, query, n_anchors, options, company, rng)
-    said, truth = _held_out(some, folds, asked, n_anchors, options, company, rng)
+    largest = int(np.bincount(folds).max())
+    terms = _Terms(options, max(len(folds) - largest, 1), min(len(query), largest))
+    asked = _ask(reference, some, query, terms, rng)
+    said, truth = _held_out(some, folds, asked, terms, rng)
     exponents = _exponents(said.shares, truth)
     return Transfer(
         probability=_joined(asked.shares, exponents),
@@ -153,13 +167,12 @@ def _ask(
     reference: Labelled,
     some: Labelled,
     query: LatentCells,
-    n_anchors: int,
-    options: LabelOptions,
-    company: int,
+    terms: _Terms,
     rng: np.random.Generator,
 ) -> _Said:
     """Neighbours in all of the reference, classifiers of ``some``, distances to a few of these."""
-    anchors = some.cells.at(rng.permutation(len(some.labels))[:n_anchors])
+    options = terms.options
+    anchors = some.cells.at(rng.permutation(len(some.labels))[: terms.n_anchors])
     draws = [query.draw(rng) for _ in range(options.n_samples)]
     shares = [
         neighbour_labels(
@@ -181,7 +194,8 @@ def _ask(
         )
         shares.append(shares_of(odds))
         claimed = odds.max(1)
-    unlike = untypical(query, anchors.places(), claimed, options.n_neighbors, company, rng)
+    places = anchors.places()
+    unlike = untypical(query, places, claimed, options.n_neighbors, terms.company, rng)
     return _Said(shares, unlike)
 
 
@@ -189,9 +203,7 @@ def _held_out(
     some: Labelled,
     folds: Codes,
     asked: _Said,
-    n_anchors: int,
-    options: LabelOptions,
-    company: int,
+    terms: _Terms,
     rng: np.random.Generator,
 ) -> tuple[_Said, Codes]:
     """What the witnesses say of each fold without it, and the true labels; in the form of ``asked``.
@@ -206,7 +218,7 @@ def _held_out(
         known = np.flatnonzero((folds == fold) & np.isin(some.labels, others.labels))
         if len(known):
             cells = some.cells.at(known)
-            parts.append(_ask(others, others, cells, n_anchors, options, company, rng))
+            parts.append(_ask(others, others, cells, terms, rng))
             truths.append(some.labels[known])
     shares = [np.concatenate(one) for one in zip(*(p.shares for p in parts), strict=True)]
     untypical = [np.concatenate(one) for one in zip(*(p.untypical for p in parts), strict=True)]
