@@ -120,7 +120,7 @@ def test_theta_beyond_its_bounds(likelihood, sign, beyond):
             assert_same_bits(found, expected)
 
 
-@pytest.mark.parametrize("zi_logit", [-60.0, -20.0, 20.0, 60.0])
+@pytest.mark.parametrize("zi_logit", [-60.0, -43.0, -20.0, 20.0, 43.0, 60.0, 100.0])
 @each_reduction
 def test_extreme_zero_inflation(reduction, zi_logit):
     problems = [
@@ -134,10 +134,11 @@ def test_extreme_zero_inflation(reduction, zi_logit):
     check_count_budget(problems, reduction)
 
 
-@pytest.mark.parametrize("zi_logit", [-59.0, -61.0, -70.0, -86.0, -90.0, -120.0])
+@pytest.mark.parametrize("log_library", [8.0, 14.0])
+@pytest.mark.parametrize("zi_logit", [-26.0, -28.0, -43.0, -45.0, -61.0, -86.0, -90.0, -120.0])
 @each_reduction
-def test_a_zero_that_neither_dropout_nor_nb_explains(reduction, zi_logit):
-    """Means of 1e4 and theta of 10: log NB(0) is about -70; both terms leave float32 in time."""
+def test_a_zero_that_neither_dropout_nor_nb_explains(reduction, zi_logit, log_library):
+    """Means of 25 or 1e4 and theta of 10: log NB(0) is about -20 or -70, and leaves float32 in time."""
     problems = []
     for seed in range(32):
         gen = torch.Generator().manual_seed(seed)
@@ -148,7 +149,7 @@ def test_a_zero_that_neither_dropout_nor_nb_explains(reduction, zi_logit):
         )
         keep = torch.rand(16, 120, generator=gen) < 0.5
         problem = problem.with_counts(problem.counts.dense() * keep)
-        problems.append(replace(problem, log_library=torch.full((16,), 14.0)))
+        problems.append(replace(problem, log_library=torch.full((16,), log_library)))
     check_count_budget(problems, reduction)
 
 

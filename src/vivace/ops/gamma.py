@@ -61,22 +61,18 @@ def log64(x: float) -> float:
     exponent = _unbits64((shifted >> _FRACTION_BITS) | _TWO_52) - (4503599627370496.0 + 1023.0)
     s = (mantissa - 1.0) / (mantissa + 1.0)
     z = s * s
-    p = 2.0 / 17.0
-    p = p * z + 2.0 / 15.0
-    p = p * z + 2.0 / 13.0
-    p = p * z + 2.0 / 11.0
-    p = p * z + 2.0 / 9.0
-    p = p * z + 2.0 / 7.0
-    p = p * z + 2.0 / 5.0
-    p = p * z + 2.0 / 3.0
-    y = 2.0 * s + s * z * p + (exponent * _LN2_LO) + exponent * _LN2_HI
-    return y if x == x else x  # the bits of NaN would pass for a large number
+    z2 = z * z
+    p = ((2.0 / 17.0) * z + 2.0 / 15.0) * z2 + ((2.0 / 13.0) * z + 2.0 / 11.0)
+    q = ((2.0 / 9.0) * z + 2.0 / 7.0) * z2 + ((2.0 / 5.0) * z + 2.0 / 3.0)
+    y = 2.0 * s + (s * z) * (p * (z2 * z2) + q) + (exponent * _LN2_LO) + exponent * _LN2_HI
+    return y + (x - x)  # the bits of NaN would pass for a large number
 
 
 @kernel(fastmath=EXACT, inline=True)
 def log_gamma(z: float) -> float:
     """Log of the gamma function for z > 0, to 1e-10."""
-    product = z * (z + 1.0) * (z + 2.0) * (z + 3.0) * (z + 4.0) * (z + 5.0)
+    pairs = z * (z + 5.0)  # (z + 1) (z + 4) and (z + 2) (z + 3) are 4 and 6 more
+    product = pairs * ((pairs + 4.0) * (pairs + 6.0))
     y = z + 6.0
     r = 1.0 / y
     r2 = r * r
@@ -87,20 +83,12 @@ def log_gamma(z: float) -> float:
 @kernel(fastmath=EXACT, inline=True)
 def log_gamma_digamma(z: float) -> tuple[float, float]:
     """Log of the gamma function and its derivative for z > 0, to 1e-10."""
-    product = z
-    derivative = 1.0
-    derivative = derivative * (z + 1.0) + product
-    product = product * (z + 1.0)
-    derivative = derivative * (z + 2.0) + product
-    product = product * (z + 2.0)
-    derivative = derivative * (z + 3.0) + product
-    product = product * (z + 3.0)
-    derivative = derivative * (z + 4.0) + product
-    product = product * (z + 4.0)
-    derivative = derivative * (z + 5.0) + product
-    product = product * (z + 5.0)
+    pairs = z * (z + 5.0)
+    product = pairs * ((pairs + 4.0) * (pairs + 6.0))
+    derivative = (z + z + 5.0) * ((3.0 * pairs + 20.0) * pairs + 24.0)
     y = z + 6.0
-    r = 1.0 / y
+    inverse = 1.0 / (y * product)  # one division for both
+    r = product * inverse
     r2 = r * r
     log_y = log64(y)
     series = r * (1.0 / 12 - r2 * (1.0 / 360 - r2 * (1.0 / 1260 - r2 * (1.0 / 1680))))
@@ -109,6 +97,6 @@ def log_gamma_digamma(z: float) -> tuple[float, float]:
         log_y
         - 0.5 * r
         - r2 * (1.0 / 12 - r2 * (1.0 / 120 - r2 * (1.0 / 252 - r2 * (1.0 / 240))))
-        - derivative / product
+        - derivative * (y * inverse)
     )
     return value, slope

@@ -24,6 +24,7 @@ from vivace.ops.fastmath import (
     exp32,
     largest32,
     log1p32,
+    log1p_given32,
     log1p_share32,
     log32,
 )
@@ -42,7 +43,8 @@ _LOG_FACTORIAL = np.array([math.lgamma(i + 1) for i in range(256)], np.float64)
 _ROWS = 16  # cells handed to a thread at a time
 _GENES = 256  # genes of a per-gene loop handed to a thread at a time
 _POISSON, _ZINB = 0, 2
-_VANISHING = np.float32(-60)  # e to this, and to half as much again, are normal float32
+_VANISHING = np.float32(-28)  # three times e to this, multiplied, are a normal float32
+_MOST_KEPT = np.float32(-44)  # e to twice this is one too
 _SOFTPLUS_IS_EXP = -20.0  # below it their logs are equal to float32 accuracy
 
 
@@ -103,40 +105,75 @@ def _zero_nb(
     """Log NB(0) and its derivative in log mu."""
     vector_loop()
     for j in range(e.size):
-        spread, share = log1p_share32((e[j] * rate) * inv_theta[j])
-        value[j] = -theta[j] * spread
-        by_mu[j] = -theta[j] * share
+        u = (e[j] * rate) * inv_theta[j]
+        value[j] = u
+        by_mu[j] = _ONE / (_ONE + u)
+    for j in range(e.size):
+        u = value[j]
+        inverse = by_mu[j]
+        value[j] = -theta[j] * log1p_given32(u, inverse)
+        by_mu[j] = -theta[j] * (u * inverse)
+
+
+@kernel(fastmath=EXACT)
+def _exponential(a: Floats) -> None:
+    """In place."""
+    vector_loop()
+    for j in range(a.size):
+        a[j] = exp32(a[j])
+
+
+@kernel(fastmath=EXACT)
+def _odds_kept(logits: Floats) -> None:
+    """In place, the odds of not being dropped, exp(-pi), bounded so that their square is finite."""
+    vector_loop()
+    for j in range(logits.size):
+        pi = logits[j]
+        pi = _MOST_KEPT if pi < _MOST_KEPT else pi
+        logits[j] = exp32(-pi)
 
 
 @kernel(fastmath=EXACT)
 def _zero_zinb(value: Floats, logits: Floats, by_mu: Floats, by_theta: Floats) -> None:
-    """In place, from log NB(0): ZINB(0) and its derivatives."""
+    """In place, from NB(0) and the odds: ZINB(0) and its derivatives."""
     vector_loop()
     for j in range(value.size):
-        pi = logits[j]
-        t = exp32(value[j])
-        b = exp32(-abs(pi))
-        whole = _ONE + b
-        mass = _ONE + t * b if pi > _ZERO else b + t
+        t = value[j]
+        p = logits[j]
+        kept = p * t
+        mass = _ONE + kept
+        whole = _ONE + p
         inverse = _ONE / (mass * whole)
         value[j] = mass * (mass * inverse)
-        logits[j] = (b * (_ONE - t)) * inverse
-        kept = (t * b if pi > _ZERO else t) * (whole * inverse)
+        logits[j] = (p * (_ONE - t)) * inverse
+        kept *= whole * inverse
         by_mu[j] *= kept
         by_theta[j] *= kept
 
 
 @kernel(fastmath=EXACT)
-def _logs(value: Floats) -> None:
-    """A loop of its own, so that registers suffice."""
+def _logs_of_products(a: Floats, b: Floats, c: Floats) -> None:
+    """Write log(a b c) over a."""
     vector_loop()
-    for j in range(value.size):
-        value[j] = log32(value[j])
+    for j in range(a.size):
+        a[j] = log32(a[j] * b[j] * c[j])
+
+
+@kernel(fastmath=EXACT)
+def _total_of_logs(a: Floats) -> float:
+    """Sum of the logs of numbers of at least exp(-28), which are overwritten."""
+    third = a.size // 3
+    logs = a[:third]
+    _logs_of_products(logs, a[third : 2 * third], a[2 * third : 3 * third])
+    total: float = _total(logs)
+    for j in range(3 * third, a.size):
+        total += np.float64(log32(a[j]))
+    return total
 
 
 @kernel(fastmath=EXACT)
 def _any_vanishing(value: Floats, logits: Floats) -> bool:
-    """Whether e^pi and NB(0) of some gene are both too small for float32."""
+    """Whether e^pi and NB(0) of some gene are both below what ``_zero_zinb`` can hold."""
     vector_loop()
     found = np.int32(0)
     for j in range(value.size):
@@ -146,7 +183,7 @@ def _any_vanishing(value: Floats, logits: Floats) -> bool:
 
 @kernel()
 def _zero_zinb_by_logs(value: Floats, logits: Floats, by_mu: Floats, by_theta: Floats) -> None:
-    """What ``_zero_zinb`` and ``_logs`` give, where its two terms may vanish."""
+    """What ``_zero_zinb`` gives, and its logarithm, where both terms may vanish."""
     for j in range(value.size):
         pi, t = np.float64(logits[j]), np.float64(value[j])
         a = math.exp(-abs(pi - t))
@@ -219,9 +256,21 @@ def _add(total: Floats, a: Floats, weight: float) -> None:
 # ---- the non-zero genes of a row --------------------------------------------
 
 
-@kernel()
-def _log_factorial(x: float) -> float:
-    return _LOG_FACTORIAL[np.uint32(x)] if x < 256 and x == math.floor(x) else log_gamma(x + 1.0)
+@kernel(fastmath=EXACT)
+def _take_log_factorials(x: Floats, value: Doubles) -> None:
+    """Take log x! off, from a table where x is a small integer."""
+    vector_loop()
+    last = np.float32(_LOG_FACTORIAL.size - 1)
+    others = np.int32(0)
+    for i in range(x.size):
+        listed = np.int32(x[i] if x[i] < last else last)
+        value[i] -= _LOG_FACTORIAL[listed]
+        others |= np.int32(x[i] != np.float32(listed))
+    if others != 0:
+        for i in range(x.size):
+            listed = np.int32(x[i] if x[i] < last else last)
+            if x[i] != np.float32(listed):
+                value[i] += _LOG_FACTORIAL[listed] - log_gamma(np.float64(x[i]) + 1.0)
 
 
 @kernel(fastmath=EXACT)
@@ -239,11 +288,10 @@ def _nonzero_log_mu(
 
 @kernel(fastmath=EXACT)
 def _nonzero_poisson(genes: Genes, x: Floats, by_mu: Floats, value: Doubles) -> None:
-    """From log mu in ``value``: log Poisson without its mean; x is added to by_mu."""
+    """From log mu in ``value``: log Poisson without its mean and x!; x is added to by_mu."""
     for i in range(genes.size):
-        count = np.float64(x[i])
         by_mu[genes[i]] += x[i]
-        value[i] = count * value[i] - _log_factorial(count)
+        value[i] *= np.float64(x[i])
 
 
 @kernel(fastmath=EXACT)
@@ -322,30 +370,24 @@ def _nonzero_gradient(
 
 @kernel(fastmath=EXACT)
 def _nonzero_constants(
-    x: Floats,
-    theta: Doubles,
-    log_gammas: Doubles,
-    digammas: Doubles,
-    value: Doubles,
-    by_theta: Doubles,
+    theta: Doubles, log_gammas: Doubles, digammas: Doubles, value: Doubles, by_theta: Doubles
 ) -> None:
-    """Take log gamma(theta), log x! and theta * digamma(theta) off."""
+    """Take log gamma(theta) and theta * digamma(theta) off."""
     vector_loop()
-    for i in range(x.size):
-        value[i] -= log_gammas[i] + _log_factorial(np.float64(x[i]))
+    for i in range(value.size):
+        value[i] -= log_gammas[i]
         by_theta[i] -= theta[i] * digammas[i]
 
 
 @kernel(fastmath=EXACT)
-def _not_dropped(logits: Floats, value: Doubles, by_logits: Floats) -> None:
-    """Add log(1 - dropout) to the value of non-zero counts."""
+def _not_dropped(logits: Floats, log_kept: Floats, by_logits: Floats) -> None:
+    """Log(1 - dropout) of non-zero counts, and its derivative."""
     vector_loop()
     for i in range(logits.size):
         pi = logits[i]
-        b = exp32(-abs(pi))
-        inv_b = _ONE / (_ONE + b)
-        value[i] -= np.float64(max(pi, _ZERO) - log32(inv_b))
-        by_logits[i] = -(inv_b if pi > _ZERO else b * inv_b)
+        spread, share = log1p_share32(exp32(-abs(pi)))
+        log_kept[i] = -(spread + (pi if pi > _ZERO else _ZERO))
+        by_logits[i] = -(_ONE - share if pi > _ZERO else share)
 
 
 # ---- cells ------------------------------------------------------------------
@@ -403,6 +445,7 @@ def _cells(
     all_log_gammas = np.empty(most, np.float64)
     all_digammas = np.empty(most, np.float64)
     all_logits = np.empty(most, np.float32)
+    all_log_kept = np.empty(most, np.float32)
     all_by_logits = np.empty(most, np.float32)
     sums[:] = _ZERO
 
@@ -434,6 +477,7 @@ def _cells(
             else:  # the means add up to the library, whatever the logits: by_mu is only x
                 by_mu[:] = _ZERO
             _nonzero_poisson(where, x, by_mu, x_value)
+            _take_log_factorials(x, x_value)
             mass = exact_rate * total
             log_p = _total(x_value) - mass
             by_mu_sum = _total(x)
@@ -457,32 +501,41 @@ def _cells(
             _nonzero_value(x, x_ratio, x_theta, x_value, x_by_theta)
             if gradients:
                 _nonzero_gradient(x, x_ratio, x_theta, x_by_mu, x_by_theta)
-            _nonzero_constants(x, x_theta, x_log_gammas, x_digammas, x_value, x_by_theta)
+            _nonzero_constants(x_theta, x_log_gammas, x_digammas, x_value, x_by_theta)
+            _take_log_factorials(x, x_value)
             _zero_nb(e, rate, inv_theta, theta, value, by_mu)
             if gradients:
                 _zero_by_theta(value, by_mu, by_theta)
+            nothing = _ZERO  # what a gene has in value that is not zero: log 1, or 1
             if family == _ZINB:
-                x_logits = all_logits[:nonzero]
+                x_logits, x_log_kept = all_logits[:nonzero], all_log_kept[:nonzero]
                 x_by_logits = all_by_logits[:nonzero]
                 for i in range(nonzero):
                     x_logits[i] = logits[where[i]]
+                _not_dropped(x_logits, x_log_kept, x_by_logits)
+                for i in range(nonzero):
+                    x_value[i] += np.float64(x_log_kept[i])
                 if _any_vanishing(value, logits):
                     _zero_zinb_by_logs(value, logits, by_mu, by_theta)
                 else:
+                    _exponential(value)
+                    _odds_kept(logits)
                     _zero_zinb(value, logits, by_mu, by_theta)
-                    _logs(value)
-                _not_dropped(x_logits, x_value, x_by_logits)
+                    nothing = _ONE
                 for i in range(nonzero):
                     if x[i] != _ZERO:
                         logits[where[i]] = x_by_logits[i]
             for i in range(nonzero):
-                if x[i] != _ZERO:  # a stored zero is a zero like any other
+                if x[i] != _ZERO:
                     j = where[i]
-                    value[j] = np.float32(x_value[i])
+                    value[j] = nothing
                     if gradients:
                         by_mu[j] = np.float32(x_by_mu[i])
                         by_theta[j] = np.float32(x_by_theta[i])
-            log_p = _total(value)
+                else:  # a stored zero is a zero like any other
+                    x_value[i] = 0.0
+            zeros = _total_of_logs(value) if nothing == _ONE else _total(value)
+            log_p = _total(x_value) + zeros
             by_mu_sum = _total(by_mu)
             by_log_library = by_mu_sum
 
