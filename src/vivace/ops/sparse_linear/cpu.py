@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vivace.jit import EXACT, kernel, never_inline, parallel_kernel
 from vivace.ops.fastmath import log1p32
-from vivace.ops.sparse_linear.rows import weighted_rows
+from vivace.ops.sparse_linear.rows import add_to_rows, weighted_rows
 
 Ints = NDArray[np.int64]
 Genes = NDArray[np.int32]
@@ -26,7 +26,7 @@ Floats = NDArray[np.float32]
 _ZERO = np.float32(0)
 _MINUS_ONE = np.float32(-1)
 _CELLS = 16  # handed to a thread at a time
-_GENES = 256
+_GENES = 256  # whose rows of 128 numbers stay in the second-level cache
 _VALUES = 4096
 
 
@@ -85,46 +85,6 @@ def _first_from(genes: Genes, start: int, stop: int, gene: int) -> int:
 
 
 @kernel()
-def _transpose(
-    indptr: Ints, genes: Genes, values: Floats, first: int, last: int
-) -> tuple[Ints, Genes, Floats]:
-    """Entries of the genes from first to last, ordered by gene; cells ascending in each.
-
-    A counting sort.  The genes of each cell must ascend, unless all are asked for.
-    """
-    n_cells = indptr.size - 1
-    begins, ends = np.empty(n_cells, np.int64), np.empty(n_cells, np.int64)
-    starts = np.zeros(last - first + 1, np.int64)
-    for n in range(n_cells):
-        begins[n] = indptr[n] if first == 0 else _first_from(genes, indptr[n], indptr[n + 1], first)
-        ends[n] = _first_from(genes, begins[n], indptr[n + 1], last)
-        for i in range(begins[n], ends[n]):
-            starts[genes[i] - first + 1] += 1
-    for g in range(last - first):
-        starts[g + 1] += starts[g]
-    place = starts[:-1].copy()
-    cells = np.empty(starts[-1], np.int32)
-    moved = np.empty(starts[-1], np.float32)
-    for n in range(n_cells):
-        for i in range(begins[n], ends[n]):
-            p = place[genes[i] - first]
-            cells[p] = n
-            moved[p] = values[i]
-            place[genes[i] - first] = p + 1
-    return starts, cells, moved
-
-
-@kernel()
-def _ascending(indptr: Ints, genes: Genes) -> bool:
-    """Whether the genes of every cell ascend."""
-    falls = np.int32(0)
-    for n in range(indptr.size - 1):
-        for i in range(indptr[n] + 1, indptr[n + 1]):
-            falls |= np.int32(genes[i] < genes[i - 1])
-    return falls == 0
-
-
-@kernel()
 def _genes_gradient(
     out_gh: Floats,
     first: int,
@@ -133,20 +93,40 @@ def _genes_gradient(
     genes: Genes,
     values: Floats,
     grad_nh: Floats,
-) -> None:
+) -> int:
+    """Rows of the genes from first to last; how many entries were theirs.
+
+    From each cell, the entries from the first that reaches these genes to the first that is
+    not of them: all of them where genes ascend.
+    """
     never_inline()
-    starts, cells, moved = _transpose(indptr, genes, values, first, last)
-    for g in range(last - first):
-        weighted_rows(out_gh[first + g], starts[g], starts[g + 1], cells, moved, grad_nh)
+    out = out_gh[first:last]
+    out[:] = _ZERO
+    number = np.uint32(last - first)
+    found = 0
+    for n in range(indptr.size - 1):
+        begin, end = indptr[n], indptr[n + 1]
+        if first > 0:
+            begin = _first_from(genes, begin, end, first)
+        stop = begin
+        while stop < end and np.uint32(genes[stop] - first) < number:
+            stop += 1
+        add_to_rows(out, begin, stop, first, genes, values, grad_nh[n])
+        found += stop - begin
+    return found
 
 
 @parallel_kernel()
-def _backward(out_gh: Floats, indptr: Ints, genes: Genes, values: Floats, grad_nh: Floats) -> None:
-    """Each stretch of genes is transposed by the thread that sums its rows."""
+def _backward(out_gh: Floats, indptr: Ints, genes: Genes, values: Floats, grad_nh: Floats) -> int:
+    """Write the gradient if the genes of each cell ascend; how many entries were taken."""
     n_genes = out_gh.shape[0]
-    for block in prange((n_genes + _GENES - 1) // _GENES):
-        first, last = block * _GENES, min(n_genes, (block + 1) * _GENES)
-        _genes_gradient(out_gh, first, last, indptr, genes, values, grad_nh)
+    n_stretches = (n_genes + _GENES - 1) // _GENES
+    found = np.zeros(n_stretches, np.int64)
+    for part in prange(n_stretches):
+        first, last = part * _GENES, min(n_genes, (part + 1) * _GENES)
+        found[part] = _genes_gradient(out_gh, first, last, indptr, genes, values, grad_nh)
+    total: int = found.sum()
+    return total
 
 
 def sparse_product(indptr: Tensor, genes: Tensor, values: Tensor, weight_gh: Tensor) -> Tensor:
@@ -171,10 +151,9 @@ def weight_gradient_into(
     out_gh: Floats, indptr: Ints, genes: Genes, values: Floats, grad_nh: Floats
 ) -> None:
     """Write ``x.T @ grad``."""
-    if not _ascending(indptr, genes):  # transposed twice, they do
-        for rows in (len(out_gh), len(indptr) - 1):
-            indptr, genes, values = _transpose(indptr, genes, values, 0, rows)
-    _backward(out_gh, indptr, genes, values, grad_nh)
+    entries = indptr[-1] - indptr[0]
+    if _backward(out_gh, indptr, genes, values, grad_nh) < entries:  # they do not ascend
+        _genes_gradient(out_gh, 0, len(out_gh), indptr, genes, values, grad_nh)
 
 
 class _SparseLinear(torch.autograd.Function):

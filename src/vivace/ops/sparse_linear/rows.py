@@ -1,8 +1,10 @@
-"""A weighted sum of rows of a table, with the sum kept in the processor's registers.
+"""Weighted rows of a table summed, and a row added to those of a table, weighted.
 
-Written in Numba's own words, LLVM reads and writes the sum in memory for every
-few rows, and checks before each loop that no two arrays overlap: half of the
-time where a row is 128 numbers.  Here its instructions are given directly.
+What belongs to all entries, the sum or the row that is added, is kept in the
+processor's registers.  Written in Numba's own words, LLVM reads and writes it in
+memory for every few entries, and checks before each loop that no two arrays
+overlap: half of the time where a row is 128 numbers.  Here its instructions are
+given directly.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from vivace.jit import SUMS, kernel, vector_loop
 
 Genes = NDArray[np.int32]
 Floats = NDArray[np.float32]
-Columns = Callable[[Floats, int, int, int, Genes, Floats, Floats], None]
+Columns = Callable[[Floats, int, int, int, int, Genes, Floats, Floats], None]
 
 _FLOAT, _INT, _LONG = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 _WIDTH = 16  # numbers in a vector of 512 bits, which LLVM cuts to what there is
@@ -29,61 +31,80 @@ _VECTOR = ir.VectorType(_FLOAT, _WIDTH)
 _ROUND = ("contract",)  # fused multiply-add
 
 
-def _sum_of_columns(n_vectors: int) -> Columns:
-    """Kernel that writes ``n_vectors * 16`` columns of the sum, from ``column`` on."""
+def _vectors(builder: Any, array: Any, offset: Any, number: int) -> list[Any]:
+    """Pointers to that many vectors of an array's numbers, side by side from ``offset`` on."""
+    start = builder.gep(array.data, [offset])
+    places = (builder.gep(start, [_LONG(i * _WIDTH)]) for i in range(number))
+    return [builder.bitcast(place, _VECTOR.as_pointer()) for place in places]
+
+
+def _in_all_lanes(builder: Any, number: Any) -> Any:
+    first = builder.insert_element(_VECTOR(ir.Undefined), number, _INT(0))
+    lanes = ir.VectorType(_INT, _WIDTH)([0] * _WIDTH)
+    return builder.shuffle_vector(first, _VECTOR(ir.Undefined), lanes)
+
+
+def _add(builder: Any, total: Any, value: Any, numbers: Any) -> None:
+    """Add value * numbers to the vector at ``total``, rounded once."""
+    product = builder.fmul(value, numbers, flags=_ROUND)
+    so_far = builder.load(total, align=4)
+    builder.store(builder.fadd(product, so_far, flags=_ROUND), total, align=4)
+
+
+def _columns(n_vectors: int, summed: bool) -> Columns:
+    """Kernel of ``n_vectors * 16`` columns, from ``column`` on.
+
+    Of the entries from start to stop, value * table[row - first] is summed in
+    ``row_h``; or, where it is not ``summed``, value * row_h added to that row of the table.
+    """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _, column, start, stop = args[:4]
-        out, rows, values, table = (
-            context.make_array(signature.args[i])(context, builder, args[i]) for i in (0, 4, 5, 6)
+        _, column, start, stop, first = args[:5]
+        row_h, rows, values, table = (
+            context.make_array(signature.args[i])(context, builder, args[i]) for i in (0, 5, 6, 7)
         )
         width = builder.extract_value(table.shape, 1)
-        table_at_column = builder.gep(table.data, [column])
-
-        def vector_at(data: Any, i: int) -> Any:
-            place = builder.gep(data, [_LONG(i * _WIDTH)])
-            return builder.bitcast(place, _VECTOR.as_pointer())
-
-        sums = [
-            cgutils.alloca_once(builder, _VECTOR)  # type: ignore[no-untyped-call]
-            for _ in range(n_vectors)
-        ]
-        for one in sums:
-            builder.store(_VECTOR([0.0] * _WIDTH), one)
+        ours = _vectors(builder, row_h, column, n_vectors)
+        # LLVM keeps in registers what is allocated here
+        kept = [cgutils.alloca_once(builder, _VECTOR) for _ in ours]  # type: ignore[no-untyped-call]
+        for one, place in zip(kept, ours, strict=True):
+            nothing = _VECTOR([0.0] * _WIDTH)
+            builder.store(nothing if summed else builder.load(place, align=4), one)
         with cgutils.for_range_slice(builder, start, stop, _LONG(1), _LONG) as (entry, _):
             row = builder.zext(builder.load(builder.gep(rows.data, [entry])), _LONG)
-            value = builder.load(builder.gep(values.data, [entry]))
-            first = builder.insert_element(_VECTOR(ir.Undefined), value, _INT(0))
-            lanes = ir.VectorType(_INT, _WIDTH)([0] * _WIDTH)
-            value = builder.shuffle_vector(first, _VECTOR(ir.Undefined), lanes)
-            row_at_column = builder.gep(table_at_column, [builder.mul(row, width)])
-            for i, one in enumerate(sums):
-                numbers = builder.load(vector_at(row_at_column, i), align=4)
-                product = builder.fmul(value, numbers, flags=_ROUND)
-                builder.store(builder.fadd(product, builder.load(one), flags=_ROUND), one)
-        out_at_column = builder.gep(out.data, [column])
-        for i, one in enumerate(sums):
-            builder.store(builder.load(one), vector_at(out_at_column, i), align=4)
+            value = _in_all_lanes(builder, builder.load(builder.gep(values.data, [entry])))
+            offset = builder.add(builder.mul(builder.sub(row, first), width), column)
+            theirs = _vectors(builder, table, offset, n_vectors)
+            for one, place in zip(kept, theirs, strict=True):
+                if summed:
+                    _add(builder, one, value, builder.load(place, align=4))
+                else:
+                    _add(builder, place, value, builder.load(one))
+        if summed:
+            for one, place in zip(kept, ours, strict=True):
+                builder.store(builder.load(one), place, align=4)
         return context.get_dummy_value()
 
     @intrinsic
     def columns(
         typingctx: Any,
-        out_h: Any,
+        row_h: Any,
         column: Any,
         start: Any,
         stop: Any,
+        first: Any,
         rows: Any,
         values: Any,
         table: Any,
     ) -> Any:
-        arguments = (out_h, types.intp, types.intp, types.intp, rows, values, table)
-        return types.none(*arguments), codegen
+        integers = (types.intp,) * 4
+        return types.none(row_h, *integers, rows, values, table), codegen
 
     return cast("Columns", columns)
 
 
-_eight, _four, _two, _one = (_sum_of_columns(n) for n in (8, 4, 2, 1))
+_sum_8, _sum_4, _sum_2, _sum_1 = (_columns(n, summed=True) for n in (8, 4, 2, 1))
+_add_4, _add_2, _add_1 = (_columns(n, summed=False) for n in (4, 2, 1))
 
 
 @kernel(fastmath=SUMS)
@@ -99,16 +120,16 @@ def weighted_rows(
     h = out_h.size
     c = 0
     while c + 128 <= h:
-        _eight(out_h, c, start, stop, rows, values, table)
+        _sum_8(out_h, c, start, stop, 0, rows, values, table)
         c += 128
     if c + 64 <= h:
-        _four(out_h, c, start, stop, rows, values, table)
+        _sum_4(out_h, c, start, stop, 0, rows, values, table)
         c += 64
     if c + 32 <= h:
-        _two(out_h, c, start, stop, rows, values, table)
+        _sum_2(out_h, c, start, stop, 0, rows, values, table)
         c += 32
     if c + 16 <= h:
-        _one(out_h, c, start, stop, rows, values, table)
+        _sum_1(out_h, c, start, stop, 0, rows, values, table)
         c += 16
     if c < h:
         out_h[c:] = np.float32(0)
@@ -116,3 +137,30 @@ def weighted_rows(
             row = table[rows[i]]
             for j in range(c, h):
                 out_h[j] += values[i] * row[j]
+
+
+@kernel(fastmath=SUMS)
+def add_to_rows(
+    table: Floats, start: int, stop: int, first: int, rows: Genes, values: Floats, row_h: Floats
+) -> None:
+    """Add value * row_h to table[row - first], for the entries from start to stop in turn.
+
+    Every array must be contiguous, every row one of the table.
+    """
+    vector_loop()
+    h = row_h.size
+    c = 0
+    while c + 64 <= h:
+        _add_4(row_h, c, start, stop, first, rows, values, table)
+        c += 64
+    if c + 32 <= h:
+        _add_2(row_h, c, start, stop, first, rows, values, table)
+        c += 32
+    if c + 16 <= h:
+        _add_1(row_h, c, start, stop, first, rows, values, table)
+        c += 16
+    if c < h:
+        for i in range(start, stop):
+            total = table[rows[i] - first]
+            for j in range(c, h):
+                total[j] += values[i] * row_h[j]
