@@ -308,18 +308,25 @@ class VAE(nn.Module):
     # ---- the objective --------------------------------------------------
 
     def forward(
-        self, batch: CountBatch, kl_weight: float, generator: torch.Generator | None = None
+        self,
+        batch: CountBatch,
+        kl_weight: float,
+        generator: torch.Generator | None = None,
+        memory: Memory | None = None,
     ) -> Losses:
-        """The objective on a minibatch, with one draw of z (and of a latent library) a cell."""
+        """The objective on a minibatch, with one draw of z (and of a latent library) a cell.
+
+        ``memory`` as in :meth:`nll`, where no gradient is asked for.
+        """
         inference = self.encode(batch, generator)
         point_nk = self.place(_drawn(inference.z, generator))
         kl = inference.z.kl().mean()
         if inference.library is None:
-            reconstruction = self._nll(point_nk, batch, self.log_library(batch), "mean")
+            reconstruction = self._nll(point_nk, batch, self.log_library(batch), "mean", memory)
             loss = reconstruction + kl_weight * kl
         else:
             log_library_n = _drawn(inference.library, generator)[:, 0]
-            reconstruction = self._nll(point_nk, batch, log_library_n, "mean")
+            reconstruction = self._nll(point_nk, batch, log_library_n, "mean", memory)
             library_kl = self.library_kl(inference, batch).mean()
             loss = reconstruction + kl_weight * kl + library_kl
             kl = kl + library_kl

@@ -15,6 +15,7 @@ from vivace.data import CountBatch, Rows, Source, minibatches
 from vivace.errors import OptionError, TrainingError
 from vivace.nn import VAE, Part, trained_parts
 from vivace.nn.layers import BatchNorm
+from vivace.ops.memory import Memory
 from vivace.seeds import numpy_generator, torch_generator
 from vivace.train.adam import FLUSH_EVERY, FusedAdam, Group, flush_subnormal
 from vivace.train.initialise import initialise_from_data
@@ -141,6 +142,7 @@ class _Run:
                 module.momentum = recipe.momentum
         self.device = network.device
         self.noise = torch_generator(options.seed, self.device)
+        self.memory = Memory()  # of validation
         self.good = copy_weights(network)  # as they were after the last epoch that was finite
         self.start_optimizer()
 
@@ -240,7 +242,8 @@ class _Run:
         noise = torch_generator(self.seed, self.device)
         sums = torch.zeros(3, device=self.device)
         for part in minibatches(self.watched, _VALIDATION_BATCH):
-            losses = self.network(self.source.gather(part).to(self.device), kl_weight, noise)
+            batch = self.source.gather(part).to(self.device)
+            losses = self.network(batch, kl_weight, noise, self.memory)
             sums += len(part) * torch.stack(losses)
         n = len(self.watched)
         return _row(sums / n if n else sums.fill_(math.nan), "validation")
