@@ -374,17 +374,12 @@ class VAE(nn.Module):
             continuous = joined(continuous, self.batch_embedding(batch.batch))
         if not len(self._offsets):
             return continuous, None
-        columns = self.onehot_columns(batch)
-        zeros = torch.zeros(
-            (len(columns), sum(self.one_hot_sizes)), dtype=dtype, device=columns.device
-        )
-        return continuous, zeros.scatter_(1, columns, 1.0)
-
-    def onehot_columns(self, batch: CountBatch) -> Tensor:
-        """Which one-hot columns are 1, shape (n, covariates), batch first."""
         codes = [batch.batch, *batch.categorical.unbind(1)]
         seen = [c for c, n in zip(codes, self.one_hot_sizes, strict=True) if n > 0]
-        return seen[0][:, None] if len(seen) == 1 else torch.stack(seen, dim=1) + self._offsets
+        columns = torch.stack(seen, dim=1) + self._offsets
+        shape = (len(columns), sum(self.one_hot_sizes))
+        zeros = torch.zeros(shape, dtype=dtype, device=columns.device)
+        return continuous, zeros.scatter_(1, columns, 1.0)
 
 
 def _stored(posterior: StoredPosterior) -> Inference:

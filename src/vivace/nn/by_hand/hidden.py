@@ -58,6 +58,7 @@ def normed_relu(
     shift: Floats,
     running_mean: Floats,
     running_variance: Floats,
+    tracked: NDArray[np.int64],
     own: bool,
     eps: float,
     momentum: float,
@@ -70,11 +71,13 @@ def normed_relu(
 ) -> None:
     """Write out, the mean that is taken from x (not from x + bias), and 1 / standard deviation.
 
-    Moves the running statistics where ``own``, the minibatch's, are used.
+    Moves the running statistics, and counts in ``tracked`` that it did, where ``own``, the
+    minibatch's, are used.
     ``out_nh`` may have more columns than x; the rest is left alone.
     """
     n, h = x_nh.shape
     if own:
+        tracked[0] += 1
         totals = np.zeros(h, np.float64)
         squares = np.zeros(h, np.float64)
         for i in range(n):

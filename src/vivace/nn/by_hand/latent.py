@@ -14,6 +14,7 @@ from vivace.jit import kernel
 from vivace.nn.encoder import LOG_VARIANCE_BOUND, VARIANCE_FLOOR
 
 Floats = NDArray[np.float32]
+Codes = NDArray[np.int64]
 
 
 @kernel()
@@ -57,12 +58,15 @@ def latent_draw_gradient(
     variance_nk: Floats,
     slope_nk: Floats,
     by_heads_nk: Floats,
+    by_bias_k: Floats,
 ) -> None:
-    """Write the gradient in the heads; ``by_kl`` is that in the divergence of every cell.
+    """Write the gradient in the heads, and its sum over the cells, that in their bias.
 
-    ``by_z_nk`` may have more columns than k; the rest is not read.
+    ``by_kl`` is the gradient in the divergence of every cell.  ``by_z_nk`` may have more
+    columns than k; the rest is not read.
     """
     n, k = noise_nk.shape
+    totals = np.zeros(2 * k, np.float64)
     for i in range(n):
         for j in range(k):
             by_z, variance = np.float64(by_z_nk[i, j]), np.float64(variance_nk[i, j])
@@ -71,14 +75,27 @@ def latent_draw_gradient(
                 by_z * noise_nk[i, j] / math.sqrt(variance) + by_kl * (1.0 - 1.0 / variance)
             )
             by_heads_nk[i, k + j] = by_variance * slope_nk[i, j]
+        for j in range(2 * k):
+            totals[j] += by_heads_nk[i, j]
+    for j in range(2 * k):
+        by_bias_k[j] = totals[j]
 
 
 @kernel()
-def fill_onehot(inputs_nk: Floats, start: int, columns: NDArray[np.int64]) -> None:
-    """Columns from ``start``: 1 where ``columns``, shape (n, covariates), points, else 0."""
+def fill_onehot(
+    inputs_nk: Floats, start: int, sizes: Codes, batch_n: Codes, categorical_nc: Codes
+) -> None:
+    """Columns from ``start``: of each covariate, batch first, 1 where its code is, else 0.
+
+    ``sizes`` are the columns of each; a covariate with none is left out.
+    """
     n, k = inputs_nk.shape
     for i in range(n):
         for j in range(start, k):
             inputs_nk[i, j] = 0.0
-        for c in range(columns.shape[1]):
-            inputs_nk[i, start + columns[i, c]] = 1.0
+        column = start
+        for c in range(sizes.size):
+            code = batch_n[i] if c == 0 else categorical_nc[i, c - 1]
+            if sizes[c] > 0:
+                inputs_nk[i, column + code] = 1.0
+            column += sizes[c]

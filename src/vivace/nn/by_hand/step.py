@@ -91,7 +91,8 @@ class HandStep:
         self.softplus_variance = config.var_activation == "softplus"
         self.n_latent = config.n_latent
         self.n_continuous = network.dims.n_continuous
-        self.n_onehot = sum(network.one_hot_sizes)
+        self.sizes = np.array(network.one_hot_sizes)
+        self.n_onehot = int(self.sizes.sum())
         self.inject = config.deeply_inject_covariates
         self.memories: dict[int, Memory] = {}
 
@@ -162,12 +163,12 @@ class HandStep:
             by_x = layer.backward(by_out)
             layer.linear.leave(product(layer.inputs_nk.T, by_x), None)
             by_out = product(by_x, layer.linear.weight.T)
-        by_heads = memory.take("by heads", n, 2 * k)
+        by_heads, by_bias = memory.take("by heads", n, 2 * k), memory.take("by bias", 2 * k)
         latent_draw_gradient(
             by_out.numpy(), kl_weight * share, heads_nk.numpy(), noise_nk.numpy(),
-            variance_nk.numpy(), slope_nk.numpy(), by_heads.numpy(),
+            variance_nk.numpy(), slope_nk.numpy(), by_heads.numpy(), by_bias.numpy(),
         )  # fmt: skip
-        self.latent.leave(product(last_nh.T, by_heads), by_heads.sum(0))
+        self.latent.leave(product(last_nh.T, by_heads), by_bias)
         by_out = product(by_heads, self.latent.weight.T)
         for i in reversed(range(1, len(self.encoding))):
             layer = self.encoding[i]
@@ -193,8 +194,8 @@ class HandStep:
             inputs_nk[:, self.n_latent : self.n_latent + continuous] = batch.continuous
         if not onehot:
             return inputs_nk, None
-        columns = self.network.onehot_columns(batch).numpy()
-        fill_onehot(inputs_nk.numpy(), self.n_latent + continuous, columns)
+        codes = batch.batch.numpy(), batch.categorical.numpy()
+        fill_onehot(inputs_nk.numpy(), self.n_latent + continuous, self.sizes, *codes)
         return inputs_nk, inputs_nk[:, self.n_latent + continuous :]
 
     def _heads(self, batch: CountBatch) -> CountHeads:
@@ -257,6 +258,7 @@ class _Layer:
             t.detach().numpy()
             for t in (norm.weight, norm.bias, norm.running_mean, norm.running_var)
         )
+        self.tracked = norm.num_batches_tracked.view(1).numpy()
         self.mean, self.inv_std = np.empty((2, self.n_hidden), np.float32)
         self.gradients = tuple(torch.empty(self.n_hidden) for _ in range(3))
         self.by_weight, self.by_shift, self.by_bias = (t.numpy() for t in self.gradients)
@@ -265,13 +267,11 @@ class _Layer:
         """Fill the first columns of ``out_nh``."""
         n, h = x_nh.shape
         self.own = n > 1
-        if self.own:
-            self.norm.num_batches_tracked.add_(1)
         bits = dropout_bits((n, h), generator, None).numpy() if self.dropout > 0 else _NO_BITS
         self.x, self.out_nh, self.out = x_nh.numpy(), out_nh, out_nh.numpy()
         normed_relu(
             self.x, self.bias, self.weight, self.shift, self.running_mean, self.running_variance,
-            self.own, self.norm.eps, self.norm.momentum, bits, self.threshold, self.keep,
+            self.tracked, self.own, self.norm.eps, self.norm.momentum, bits, self.threshold, self.keep,
             self.out, self.mean, self.inv_std,
         )  # fmt: skip
 
