@@ -153,6 +153,48 @@ def test_a_zero_that_neither_dropout_nor_nb_explains(reduction, zi_logit, log_li
     check_count_budget(problems, reduction)
 
 
+@pytest.mark.parametrize("zi_logit", [-43.0, -43.7, -60.0, -float("inf")])
+def test_processors_that_flush_small_numbers_to_zero(zi_logit):
+    """Nothing on the way leaves normal float32; one thread, since each has its own setting."""
+    problem = count_problem("zinb", seed=0, n=4, g=3000).with_heads(
+        dropout_hg=torch.zeros(8, 3000), dropout_g=torch.full((3000,), zi_logit)
+    )
+    problem = replace(problem, log_library=torch.full((4,), 3.0))
+    options = {"backend": "cpu", "reduction": "none"}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        expected = count_results(problem, torch.float32, **options)
+        if not torch.set_flush_denormal(True):
+            pytest.skip("this processor cannot flush small numbers to zero")
+        found = count_results(problem, torch.float32, **options)
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(threads)
+    assert torch.equal(found["nll"], expected["nll"])
+    for name, gradient in found.items():
+        assert torch.allclose(gradient, expected[name], rtol=1e-6, atol=1e-30), name
+
+
+@pytest.mark.parametrize("certain", [80.0, 1e30, float("inf")])
+def test_a_gene_that_is_surely_dropped_beside_one_that_vanishes(certain):
+    """A row that is computed by logarithms, because of one gene, has all sorts of others."""
+    logits = torch.full((120,), -2.0)
+    logits[3], logits[50] = -70.0, certain
+    problem = count_problem("zinb", seed=0).with_heads(
+        log_theta_g=torch.full((120,), 3.0), dropout_hg=torch.zeros(8, 120), dropout_g=logits
+    )
+    counts = problem.counts.dense()
+    counts[:, [3, 50]] = 0.0
+    problem = replace(problem.with_counts(counts), log_library=torch.full((16,), 14.0))
+    options = {"reduction": "none"}
+    found = count_results(problem, torch.float32, backend="cpu", **options)
+    finite = replace(problem, heads=replace(problem.heads, dropout_g=logits.clamp(max=1e4)))
+    expected = count_results(finite, torch.float64, backend="reference", **options)
+    assert torch.allclose(found["nll"].double(), expected["nll"], rtol=1e-6)
+    assert all(gradient.isfinite().all() for gradient in found.values())
+
+
 @pytest.mark.parametrize("largest", [-300.0, 0.0, 300.0])
 @each_likelihood
 def test_each_gene_in_the_softmax_may_lie_far_below_the_largest(likelihood, largest):

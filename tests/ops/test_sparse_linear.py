@@ -264,7 +264,7 @@ def test_kernel_is_refused_where_it_does_not_apply(refused):
 
 
 @each_transform
-@pytest.mark.parametrize("g", [130, 700])  # 700 genes are three stretches of several blocks
+@pytest.mark.parametrize("g", [130, 700])  # 700 genes are three stretches
 def test_the_genes_of_a_cell_may_come_in_any_order(transform, g):
     problems = []
     for seed in range(8):

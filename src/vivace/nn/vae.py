@@ -316,7 +316,7 @@ class VAE(nn.Module):
     ) -> Losses:
         """The objective on a minibatch, with one draw of z (and of a latent library) a cell.
 
-        ``memory`` as in :meth:`nll`, where no gradient is asked for.
+        ``memory`` as in :meth:`nll`; not used where a gradient is asked for.
         """
         inference = self.encode(batch, generator)
         point_nk = self.place(_drawn(inference.z, generator))

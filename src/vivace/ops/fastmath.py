@@ -105,7 +105,7 @@ def log1p_share32(u: float) -> tuple[float, float]:
 
 @kernel(fastmath=EXACT)
 def log1p_given32(u: float, inverse: float) -> float:
-    """``log(1 + u)`` for u >= 0 from u and ``1 / (1 + u)``."""
+    """``log(1 + u)`` for finite u >= 0 from u and ``1 / (1 + u)``."""
     w = np.float32(1.0) + u
     i = _bits(np.float32(w))
     e = np.int32(np.int32(i - _SQRT_HALF_BITS) >> np.int32(23))

@@ -1,7 +1,7 @@
 """Vectorisable float64 logarithm, log-gamma and digamma for the Numba kernels.
 
 libm's functions are calls, which keep LLVM from vectorising the loop around
-them.  These are polynomials and two divisions.
+them.  These are polynomials and a division or three.
 
 The gamma functions shift their argument up by six, where the asymptotic series
 are exact to 1e-10, and shift back with the product z (z + 1) ... (z + 5) and its

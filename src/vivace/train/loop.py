@@ -142,7 +142,7 @@ class _Run:
                 module.momentum = recipe.momentum
         self.device = network.device
         self.noise = torch_generator(options.seed, self.device)
-        self.memory = Memory()  # of validation
+        self.validation_memory = Memory()
         self.good = copy_weights(network)  # as they were after the last epoch that was finite
         self.start_optimizer()
 
@@ -243,7 +243,7 @@ class _Run:
         sums = torch.zeros(3, device=self.device)
         for part in minibatches(self.watched, _VALIDATION_BATCH):
             batch = self.source.gather(part).to(self.device)
-            losses = self.network(batch, kl_weight, noise, self.memory)
+            losses = self.network(batch, kl_weight, noise, self.validation_memory)
             sums += len(part) * torch.stack(losses)
         n = len(self.watched)
         return _row(sums / n if n else sums.fill_(math.nan), "validation")

@@ -43,8 +43,9 @@ _LOG_FACTORIAL = np.array([math.lgamma(i + 1) for i in range(256)], np.float64)
 _ROWS = 16  # cells handed to a thread at a time
 _GENES = 256  # genes of a per-gene loop handed to a thread at a time
 _POISSON, _ZINB = 0, 2
+_CERTAIN = 1e30  # infinity less infinity would be no number
 _VANISHING = np.float32(-28)  # three times e to this, multiplied, are a normal float32
-_MOST_KEPT = np.float32(-44)  # e to twice this is one too
+_MOST_KEPT = np.float32(-43.5)  # e to twice this is one too
 _SOFTPLUS_IS_EXP = -20.0  # below it their logs are equal to float32 accuracy
 
 
@@ -125,7 +126,7 @@ def _exponential(a: Floats) -> None:
 
 @kernel(fastmath=EXACT)
 def _odds_kept(logits: Floats) -> None:
-    """In place, the odds of not being dropped, exp(-pi), bounded so that their square is finite."""
+    """In place, the odds of not being dropped, exp(-pi), bounded for one over their square."""
     vector_loop()
     for j in range(logits.size):
         pi = logits[j]
@@ -153,7 +154,7 @@ def _zero_zinb(value: Floats, logits: Floats, by_mu: Floats, by_theta: Floats) -
 
 @kernel(fastmath=EXACT)
 def _logs_of_products(a: Floats, b: Floats, c: Floats) -> None:
-    """Write log(a b c) over a."""
+    """Write log(a b c) over a; all three are as long."""
     vector_loop()
     for j in range(a.size):
         a[j] = log32(a[j] * b[j] * c[j])
@@ -186,6 +187,7 @@ def _zero_zinb_by_logs(value: Floats, logits: Floats, by_mu: Floats, by_theta: F
     """What ``_zero_zinb`` gives, and its logarithm, where both terms may vanish."""
     for j in range(value.size):
         pi, t = np.float64(logits[j]), np.float64(value[j])
+        pi = _CERTAIN if pi > _CERTAIN else pi
         a = math.exp(-abs(pi - t))
         b = math.exp(-abs(pi))
         kept = np.float32((a if pi > t else 1.0) / (1.0 + a))
@@ -506,7 +508,6 @@ def _cells(
             _zero_nb(e, rate, inv_theta, theta, value, by_mu)
             if gradients:
                 _zero_by_theta(value, by_mu, by_theta)
-            nothing = _ZERO  # what a gene has in value that is not zero: log 1, or 1
             if family == _ZINB:
                 x_logits, x_log_kept = all_logits[:nonzero], all_log_kept[:nonzero]
                 x_by_logits = all_by_logits[:nonzero]
@@ -515,27 +516,33 @@ def _cells(
                 _not_dropped(x_logits, x_log_kept, x_by_logits)
                 for i in range(nonzero):
                     x_value[i] += np.float64(x_log_kept[i])
-                if _any_vanishing(value, logits):
-                    _zero_zinb_by_logs(value, logits, by_mu, by_theta)
-                else:
-                    _exponential(value)
-                    _odds_kept(logits)
-                    _zero_zinb(value, logits, by_mu, by_theta)
-                    nothing = _ONE
+            for i in range(nonzero):
+                if x[i] != _ZERO:
+                    value[where[i]] = _ZERO
+                else:  # a stored zero is a zero like any other
+                    x_value[i] = 0.0
+            if family != _ZINB:
+                zeros = _total(value)
+            elif _any_vanishing(value, logits):
+                _zero_zinb_by_logs(value, logits, by_mu, by_theta)
+                zeros = _total(value)
+            else:
+                _exponential(value)
+                _odds_kept(logits)
+                _zero_zinb(value, logits, by_mu, by_theta)
                 for i in range(nonzero):
                     if x[i] != _ZERO:
-                        logits[where[i]] = x_by_logits[i]
+                        value[where[i]] = _ONE
+                zeros = _total_of_logs(value)
+            log_p = _total(x_value) + zeros
             for i in range(nonzero):
                 if x[i] != _ZERO:
                     j = where[i]
-                    value[j] = nothing
+                    if family == _ZINB:
+                        logits[j] = x_by_logits[i]
                     if gradients:
                         by_mu[j] = np.float32(x_by_mu[i])
                         by_theta[j] = np.float32(x_by_theta[i])
-                else:  # a stored zero is a zero like any other
-                    x_value[i] = 0.0
-            zeros = _total_of_logs(value) if nothing == _ONE else _total(value)
-            log_p = _total(x_value) + zeros
             by_mu_sum = _total(by_mu)
             by_log_library = by_mu_sum
 
