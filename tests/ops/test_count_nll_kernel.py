@@ -160,14 +160,13 @@ def test_processors_that_flush_small_numbers_to_zero(zi_logit):
         dropout_hg=torch.zeros(8, 3000), dropout_g=torch.full((3000,), zi_logit)
     )
     problem = replace(problem, log_library=torch.full((4,), 3.0))
-    options = {"backend": "cpu", "reduction": "none"}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        expected = count_results(problem, torch.float32, **options)
+        expected = kernel(problem)
         if not torch.set_flush_denormal(True):
             pytest.skip("this processor cannot flush small numbers to zero")
-        found = count_results(problem, torch.float32, **options)
+        found = kernel(problem)
     finally:
         torch.set_flush_denormal(False)
         torch.set_num_threads(threads)
@@ -187,10 +186,9 @@ def test_a_gene_that_is_surely_dropped_beside_one_that_vanishes(certain):
     counts = problem.counts.dense()
     counts[:, [3, 50]] = 0.0
     problem = replace(problem.with_counts(counts), log_library=torch.full((16,), 14.0))
-    options = {"reduction": "none"}
-    found = count_results(problem, torch.float32, backend="cpu", **options)
+    found = kernel(problem)
     finite = replace(problem, heads=replace(problem.heads, dropout_g=logits.clamp(max=1e4)))
-    expected = count_results(finite, torch.float64, backend="reference", **options)
+    expected = count_results(finite, torch.float64, backend="reference", reduction="none")
     assert torch.allclose(found["nll"].double(), expected["nll"], rtol=1e-6)
     assert all(gradient.isfinite().all() for gradient in found.values())
 

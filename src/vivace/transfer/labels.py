@@ -221,8 +221,8 @@ def _held_out(
             parts.append(_ask(others, others, cells, terms, rng))
             truths.append(some.labels[known])
     shares = [np.concatenate(one) for one in zip(*(p.shares for p in parts), strict=True)]
-    untypical = [np.concatenate(one) for one in zip(*(p.untypical for p in parts), strict=True)]
-    return _Said(shares, untypical), np.concatenate(truths)
+    unlike = [np.concatenate(one) for one in zip(*(p.untypical for p in parts), strict=True)]
+    return _Said(shares, unlike), np.concatenate(truths)
 
 
 def _has_contrast(labels: Codes, folds: Codes) -> bool:
