@@ -305,7 +305,11 @@ class _AutogradStep:
         self.network = network
         self.leaves = _Leaves()
         groups = [
-            {"params": [self.leaves.of(p) for p in parts], "weight_decay": decay, "lr_factor": factor}
+            {
+                "params": [self.leaves.of(p) for p in parts],
+                "weight_decay": decay,
+                "lr_factor": factor,
+            }
             for parts, decay, factor in _groups(network, recipe)
         ]
         adam = torch.optim.Adam(groups, lr=recipe.lr, eps=recipe.eps, betas=betas, fused=True)
