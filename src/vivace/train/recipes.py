@@ -22,7 +22,7 @@ BATCH_SIZE = 128
 _FEW_CELLS = 4_000
 _VERY_FEW_CELLS = 1_500
 _LEAST_MEMORY = 20  # steps
-_HELD = 0.25  # of the steps: KL warm-up at most, and final decay, where training may stop early
+_HELD = 0.25  # of the steps: final decay, where training may stop early
 METRICS = (  # columns of the history that can be watched
     "elbo_validation",
     "reconstruction_loss_validation",
@@ -139,7 +139,7 @@ class Recipe:
         if self.lr_decay == 0:
             return self
         share = min(1.0, usual / epochs)
-        kl_warmup = None if self.kl_warmup is None else min(_HELD, self.kl_warmup * share)
+        kl_warmup = None if self.kl_warmup is None else self.kl_warmup * share
         return replace(
             self,
             lr_warmup=self.lr_warmup * share,
@@ -311,7 +311,7 @@ RECIPES: dict[str, Recipe] = {
         decay_matrices_only=True,
         lr_warmup=0.1,
         lr_decay=0.6,
-        kl_warmup=0.5,
+        kl_warmup=0.1,
         from_data=True,
         patience=8,
         keep_best=True,
