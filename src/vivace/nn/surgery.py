@@ -81,42 +81,33 @@ class Part:
     name : of the parameter in the network
     parameter : the whole of it
     rows : those that are trained; None for all
-    of_categories : whether they are a decoder's rows of categories, each a bias of the
-        cells of one
     """
 
     name: str
     parameter: nn.Parameter
     rows: slice | None = None
-    of_categories: bool = False
 
 
 def trained_parts(network: VAE) -> list[Part]:
-    """What the optimiser may change: everything, unless surgery has frozen some.
-
-    The decoder's rows of categories are parts of their own.
-    """
+    """What the optimiser may change: everything, unless surgery has frozen some."""
     surgery = network.surgery
     named = dict(network.named_parameters())
-    n_onehot = sum(network.one_hot_sizes)
-    first = {name: len(named[name]) - n_onehot for name in _injected(network)}
-    whole, rows = set(named), {}
-    if surgery is not None and not surgery.unfrozen:
-        whole = _trained_whole(network, surgery)
-        new = _new_rows(network, surgery)
-        rows = {n: [slice(at + r.start, at + r.stop) for r in new] for n, at in first.items()}
-        rows |= {name: [slice(known, n)] for name, known, n in _tables(network, surgery)}
+    if surgery is None or surgery.unfrozen:
+        return [Part(name, parameter) for name, parameter in named.items()]
+    whole = _trained_whole(network, surgery)
+    injected = dict.fromkeys(_injected(network), _new_rows(network, surgery))
+    rows = dict(injected)
+    rows |= {name: [slice(known, n)] for name, known, n in _tables(network, surgery)}
     parts = []
     for name, parameter in named.items():
-        bias = name in first and name.startswith("decoder.")
-        if name not in whole:
-            trained = [r for r in rows.get(name, []) if r.start < r.stop]
-            parts += [Part(name, parameter, r, bias) for r in trained]
-        elif bias and n_onehot:
-            parts.append(Part(name, parameter, slice(0, first[name])))
-            parts.append(Part(name, parameter, slice(first[name], len(parameter)), bias))
-        else:
+        if name in whole:
             parts.append(Part(name, parameter))
+            continue
+        offset = len(parameter) - sum(network.one_hot_sizes) if name in injected else 0
+        for new in rows.get(name, []):
+            if new.start < new.stop:
+                stretch = slice(offset + new.start, offset + new.stop)
+                parts.append(Part(name, parameter, stretch))
     return parts
 
 

@@ -249,38 +249,13 @@ class _Run:
         return _row(sums / n if n else sums.fill_(math.nan), "validation")
 
 
-class _Leaves:
-    """What Adam is given: parameters, and views of those of which it has some rows only.
-
-    The other rows are out of its reach, or have a view, and settings, of their own.
-    """
-
-    def __init__(self) -> None:
-        self.views: list[tuple[Part, Tensor]] = []
-
-    def of(self, part: Part) -> Tensor:
-        """The parameter, or a view of some of its rows."""
-        if part.rows is None:
-            return part.parameter
-        view = part.parameter.detach()[part.rows]
-        self.views.append((part, view))
-        return view
-
-    def receive(self) -> None:
-        """Give the views their rows of the parameters' gradients."""
-        for part, view in self.views:
-            gradient = part.parameter.grad
-            view.grad = None if gradient is None else gradient[part.rows]
-
-
 class _HandStep:
     """One step on the CPU by kernels: losses of a minibatch, shape (3,), and Adam."""
 
     def __init__(self, gradients: HandStep, recipe: Recipe, betas: tuple[float, float]) -> None:
         self.gradients = gradients
-        self.leaves = _Leaves()
         groups = [
-            Group([self.leaves.of(p) for p in parts], decay, factor)
+            Group([p.parameter for p in parts], decay, factor)
             for parts, decay, factor in _groups(gradients.network, recipe)
         ]
         self.adam = FusedAdam(groups, lr=recipe.lr, eps=recipe.eps, betas=betas)
@@ -289,32 +264,39 @@ class _HandStep:
         self, batch: CountBatch, kl_weight: float, lr: float, noise: torch.Generator
     ) -> Tensor:
         losses = self.gradients(batch, kl_weight, noise)
-        self.leaves.receive()
         self.adam.lr = lr
         self.adam.step()
         return losses
 
 
 class _AutogradStep:
-    """The same by autograd and Lightning Fabric: any network, any device, any part of it."""
+    """The same by autograd and Lightning Fabric: any network, any device, any part of it.
+
+    Where only some rows of a parameter are trained, Adam is given a view of them, and the
+    others are out of its reach.
+    """
 
     def __init__(
         self, fabric: Fabric, network: VAE, recipe: Recipe, betas: tuple[float, float]
     ) -> None:
         self.fabric = fabric
         self.network = network
-        self.leaves = _Leaves()
+        self.views: list[tuple[Part, Tensor]] = []
         groups = [
-            {
-                "params": [self.leaves.of(p) for p in parts],
-                "weight_decay": decay,
-                "lr_factor": factor,
-            }
+            {"params": [self.leaf(p) for p in parts], "weight_decay": decay, "lr_factor": factor}
             for parts, decay, factor in _groups(network, recipe)
         ]
         adam = torch.optim.Adam(groups, lr=recipe.lr, eps=recipe.eps, betas=betas, fused=True)
         self.wrapped, self.adam = fabric.setup(network, adam)
         self.steps = 0
+
+    def leaf(self, part: Part) -> Tensor:
+        """What Adam is given: the parameter, or a view of some of its rows."""
+        if part.rows is None:
+            return part.parameter
+        view = part.parameter.detach()[part.rows]
+        self.views.append((part, view))
+        return view
 
     def __call__(
         self, batch: CountBatch, kl_weight: float, lr: float, noise: torch.Generator
@@ -323,7 +305,9 @@ class _AutogradStep:
             group["lr"] = lr * group["lr_factor"]
         losses: Any = self.wrapped(batch, kl_weight, noise)
         self.fabric.backward(losses.loss)
-        self.leaves.receive()
+        for part, view in self.views:
+            gradient = part.parameter.grad
+            view.grad = None if gradient is None else gradient[part.rows]
         self.adam.step()
         self.network.zero_grad()
         self.steps += 1
@@ -336,16 +320,15 @@ class _AutogradStep:
 def _groups(network: VAE, recipe: Recipe) -> list[tuple[list[Part], float, float]]:
     """What is trained, the weight decay it has, and its learning rate as a multiple."""
     parts = trained_parts(network)
-    matrices = [p for p in parts if _is_matrix(p, network)]
-    vectors = [p for p in parts if not _is_matrix(p, network)]
+    matrices = [p for p in parts if _is_matrix(p.parameter, network)]
+    vectors = [p for p in parts if not _is_matrix(p.parameter, network)]
     decay = 0.0 if recipe.decay_matrices_only else recipe.weight_decay
     return [(matrices, recipe.weight_decay, 1.0), (vectors, decay, recipe.vector_lr)]
 
 
-def _is_matrix(part: Part, network: VAE) -> bool:
-    """Whether it multiplies something; dispersions, and rows of categories, are lists of vectors."""
-    parameter = part.parameter
-    return parameter.ndim > 1 and parameter is not network.log_theta and not part.of_categories
+def _is_matrix(parameter: Tensor, network: VAE) -> bool:
+    """Whether it multiplies something; a table of dispersions is a list of vectors."""
+    return parameter.ndim > 1 and parameter is not network.log_theta
 
 
 def _on_cpu(accelerator: str) -> bool:

@@ -45,10 +45,9 @@ class Recipe:
     beta1, beta2 : decay of Adam's means of gradients and of their squares, a step
     memory : share of the steps that the mean of squares remembers, where that is
         less than ``beta2`` does (and 20 steps at least); None: ``beta2`` says it
-    vector_lr : learning rate of biases, norms and dispersions, and of the decoder's rows of
-        categories, each a bias of its cells, as a multiple of ``lr``
+    vector_lr : learning rate of biases, norms and dispersions, as a multiple of ``lr``
     momentum : of batch norm's running statistics; they see a minibatch this much
-    decay_matrices_only : the L2 penalty leaves out what ``vector_lr`` is for
+    decay_matrices_only : the L2 penalty leaves out biases, batch norm and dispersion
     lr_warmup, lr_decay : fractions of the steps in which the learning rate
         rises linearly from near 0, and falls to 0 along a cosine
     kl_warmup : fraction of the steps in which the KL weight rises; None: see the next two
