@@ -312,7 +312,7 @@ class Interrupt(Callback):
 
 @pytest.mark.parametrize(
     ("epochs", "verdict"),
-    [  # the KL weight is not full before the second
+    [  # the KL weight is not full before the third
         (1, "interrupted after 1 epoch; the weights are of the last whole epoch"),
         (3, "interrupted after 3 epochs; the weights are of the best epoch"),
     ],
