@@ -53,8 +53,9 @@ def threads():
 
 def test_kernels_are_cached_on_disk(tmp_path):
     cached = "\nassert sum(product_into.threaded.stats.cache_hits.values()) == {}"
+    two = {"OMP_NUM_THREADS": "2", "NUMBA_NUM_THREADS": "2"}
     for hits in (0, 1):
-        run(PRODUCT + cached.format(hits), NUMBA_CACHE_DIR=str(tmp_path), OMP_NUM_THREADS="2")
+        run(PRODUCT + cached.format(hits), NUMBA_CACHE_DIR=str(tmp_path), **two)
 
 
 def test_without_a_folder_that_can_be_written_kernels_are_compiled_each_time(tmp_path):
