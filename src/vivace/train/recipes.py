@@ -138,11 +138,10 @@ class Recipe:
         if self.lr_decay == 0:
             return self
         share = min(1.0, usual / epochs)
-        kl_warmup = None if self.kl_warmup is None else self.kl_warmup * share
         return replace(
             self,
             lr_warmup=self.lr_warmup * share,
-            kl_warmup=kl_warmup,
+            kl_warmup=None if self.kl_warmup is None else self.kl_warmup * share,
             lr_decay=_HELD,
             memory=None if self.memory is None else self.memory * share,
         )
