@@ -187,8 +187,19 @@ def _prefetch(typingctx: Any, array: Any, index: Any) -> Any:
     return types.none(array, index), codegen
 
 
+@intrinsic
+def _floats_at(typingctx: Any, address: Any) -> Any:
+    """The pointer to float32 numbers that ``Tensor.data_ptr()`` gives as an integer."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], ir.FloatType().as_pointer())
+
+    return types.CPointer(types.float32)(types.intp), codegen
+
+
 # as a kernel calls them
 vector_loop = cast("Callable[[], None]", _vector_loop)
 never_inline = cast("Callable[[], None]", _never_inline)
 prefetch = cast("Callable[[NDArray[Any], int], None]", _prefetch)
+floats_at = cast("Callable[[int], Any]", _floats_at)
 LINE = 64 // np.dtype(np.float32).itemsize  # numbers of 32 bits in a cache line

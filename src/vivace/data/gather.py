@@ -7,37 +7,44 @@ already; at two to three milliseconds a training step that shows.
 from __future__ import annotations
 
 import numpy as np
+from numba import prange
 from numpy.typing import NDArray
 
-from vivace.jit import LINE, kernel, prefetch
+from vivace.jit import LINE, parallel_kernel, prefetch
 
 Ints = NDArray[np.int64]
 Genes = NDArray[np.int32]
 Floats = NDArray[np.float32]
 
 
-@kernel()
+_ROWS = 16  # handed to a thread at a time
+
+
+@parallel_kernel()
 def gather_rows(
     indptr: NDArray[np.integer], genes: NDArray[np.integer], values: Floats, rows: Ints
 ) -> tuple[Ints, Genes, Floats]:
     """``indptr, genes, values`` of the given rows; positions are 64-bit throughout.
 
-    Rows in random order are far from any cache; asking for all of them first
+    Rows in random order are far from any cache; asking for a block of them first
     halves the time (0.09 to 0.04 ms for 128 rows of 100 entries).
     """
-    starts = np.zeros(rows.size + 1, np.int64)
-    for i in range(rows.size):
-        first, end = np.int64(indptr[rows[i]]), np.int64(indptr[rows[i] + 1])
-        starts[i + 1] = starts[i] + end - first
-        for k in range(first, end, LINE):
-            prefetch(genes, k)
-            prefetch(values, k)
-    picked_genes = np.empty(starts[-1], np.int32)
-    picked_values = np.empty(starts[-1], np.float32)
-    for i in range(rows.size):
-        first, begin, end = np.int64(indptr[rows[i]]), starts[i], starts[i + 1]
-        for k in range(end - begin):
-            picked_genes[begin + k] = genes[first + k]
-        for k in range(end - begin):
-            picked_values[begin + k] = values[first + k]
+    n = rows.size
+    starts = np.empty(n + 1, np.int64)
+    starts[0] = 0
+    for i in range(n):
+        starts[i + 1] = starts[i] + np.int64(indptr[rows[i] + 1]) - np.int64(indptr[rows[i]])
+    picked_genes = np.empty(starts[n], np.int32)
+    picked_values = np.empty(starts[n], np.float32)
+    for block in prange((n + _ROWS - 1) // _ROWS):
+        for i in range(block * _ROWS, min(n, (block + 1) * _ROWS)):
+            for k in range(np.int64(indptr[rows[i]]), np.int64(indptr[rows[i] + 1]), LINE):
+                prefetch(genes, k)
+                prefetch(values, k)
+        for i in range(block * _ROWS, min(n, (block + 1) * _ROWS)):
+            first, begin, end = np.int64(indptr[rows[i]]), starts[i], starts[i + 1]
+            for k in range(end - begin):
+                picked_genes[begin + k] = genes[first + k]
+            for k in range(end - begin):
+                picked_values[begin + k] = values[first + k]
     return starts, picked_genes, picked_values

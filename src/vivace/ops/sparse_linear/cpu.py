@@ -15,7 +15,7 @@ from numba import prange
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vivace.jit import EXACT, kernel, never_inline, parallel_kernel
+from vivace.jit import EXACT, kernel, never_inline, parallel_kernel, vector_loop
 from vivace.ops.fastmath import log1p32
 from vivace.ops.sparse_linear.rows import add_to_rows, weighted_rows
 
@@ -25,19 +25,28 @@ Floats = NDArray[np.float32]
 
 _ZERO = np.float32(0)
 _MINUS_ONE = np.float32(-1)
+_INFINITY = np.float32(np.inf)
+_NAN = np.float32(np.nan)
 _CELLS = 16  # handed to a thread at a time
 _GENES = 256  # whose rows of 128 numbers stay in the second-level cache
 _VALUES = 4096
 
 
+@kernel(fastmath=EXACT)
+def _log1p_values(out: Floats, values: Floats) -> None:
+    vector_loop()
+    for i in range(values.size):
+        x = values[i]
+        y = log1p32(x)
+        y = y if x > _MINUS_ONE else (_NAN if x < _MINUS_ONE else -_INFINITY)
+        out[i] = y if x < _INFINITY else x
+
+
 @parallel_kernel(fastmath=EXACT)
 def _log1p_into(out: Floats, values: Floats) -> None:
     for block in prange((values.size + _VALUES - 1) // _VALUES):
-        for i in range(block * _VALUES, min(values.size, (block + 1) * _VALUES)):
-            x = values[i]
-            y = log1p32(x)
-            y = y if x > _MINUS_ONE else np.float32(np.nan if x < _MINUS_ONE else -np.inf)
-            out[i] = y if x < np.float32(np.inf) else x
+        here = slice(block * _VALUES, min(values.size, (block + 1) * _VALUES))
+        _log1p_values(out[here], values[here])
 
 
 def log1p_of(values: Tensor) -> Tensor:
