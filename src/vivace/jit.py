@@ -194,7 +194,7 @@ def _floats_at(typingctx: Any, address: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.inttoptr(args[0], ir.FloatType().as_pointer())
 
-    return types.CPointer(types.float32)(types.intp), codegen
+    return types.CPointer(types.float32)(types.intp), codegen  # type: ignore[no-untyped-call]
 
 
 # as a kernel calls them
@@ -202,4 +202,5 @@ vector_loop = cast("Callable[[], None]", _vector_loop)
 never_inline = cast("Callable[[], None]", _never_inline)
 prefetch = cast("Callable[[NDArray[Any], int], None]", _prefetch)
 floats_at = cast("Callable[[int], Any]", _floats_at)
+as_array = cast("Callable[[Any, int], NDArray[Any]]", numba.carray)  # type: ignore[attr-defined]
 LINE = 64 // np.dtype(np.float32).itemsize  # numbers of 32 bits in a cache line

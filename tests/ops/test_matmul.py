@@ -24,6 +24,7 @@ PATHS = {  # whether there is oneDNN, and whether MKL is preferred without and w
 def path(request, monkeypatch):
     """Sets what torch is said to have: oneDNN, and an MKL made for the processor."""
     onednn, mkl = request.param
+    monkeypatch.setattr(matmul, "_SMALL", 0)
     monkeypatch.setattr(matmul, "_ONEDNN", matmul._onednn_linear() if onednn else None)
     for name, value in zip(("_MKL", "_MKL_WITH_BIAS"), mkl, strict=True):
         monkeypatch.setattr(matmul, name, value)
@@ -92,17 +93,19 @@ def test_nan_shows_in_its_row_and_column_alone(path):
 
 
 @pytest.mark.parametrize(
-    ("mkl", "biased", "expected"),
+    ("mkl", "biased", "small", "expected"),
     [
-        ((False, False), False, 1),
-        ((False, False), True, 1),
-        ((True, False), False, 0),
-        ((True, False), True, 1),
-        ((True, True), False, 0),
-        ((True, True), True, 0),
+        ((False, False), False, False, 1),
+        ((False, False), False, True, 0),
+        ((False, False), True, False, 1),
+        ((False, False), True, True, 1),
+        ((True, False), False, False, 0),
+        ((True, False), True, False, 1),
+        ((True, True), False, False, 0),
+        ((True, True), True, False, 0),
     ],
 )
-def test_which_path_is_taken(mkl, biased, expected, monkeypatch):
+def test_which_path_is_taken(mkl, biased, small, expected, monkeypatch):
     """oneDNN where torch has it, but for the products that MKL is faster at."""
     calls = []
     onednn = matmul._onednn_linear()
@@ -112,6 +115,7 @@ def test_which_path_is_taken(mkl, biased, expected, monkeypatch):
     monkeypatch.setattr(matmul, "_ONEDNN", lambda *a: calls.append(a) or onednn(*a))
     for name, value in zip(("_MKL", "_MKL_WITH_BIAS"), mkl, strict=True):
         monkeypatch.setattr(matmul, name, value)
+    monkeypatch.setattr(matmul, "_SMALL", 25 if small else 24)
     bias = torch.ones(4) if biased else None
     found = matmul.product(torch.ones(2, 3), torch.ones(3, 4), bias)
     assert torch.equal(found, torch.full((2, 4), 3.0 + biased))

@@ -2,8 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+
+class Pair(NamedTuple):
+    """A float32 CPU tensor, and its memory as an array, as kernels take it."""
+
+    tensor: Tensor
+    array: NDArray[np.float32]
+
+    @classmethod
+    def new(cls, *shape: int) -> Pair:
+        """Of that shape; its contents are anything."""
+        tensor = torch.empty(shape)
+        array: Any = tensor.numpy()
+        return cls(tensor, array)
 
 
 class Memory:
@@ -20,19 +38,23 @@ class Memory:
     """
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[str, tuple[int, ...]], Tensor] = {}
+        self._kept: dict[tuple[str, tuple[int, ...]], Pair] = {}
+
+    def pair(self, name: str, *shape: int) -> Pair:
+        """The tensor of that name and shape, and its array; the contents are anything."""
+        kept = self._kept.get((name, shape))
+        if kept is None:
+            kept = self._kept[name, shape] = Pair.new(*shape)
+        return kept
 
     def take(self, name: str, *shape: int) -> Tensor:
         """The tensor of that name and shape; its contents are anything."""
-        kept = self._kept.get((name, shape))
-        if kept is None:
-            kept = self._kept[name, shape] = torch.empty(shape)
-        return kept
+        return self.pair(name, *shape).tensor
 
 
 class NoMemory(Memory):
     """Every tensor is new, for results that somebody keeps."""
 
-    def take(self, name: str, *shape: int) -> Tensor:
-        """A new tensor."""
-        return torch.empty(shape)
+    def pair(self, name: str, *shape: int) -> Pair:
+        """A new tensor and its array."""
+        return Pair.new(*shape)

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import carray, prange
+from numba import prange
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vivace.jit import EXACT, floats_at, kernel, parallel_kernel, vector_loop
+from vivace.jit import EXACT, as_array, floats_at, kernel, parallel_kernel, vector_loop
 
 Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 FLUSH_EVERY = 100  # steps of an optimiser that does not flush by itself
@@ -43,12 +44,12 @@ def _move(
     gradient: Floats,
     average: Floats,
     square: Floats,
-    decay: float,
-    by_average: float,
-    by_square: float,
-    rate: float,
-    root: float,
-    eps: float,
+    decay: np.float32,
+    by_average: np.float32,
+    by_square: np.float32,
+    rate: np.float32,
+    root: np.float32,
+    eps: np.float32,
 ) -> None:
     """One step of a stretch of a parameter; ``rate`` and ``root`` hold the bias corrections."""
     vector_loop()
@@ -71,7 +72,8 @@ def _move_all(
     sizes: Ints,
     moments: Floats,
     decays: Floats,
-    rates: Floats,
+    factors: Doubles,
+    rate: float,
     by_average: float,
     by_square: float,
     root: float,
@@ -89,10 +91,11 @@ def _move_all(
         size = min(_BLOCK, sizes[p + 1] - before - start)
         first = before + start
         _move(
-            carray(floats_at(addresses[0, p]), sizes[p + 1] - before)[start : start + size],
-            carray(floats_at(addresses[1, p]), sizes[p + 1] - before)[start : start + size],
+            as_array(floats_at(addresses[0, p]), sizes[p + 1] - before)[start : start + size],
+            as_array(floats_at(addresses[1, p]), sizes[p + 1] - before)[start : start + size],
             moments[0, first : first + size], moments[1, first : first + size],
-            decays[p], by_average, by_square, rates[p], root, eps,
+            decays[p], np.float32(by_average), np.float32(by_square),
+            np.float32(factors[p] * rate), np.float32(root), np.float32(eps),
         )  # fmt: skip
 
 
@@ -157,11 +160,14 @@ class FusedAdam:
         self.steps = 0
         self.params = [p for group in groups for p in group.params]
         if not all(p.is_contiguous() and p.dtype == torch.float32 for p in self.params):
-            raise ValueError("FusedAdam moves contiguous float32 parameters, and others were given.")
+            raise ValueError(
+                "FusedAdam moves contiguous float32 parameters, and others were given."
+            )
         of_each: list[tuple[float, float]] = [
             (group.weight_decay, group.lr_factor) for group in groups for _ in group.params
         ]
-        self._decays, self._factors = np.array(of_each, np.float32).reshape(-1, 2).T.copy()
+        decays, self._factors = np.array(of_each).reshape(-1, 2).T.copy()
+        self._decays = decays.astype(np.float32)
         sizes = [p.numel() for p in self.params]
         self._sizes = np.cumsum([0, *sizes])
         blocks = [(i, start) for i, size in enumerate(sizes) for start in range(0, size, _BLOCK)]
@@ -172,15 +178,13 @@ class FusedAdam:
     def step(self) -> None:
         """Move every parameter by its gradient; each must have one."""
         self.steps += 1
-        by_average, by_square = (1.0 - beta for beta in self.betas)
         grads: list[Any] = [p.grad for p in self.params]
         grads = [g if g.is_contiguous() else g.contiguous() for g in grads]
         self._addresses[0] = [p.data_ptr() for p in self.params]
         self._addresses[1] = [g.data_ptr() for g in grads]
-        rate = self.lr / (1.0 - self.betas[0] ** self.steps)
-        root = 1.0 / math.sqrt(1.0 - self.betas[1] ** self.steps)
+        beta1, beta2 = self.betas
         _move_all(
             self._addresses, self._parameters, self._starts, self._sizes, self.moments,
-            self._decays, self._factors * np.float32(rate), np.float32(by_average),
-            np.float32(by_square), np.float32(root), np.float32(self.eps),
+            self._decays, self._factors, self.lr / (1.0 - beta1**self.steps),
+            1.0 - beta1, 1.0 - beta2, 1.0 / math.sqrt(1.0 - beta2**self.steps), self.eps,
         )  # fmt: skip

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _VALIDATION_SHARE = 0.1  # validation cells looked at each epoch, as a share of the training cells
 _VALIDATION_FLOOR = 512
-_VALIDATION_BATCH = 512
+_VALIDATION_BATCH = 1024
 _HALVINGS = 6  # of the learning rate, where the loss stops being finite
 _COOLDOWN = 0.25  # steps in which the learning rate falls after an early stop, of those before it
 

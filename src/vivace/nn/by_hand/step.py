@@ -15,7 +15,7 @@ from vivace.nn.vae import VAE
 from vivace.ops.count_nll import CountHeads
 from vivace.ops.count_nll.autograd import weighted_gradients
 from vivace.ops.matmul import product
-from vivace.ops.memory import Memory
+from vivace.ops.memory import Memory, Pair
 from vivace.ops.sparse_linear.cpu import (
     fill_dense,
     log1p_of,
@@ -94,7 +94,8 @@ class HandStep:
         self.sizes = np.array(network.one_hot_sizes)
         self.n_onehot = int(self.sizes.sum())
         self.inject = config.deeply_inject_covariates
-        self.memories: dict[int, Memory] = {}
+        self.by_genes = Pair.new(*self.encoding[0].linear.weight.shape)
+        self.scratch: dict[int, _Scratch] = {}
 
     def __call__(
         self, batch: CountBatch, kl_weight: float, generator: torch.Generator | None = None
@@ -103,82 +104,80 @@ class HandStep:
 
         The gradients are overwritten by the next call.
         """
-        n, k = batch.n_cells, self.n_latent
-        memory = self.memories.setdefault(n, Memory())
+        n = batch.n_cells
+        here = self.scratch.get(n)
+        if here is None:
+            here = self.scratch[n] = _Scratch(self, n)
         csr = batch.counts
         indptr, genes = csr.indptr.numpy(), csr.genes.numpy()
         values = (log1p_of(csr.values) if self.log1p else csr.values).numpy()
         dense_ng = None
         if len(values) > _DENSE * n * csr.n_genes:
-            dense_ng = memory.take("counts", n, csr.n_genes)
-            fill_dense(dense_ng.numpy(), indptr, genes, values)
+            dense_ng, dense = here.memory.pair("counts", n, csr.n_genes)
+            fill_dense(dense, indptr, genes, values)
 
         # forward
         first = self.encoding[0]
-        x_nh = memory.take("encoded", n, first.n_hidden)
+        x_nh, x = here.encoded
         if dense_ng is None:
-            product_into(x_nh.numpy(), indptr, genes, values, first.linear.weight.numpy())
+            product_into(x, indptr, genes, values, first.linear.weight_array)
         else:
             x_nh = product(dense_ng, first.linear.weight, out=x_nh)
+        last_nh = x_nh
         for i, layer in enumerate(self.encoding):
             if i > 0:
-                x_nh = product(self.encoding[i - 1].out_nh, layer.linear.weight)
-            layer.forward(x_nh, generator, memory.take(f"encoder {i}", n, layer.n_hidden))
-        last_nh = self.encoding[-1].out_nh
-        heads_nk = memory.take("heads", n, 2 * k)
-        torch.addmm(self.latent.bias, last_nh, self.latent.weight, out=heads_nk)
-        noise_nk = memory.take("noise", n, k).normal_(generator=generator)
-        inputs_nk, onehot_nc = self._covariates(batch, memory)
-        variance_nk, slope_nk = memory.take("variance", n, k), memory.take("slope", n, k)
+                x_nh = product(last_nh, layer.linear.weight)
+            layer.forward(x_nh, generator, here.encoding[i])
+            last_nh = layer.out_nh
+        torch.addmm(self.latent.bias, last_nh, self.latent.weight, out=here.heads.tensor)
+        here.noise.tensor.normal_(generator=generator)
+        onehot_nc = self._fill_covariates(batch, here.inputs)
         kl = latent_draw(
-            heads_nk.numpy(), noise_nk.numpy(), self.softplus_variance, inputs_nk.numpy(),
-            variance_nk.numpy(), slope_nk.numpy(),
+            here.heads.array, here.noise.array, self.softplus_variance, here.inputs.array,
+            here.variance.array, here.slope.array,
         )  # fmt: skip
-        x_nk = inputs_nk
-        for i, layer in enumerate(self.decoding):
-            wider = self.n_onehot if self.inject and i + 1 < len(self.decoding) else 0
-            out_nh = memory.take(f"decoder {i}", n, layer.n_hidden + wider)
-            if wider and onehot_nc is not None:
-                out_nh[:, -wider:] = onehot_nc
+        x_nk = here.inputs.tensor
+        for layer, out in zip(self.decoding, here.decoding, strict=True):
+            if onehot_nc is not None and out.tensor.shape[1] > layer.n_hidden:
+                out.tensor[:, layer.n_hidden :] = onehot_nc
             layer.inputs_nk = x_nk
-            layer.forward(product(x_nk, layer.linear.weight), generator, out_nh)
-            x_nk = out_nh
+            layer.forward(product(x_nk, layer.linear.weight), generator, out)
+            x_nk = out.tensor
 
         # the loss, and back to the decoder's last hidden state
-        share = 1.0 / n
         by_nll = weighted_gradients(
             [csr.indptr, csr.genes, csr.values, x_nk],
             self._heads(batch),
             self.network.log_library(batch),
-            memory.take("weight", n).fill_(share),
+            here.weight,
             self.network.likelihood.code,
             self.network.activation == "softplus",
-            memory,
+            here.memory,
         )
         self._leave(by_nll.heads)
 
         # backward
-        by_out = by_nll.hidden_nh
+        by_out, by_x = by_nll.hidden_nh, here.by_x.tensor
         for layer in reversed(self.decoding):
-            by_x = layer.backward(by_out)
+            layer.backward(by_out, here.by_x)
             layer.linear.leave(product(layer.inputs_nk.T, by_x), None)
             by_out = product(by_x, layer.linear.weight.T)
-        by_heads, by_bias = memory.take("by heads", n, 2 * k), memory.take("by bias", 2 * k)
         latent_draw_gradient(
-            by_out.numpy(), kl_weight * share, heads_nk.numpy(), noise_nk.numpy(),
-            variance_nk.numpy(), slope_nk.numpy(), by_heads.numpy(), by_bias.numpy(),
+            by_out.numpy(), kl_weight / n, here.heads.array, here.noise.array,
+            here.variance.array, here.slope.array, here.by_heads.array, here.by_bias.array,
         )  # fmt: skip
-        self.latent.leave(product(last_nh.T, by_heads), by_bias)
+        by_heads = here.by_heads.tensor
+        self.latent.leave(product(last_nh.T, by_heads), here.by_bias.tensor)
         by_out = product(by_heads, self.latent.weight.T)
         for i in reversed(range(1, len(self.encoding))):
             layer = self.encoding[i]
-            by_x = layer.backward(by_out)
+            layer.backward(by_out, here.by_x)
             layer.linear.leave(product(self.encoding[i - 1].out_nh.T, by_x), None)
             by_out = product(by_x, layer.linear.weight.T)
-        by_weight_gh = memory.take("by genes", csr.n_genes, first.n_hidden)
-        by_x = first.backward(by_out)
+        first.backward(by_out, here.by_x)
+        by_weight_gh, by_weight = self.by_genes
         if dense_ng is None:
-            weight_gradient_into(by_weight_gh.numpy(), indptr, genes, values, by_x.numpy())
+            weight_gradient_into(by_weight, indptr, genes, values, here.by_x.array)
         else:
             by_weight_gh = product(dense_ng.T, by_x, out=by_weight_gh)
         first.linear.leave(by_weight_gh, None)
@@ -186,17 +185,16 @@ class HandStep:
         reconstruction = by_nll.total.item()
         return torch.tensor((reconstruction + kl_weight * kl, reconstruction, kl))
 
-    def _covariates(self, batch: CountBatch, memory: Memory) -> tuple[Tensor, Tensor | None]:
-        """[z, continuous, one-hot], z not filled yet; the one-hot part of it."""
-        continuous, onehot = self.n_continuous, self.n_onehot
-        inputs_nk = memory.take("inputs", batch.n_cells, self.n_latent + continuous + onehot)
-        if continuous:
-            inputs_nk[:, self.n_latent : self.n_latent + continuous] = batch.continuous
-        if not onehot:
-            return inputs_nk, None
-        codes = batch.batch.numpy(), batch.categorical.numpy()
-        fill_onehot(inputs_nk.numpy(), self.n_latent + continuous, self.sizes, *codes)
-        return inputs_nk, inputs_nk[:, self.n_latent + continuous :]
+    def _fill_covariates(self, batch: CountBatch, inputs: Pair) -> Tensor | None:
+        """Fill [continuous, one-hot] of [z, continuous, one-hot]; the one-hot part."""
+        start = self.n_latent
+        if self.n_continuous:
+            inputs.tensor[:, start : start + self.n_continuous] = batch.continuous
+            start += self.n_continuous
+        if not self.n_onehot:
+            return None
+        fill_onehot(inputs.array, start, self.sizes, batch.batch.numpy(), batch.categorical.numpy())
+        return inputs.tensor[:, start:] if self.inject and len(self.decoding) > 1 else None
 
     def _heads(self, batch: CountBatch) -> CountHeads:
         log_theta = self.log_theta
@@ -222,12 +220,34 @@ class HandStep:
             self.network.log_theta.grad = by_heads.log_theta_g
 
 
+class _Scratch:
+    """Arrays of a step of n cells, which the next overwrites."""
+
+    def __init__(self, step: HandStep, n: int) -> None:
+        k, first = step.n_latent, step.encoding[0]
+        self.memory = Memory()  # of the loss
+        self.weight = torch.full((n,), 1.0 / n)
+        self.encoded, self.by_x = Pair.new(n, first.n_hidden), Pair.new(n, first.n_hidden)
+        self.encoding = [Pair.new(n, layer.n_hidden) for layer in step.encoding]
+        self.noise, self.variance, self.slope = (Pair.new(n, k) for _ in range(3))
+        self.heads, self.by_heads = Pair.new(n, 2 * k), Pair.new(n, 2 * k)
+        self.by_bias = Pair.new(2 * k)
+        self.inputs = Pair.new(n, k + step.n_continuous + step.n_onehot)
+        wider = step.n_onehot if step.inject else 0  # the last layer's are not injected into
+        last = step.decoding[-1]
+        self.decoding = [
+            Pair.new(n, layer.n_hidden + (wider if layer is not last else 0))
+            for layer in step.decoding
+        ]
+
+
 class _Linear:
     """A linear map's weight and bias, and where their gradients are left."""
 
     def __init__(self, linear: Linear) -> None:
         self.parameters = (linear.weight, linear.bias)
         self.weight, self.bias = (p.detach() for p in self.parameters)  # the same memory
+        self.weight_array = self.weight.numpy()
 
     def leave(self, by_weight: Tensor | None, by_bias: Tensor | None) -> None:
         weight, bias = self.parameters
@@ -263,28 +283,26 @@ class _Layer:
         self.gradients = tuple(torch.empty(self.n_hidden) for _ in range(3))
         self.by_weight, self.by_shift, self.by_bias = (t.numpy() for t in self.gradients)
 
-    def forward(self, x_nh: Tensor, generator: torch.Generator | None, out_nh: Tensor) -> None:
-        """Fill the first columns of ``out_nh``."""
+    def forward(self, x_nh: Tensor, generator: torch.Generator | None, out: Pair) -> None:
+        """Fill the first columns of ``out``."""
         n, h = x_nh.shape
         self.own = n > 1
         bits = dropout_bits((n, h), generator, None).numpy() if self.dropout > 0 else _NO_BITS
-        self.x, self.out_nh, self.out = x_nh.numpy(), out_nh, out_nh.numpy()
+        self.x, (self.out_nh, self.out) = x_nh.numpy(), out
         normed_relu(
             self.x, self.bias, self.weight, self.shift, self.running_mean, self.running_variance,
             self.tracked, self.own, self.norm.eps, self.norm.momentum, bits, self.threshold, self.keep,
             self.out, self.mean, self.inv_std,
         )  # fmt: skip
 
-    def backward(self, by_out_nh: Tensor) -> Tensor:
-        """Leave the gradients of norm and bias; that in the product of inputs and weight."""
-        by_x_nh = torch.empty(self.x.shape)
+    def backward(self, by_out_nh: Tensor, by_x: Pair) -> None:
+        """Leave the gradients of norm and bias; fill that in the product of inputs and weight."""
         normed_relu_gradient(
             self.x, self.out, by_out_nh.numpy(), self.weight, self.mean, self.inv_std, self.own,
-            self.keep, by_x_nh.numpy(), self.by_weight, self.by_shift, self.by_bias,
+            self.keep, by_x.array, self.by_weight, self.by_shift, self.by_bias,
         )  # fmt: skip
         self.norm.weight.grad, self.norm.bias.grad, by_bias = self.gradients
         self.linear.leave(None, by_bias)
-        return by_x_nh
 
 
 def _layers(linears: nn.ModuleList, activations: nn.ModuleList) -> list[_Layer]:

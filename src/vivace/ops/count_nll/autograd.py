@@ -20,11 +20,13 @@ from torch import Tensor
 from vivace.ops.count_nll.cpu import logit_gradients
 from vivace.ops.count_nll.likelihoods import CountHeads
 from vivace.ops.matmul import product
-from vivace.ops.memory import Memory, NoMemory
+from vivace.ops.memory import Memory, NoMemory, Pair
 
 _BLOCK_BYTES = 32 * 2**20  # logits of one block of cells
 _NO_ROWS = np.empty(0, np.int64)
 _NO_LOGITS = torch.empty((1, 0))
+_NO_TABLE = np.empty((0, 0), np.float32)
+_NO_CELLS = Pair.new(0, 0)
 
 
 @dataclass
@@ -52,50 +54,47 @@ def _logit_gradients(
     memory: Memory,
     gradients: bool,
 ) -> _Pass:
-    n, g = len(hidden_nh), heads.scale_g.shape[0]
-    theta_row, theta_ng = _NO_ROWS, torch.empty((0, g))
+    n, g = hidden_nh.shape[0], heads.scale_g.shape[0]
+    theta_row, theta = _NO_ROWS, _NO_CELLS
     if heads.theta_hg is not None:
-        table = product(hidden_nh, heads.theta_hg, heads.theta_bias_g)
-        theta_row, theta_ng, theta_cg = np.arange(n), table, torch.empty((0, g))
+        table_ng = product(hidden_nh, heads.theta_hg, heads.theta_bias_g)
+        table = table_ng.numpy()
+        theta_row, theta, theta_cg = np.arange(n), Pair(table_ng, table), Pair.new(0, g)
     else:
-        table = theta_ng if heads.log_theta_g is None else heads.log_theta_g.view(-1, g)
-        theta_cg = memory.take("theta_cg", *table.shape)
+        given = heads.log_theta_g
+        table = _NO_TABLE if given is None else given.numpy().reshape(-1, g)
+        theta_cg = memory.pair("theta_cg", *table.shape)
         if heads.theta_row_n is not None:
-            theta_row, theta_ng = heads.theta_row_n.numpy(), memory.take("theta_ng", n, g)
+            theta_row, theta = heads.theta_row_n.numpy(), memory.pair("theta_ng", n, g)
     scale_ng = product(hidden_nh, heads.scale_hg, heads.scale_g, memory.take("scale_ng", n, g))
     dropout_ng = _NO_LOGITS
     if heads.dropout_hg is not None:
         place = memory.take("dropout_ng", n, g)
         dropout_ng = product(hidden_nh, heads.dropout_hg, heads.dropout_g, place)
-    of_cells = memory.take("of_cells", 2, n)
-    of_genes = memory.take("of_genes", 2, g if gradients else 0)
+    of_cells = memory.pair("of_cells", 2, n)
+    of_genes = memory.pair("of_genes", 2, g if gradients else 0)
     indptr, genes, counts = csr
     logit_gradients(
         family,
         softplus,
         scale_ng.numpy(),
         dropout_ng.numpy(),
-        table.numpy(),
+        table,
         theta_row,
-        theta_ng.numpy(),
+        theta.array,
         indptr.numpy(),
         genes.numpy().view(np.uint32),
         counts.numpy(),
         log_library_n.numpy(),
         weight_n.numpy(),
-        of_cells.numpy(),
-        of_genes.numpy(),
-        theta_cg.numpy(),
+        of_cells.array,
+        of_genes.array,
+        theta_cg.array,
     )
+    nll_n, library_n = of_cells.tensor
+    scale_g, dropout_g = of_genes.tensor
     return _Pass(
-        scale_ng,
-        dropout_ng,
-        theta_ng,
-        scale_g=of_genes[0],
-        theta_cg=theta_cg,
-        dropout_g=of_genes[1],
-        nll_n=of_cells[0],
-        library_n=of_cells[1],
+        scale_ng, dropout_ng, theta.tensor, scale_g, theta_cg.tensor, dropout_g, nll_n, library_n
     )
 
 
@@ -134,26 +133,19 @@ def _passes(
     Without ``gradients`` a pass holds the losses, and nothing else that means anything.
     """
     indptr, genes, counts, hidden_nh = csr_and_hidden
+    options = family, softplus, memory, gradients
+    if len(blocks) == 1:  # slices of tensors cost as much as a small kernel
+        csr = (indptr, genes, counts)
+        done = _logit_gradients(csr, hidden_nh, heads, log_library_n, weight_n, *options)
+        yield blocks[0], hidden_nh, done
+        return
     for rows in blocks:
         here = heads
         if heads.theta_row_n is not None:
             here = replace(heads, theta_row_n=heads.theta_row_n[rows])
         csr = (indptr[rows.start : rows.stop + 1], genes, counts)
-        yield (
-            rows,
-            hidden_nh[rows],
-            _logit_gradients(
-                csr,
-                hidden_nh[rows],
-                here,
-                log_library_n[rows],
-                weight_n[rows],
-                family,
-                softplus,
-                memory,
-                gradients,
-            ),
-        )
+        part = (hidden_nh[rows], here, log_library_n[rows], weight_n[rows])
+        yield rows, part[0], _logit_gradients(csr, *part, *options)
 
 
 def _cell_nll(
@@ -278,14 +270,15 @@ def weighted_gradients(
     blocks = _blocks(len(weight_n), heads)
     if memory is None or len(blocks) > 1:
         memory = NoMemory()
+    passes = _passes(
+        blocks, csr_and_hidden, heads, log_library_n, weight_n, family, softplus, memory
+    )
+    if len(blocks) == 1:
+        ((_, hidden_nh, done),) = passes
+        return _block_gradients(hidden_nh, done, heads, weight_n, memory)
     found = [
-        _block_gradients(here, done, heads, weight_n[rows], memory)
-        for rows, here, done in _passes(
-            blocks, csr_and_hidden, heads, log_library_n, weight_n, family, softplus, memory
-        )
+        _block_gradients(here, done, heads, weight_n[rows], memory) for rows, here, done in passes
     ]
-    if len(found) == 1:
-        return found[0]
     return WeightedGradients(
         total=torch.stack([b.total for b in found]).sum(),
         hidden_nh=torch.cat([b.hidden_nh for b in found]),
