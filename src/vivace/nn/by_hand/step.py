@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -88,6 +90,15 @@ class HandStep:
         self.dropout = None if decoder.dropout is None else _Linear(decoder.dropout)
         self.theta = None if decoder.theta is None else _Linear(decoder.theta)
         self.log_theta = None if network.log_theta is None else network.log_theta.detach()
+        self.heads = CountHeads(
+            self.scale.weight,
+            self.scale.bias,
+            self.log_theta,
+            None if self.dropout is None else self.dropout.weight,
+            None if self.dropout is None else self.dropout.bias,
+            None if self.theta is None else self.theta.weight,
+            None if self.theta is None else self.theta.bias,
+        )
         self.softplus_variance = config.var_activation == "softplus"
         self.n_latent = config.n_latent
         self.n_continuous = network.dims.n_continuous
@@ -197,18 +208,8 @@ class HandStep:
         return inputs.tensor[:, start:] if self.inject and len(self.decoding) > 1 else None
 
     def _heads(self, batch: CountBatch) -> CountHeads:
-        log_theta = self.log_theta
-        dropout, theta = self.dropout, self.theta
-        return CountHeads(
-            self.scale.weight,
-            self.scale.bias,
-            log_theta,
-            None if dropout is None else dropout.weight,
-            None if dropout is None else dropout.bias,
-            None if theta is None else theta.weight,
-            None if theta is None else theta.bias,
-            None if log_theta is None else self.network.theta_rows(batch),
-        )
+        rows = None if self.log_theta is None else self.network.theta_rows(batch)
+        return self.heads if rows is None else replace(self.heads, theta_row_n=rows)
 
     def _leave(self, by_heads: CountHeads) -> None:
         self.scale.leave(by_heads.scale_hg, by_heads.scale_g)
