@@ -14,7 +14,7 @@ import torch
 
 import vivace
 from vivace.errors import ArgumentTypeError, OptionError
-from vivace.jit import CompileNotice, parallel_kernel
+from vivace.jit import CompileNotice, inner_kernel, kernel, parallel_kernel
 from vivace.ops.sparse_linear import cpu
 
 SOURCE = Path(vivace.__file__).parents[1]
@@ -56,6 +56,36 @@ def test_kernels_are_cached_on_disk(tmp_path):
     two = {"OMP_NUM_THREADS": "2", "NUMBA_NUM_THREADS": "2"}
     for hits in (0, 1):
         run(PRODUCT + cached.format(hits), NUMBA_CACHE_DIR=str(tmp_path), **two)
+
+
+@inner_kernel()
+def half(x):
+    return 0.5 * x
+
+
+@kernel()
+def quarter(x):
+    return half(half(x))
+
+
+def test_an_inner_kernel_is_called_by_kernels_only(tmp_path):
+    """From Python it has no entry; calling it must not reach for one, compiled or loaded or not."""
+    program = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_jit import half, quarter\n"
+        "for _ in range(2):\n"
+        "    try: half(1.0)\n"
+        "    except TypeError as error: assert str(error) == 'half can be called by kernels only.'\n"
+        "    else: raise AssertionError\n"
+        "    assert quarter(1.0) == 0.25\n"
+    )
+    run(program, NUMBA_CACHE_DIR=str(tmp_path))
+    run(program, NUMBA_CACHE_DIR=str(tmp_path))
+    files = list(tmp_path.rglob("*quarter*"))
+    assert files
+    for file in files:  # compiled again, with the inner one loaded
+        file.unlink()
+    run(program + "assert half.stats.cache_hits\n", NUMBA_CACHE_DIR=str(tmp_path))
 
 
 def test_without_a_folder_that_can_be_written_kernels_are_compiled_each_time(tmp_path):

@@ -126,7 +126,7 @@ class TrainingBar:
     def _compiling(self) -> None:
         if self._bar is not None:
             self._bar.console.print(
-                "Compiling kernels for this processor: some seconds, once.", highlight=False
+                "Compiling kernels for this processor: less than a minute, once.", highlight=False
             )
 
     def step(self) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from vivace.jit import EXACT, LINE, SUMS, kernel, never_inline, parallel_kernel
+from vivace.jit import EXACT, LINE, SUMS, inner_kernel, kernel, never_inline, parallel_kernel
 from vivace.ops.fastmath import largest32, log32, smallest32
 
 Floats = NDArray[np.float32]
@@ -41,7 +41,7 @@ def write_by_gene(out_gm: Floats, x_mg: Floats) -> None:
                     out_gm[start + j, m] = part[j, m - first]
 
 
-@kernel(fastmath=EXACT)
+@inner_kernel(fastmath=EXACT)
 def _log2(out_m: Floats, x_m: Floats, offset: float) -> None:
     never_inline()
     offset = np.float32(offset)
@@ -49,7 +49,7 @@ def _log2(out_m: Floats, x_m: Floats, offset: float) -> None:
         out_m[m] = log32(x_m[m] + offset) * _PER_LN2
 
 
-@kernel(fastmath=EXACT)
+@inner_kernel(fastmath=EXACT)
 def _bin(bins: Counts, x: Floats, low: float, width: float) -> None:
     never_inline()
     low, per = np.float32(low), np.float32(1.0 / width)
@@ -58,7 +58,7 @@ def _bin(bins: Counts, x: Floats, low: float, width: float) -> None:
         bins[i] = max(min(np.int32((x[i] - low) * per), top), bottom)
 
 
-@kernel(fastmath=SUMS)
+@inner_kernel(fastmath=SUMS)
 def _moments(found: Values, x: Floats) -> None:
     """Mean and variance, least and largest."""
     never_inline()
@@ -73,7 +73,7 @@ def _moments(found: Values, x: Floats) -> None:
     found[MIN], found[MAX] = smallest32(x), largest32(x)
 
 
-@kernel(fastmath=SUMS)
+@inner_kernel(fastmath=SUMS)
 def _window_sum(share: Floats, window: Floats, part: float) -> float:
     never_inline()
     right = np.float32(part)
@@ -84,7 +84,7 @@ def _window_sum(share: Floats, window: Floats, part: float) -> float:
     return np.float64(total)
 
 
-@kernel()
+@inner_kernel()
 def _probability(share_kb: Floats, below_kb: Floats, shift: float) -> float:
     """That a draw of ``share`` is larger than one of ``below`` by ``shift`` bins: mean over k.
 
@@ -105,7 +105,7 @@ def _probability(share_kb: Floats, below_kb: Floats, shift: float) -> float:
     return min(max(total / len(share_kb), 0.0), 1.0)
 
 
-@kernel()
+@inner_kernel()
 def _median(share_kb: Floats, below_kb: Floats, left: float, right: float) -> float:
     """The shift that is exceeded with probability one half, between left and right, in bins."""
     above_left = _probability(share_kb, below_kb, left) - 0.5
@@ -127,7 +127,7 @@ def _median(share_kb: Floats, below_kb: Floats, left: float, right: float) -> fl
     return 0.5 * (left + right)
 
 
-@kernel(fastmath=EXACT)
+@inner_kernel(fastmath=EXACT)
 def _add(out: Floats, counts: Counts, each: float, first: bool) -> None:
     never_inline()
     factor = np.float32(each)
@@ -137,7 +137,7 @@ def _add(out: Floats, counts: Counts, each: float, first: bool) -> None:
         out[i] += factor * np.float32(counts[i])
 
 
-@kernel()
+@inner_kernel()
 def _compare(
     out: Values,
     share: Floats,

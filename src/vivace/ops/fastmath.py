@@ -23,7 +23,7 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from vivace.jit import EXACT, kernel
+from vivace.jit import EXACT, inner_kernel, kernel
 
 _LN2_HI = np.float32(0.693359375)  # 9 bits: exact when multiplied by an exponent
 _LN2_LO = np.float32(-2.12194440e-4)
@@ -69,7 +69,7 @@ def exp32(x: float) -> float:
     return np.float32(y * _unbits(np.int32(np.int32(exponent + np.int32(127)) << np.int32(23))))
 
 
-@kernel(fastmath=EXACT)
+@inner_kernel(fastmath=EXACT)
 def _log_reduced(f: float) -> float:
     """``log(1 + f)`` for ``1 + f`` between sqrt(1/2) and sqrt(2)."""
     z = f * f
@@ -93,7 +93,7 @@ def log32(x: float) -> float:
     return np.float32(y + (x - x))  # the bits of NaN would pass for a large number
 
 
-@kernel(fastmath=EXACT)
+@inner_kernel(fastmath=EXACT)
 def log1p_share32(u: float) -> tuple[float, float]:
     """``log(1 + u)`` and ``u / (1 + u)`` for u >= 0, to full relative accuracy near zero.
 
@@ -103,7 +103,7 @@ def log1p_share32(u: float) -> tuple[float, float]:
     return log1p_given32(u, inverse), np.float32(u * inverse)
 
 
-@kernel(fastmath=EXACT)
+@inner_kernel(fastmath=EXACT)
 def log1p_given32(u: float, inverse: float) -> float:
     """``log(1 + u)`` for finite u >= 0 from u and ``1 / (1 + u)``."""
     w = np.float32(1.0) + u
@@ -122,7 +122,7 @@ def log1p32(u: float) -> float:
     return log1p_share32(u)[0]
 
 
-@kernel(fastmath=EXACT)
+@inner_kernel(fastmath=EXACT)
 def _ordered(i: int) -> int:
     """Bits of a float32 to an int32 of the same order, and back."""
     return np.int32(i ^ np.int32(np.int32(i >> np.int32(31)) & np.int32(0x7FFFFFFF)))

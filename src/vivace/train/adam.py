@@ -13,7 +13,7 @@ from numba import prange
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vivace.jit import EXACT, as_array, floats_at, kernel, parallel_kernel, vector_loop
+from vivace.jit import EXACT, as_array, floats_at, inner_kernel, parallel_kernel, vector_loop
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -38,7 +38,7 @@ def flush_subnormal(tensors: Iterable[Tensor]) -> None:
         tensor.masked_fill_(tensor.abs() < float(_TINY), 0.0)
 
 
-@kernel(fastmath=EXACT)
+@inner_kernel(fastmath=EXACT)
 def _move(
     weight: Floats,
     gradient: Floats,

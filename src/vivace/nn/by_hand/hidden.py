@@ -10,7 +10,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from vivace.jit import EXACT, kernel, vector_loop
+from vivace.jit import EXACT, inner_kernel, kernel, vector_loop
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -19,14 +19,14 @@ Bits = NDArray[np.int16]
 _ZERO = np.float32(0)
 
 
-@kernel(fastmath=EXACT)
+@inner_kernel(fastmath=EXACT)
 def _add_row(total: Doubles, row: Floats) -> None:
     vector_loop()
     for c in range(row.size):
         total[c] += row[c]
 
 
-@kernel(fastmath=EXACT)
+@inner_kernel(fastmath=EXACT)
 def _add_square(total: Doubles, row: Floats, mean: Doubles) -> None:
     vector_loop()
     for c in range(row.size):
@@ -34,7 +34,7 @@ def _add_square(total: Doubles, row: Floats, mean: Doubles) -> None:
         total[c] += gap * gap
 
 
-@kernel(fastmath=EXACT)
+@inner_kernel(fastmath=EXACT)
 def _normed_row(row: Floats, mean: Floats, factor: Floats, shift: Floats, out: Floats) -> None:
     vector_loop()
     for c in range(row.size):
@@ -42,7 +42,7 @@ def _normed_row(row: Floats, mean: Floats, factor: Floats, shift: Floats, out: F
         out[c] = _ZERO if y <= _ZERO else y  # NaN stays NaN
 
 
-@kernel(fastmath=EXACT)
+@inner_kernel(fastmath=EXACT)
 def _drop(row: Floats, bits: Bits, threshold: int, keep: float) -> None:
     vector_loop()
     lowest, scale = np.int16(threshold), np.float32(keep)
@@ -105,7 +105,7 @@ def normed_relu(
             _drop(out_nh[i, :h], bits_nh[i], threshold, keep)
 
 
-@kernel(fastmath=EXACT)
+@inner_kernel(fastmath=EXACT)
 def _opened(out: Floats, upstream: Floats, keep: float, d: Floats) -> None:
     """The gradient before the ReLU."""
     vector_loop()
@@ -114,21 +114,21 @@ def _opened(out: Floats, upstream: Floats, keep: float, d: Floats) -> None:
         d[c] = upstream[c] * scale if out[c] > _ZERO else _ZERO
 
 
-@kernel(fastmath=EXACT)
+@inner_kernel(fastmath=EXACT)
 def _hats(row: Floats, mean: Floats, inv_std: Floats, hat: Floats) -> None:
     vector_loop()
     for c in range(row.size):
         hat[c] = (row[c] - mean[c]) * inv_std[c]
 
 
-@kernel(fastmath=EXACT)
+@inner_kernel(fastmath=EXACT)
 def _add_product(total: Doubles, a: Floats, b: Floats) -> None:
     vector_loop()
     for c in range(a.size):
         total[c] += np.float64(a[c]) * np.float64(b[c])
 
 
-@kernel(fastmath=EXACT)
+@inner_kernel(fastmath=EXACT)
 def _centred(d: Floats, hat: Floats, by_shift: Floats, by_weight: Floats, factor: Floats) -> None:
     """In place, the gradient in x; by_shift and by_weight are means."""
     vector_loop()

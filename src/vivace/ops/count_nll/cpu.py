@@ -18,7 +18,7 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from vivace.jit import EXACT, SUMS, kernel, never_inline, parallel_kernel, vector_loop
+from vivace.jit import EXACT, SUMS, inner_kernel, never_inline, parallel_kernel, vector_loop
 from vivace.ops.count_nll.reference import LOG_THETA_BOUND
 from vivace.ops.fastmath import (
     exp32,
@@ -52,7 +52,7 @@ _SOFTPLUS_IS_EXP = -20.0  # below it their logs are equal to float32 accuracy
 # ---- dispersions, once a step --------------------------------------------------
 
 
-@kernel(fastmath=EXACT)
+@inner_kernel(fastmath=EXACT)
 def _dispersion(log_theta: Floats, theta: Floats, inv_theta: Floats) -> None:
     """Theta and 1/theta, from log theta held within its bounds."""
     vector_loop()
@@ -67,7 +67,7 @@ def _dispersion(log_theta: Floats, theta: Floats, inv_theta: Floats) -> None:
 # ---- passes over one row of g genes -----------------------------------------
 
 
-@kernel(fastmath=SUMS)
+@inner_kernel(fastmath=SUMS)
 def _total(a: Floats | Doubles) -> float:
     vector_loop()
     total = 0.0
@@ -76,7 +76,7 @@ def _total(a: Floats | Doubles) -> float:
     return total
 
 
-@kernel(fastmath=EXACT)
+@inner_kernel(fastmath=EXACT)
 def _exponentials(s: Floats, e: Floats) -> tuple[float, float]:
     """Write e = exp(s - max s); the maximum and the sum of e."""
     vector_loop()
@@ -86,7 +86,7 @@ def _exponentials(s: Floats, e: Floats) -> tuple[float, float]:
     return top, _total(e)
 
 
-@kernel(fastmath=EXACT)
+@inner_kernel(fastmath=EXACT)
 def _softplus(s: Floats, e: Floats, slope: Floats) -> None:
     """Write e = log(1 + exp(s)), and the derivative of log e."""
     vector_loop()
@@ -99,7 +99,7 @@ def _softplus(s: Floats, e: Floats, slope: Floats) -> None:
         slope[j] = (_ONE if s[j] > _ZERO else small) / ((_ONE + small) * e[j])
 
 
-@kernel(fastmath=EXACT)
+@inner_kernel(fastmath=EXACT)
 def _zero_nb(
     e: Floats, rate: float, inv_theta: Floats, theta: Floats, value: Floats, by_mu: Floats
 ) -> None:
@@ -116,7 +116,7 @@ def _zero_nb(
         by_mu[j] = -theta[j] * (u * inverse)
 
 
-@kernel(fastmath=EXACT)
+@inner_kernel(fastmath=EXACT)
 def _exponential(a: Floats) -> None:
     """In place."""
     vector_loop()
@@ -124,7 +124,7 @@ def _exponential(a: Floats) -> None:
         a[j] = exp32(a[j])
 
 
-@kernel(fastmath=EXACT)
+@inner_kernel(fastmath=EXACT)
 def _odds_kept(logits: Floats) -> None:
     """In place, the odds of not being dropped, exp(-pi), bounded for one over their square."""
     vector_loop()
@@ -134,7 +134,7 @@ def _odds_kept(logits: Floats) -> None:
         logits[j] = exp32(-pi)
 
 
-@kernel(fastmath=EXACT)
+@inner_kernel(fastmath=EXACT)
 def _zero_zinb(value: Floats, logits: Floats, by_mu: Floats, by_theta: Floats) -> None:
     """In place, from NB(0) and the odds: ZINB(0) and its derivatives."""
     vector_loop()
@@ -152,7 +152,7 @@ def _zero_zinb(value: Floats, logits: Floats, by_mu: Floats, by_theta: Floats) -
         by_theta[j] *= kept
 
 
-@kernel(fastmath=EXACT)
+@inner_kernel(fastmath=EXACT)
 def _logs_of_products(a: Floats, b: Floats, c: Floats) -> None:
     """Write log(a b c) over a; all three are as long."""
     vector_loop()
@@ -160,7 +160,7 @@ def _logs_of_products(a: Floats, b: Floats, c: Floats) -> None:
         a[j] = log32(a[j] * b[j] * c[j])
 
 
-@kernel(fastmath=EXACT)
+@inner_kernel(fastmath=EXACT)
 def _total_of_logs(a: Floats) -> float:
     """Sum of the logs of numbers of at least exp(-28), which are overwritten."""
     third = a.size // 3
@@ -172,7 +172,7 @@ def _total_of_logs(a: Floats) -> float:
     return total
 
 
-@kernel(fastmath=EXACT)
+@inner_kernel(fastmath=EXACT)
 def _any_vanishing(value: Floats, logits: Floats) -> bool:
     """Whether e^pi and NB(0) of some gene are both below what ``_zero_zinb`` can hold."""
     vector_loop()
@@ -182,7 +182,7 @@ def _any_vanishing(value: Floats, logits: Floats) -> bool:
     return found != 0
 
 
-@kernel()
+@inner_kernel()
 def _zero_zinb_by_logs(value: Floats, logits: Floats, by_mu: Floats, by_theta: Floats) -> None:
     """What ``_zero_zinb`` gives, and its logarithm, where both terms may vanish."""
     for j in range(value.size):
@@ -199,7 +199,7 @@ def _zero_zinb_by_logs(value: Floats, logits: Floats, by_mu: Floats, by_theta: F
         value[j] = np.float32(max(pi, t) + math.log1p(a) - max(pi, 0.0) - math.log1p(b))
 
 
-@kernel(fastmath=EXACT)
+@inner_kernel(fastmath=EXACT)
 def _zero_by_theta(value: Floats, by_mu: Floats, by_theta: Floats) -> None:
     """The derivative of log NB(0) in log theta."""
     vector_loop()
@@ -207,7 +207,7 @@ def _zero_by_theta(value: Floats, by_mu: Floats, by_theta: Floats) -> None:
         by_theta[j] = value[j] - by_mu[j]
 
 
-@kernel(fastmath=EXACT)
+@inner_kernel(fastmath=EXACT)
 def _softmax_gradient(
     s: Floats, e: Floats, by_mu: Floats, total: Floats, weight: float, factor: float
 ) -> None:
@@ -219,7 +219,7 @@ def _softmax_gradient(
         total[j] += gradient
 
 
-@kernel(fastmath=EXACT)
+@inner_kernel(fastmath=EXACT)
 def _softplus_gradient(
     s: Floats, slope: Floats, by_mu: Floats, total: Floats, weight: float
 ) -> None:
@@ -231,7 +231,7 @@ def _softplus_gradient(
         total[j] += gradient
 
 
-@kernel(fastmath=EXACT)
+@inner_kernel(fastmath=EXACT)
 def _within_bounds(by_theta: Floats, raw: Floats, weight: float, out: Floats) -> None:
     """Weight the gradient; where log theta is beyond its bounds, it is zero."""
     vector_loop()
@@ -239,7 +239,7 @@ def _within_bounds(by_theta: Floats, raw: Floats, weight: float, out: Floats) ->
         out[j] = _ZERO if abs(raw[j]) > _BOUND else weight * by_theta[j]
 
 
-@kernel(fastmath=EXACT)
+@inner_kernel(fastmath=EXACT)
 def _scale_and_add(a: Floats, total: Floats, weight: float) -> None:
     """Weight a in place, and add it to the total."""
     vector_loop()
@@ -248,7 +248,7 @@ def _scale_and_add(a: Floats, total: Floats, weight: float) -> None:
         total[j] += a[j]
 
 
-@kernel(fastmath=EXACT)
+@inner_kernel(fastmath=EXACT)
 def _add(total: Floats, a: Floats, weight: float) -> None:
     vector_loop()
     for j in range(total.size):
@@ -258,7 +258,7 @@ def _add(total: Floats, a: Floats, weight: float) -> None:
 # ---- the non-zero genes of a row --------------------------------------------
 
 
-@kernel(fastmath=EXACT)
+@inner_kernel(fastmath=EXACT)
 def _take_log_factorials(x: Floats, value: Doubles) -> None:
     """Take log x! off, from a table where x is a small integer."""
     vector_loop()
@@ -275,7 +275,7 @@ def _take_log_factorials(x: Floats, value: Doubles) -> None:
                 value[i] += _LOG_FACTORIAL[listed] - log_gamma(np.float64(x[i]) + 1.0)
 
 
-@kernel(fastmath=EXACT)
+@inner_kernel(fastmath=EXACT)
 def _nonzero_log_mu(
     genes: Genes, s: Floats, e: Floats, softplus: bool, shift: float, log_mu: Doubles
 ) -> None:
@@ -288,7 +288,7 @@ def _nonzero_log_mu(
         log_mu[i] = log_e + shift
 
 
-@kernel(fastmath=EXACT)
+@inner_kernel(fastmath=EXACT)
 def _nonzero_poisson(genes: Genes, x: Floats, by_mu: Floats, value: Doubles) -> None:
     """From log mu in ``value``: log Poisson without its mean and x!; x is added to by_mu."""
     for i in range(genes.size):
@@ -296,7 +296,7 @@ def _nonzero_poisson(genes: Genes, x: Floats, by_mu: Floats, value: Doubles) -> 
         value[i] *= np.float64(x[i])
 
 
-@kernel(fastmath=EXACT)
+@inner_kernel(fastmath=EXACT)
 def _gammas(inv_theta: Floats, log_thetas: Doubles, log_gammas: Doubles, digammas: Doubles) -> None:
     """Log theta, log gamma(theta) and digamma(theta).
 
@@ -310,7 +310,7 @@ def _gammas(inv_theta: Floats, log_thetas: Doubles, log_gammas: Doubles, digamma
         log_gammas[i], digammas[i] = log_gamma_digamma(theta)
 
 
-@kernel(fastmath=EXACT)
+@inner_kernel(fastmath=EXACT)
 def _gather(
     genes: Genes,
     e: Floats,
@@ -330,14 +330,14 @@ def _gather(
         theta[i] = 1.0 / inverse
 
 
-@kernel(fastmath=EXACT)
+@inner_kernel(fastmath=EXACT)
 def _pick(genes: Genes, row: Doubles, picked: Doubles) -> None:
     vector_loop()
     for i in range(genes.size):
         picked[i] = row[genes[i]]
 
 
-@kernel(fastmath=EXACT)
+@inner_kernel(fastmath=EXACT)
 def _nonzero_value(
     x: Floats, ratio: Doubles, theta: Doubles, value: Doubles, by_theta: Doubles
 ) -> None:
@@ -359,7 +359,7 @@ def _nonzero_value(
         by_theta[i] = t * (digamma_z - spread)
 
 
-@kernel(fastmath=EXACT)
+@inner_kernel(fastmath=EXACT)
 def _nonzero_gradient(
     x: Floats, ratio: Doubles, theta: Doubles, by_mu: Doubles, by_theta: Doubles
 ) -> None:
@@ -370,7 +370,7 @@ def _nonzero_gradient(
         by_theta[i] -= m
 
 
-@kernel(fastmath=EXACT)
+@inner_kernel(fastmath=EXACT)
 def _nonzero_constants(
     theta: Doubles, log_gammas: Doubles, digammas: Doubles, value: Doubles, by_theta: Doubles
 ) -> None:
@@ -381,7 +381,7 @@ def _nonzero_constants(
         by_theta[i] -= theta[i] * digammas[i]
 
 
-@kernel(fastmath=EXACT)
+@inner_kernel(fastmath=EXACT)
 def _not_dropped(logits: Floats, log_kept: Floats, by_logits: Floats) -> None:
     """Log(1 - dropout) of non-zero counts, and its derivative."""
     vector_loop()
@@ -395,7 +395,7 @@ def _not_dropped(logits: Floats, log_kept: Floats, by_logits: Floats) -> None:
 # ---- cells ------------------------------------------------------------------
 
 
-@kernel(fastmath=EXACT)
+@inner_kernel(fastmath=EXACT)
 def _cells(
     first: int,
     last: int,
@@ -564,7 +564,7 @@ def _cells(
             _scale_and_add(logits, sums[2], -w)
 
 
-@kernel(fastmath=EXACT)
+@inner_kernel(fastmath=EXACT)
 def _add_parts(parts: Floats, start: int, stop: int, total: Floats) -> None:
     """Sum over the partitions, for some genes."""
     total[start:stop] = _ZERO
@@ -572,7 +572,7 @@ def _add_parts(parts: Floats, start: int, stop: int, total: Floats) -> None:
         _add(total[start:stop], parts[part, start:stop], _ONE)
 
 
-@kernel(fastmath=EXACT)
+@inner_kernel(fastmath=EXACT)
 def _tables(
     row: int,
     span: slice,
@@ -589,7 +589,7 @@ def _tables(
         _gammas(inv_theta, gammas[row, 0, span], gammas[row, 1, span], gammas[row, 2, span])
 
 
-@kernel(fastmath=EXACT)
+@inner_kernel(fastmath=EXACT)
 def _sums(
     start: int,
     stop: int,

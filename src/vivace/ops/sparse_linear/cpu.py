@@ -15,7 +15,7 @@ from numba import prange
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vivace.jit import EXACT, kernel, never_inline, parallel_kernel, vector_loop
+from vivace.jit import EXACT, inner_kernel, kernel, never_inline, parallel_kernel, vector_loop
 from vivace.ops.fastmath import log1p32
 from vivace.ops.sparse_linear.rows import add_to_rows, weighted_rows
 
@@ -32,7 +32,7 @@ _GENES = 256  # whose rows of 128 numbers stay in the second-level cache
 _VALUES = 4096
 
 
-@kernel(fastmath=EXACT)
+@inner_kernel(fastmath=EXACT)
 def _log1p_values(out: Floats, values: Floats) -> None:
     vector_loop()
     for i in range(values.size):
@@ -81,7 +81,7 @@ def fill_dense(out_ng: Floats, indptr: Ints, genes: Genes, values: Floats) -> No
                 out_ng[n, genes[i]] += values[i]
 
 
-@kernel()
+@inner_kernel()
 def _first_from(genes: Genes, start: int, stop: int, gene: int) -> int:
     """Where the genes of a cell, ascending, reach ``gene``."""
     while start < stop:

@@ -19,7 +19,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from vivace.jit import SUMS, kernel, vector_loop
+from vivace.jit import SUMS, inner_kernel, kernel, vector_loop
 
 Genes = NDArray[np.int32]
 Floats = NDArray[np.float32]
@@ -139,7 +139,7 @@ def weighted_rows(
                 out_h[j] += values[i] * row[j]
 
 
-@kernel(fastmath=SUMS)
+@inner_kernel(fastmath=SUMS)
 def add_to_rows(
     table: Floats, start: int, stop: int, first: int, rows: Genes, values: Floats, row_h: Floats
 ) -> None:
