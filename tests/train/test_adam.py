@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vivace.train.adam import FusedAdam, Group, flush_subnormal
+from vivace.train.adam import FusedAdam, Group
+from vivace.train.subnormal import flush_subnormal
 
 SETTINGS = {"lr": 1e-2, "eps": 1e-4}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,28 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vivace.jit import EXACT, as_array, floats_at, inner_kernel, parallel_kernel, vector_loop
+from vivace.train.subnormal import TINY
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-FLUSH_EVERY = 100  # steps of an optimiser that does not flush by itself
-_TINY = np.float32(1e-30)  # far below what moves a weight or a product, far above subnormal numbers
+_TINY = np.float32(TINY)
 _ZERO = np.float32(0)
 _BLOCK = 4096  # numbers handed to a thread at a time
-
-
-@torch.no_grad()
-def flush_subnormal(tensors: Iterable[Tensor]) -> None:
-    """Set what is smaller than 1e-30 to zero, in place.
-
-    The L2 penalty shrinks a weight that the data do not move (of a gene without
-    counts, of a hidden unit that is off) by a factor each step, down to subnormal
-    numbers, and a processor takes a hundred times as long for each product with one:
-    after ten thousand steps, training had become ten times slower.
-    """
-    for tensor in tensors:
-        tensor.masked_fill_(tensor.abs() < float(_TINY), 0.0)
 
 
 @inner_kernel(fastmath=EXACT)
@@ -121,7 +108,7 @@ class FusedAdam:
     torch's fused one spends 0.2 ms a step on grouping the parameters by device and type
     and on profiler hooks, as long as a matrix product of the model, the first of a process a
     second on an import, and on its kernel twice what this one takes (Zen 5).  What is smaller
-    than 1e-30 becomes zero, as :func:`flush_subnormal` says.
+    than 1e-30 becomes zero, as ``subnormal.py`` says.
 
     Parameters
     ----------

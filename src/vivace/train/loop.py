@@ -17,11 +17,11 @@ from vivace.nn import VAE, Part, trained_parts
 from vivace.nn.layers import BatchNorm
 from vivace.ops.memory import Memory
 from vivace.seeds import numpy_generator, torch_generator
-from vivace.train.adam import FLUSH_EVERY, FusedAdam, Group, flush_subnormal
 from vivace.train.initialise import initialise_from_data
 from vivace.train.options import TrainOptions
 from vivace.train.recipes import Recipe, Schedule
 from vivace.train.state import TrainState
+from vivace.train.subnormal import FLUSH_EVERY, flush_subnormal
 from vivace.train.watch import Waiting, Watch, copy_weights
 
 if TYPE_CHECKING:
@@ -253,6 +253,8 @@ class _HandStep:
     """One step on the CPU by kernels: losses of a minibatch, shape (3,), and Adam."""
 
     def __init__(self, gradients: HandStep, recipe: Recipe, betas: tuple[float, float]) -> None:
+        from vivace.train.adam import FusedAdam, Group  # compiles: only when it is needed
+
         self.gradients = gradients
         groups = [
             Group([p.parameter for p in parts], decay, factor)
