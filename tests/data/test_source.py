@@ -33,6 +33,10 @@ ROWS = {
     "unsorted": [41, 3, 59, 0],
     "repeated": [5, 5, 0, 5],
     "one": [17],
+    "fifteen": [(7 * i) % 60 for i in range(15)],
+    "a block of sixteen": [(7 * i) % 60 for i in range(16)],
+    "a block and one": [(7 * i) % 60 for i in range(17)],
+    "two blocks and one": [(7 * i) % 60 for i in range(33)],
     "none": [],
 }
 

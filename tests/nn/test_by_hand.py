@@ -171,6 +171,26 @@ def test_blocks_of_cells(monkeypatch):
     check(monkeypatch, dispersion="gene-batch")
 
 
+MANY_CALLS = OPTIONS | {"poisson": {"gene_likelihood": "poisson"}, "nb": {"gene_likelihood": "nb"}}
+
+
+@pytest.mark.parametrize("options", MANY_CALLS.values(), ids=MANY_CALLS)
+def test_what_a_call_leaves_does_not_depend_on_those_before(options):
+    """Arrays are used again by the next call of so many cells, and by no other step."""
+    net, others = network(0, **options), HandStep(network(1, **options))
+    repeated = HandStep(net)
+    for seed, n in enumerate((24, 7, 24, 1, 7, 24)):
+        batch = cells(seed, n)
+        if not net.dims.size_factor:
+            batch = replace(batch, size_factor=None)
+        fresh = by_hand(net, batch, seed)
+        losses = repeated(batch, KL_WEIGHT, torch.Generator().manual_seed(seed))
+        others(replace(cells(50 + seed, n), size_factor=batch.size_factor), KL_WEIGHT)
+        found = found_by(net, losses)
+        assert found.keys() == fresh.keys()
+        assert all(torch.equal(found[name], fresh[name]) for name in fresh), n
+
+
 def test_one_cell_leaves_the_running_statistics(monkeypatch):
     net = network(0)
     before = {k: v.clone() for k, v in net.named_buffers()}

@@ -1,4 +1,4 @@
-"""Adam straight to the kernel against torch's own."""
+"""The kernel of Adam against torch's Adam in float64."""
 
 from __future__ import annotations
 
@@ -71,7 +71,47 @@ def test_strided_gradients_are_read_as_they_are():
     assert torch.equal(weight.detach().sign(), -weight.grad)
 
 
-@pytest.mark.parametrize("given", [torch.zeros(3, 2).T, torch.zeros(3, dtype=torch.float64)])
+def test_a_gradient_whose_square_is_beyond_float32_does_not_become_nan():
+    (ours, *_), _ = parameters(0)
+    (theirs, *_), _ = parameters(0)
+    adam = FusedAdam([Group([ours], 0.0)], **SETTINGS)
+    peer = torch.optim.Adam([theirs], fused=True, **SETTINGS)
+    for size in (2e19, 1.0, 1e21, 1.0, 1.0):
+        ours.grad, theirs.grad = torch.full_like(ours, size), torch.full_like(ours, size)
+        adam.step()
+        peer.step()
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_gradient_that_is_no_number_shows_in_its_weight_alone(bad):
+    (weight, *_), _ = parameters(0)
+    adam = FusedAdam([Group([weight], 0.0)], **SETTINGS)
+    weight.grad = torch.ones_like(weight)
+    weight.grad[2, 3] = bad
+    adam.step()
+    assert weight.isnan().nonzero().tolist() == [[2, 3]]
+
+
+@pytest.mark.parametrize("size", [0, 1, 4095, 4096, 4097, 8193])
+def test_every_number_of_every_parameter_is_moved(size):
+    params = [torch.nn.Parameter(torch.zeros(n)) for n in (3, size, 5)]
+    adam = FusedAdam([Group(params, 0.0)], lr=0.1, eps=1e-8)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    adam.step()
+    for p in params:
+        torch.testing.assert_close(p.detach(), torch.full_like(p, -0.1))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        torch.zeros(3, 2).T,
+        torch.zeros(3, dtype=torch.float64),
+        torch.zeros(3, device="meta"),
+    ],
+)
 def test_what_the_kernel_cannot_move_is_refused(given):
     with pytest.raises(ValueError, match="contiguous float32"):
         FusedAdam([Group([given], 0.0)], **SETTINGS)
@@ -96,10 +136,20 @@ def test_weights_that_nothing_but_the_penalty_moves_end_at_zero():
     for _ in range(6000):
         weight.grad = torch.zeros_like(weight)
         adam.step()
-    averages, squares = adam.moments
+    averages, _ = adam.moments
     assert not weight.detach().any()
     assert not averages.any()
-    assert ((squares == 0) | (squares >= 1e-30)).all()
+
+
+def test_moments_that_have_become_tiny_end_at_zero():
+    (weight, *_), _ = parameters(0)
+    adam = FusedAdam([Group([weight], 0.0)], betas=(0.5, 0.5), lr=1e-2, eps=1e-4)
+    for step in range(240):
+        weight.grad = torch.full_like(weight, 1.0 if step == 0 else 0.0)
+        adam.step()
+        moments = adam.moments
+        assert ((moments == 0) | (moments >= 1e-30)).all()
+    assert not moments.any()
 
 
 def test_flushing_leaves_everything_else():

@@ -16,7 +16,6 @@ Ints = NDArray[np.int64]
 Genes = NDArray[np.int32]
 Floats = NDArray[np.float32]
 
-
 _ROWS = 16  # handed to a thread at a time
 
 

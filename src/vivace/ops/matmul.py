@@ -6,10 +6,12 @@ fast (0.15 against 0.33 ms for 128 x 128 x 2000 on 2 Zen 5 cores).  On Intel's,
 MKL is a tenth faster, but for a bias, which it adds in a pass of its own
 (2 Emerald Rapids cores, inside a training step: 0.26 against 0.29 ms without a
 bias, 0.29 against 0.27 with one).  Where there is only AVX2, MKL is a tenth to a
-sixth faster, bias or not (one Zen 3 core: 0.77 against 0.88 ms).  Small products are
-MKL's, whose call takes less (128 x 12 x 128 on Zen 5: 5 against 13 us; at 128 x 128 x 128
-they are even).  oneDNN is fast when the second operand is a plain or a transposed contiguous matrix, so the
-callers keep their weights in that form.
+sixth faster, bias or not (one Zen 3 core: 0.77 against 0.88 ms).  Small products
+are MKL's, whose call takes less (128 x 12 x 128 on Zen 5: 5 against 13 us; at 128
+x 128 x 128 they are even).
+
+oneDNN is fast when the second operand is a plain or a transposed contiguous
+matrix, so the callers keep their weights in that form.
 """
 
 from __future__ import annotations

@@ -226,7 +226,7 @@ class _Scratch:
 
     def __init__(self, step: HandStep, n: int) -> None:
         k, first = step.n_latent, step.encoding[0]
-        self.memory = Memory()  # of the loss
+        self.memory = Memory()  # of the loss, and of dense counts
         self.weight = torch.full((n,), 1.0 / n)
         self.encoded, self.by_x = Pair.new(n, first.n_hidden), Pair.new(n, first.n_hidden)
         self.encoding = [Pair.new(n, layer.n_hidden) for layer in step.encoding]
