@@ -165,6 +165,7 @@ def test_sizes(n, share, monkeypatch):
 
 
 def test_blocks_of_cells(monkeypatch):
+    monkeypatch.setattr(autograd, "_BLOCK_CELLS", 1)
     monkeypatch.setattr(autograd, "_BLOCK_BYTES", 5 * 4 * GENES)
     check(monkeypatch)
     check(monkeypatch, dispersion="gene-cell")

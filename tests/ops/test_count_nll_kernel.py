@@ -14,7 +14,7 @@ from problems import COUNTS, HEADS, check_count_budget, count_problem, count_res
 from vivace.data.batch import SparseCounts
 from vivace.errors import VivaceError
 from vivace.ops import count_nll
-from vivace.ops.count_nll import LIKELIHOODS, autograd
+from vivace.ops.count_nll import LIKELIHOODS, CountHeads, autograd
 from vivace.ops.memory import Memory
 
 REDUCTIONS = ("none", "sum", "mean")
@@ -248,6 +248,7 @@ def test_sizes_of_each_dispersion_and_activation(likelihood, kind, n, g):
 @each_reduction
 @each_likelihood
 def test_blocks_of_each_dispersion_and_activation(likelihood, reduction, kind, monkeypatch):
+    monkeypatch.setattr(autograd, "_BLOCK_CELLS", 1)
     monkeypatch.setattr(autograd, "_BLOCK_BYTES", 5 * 4 * 120)
     options = kinds_of(likelihood, kind)
     check_count_budget((count_problem(likelihood, s, **options) for s in range(8)), reduction)
@@ -386,11 +387,30 @@ def test_stored_zeros_are_zeros(likelihood, reduction):
     assert_same_bits(kernel(replace(problem, counts=stored), reduction), kernel(problem, reduction))
 
 
+@pytest.mark.parametrize(
+    ("cells", "genes", "rows"),
+    [
+        (128, 2_000, [128]),
+        (1_024, 2_000, [512, 512]),  # of 16 kB each: 8 MB
+        (4_096, 20_000, [128] * 32),  # 8 MB would be 52 cells
+        (100, 60_000, [50, 50]),  # 32 MB are 69 cells
+        (1, 10_000_000, [1]),
+    ],
+)
+def test_how_many_cells_a_block_has(cells, genes, rows):
+    heads = CountHeads(*(torch.empty(n, genes, device="meta") for n in (8, 1)))
+    heads = replace(heads, scale_g=heads.scale_g[0], dropout_hg=heads.scale_hg)
+    blocks = autograd._blocks(cells, heads)
+    assert [block.stop - block.start for block in blocks] == rows
+    assert [block.start for block in blocks] == [sum(rows[:i]) for i in range(len(rows))]
+
+
 @pytest.mark.parametrize("cells_in_a_block", [1, 5])
 @each_reduction
 @each_likelihood
 def test_blocks(likelihood, reduction, cells_in_a_block, monkeypatch):
     per_cell = 4 * 120 * (2 if likelihood == "zinb" else 1)
+    monkeypatch.setattr(autograd, "_BLOCK_CELLS", 1)
     monkeypatch.setattr(autograd, "_BLOCK_BYTES", cells_in_a_block * per_cell)
     blocks = autograd._blocks(16, count_problem(likelihood, 0).heads)
     assert len(blocks) == math.ceil(16 / cells_in_a_block)

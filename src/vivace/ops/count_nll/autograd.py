@@ -22,7 +22,9 @@ from vivace.ops.count_nll.likelihoods import CountHeads
 from vivace.ops.matmul import product
 from vivace.ops.memory import Memory, NoMemory, Pair
 
-_BLOCK_BYTES = 32 * 2**20  # logits of one block of cells
+_BLOCK_BYTES = 8 * 2**20  # logits of one block of cells, which should stay in the last cache
+_BLOCK_CELLS = 128  # at least, since each block reads the weights
+_MOST_BYTES = 32 * 2**20  # but no more than this
 _NO_ROWS = np.empty(0, np.int64)
 _NO_LOGITS = torch.empty((1, 0))
 _NO_TABLE = np.empty((0, 0), np.float32)
@@ -109,10 +111,12 @@ def _plain_heads(*tensors: Tensor | None) -> CountHeads:
 
 
 def _blocks(n_cells: int, heads: CountHeads) -> list[slice]:
-    """Even blocks of cells whose logits stay within ``_BLOCK_BYTES``."""
+    """Even blocks of cells whose logits stay within ``_BLOCK_BYTES``, if that is cells enough."""
     n_heads = 1 + (heads.dropout_hg is not None) + (heads.theta_hg is not None)
     n_heads += heads.theta_row_n is not None  # as large as the logits of a head
-    number = max(1, math.ceil(n_cells * 4 * heads.scale_g.shape[0] * n_heads / _BLOCK_BYTES))
+    of_cell = 4 * heads.scale_g.shape[0] * n_heads
+    size = min(max(_BLOCK_BYTES, _BLOCK_CELLS * of_cell), _MOST_BYTES)
+    number = max(1, math.ceil(n_cells * of_cell / size))
     edges = [n_cells * i // number for i in range(number + 1)]
     return [slice(a, b) for a, b in pairwise(edges)]
 
