@@ -116,7 +116,7 @@ def _blocks(n_cells: int, heads: CountHeads) -> list[slice]:
     n_heads += heads.theta_row_n is not None  # as large as the logits of a head
     of_cell = 4 * heads.scale_g.shape[0] * n_heads
     size = min(max(_BLOCK_BYTES, _BLOCK_CELLS * of_cell), _MOST_BYTES)
-    number = max(1, math.ceil(n_cells * of_cell / size))
+    number = max(1, min(n_cells, math.ceil(n_cells * of_cell / size)))
     edges = [n_cells * i // number for i in range(number + 1)]
     return [slice(a, b) for a, b in pairwise(edges)]
 
