@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -88,10 +87,10 @@ def train(data: str, test_data: str) -> dict[str, Any]:
     vivace.SCVI.setup_anndata(adata)
     model = vivace.SCVI(adata, gene_likelihood="nb")
     ready = time.perf_counter()
-    before_mb = _resident_mb()
+    before_mb = _memory_mb("VmRSS")
     model.train(progress=False)
     seconds = time.perf_counter() - ready
-    peak_mb = _peak_mb()
+    peak_mb = _memory_mb("VmHWM")
     test = anndata.read_h5ad(test_data)
     latent = model.get_latent_representation(test)
     half = len(test) // 2
@@ -114,13 +113,10 @@ def train(data: str, test_data: str) -> dict[str, Any]:
     }
 
 
-def _peak_mb() -> int:
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-
-
-def _resident_mb() -> int:
+def _memory_mb(which: str) -> int:
+    """VmRSS or VmHWM, its peak, of this process; ``ru_maxrss`` would be that of its parent too."""
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmRSS"):
+        if line.startswith(which):
             return round(int(line.split()[1]) / 1024)
     return 0
 
