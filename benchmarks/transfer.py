@@ -42,10 +42,10 @@ from sklearn.metrics import f1_score, roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 import vivace
-from common import provenance, report, run_json
+from common import HERE, provenance, report, run_json
 from vivace.transfer import log_normalised
 
-KEPT = Path(__file__).parent / "results" / "transfer.json"
+KEPT = HERE / "results" / "transfer.json"
 N_GENES = 2_000
 NEIGHBORS = 15
 FEWEST = 30  # cells of a type in the query and in the reference, for it to be removed

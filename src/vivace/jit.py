@@ -31,7 +31,7 @@ def kernel(*, fastmath: Set[str] = frozenset(), inline: bool = False) -> Callabl
     return decorate
 
 
-def inner_kernel(*, fastmath: Set[str] = frozenset(), inline: bool = False) -> Callable[[F], F]:
+def inner_kernel(*, fastmath: Set[str] = frozenset()) -> Callable[[F], F]:
     """The same for a function that only kernels call: without a way in from Python.
 
     The way in takes as long to compile as a short loop does, and there are dozens of them.
@@ -40,7 +40,7 @@ def inner_kernel(*, fastmath: Set[str] = frozenset(), inline: bool = False) -> C
 
     def decorate(function: F) -> F:
         no_entry = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-        compiled = _compiled(function, fastmath=set(fastmath), forceinline=inline, **no_entry)
+        compiled = _compiled(function, fastmath=set(fastmath), **no_entry)
 
         def refuse(*_args: object, **_named: object) -> None:
             raise TypeError(f"{function.__qualname__} can be called by kernels only.")

@@ -142,15 +142,15 @@ class HandStep:
             last_nh = layer.out_nh
         torch.addmm(self.latent.bias, last_nh, self.latent.weight, out=here.heads.tensor)
         here.noise.tensor.normal_(generator=generator)
-        onehot_nc = self._fill_covariates(batch, here.inputs)
+        self._fill_covariates(batch, here.inputs)
         kl = latent_draw(
             here.heads.array, here.noise.array, self.softplus_variance, here.inputs.array,
             here.variance.array, here.slope.array,
         )  # fmt: skip
         x_nk = here.inputs.tensor
         for layer, out in zip(self.decoding, here.decoding, strict=True):
-            if onehot_nc is not None and out.tensor.shape[1] > layer.n_hidden:
-                out.tensor[:, layer.n_hidden :] = onehot_nc
+            if out.tensor.shape[1] > layer.n_hidden:
+                out.tensor[:, layer.n_hidden :] = here.inputs.tensor[:, -self.n_onehot :]
             layer.inputs_nk = x_nk
             layer.forward(product(x_nk, layer.linear.weight), generator, out)
             x_nk = out.tensor
@@ -196,16 +196,15 @@ class HandStep:
         reconstruction = by_nll.total.item()
         return torch.tensor((reconstruction + kl_weight * kl, reconstruction, kl))
 
-    def _fill_covariates(self, batch: CountBatch, inputs: Pair) -> Tensor | None:
-        """Fill [continuous, one-hot] of [z, continuous, one-hot]; the one-hot part."""
+    def _fill_covariates(self, batch: CountBatch, inputs: Pair) -> None:
+        """Fill [continuous, one-hot] of [z, continuous, one-hot]."""
         start = self.n_latent
         if self.n_continuous:
             inputs.tensor[:, start : start + self.n_continuous] = batch.continuous
             start += self.n_continuous
-        if not self.n_onehot:
-            return None
-        fill_onehot(inputs.array, start, self.sizes, batch.batch.numpy(), batch.categorical.numpy())
-        return inputs.tensor[:, start:] if self.inject and len(self.decoding) > 1 else None
+        if self.n_onehot:
+            codes = batch.batch.numpy(), batch.categorical.numpy()
+            fill_onehot(inputs.array, start, self.sizes, *codes)
 
     def _heads(self, batch: CountBatch) -> CountHeads:
         rows = None if self.log_theta is None else self.network.theta_rows(batch)

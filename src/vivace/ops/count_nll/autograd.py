@@ -137,19 +137,28 @@ def _passes(
     Without ``gradients`` a pass holds the losses, and nothing else that means anything.
     """
     indptr, genes, counts, hidden_nh = csr_and_hidden
-    options = family, softplus, memory, gradients
-    if len(blocks) == 1:  # slices of tensors cost as much as a small kernel
-        csr = (indptr, genes, counts)
-        done = _logit_gradients(csr, hidden_nh, heads, log_library_n, weight_n, *options)
-        yield blocks[0], hidden_nh, done
-        return
     for rows in blocks:
         here = heads
         if heads.theta_row_n is not None:
-            here = replace(heads, theta_row_n=heads.theta_row_n[rows])
-        csr = (indptr[rows.start : rows.stop + 1], genes, counts)
-        part = (hidden_nh[rows], here, log_library_n[rows], weight_n[rows])
-        yield rows, part[0], _logit_gradients(csr, *part, *options)
+            here = replace(heads, theta_row_n=_part(heads.theta_row_n, rows))
+        done = _logit_gradients(
+            (_part(indptr, rows, 1), genes, counts),
+            _part(hidden_nh, rows),
+            here,
+            _part(log_library_n, rows),
+            _part(weight_n, rows),
+            family,
+            softplus,
+            memory,
+            gradients,
+        )
+        yield rows, _part(hidden_nh, rows), done
+
+
+def _part(tensor: Tensor, rows: slice, beyond: int = 0) -> Tensor:
+    """Those rows, and some beyond; itself if that is all, since a slice takes as long as a kernel."""
+    stop = rows.stop + beyond
+    return tensor if stop - rows.start == tensor.shape[0] else tensor[rows.start : stop]
 
 
 def _cell_nll(
@@ -274,15 +283,14 @@ def weighted_gradients(
     blocks = _blocks(len(weight_n), heads)
     if memory is None or len(blocks) > 1:
         memory = NoMemory()
-    passes = _passes(
-        blocks, csr_and_hidden, heads, log_library_n, weight_n, family, softplus, memory
-    )
-    if len(blocks) == 1:
-        ((_, hidden_nh, done),) = passes
-        return _block_gradients(hidden_nh, done, heads, weight_n, memory)
     found = [
-        _block_gradients(here, done, heads, weight_n[rows], memory) for rows, here, done in passes
+        _block_gradients(here, done, heads, _part(weight_n, rows), memory)
+        for rows, here, done in _passes(
+            blocks, csr_and_hidden, heads, log_library_n, weight_n, family, softplus, memory
+        )
     ]
+    if len(found) == 1:
+        return found[0]
     return WeightedGradients(
         total=torch.stack([b.total for b in found]).sum(),
         hidden_nh=torch.cat([b.hidden_nh for b in found]),
