@@ -101,6 +101,14 @@ def run_json(python: str | Path, script: str, *args: object, **environment: str)
     return result
 
 
+def memory_mb(which: str = "VmHWM") -> int:
+    """VmRSS, or VmHWM, its peak, of this process; ``ru_maxrss`` would be that of its parent too."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(which):
+            return round(int(line.split()[1]) / 1024)
+    return 0
+
+
 def report(name: str, result: dict[str, Any], save: bool) -> None:
     """Print the result, and keep it under ``results/`` if asked."""
     print(json.dumps(result, indent=1))

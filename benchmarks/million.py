@@ -25,7 +25,7 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 import vivace
-from common import provenance, report, run_json
+from common import memory_mb, provenance, report, run_json
 
 SIZES = (10_000, 30_000, 100_000, 300_000, 1_000_000)
 TEST_CELLS = 10_000
@@ -87,10 +87,10 @@ def train(data: str, test_data: str) -> dict[str, Any]:
     vivace.SCVI.setup_anndata(adata)
     model = vivace.SCVI(adata, gene_likelihood="nb")
     ready = time.perf_counter()
-    before_mb = _memory_mb("VmRSS")
+    before_mb = memory_mb("VmRSS")
     model.train(progress=False)
     seconds = time.perf_counter() - ready
-    peak_mb = _memory_mb("VmHWM")
+    peak_mb = memory_mb("VmHWM")
     test = anndata.read_h5ad(test_data)
     latent = model.get_latent_representation(test)
     half = len(test) // 2
@@ -111,14 +111,6 @@ def train(data: str, test_data: str) -> dict[str, Any]:
         ),
         "verdict": model.summary.splitlines()[-1],
     }
-
-
-def _memory_mb(which: str) -> int:
-    """VmRSS or VmHWM, its peak, of this process; ``ru_maxrss`` would be that of its parent too."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(which):
-            return round(int(line.split()[1]) / 1024)
-    return 0
 
 
 def main() -> None:

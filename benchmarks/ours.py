@@ -14,7 +14,6 @@ Prints one JSON line.
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -32,6 +31,7 @@ from common import (
     MARGINAL_CELLS,
     MARGINAL_DRAWS,
     batch_column,
+    memory_mb,
     time_once,
     time_questions,
 )
@@ -139,7 +139,7 @@ def de_memory(n_cells: str, n_genes: str) -> dict[str, object]:
     stored = adata.X
     counts_mb = (stored.data.nbytes + stored.indices.nbytes + stored.indptr.nbytes) / 2**20
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
-    before_mb = peak_mb()
+    before_mb = memory_mb()
     seconds = time_once(lambda: model.differential_expression(groupby="half", group1="0"))
     return {
         "cells": adata.n_obs,
@@ -147,8 +147,8 @@ def de_memory(n_cells: str, n_genes: str) -> dict[str, object]:
         "seconds": round(seconds, 1),
         "counts_mb": round(counts_mb),
         "before_mb": before_mb,
-        "peak_mb": peak_mb(),
-        "peak_beyond_counts_mb": round(peak_mb() - counts_mb),
+        "peak_mb": memory_mb(),
+        "peak_beyond_counts_mb": round(memory_mb() - counts_mb),
     }
 
 
@@ -158,7 +158,7 @@ def to_zarr(data: str, out: str) -> dict[str, object]:
     x = model.adata.X
     model.train(max_steps=200, progress=False)
     counts_mb = round((x.data.nbytes + x.indices.nbytes + x.indptr.nbytes) / 2**20)
-    before_mb = peak_mb()
+    before_mb = memory_mb()
     seconds = time_once(lambda: model.get_normalized_expression(out=out, silent=True))
     return {
         "cells": model.adata.n_obs,
@@ -166,14 +166,9 @@ def to_zarr(data: str, out: str) -> dict[str, object]:
         "seconds": round(seconds, 1),
         "counts_mb": counts_mb,
         "peak_before_mb": before_mb,
-        "peak_mb": peak_mb(),
-        "peak_beyond_counts_mb": peak_mb() - counts_mb,
+        "peak_mb": memory_mb(),
+        "peak_beyond_counts_mb": memory_mb() - counts_mb,
     }
-
-
-def peak_mb() -> int:
-    """Largest resident memory of this process so far."""
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def default(data: str, batch_key: str, likelihood: str, seed: str, out: str) -> dict[str, object]:
@@ -183,7 +178,7 @@ def default(data: str, batch_key: str, likelihood: str, seed: str, out: str) -> 
     model.train(progress=False)
     seconds = time.perf_counter() - begun
     model.save(out, overwrite=True)
-    return {"seconds": seconds, "epochs": len(model.history), "peak_mb": peak_mb()}
+    return {"seconds": seconds, "epochs": len(model.history), "peak_mb": memory_mb()}
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ Prints one JSON line.  A BATCH_KEY of "none" is no batch.
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 import warnings
@@ -32,6 +31,7 @@ from common import (
     PEER_SHARE,
     batch_column,
     de_answers,
+    memory_mb,
     time_once,
     time_questions,
 )
@@ -101,9 +101,8 @@ def default(data: str, batch_key: str, likelihood: str, seed: str, out: str) -> 
     seconds = time.perf_counter() - begun
     torch.save(model.module.state_dict(), out)
     elbo = model.history["elbo_train"]
-    peak_mb = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     last = float(elbo.iloc[-1, 0])
-    return {"seconds": seconds, "epochs": len(elbo), "elbo_train": last, "peak_mb": peak_mb}
+    return {"seconds": seconds, "epochs": len(elbo), "elbo_train": last, "peak_mb": memory_mb()}
 
 
 MARKS = (10, 20, 50, 100, 150, 200, 300, 400)  # epochs whose weights are kept

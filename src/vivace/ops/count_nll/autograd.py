@@ -141,9 +141,10 @@ def _passes(
         here = heads
         if heads.theta_row_n is not None:
             here = replace(heads, theta_row_n=_part(heads.theta_row_n, rows))
+        hidden = _part(hidden_nh, rows)
         done = _logit_gradients(
             (_part(indptr, rows, 1), genes, counts),
-            _part(hidden_nh, rows),
+            hidden,
             here,
             _part(log_library_n, rows),
             _part(weight_n, rows),
@@ -152,7 +153,7 @@ def _passes(
             memory,
             gradients,
         )
-        yield rows, _part(hidden_nh, rows), done
+        yield rows, hidden, done
 
 
 def _part(tensor: Tensor, rows: slice, beyond: int = 0) -> Tensor:
