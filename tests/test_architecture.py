@@ -13,7 +13,8 @@ SOURCE = Path(vivace.__file__).parent
 # From the bottom to the top; rooms on one line may not import each other.
 FLOORS = [
     ["errors"],
-    ["seeds", "config", "arguments", "distributions", "jit"],
+    ["seeds", "config", "arguments", "distributions"],
+    ["runtime"],
     ["setup", "progress"],
     ["data", "datasets"],
     ["ops"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, Self, get_args, get_type_hints
 
 import numpy as np
@@ -19,16 +19,6 @@ VarActivation = Literal["exp", "softplus"]
 Where = Literal["none", "encoder", "decoder", "both"]
 Preset = Literal["mapping"]
 
-
-def _one_thread() -> None:
-    """In a forked process: torch's and Numba's other threads are not in it, and would be waited for."""
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        torch.set_num_threads(1)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_one_thread)
 
 # chosen on cell lines and on planted batch effects: benchmarks/LOG.md, "Mapping"
 _PRESETS: dict[str, dict[str, Any]] = {
@@ -55,29 +45,59 @@ class Settings:
     seed: int = 0
     batch_size: int | None = None
 
+    _num_threads: int | None = field(default=None, init=False, repr=False)
+    _torch_threads: int = field(default=0, init=False, repr=False)  # before a number was set
+
     @property
     def num_threads(self) -> int:
         """Threads of torch's operations and of the kernels: one number for both.
 
-        At first torch's own: the cores, or ``OMP_NUM_THREADS``.  Lower it where
-        several runs share a machine.
+        A number that is set is used as it is, and is torch's number from then on.
+        Until then, and again after None is set, it is torch's own at most (the cores, or
+        ``OMP_NUM_THREADS``), and fewer while other processes use the cores: see
+        :mod:`vivace.runtime.threads`.
         """
         import torch
 
         return torch.get_num_threads()
 
     @num_threads.setter
-    def num_threads(self, number: int) -> None:
-        if isinstance(number, bool) or not isinstance(number, int):
-            raise ArgumentTypeError(f"settings.num_threads must be an integer, not {number!r}.")
-        if number < 1:
-            raise OptionError(f"settings.num_threads must be at least 1, not {number}.")
+    def num_threads(self, number: int | None) -> None:
         import torch
 
-        torch.set_num_threads(number)
+        if number is None:
+            if self._num_threads is not None:
+                torch.set_num_threads(self._torch_threads)
+            self._num_threads = None
+            return
+        if isinstance(number, bool) or not isinstance(number, int | np.integer):
+            raise ArgumentTypeError(
+                f"settings.num_threads must be an integer or None, not {number!r}."
+            )
+        if number < 1:
+            raise OptionError(f"settings.num_threads must be at least 1, not {number}.")
+        if self._num_threads is None:
+            self._torch_threads = torch.get_num_threads()
+        self._num_threads = int(number)
+        torch.set_num_threads(self._num_threads)
+
+    @property
+    def fixed_threads(self) -> int | None:
+        """The number that was set; None where it follows the load of the machine."""
+        return self._num_threads
 
 
 settings = Settings()
+
+
+def _one_thread() -> None:
+    """In a forked process: torch's and Numba's other threads are not in it, and would be waited for."""
+    if "torch" in sys.modules:
+        settings.num_threads = 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_one_thread)
 
 
 @dataclass(frozen=True)
@@ -134,11 +154,11 @@ class ModelConfig:
         short = _SPELLED_OUT.get(str(self.gene_likelihood), self.gene_likelihood)
         object.__setattr__(self, "gene_likelihood", short)
         hints = get_type_hints(type(self))
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for option in fields(self):
+            value = getattr(self, option.name)
             if isinstance(value, np.generic):  # from a grid of options, say; JSON has none
-                object.__setattr__(self, field.name, value := value.item())
-            _check_option(field.name, value, hints[field.name])
+                object.__setattr__(self, option.name, value := value.item())
+            _check_option(option.name, value, hints[option.name])
         for name in ("n_hidden", "n_latent", "n_layers", "batch_embedding_dim"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name} must be at least 1, not {getattr(self, name)}.")

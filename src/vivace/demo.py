@@ -49,8 +49,10 @@ def _report(model: SCVI) -> str:
     held_out = model.get_elbo(indices=model.validation_indices, n_samples=_DRAWS, seed=0)
     seconds = history["seconds"].sum()
     cells = len(history) * len(model.train_indices)
+    compiled = history["compile_seconds"].sum()
+    once = f"Compiled: kernels for this processor, once, {compiled:.1f} s\n" if compiled else ""
     return (
-        f"Trained: {len(model.train_indices):,} cells, {len(history)} epochs, {seconds:.1f} s "
+        f"{once}Trained: {len(model.train_indices):,} cells, {len(history)} epochs, {seconds:.1f} s "
         f"({cells / seconds:,.0f} cells/s)\n"
         f"Held-out ELBO: {held_out:.1f} nats a cell ({len(model.validation_indices)} cells not "
         "trained on; higher is better)"

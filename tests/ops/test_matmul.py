@@ -12,22 +12,23 @@ import torch
 from budget import Budget
 from vivace.ops import matmul
 
-PATHS = {  # whether there is oneDNN, and whether MKL is preferred without and with a bias
-    "onednn": (True, (False, False)),
-    "mkl": (True, (True, False)),
-    "mkl with bias": (True, (True, True)),
-    "fallback": (False, (False, False)),
-}
+PATHS = {"onednn": (True, 0), "small": (True, 2**62), "fallback": (False, 0)}
 
 
 @pytest.fixture
 def path(request, monkeypatch):
-    """Sets what torch is said to have: oneDNN, and an MKL made for the processor."""
-    onednn, mkl = request.param
-    monkeypatch.setattr(matmul, "_SMALL", 0)
+    """Sets whether torch has oneDNN, and up to which size products are small."""
+    onednn, small = request.param
+    monkeypatch.setattr(matmul, "_SMALL", small)
     monkeypatch.setattr(matmul, "_ONEDNN", matmul._onednn_linear() if onednn else None)
-    for name, value in zip(("_MKL", "_MKL_WITH_BIAS"), mkl, strict=True):
-        monkeypatch.setattr(matmul, name, value)
+
+
+@pytest.fixture
+def threads():
+    """The number of torch's threads, put back afterwards."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 each_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS, indirect=True)
@@ -92,34 +93,20 @@ def test_nan_shows_in_its_row_and_column_alone(path):
     assert torch.equal(found, a.isnan().any(1)[:, None] | b.isnan().any(0))
 
 
-@pytest.mark.parametrize(
-    ("mkl", "biased", "small", "expected"),
-    [
-        ((False, False), False, False, 1),
-        ((False, False), False, True, 0),
-        ((False, False), True, False, 1),
-        ((False, False), True, True, 1),
-        ((True, False), False, False, 0),
-        ((True, False), True, False, 1),
-        ((True, True), False, False, 0),
-        ((True, True), True, False, 0),
-    ],
-)
-def test_which_path_is_taken(mkl, biased, small, expected, monkeypatch):
-    """oneDNN where torch has it, but for the products that MKL is faster at."""
+@pytest.mark.parametrize(("small", "calls_expected"), [(23, 1), (24, 0)])
+@pytest.mark.parametrize("biased", [False, True], ids=["", "bias"])
+def test_small_products_are_not_onednn_s(small, calls_expected, biased, monkeypatch):
     calls = []
     onednn = matmul._onednn_linear()
     if onednn is None:
         assert matmul._ONEDNN is None
         return
     monkeypatch.setattr(matmul, "_ONEDNN", lambda *a: calls.append(a) or onednn(*a))
-    for name, value in zip(("_MKL", "_MKL_WITH_BIAS"), mkl, strict=True):
-        monkeypatch.setattr(matmul, name, value)
-    monkeypatch.setattr(matmul, "_SMALL", 25 if small else 24)
+    monkeypatch.setattr(matmul, "_SMALL", small)
     bias = torch.ones(4) if biased else None
     found = matmul.product(torch.ones(2, 3), torch.ones(3, 4), bias)
     assert torch.equal(found, torch.full((2, 4), 3.0 + biased))
-    assert len(calls) == expected
+    assert len(calls) == calls_expected
 
 
 def test_no_onednn_is_found_where_torch_has_none(monkeypatch):
@@ -127,23 +114,79 @@ def test_no_onednn_is_found_where_torch_has_none(monkeypatch):
     assert matmul._onednn_linear() is None
 
 
-@pytest.mark.parametrize(
-    ("vendor", "capability", "expected"),
-    [
-        ("GenuineIntel", "AVX512", (True, False)),
-        ("AuthenticAMD", "AVX512", (False, False)),
-        ("GenuineIntel", "AVX2", (True, True)),
-        ("AuthenticAMD", "AVX2", (True, True)),
-        ("ARM", "DEFAULT", (False, False)),
-    ],
-)
-@pytest.mark.parametrize("available", [True, False])
-def test_mkl_is_taken_where_it_is_fast(
-    vendor, capability, expected, available, monkeypatch, tmp_path
-):
-    listed = tmp_path / "cpuinfo"
-    listed.write_text(f"processor : 0\nvendor_id : {vendor}\n")
-    monkeypatch.setattr(matmul, "_LISTED", listed)
-    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: available)
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    assert matmul._mkl_is_fast() == (expected if available else (False, False))
+SHAPES = [  # cells, inner axis, columns: heads, their gradients, latent space, few cells
+    (128, 128, 2000), (128, 2000, 128), (127, 1838, 20), (128, 128, 20), (9, 128, 128), (9, 128, 20),
+    (10, 10, 2000), (2000, 10, 128), (1024, 128, 20), (64, 20_000, 64), (17, 17_001, 128),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("n", "k", "m"), SHAPES)
+@pytest.mark.parametrize("of_b", [plain, transposed])
+@pytest.mark.parametrize("of_a", [plain, transposed])
+def test_the_number_of_threads_does_not_show(n, k, m, of_a, of_b, threads):
+    """It follows the load of the machine while a model trains."""
+    gen = torch.Generator().manual_seed(0)
+    a, b = of_a(torch.randn(n, k, generator=gen)), of_b(torch.randn(k, m, generator=gen))
+    bias = torch.randn(m, generator=gen)
+    for bias_or_none in (None, bias):
+        found = []
+        for number in (1, 2, 3, 4, 7, 16):
+            torch.set_num_threads(number)
+            found.append(matmul.product(a, b, bias_or_none).clone())
+            assert torch.get_num_threads() == number
+        assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+@pytest.mark.parametrize("of_b", [plain, transposed])
+def test_a_long_inner_axis_is_cut_into_pieces(of_b, monkeypatch):
+    """In whole numbers, so that every order of the sum is exact."""
+    monkeypatch.setattr(matmul, "_SMALL", 0)
+    gen = torch.Generator().manual_seed(0)
+    for k in (2**14, 2**14 + 1, 2**15 + 1, 50_000):
+        a = torch.randint(-3, 4, (5, k), generator=gen).float()
+        b = torch.randint(-3, 4, (k, 33), generator=gen).float()
+        bias = torch.arange(33.0)
+        exact = a.double() @ b.double()
+        assert torch.equal(matmul.product(a, of_b(b)).double(), exact)
+        assert torch.equal(matmul.product(a, of_b(b), bias).double(), exact + bias.double())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("biased", [False, True], ids=["", "bias"])
+def test_linear_has_the_gradients_of_its_definition(biased, dtype):
+    gen = torch.Generator().manual_seed(0)
+    shapes = [(17, 5), (5, 9)] + [(9,)] * biased
+    given = [torch.randint(-4, 5, s, generator=gen).to(dtype).requires_grad_() for s in shapes]
+    upstream = torch.randint(-4, 5, (17, 9), generator=gen).to(dtype)
+    found = torch.autograd.grad(matmul.linear(*given), given, upstream)
+    x, weight = given[:2]
+    expected = [upstream @ weight.T, x.T @ upstream] + [upstream.sum(0)] * biased
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("moved", [(0,), (1,), (2,), (0, 1, 2)])
+def test_linear_has_the_derivative_of_its_definition(moved):
+    gen = torch.Generator().manual_seed(0)
+    given = [torch.randint(-4, 5, s, generator=gen).float() for s in ((17, 5), (5, 9), (9,))]
+    tangents = [torch.randint(-4, 5, t.shape, generator=gen).float() for t in given]
+
+    def moving(*some):
+        arguments = list(given)
+        for i, value in zip(moved, some, strict=True):
+            arguments[i] = value
+        return matmul.linear(*arguments)
+
+    primals, along = tuple(given[i] for i in moved), tuple(tangents[i] for i in moved)
+    _, found = torch.func.jvp(moving, primals, along)
+    (x, w, _), (dx, dw, db) = given, tangents
+    parts = [dx @ w, x @ dw, db.expand(17, 9)]
+    assert torch.equal(found, sum(parts[i] for i in moved))
+
+
+def test_linear_has_no_second_derivative():
+    """Its gradients are computed by functions that autograd does not see."""
+    x = torch.ones(2, 3, requires_grad=True)
+    weight = torch.ones(3, 4, requires_grad=True)
+    (gradient,) = torch.autograd.grad(matmul.linear(x, weight).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()

@@ -10,7 +10,8 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from vivace.jit import LINE, parallel_kernel, prefetch
+from vivace.runtime.kernels import parallel_kernel
+from vivace.runtime.llvm import LINE, prefetch
 
 Ints = NDArray[np.int64]
 Genes = NDArray[np.int32]

@@ -18,6 +18,7 @@ from vivace.de.samples import over_samples
 from vivace.de.sampling import Found, Sampling
 from vivace.posterior import Cells
 from vivace.posterior.cells import children
+from vivace.runtime.threads import adapted_threads
 
 Values = NDArray[np.float64]
 
@@ -44,14 +45,21 @@ def differential_expression(
     samples : the sample of each of the cells, for a comparison across samples
     all_stats : with columns of what was counted
     """
+    from vivace.progress import CompilingNotice  # Numba: only those who ask wait
+
     of_draws, of_pairs, of_delta = children(seed, 3)
     results: Sequence[Found | None]
-    sums = count_sums(cells, plan.parts) if cells.source.has_counts else None
-    if samples is None:
-        results = over_cells(cells, plan, options, sampling, sums, (of_draws, of_pairs, of_delta))
-    else:
-        assert sums is not None  # the method asks for cells with counts
-        results = over_samples(cells, plan, options, sampling, sums, samples, (of_draws, of_delta))
+    with adapted_threads(), CompilingNotice(not cells.silent):
+        sums = count_sums(cells, plan.parts) if cells.source.has_counts else None
+        if samples is None:
+            results = over_cells(
+                cells, plan, options, sampling, sums, (of_draws, of_pairs, of_delta)
+            )
+        else:
+            assert sums is not None  # the method asks for cells with counts
+            results = over_samples(
+                cells, plan, options, sampling, sums, samples, (of_draws, of_delta)
+            )
     frames, done = [], []
     for comparison, found in zip(plan.comparisons, results, strict=True):
         if found is None:

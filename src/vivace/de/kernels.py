@@ -6,8 +6,9 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from vivace.jit import EXACT, LINE, SUMS, inner_kernel, kernel, never_inline, parallel_kernel
 from vivace.ops.fastmath import largest32, log32, smallest32
+from vivace.runtime.kernels import EXACT, inner_kernel, kernel, parallel_kernel
+from vivace.runtime.llvm import LINE, never_inline
 
 Floats = NDArray[np.float32]
 Rows = NDArray[np.int64]
@@ -16,6 +17,7 @@ Values = NDArray[np.float64]
 
 _PER_LN2 = np.float32(1.4426950408889634)
 _BINS = 512
+_LANES = 64  # of a sum over draws: four vectors of 512 bits
 _LEAST_WIDTH = 1e-7  # of a bin, log2 units
 _PRECISION, _CLOSE, _STEPS = 1 / 64, 1e-6, 50  # of a median: in bins, in probability, at most
 _TILE = 64  # draws
@@ -58,34 +60,56 @@ def _bin(bins: Counts, x: Floats, low: float, width: float) -> None:
         bins[i] = max(min(np.int32((x[i] - low) * per), top), bottom)
 
 
-@inner_kernel(fastmath=SUMS)
-def _moments(found: Values, x: Floats) -> None:
+@inner_kernel(fastmath=EXACT)
+def _folded(lanes: Floats) -> float:
+    """The sum of the lanes, which are a power of two; overwrites them.
+
+    LLVM may not choose the order of a sum that ends up in a result: it compiles a kernel anew in
+    each that calls it, and need not choose alike, so that a cached kernel and the one before it
+    was cached would differ in the last bit.
+    """
+    width = lanes.size // 2
+    while width > 0:
+        for i in range(width):
+            lanes[i] += lanes[i + width]
+        width //= 2
+    return lanes[0]
+
+
+@inner_kernel(fastmath=EXACT)
+def _moments(found: Values, x: Floats, lanes: Floats) -> None:
     """Mean and variance, least and largest."""
     never_inline()
-    n = np.float32(x.size)
-    total, square = np.float32(0), np.float32(0)
-    for i in range(x.size):
-        total += x[i]
-    mean = total / n
-    for i in range(x.size):
-        square += (x[i] - mean) * (x[i] - mean)
-    found[MEAN], found[VARIANCE] = mean, np.float64(square) / x.size
+    whole = x.size // _LANES * _LANES
+    lanes[:_LANES] = np.float32(0)
+    for start in range(0, whole, _LANES):
+        for i in range(_LANES):
+            lanes[i] += x[start + i]
+    for i in range(x.size - whole):
+        lanes[i] += x[whole + i]
+    mean = _folded(lanes[:_LANES]) / np.float32(x.size)
+    lanes[:_LANES] = np.float32(0)
+    for start in range(0, whole, _LANES):
+        for i in range(_LANES):
+            lanes[i] += (x[start + i] - mean) * (x[start + i] - mean)
+    for i in range(x.size - whole):
+        lanes[i] += (x[whole + i] - mean) * (x[whole + i] - mean)
+    found[MEAN], found[VARIANCE] = mean, np.float64(_folded(lanes[:_LANES])) / x.size
     found[MIN], found[MAX] = smallest32(x), largest32(x)
 
 
-@inner_kernel(fastmath=SUMS)
-def _window_sum(share: Floats, window: Floats, part: float) -> float:
+@inner_kernel(fastmath=EXACT)
+def _window_sum(share: Floats, window: Floats, part: float, lanes: Floats) -> float:
     never_inline()
     right = np.float32(part)
     left = np.float32(1) - right
-    total = np.float32(0)
     for i in range(_BINS):
-        total += share[i] * (window[i] * left + window[i + 1] * right)
-    return np.float64(total)
+        lanes[i] = share[i] * (window[i] * left + window[i + 1] * right)
+    return np.float64(_folded(lanes))
 
 
 @inner_kernel()
-def _probability(share_kb: Floats, below_kb: Floats, shift: float) -> float:
+def _probability(share_kb: Floats, below_kb: Floats, shift: float, lanes: Floats) -> float:
     """That a draw of ``share`` is larger than one of ``below`` by ``shift`` bins: mean over k.
 
     Within a bin draws lie evenly.  ``below``: the share of the others below each edge, with
@@ -101,21 +125,21 @@ def _probability(share_kb: Floats, below_kb: Floats, shift: float) -> float:
     total = 0.0
     for k in range(len(share_kb)):
         window = below_kb[k, start : start + _BINS + 1]
-        total += _window_sum(share_kb[k], window, place - whole)
+        total += _window_sum(share_kb[k], window, place - whole, lanes)
     return min(max(total / len(share_kb), 0.0), 1.0)
 
 
 @inner_kernel()
-def _median(share_kb: Floats, below_kb: Floats, left: float, right: float) -> float:
+def _median(share_kb: Floats, below_kb: Floats, left: float, right: float, lanes: Floats) -> float:
     """The shift that is exceeded with probability one half, between left and right, in bins."""
-    above_left = _probability(share_kb, below_kb, left) - 0.5
-    above_right = _probability(share_kb, below_kb, right) - 0.5
+    above_left = _probability(share_kb, below_kb, left, lanes) - 0.5
+    above_right = _probability(share_kb, below_kb, right, lanes) - 0.5
     for _ in range(_STEPS):  # false position, which halves the weight of an end that stays
         if right - left < _PRECISION or above_left == above_right:
             break
         middle = (left * above_right - right * above_left) / (above_right - above_left)
         middle = min(max(middle, left + 0.01 * (right - left)), right - 0.01 * (right - left))
-        above = _probability(share_kb, below_kb, middle) - 0.5
+        above = _probability(share_kb, below_kb, middle, lanes) - 0.5
         if abs(above) < _CLOSE:
             return middle
         if above > 0:
@@ -149,6 +173,7 @@ def _compare(
     weight: Values,
     delta: float,
     width: float,
+    lanes: Floats,
 ) -> None:
     """One comparison of one gene: the mean over the categories that draws are decoded as."""
     never_inline()
@@ -179,12 +204,12 @@ def _compare(
         low, high = min(low, a[MIN] - largest), max(high, a[MAX] - least)
     out[MEAN], out[STD] = mean, np.sqrt(max(square - mean**2, 0.0))
     out[MIN], out[MAX] = low, high
-    out[PLUS] = _probability(share, below, delta / width)
-    out[MINUS] = 1.0 - _probability(share, below, -delta / width)
-    out[ABOVE] = _probability(share, below, 0.0)
+    out[PLUS] = _probability(share, below, delta / width, lanes)
+    out[MINUS] = 1.0 - _probability(share, below, -delta / width, lanes)
+    out[ABOVE] = _probability(share, below, 0.0, lanes)
     # the median is within a standard deviation of the mean
     left, right = (mean - out[STD]) / width - 1.0, (mean + out[STD]) / width + 1.0
-    out[MEDIAN] = min(max(_median(share, below, left, right) * width, low), high)
+    out[MEDIAN] = min(max(_median(share, below, left, right, lanes) * width, low), high)
 
 
 @parallel_kernel()
@@ -226,6 +251,7 @@ def describe(
         moments = np.empty((n_stretches, 8))
         share = np.empty((first_ck.shape[1], _BINS), np.float32)
         below = np.zeros((first_ck.shape[1], 3 * _BINS + 2), np.float32)
+        lanes = np.empty(_BINS, np.float32)
         for g in range(task * _GENES, min((task + 1) * _GENES, n_genes)):
             _log2(logs, x_gm[g], pseudocount)
             low, high = np.float64(smallest32(logs)), np.float64(largest32(logs))
@@ -233,13 +259,13 @@ def describe(
             _bin(bins, logs, low, width)
             counts[:] = 0
             for s in range(n_stretches):
-                _moments(moments[s], logs[starts[s] : starts[s + 1]])
+                _moments(moments[s], logs[starts[s] : starts[s + 1]], lanes)
                 for m in range(starts[s], starts[s + 1]):
                     counts[s, bins[m]] += 1
             for c in range(first_ck.shape[0]):
                 _compare(
                     out_cgs[c, g], share, below, moments, counts, first_ck[c], second_cjk[c],
-                    weight_cj[c], delta_c[c], width,
+                    weight_cj[c], delta_c[c], width, lanes,
                 )  # fmt: skip
 
 

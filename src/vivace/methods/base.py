@@ -59,6 +59,7 @@ ARGUMENTS = (  # what the constructors take, under the names that users give
     ),
 )
 Format = Literal["vivace", "scvi-tools"]
+_TELLING = 0.05  # seconds of compilation that the summary mentions
 
 
 class Base(ABC):
@@ -200,8 +201,9 @@ class Base(ABC):
 
         ``train_loss``, ``elbo_train``, ``reconstruction_loss_train``,
         ``kl_local_train`` and the same for validation, in nats a cell, then
-        ``lr``, ``kl_weight`` and ``seconds``.  "elbo" is the negative ELBO
-        there: lower is better.
+        ``lr``, ``kl_weight``, ``seconds`` and ``compile_seconds``, in which kernels were
+        compiled (once on a machine) and which ``seconds`` leaves out.  "elbo" is the
+        negative ELBO there: lower is better.
         """
         return self._state.frame()
 
@@ -402,6 +404,8 @@ class Base(ABC):
                 f"{last['elbo_train']:.1f} train"
                 + ("" if np.isnan(held := last["elbo_validation"]) else f", {held:.1f} validation")
             )
+            if (compiled := t.get("compile_seconds", 0.0)) >= _TELLING:
+                lines.append(f"compiled: kernels for this processor in {compiled:.1f} s, once")
             if "verdict" in t:  # models saved by the first release have none
                 lines.append(f"verdict: {t['verdict']}")
         else:

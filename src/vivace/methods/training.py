@@ -140,7 +140,10 @@ class Trainable(Base):
                 source.n_cells, train_size, validation_size, np.random.default_rng(options_seed)
             )
             self._state.train_rows, self._state.validation_rows = split
-        begun = time.perf_counter() - self._state.summary.get("seconds", 0.0)
+        before = self._state.summary
+        begun = (
+            time.perf_counter() - before.get("seconds", 0.0) - before.get("compile_seconds", 0.0)
+        )
         names = None if self._adata is None else digest(self._adata)
 
         def summarise(verdict: str) -> None:
@@ -166,6 +169,7 @@ class Trainable(Base):
         self, recipe: str, n_cells: int, names: str | None, seconds: float, verdict: str
     ) -> None:
         state = self._state
+        compiled = float(np.nansum([row.get("compile_seconds", 0.0) for row in state.history]))
         state.summary = {
             "recipe": recipe,
             "epochs": len(state.history),
@@ -173,7 +177,8 @@ class Trainable(Base):
             "cell_names": names,
             "train_cells": len(state.train_rows),
             "validation_cells": len(state.validation_rows),
-            "seconds": round(seconds, 3),
+            "seconds": round(seconds - compiled, 3),
+            "compile_seconds": round(compiled, 3),
             "kl_weight": state.history[-1]["kl_weight"],
             "verdict": verdict,
         }

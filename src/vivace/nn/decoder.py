@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from vivace.nn.layers import Activation, BatchNorm, Linear, joined
 from vivace.ops import CountHeads
+from vivace.ops.matmul import linear
 
 
 class Decoder(nn.Module):
@@ -74,9 +75,9 @@ class Decoder(nn.Module):
         self, z_nk: Tensor, continuous_nd: Tensor | None = None, onehot_nc: Tensor | None = None
     ) -> Tensor:
         x_nh = joined(z_nk, continuous_nd, onehot_nc)
-        for i, (linear, activation) in enumerate(zip(self.linears, self.activations, strict=True)):
+        for i, (layer, activation) in enumerate(zip(self.linears, self.activations, strict=True)):
             inputs = joined(x_nh, onehot_nc) if i > 0 and self.inject else x_nh
-            x_nh = activation(linear(inputs))
+            x_nh = activation(layer(inputs))
         return x_nh
 
     def heads(self, hidden_nh: Tensor) -> CountHeads:
@@ -165,9 +166,9 @@ class LinearHead(nn.Module):
         if self.training and norm.uses_minibatch(len(x_nk)):
             mean_k = x_nk.mean(0)
             centred = x_nk - mean_k
-            covariance = centred.T @ centred / len(x_nk)
-            mean_g = mean_k @ self.weight
-            variance_g = ((covariance @ self.weight) * self.weight).sum(0)
+            covariance = linear(centred.T, centred) / len(x_nk)
+            mean_g = linear(mean_k[None], self.weight)[0]
+            variance_g = (linear(covariance, self.weight) * self.weight).sum(0)
             norm.track(mean_g.detach(), variance_g.detach(), len(x_nk))
         else:
             mean_g, variance_g = norm.running_mean, norm.running_var

@@ -12,6 +12,7 @@ from vivace.config import VarActivation
 from vivace.data.batch import SparseCounts
 from vivace.nn.layers import Activation, Linear, joined
 from vivace.ops import Backend, sparse_linear
+from vivace.ops.matmul import linear
 from vivace.ops.sparse_linear import Transform
 
 VARIANCE_FLOOR = 1e-4
@@ -149,4 +150,4 @@ class Encoder(nn.Module):
         if not self.uses_covariates:
             return genes_nh + first.bias
         covariates = joined(continuous_nd, onehot_nc)
-        return genes_nh + torch.addmm(first.bias, covariates, first.weight[self.n_genes :])
+        return genes_nh + linear(covariates, first.weight[self.n_genes :], first.bias)

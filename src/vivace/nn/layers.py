@@ -8,7 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import batch_norm
+
+from vivace.ops.matmul import linear
+from vivace.runtime.threads import on_one_thread
 
 
 class BatchNorm(nn.BatchNorm1d):
@@ -33,6 +37,11 @@ class BatchNorm(nn.BatchNorm1d):
             return batch_norm(
                 input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
             )
+        if self.training and input.device.type == "cpu" and not self.frozen:
+            self.num_batches_tracked.add_(1)
+            arguments = (input, self.weight, self.bias, self.running_mean, self.running_var)
+            out: Tensor = _OwnNorm.apply(*arguments, self.momentum, self.eps)  # type: ignore[no-untyped-call]
+            return out
         return super().forward(input)
 
     def uses_minibatch(self, n_cells: int) -> bool:
@@ -45,6 +54,43 @@ class BatchNorm(nn.BatchNorm1d):
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(variance * (n / (n - 1)), self.momentum)
         self.num_batches_tracked.add_(1)
+
+
+class _OwnNorm(torch.autograd.Function):
+    """torch's batch norm by the minibatch's statistics, on one thread.
+
+    On several, torch adds a sum for each thread, and their number shows in the last bit.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_nh: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        running_mean: Tensor,
+        running_variance: Tensor,
+        momentum: float,
+        eps: float,
+    ) -> Tensor:
+        with on_one_thread():
+            out, mean, inv_std = torch.native_batch_norm(
+                x_nh, weight, bias, running_mean, running_variance, True, momentum, eps
+            )
+        ctx.save_for_backward(x_nh, weight, mean, inv_std)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(running_mean, running_variance)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_out: Tensor) -> tuple[Tensor | None, ...]:
+        x_nh, weight, mean, inv_std = ctx.saved_tensors
+        with on_one_thread():
+            gradients = torch.ops.aten.native_batch_norm_backward(
+                by_out, x_nh, weight, None, None, mean, inv_std, True, ctx.eps, [True, True, True]
+            )
+        return (*gradients, None, None, None, None)
 
 
 class Activation(nn.Module):
@@ -109,7 +155,7 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.empty(n_out).uniform_(-bound, bound))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.addmm(self.bias, x, self.weight)
+        return linear(x, self.weight, self.bias)
 
 
 def columns_of(n_categories: Iterable[int]) -> tuple[int, ...]:

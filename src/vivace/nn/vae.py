@@ -17,6 +17,7 @@ from vivace.nn.surgery import Surgery
 from vivace.ops import Backend, CountHeads, count_nll
 from vivace.ops.count_nll import LIKELIHOODS, Activation
 from vivace.ops.count_nll.reference import LOG_THETA_BOUND, log_scale, log_theta_of
+from vivace.ops.matmul import linear
 from vivace.ops.memory import Memory
 
 
@@ -233,24 +234,22 @@ class VAE(nn.Module):
     def log_scale(self, point_nk: Tensor, batch: CountBatch) -> Tensor:
         """Log of the expected expression per unit of library, dense, shape (n, g); differentiable."""
         hidden_nh, heads = self._decode(point_nk, batch)
-        return log_scale(torch.addmm(heads.scale_g, hidden_nh, heads.scale_hg), self.activation)
+        return log_scale(linear(hidden_nh, heads.scale_hg, heads.scale_g), self.activation)
 
     def scale(
         self,
         point_nk: Tensor,
         batch: CountBatch,
         out_ng: Tensor | None = None,
-        logits_ng: Tensor | None = None,
     ) -> Tensor:
         """Expected expression per unit of library, dense, shape (n, g).
 
         The softmax is that of the logits at once, not the exponential of its logarithm:
-        one pass over cells x genes less than :meth:`log_scale`.  The result and what is
-        on the way to it may be written to tensors that are there; pages of new ones
-        cost as much as the product.
+        one pass over cells x genes less than :meth:`log_scale`.  The result may be written
+        to ``out_ng``; pages of a new tensor cost as much as the product.
         """
         hidden_nh, heads = self._decode(point_nk, batch)
-        logits_ng = torch.addmm(heads.scale_g, hidden_nh, heads.scale_hg, out=logits_ng)
+        logits_ng = linear(hidden_nh, heads.scale_hg, heads.scale_g)
         if self.activation == "softmax":
             return torch.softmax(logits_ng, -1, out=out_ng)
         return torch.exp(log_scale(logits_ng, self.activation), out=out_ng)
@@ -260,14 +259,14 @@ class VAE(nn.Module):
         hidden_nh, heads = self._decode(point_nk, batch)
         if self.activation != "softmax":
             return hidden_nh.new_zeros(len(hidden_nh))
-        return torch.addmm(heads.scale_g, hidden_nh, heads.scale_hg).logsumexp(-1)
+        return linear(hidden_nh, heads.scale_hg, heads.scale_g).logsumexp(-1)
 
     def scale_of(
         self, point_nk: Tensor, batch: CountBatch, genes: slice, log_normaliser_n: Tensor
     ) -> Tensor:
         """:meth:`scale` of a stretch of genes alone, from :meth:`log_normaliser`."""
         hidden_nh, heads = self._decode(point_nk, batch)
-        logits_ng = torch.addmm(heads.scale_g[genes], hidden_nh, heads.scale_hg[:, genes])
+        logits_ng = linear(hidden_nh, heads.scale_hg[:, genes], heads.scale_g[genes])
         if self.activation == "softmax":
             return logits_ng.sub_(log_normaliser_n[:, None]).exp_()
         return log_scale(logits_ng, self.activation).exp_()
@@ -277,15 +276,13 @@ class VAE(nn.Module):
     ) -> Rates:
         """Parameters of p(x|z, l) for every gene, dense."""
         hidden_nh, heads = self._decode(point_nk, batch)
-        log_scale_ng = log_scale(
-            torch.addmm(heads.scale_g, hidden_nh, heads.scale_hg), self.activation
-        )
+        log_scale_ng = log_scale(linear(hidden_nh, heads.scale_hg, heads.scale_g), self.activation)
         if log_library_n is None:
             log_library_n = self.log_library(batch)
         log_theta = log_theta_of(heads, hidden_nh)
         zi_logits = None
         if heads.dropout_hg is not None and heads.dropout_g is not None:
-            zi_logits = torch.addmm(heads.dropout_g, hidden_nh, heads.dropout_hg)
+            zi_logits = linear(hidden_nh, heads.dropout_hg, heads.dropout_g)
         return Rates(
             scale=log_scale_ng.exp(),
             mu=(log_scale_ng + log_library_n[:, None]).exp(),

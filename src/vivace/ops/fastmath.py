@@ -23,7 +23,7 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from vivace.jit import EXACT, inner_kernel, kernel
+from vivace.runtime.kernels import EXACT, inner_kernel, kernel
 
 _LN2_HI = np.float32(0.693359375)  # 9 bits: exact when multiplied by an exponent
 _LN2_LO = np.float32(-2.12194440e-4)

@@ -19,7 +19,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from vivace.jit import EXACT, kernel
+from vivace.runtime.kernels import EXACT, kernel
 
 _LN2_HI = 6.93147180369123816490e-01  # 33 bits: exact when multiplied by an exponent
 _LN2_LO = 1.90821492927058770002e-10

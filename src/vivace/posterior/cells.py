@@ -10,6 +10,7 @@ import torch
 
 from vivace.data import CountBatch, Rows, Source
 from vivace.nn import VAE, Inference
+from vivace.runtime.threads import Pace
 from vivace.setup import Codes
 
 
@@ -53,11 +54,14 @@ class Cells:
         from vivace.progress import PassingBar  # the compiler: only those who ask wait
 
         self.network.eval()
+        pace = Pace(what, counts, self.batch_size, self.network.dims.n_genes)
         with PassingBar(what, len(self), "cells", not self.silent) as bar:
             for start in range(0, len(self), self.batch_size):
                 part = slice(start, min(start + self.batch_size, len(self)))
+                pace.begin()
                 batch = self.source.gather(self.rows[part], counts=counts)
                 yield part, batch.to(self.network.device)
+                pace.end(judge=part.stop - part.start == self.batch_size)
                 bar.done(part.stop - part.start)
 
     def encoded(self, what: str = "Cells") -> Iterator[tuple[slice, CountBatch, Inference]]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vivace.posterior.cells import Cells
 from vivace.posterior.sample import samples
+from vivace.runtime.threads import question
 from vivace.setup import Codes
 
 STATISTICS = ("mean", "variance", "zero_fraction")
@@ -17,7 +18,7 @@ _INTERVAL = (0.025, 0.975)
 Doubles = NDArray[np.float64]
 
 
-@torch.no_grad()
+@question
 def posterior_predictive_check(
     cells: Cells,
     genes: tuple[str, ...],

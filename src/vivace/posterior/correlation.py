@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from vivace.posterior.cells import Cells, children, generators_of, points, with_codes
+from vivace.runtime.threads import question
 from vivace.setup import Codes
 
 Correlation = Literal["spearman", "pearson"]
@@ -53,7 +54,7 @@ def feature_correlation(
     return _correlation(_ranks(x, ordered) for _, x in denoised())
 
 
-@torch.no_grad()
+@question
 def _denoised(
     cells: Cells, codes: Codes, n_draws: int, rna_size_factor: float, seed: int
 ) -> Iterator[tuple[slice, Floats]]:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 from vivace.distributions import NegativeBinomial, Normal, Poisson, ZeroInflatedNegativeBinomial
 from vivace.nn import VAE, Rates
 from vivace.posterior.cells import Cells, generators_of, points, with_codes
+from vivace.runtime.threads import question
 from vivace.setup import Codes
 
 Observation = NegativeBinomial | Normal | Poisson | ZeroInflatedNegativeBinomial
 
 
-@torch.no_grad()
+@question
 def decode(
     cells: Cells, point_nk: Tensor, codes: Codes, library_n: Tensor | None = None
 ) -> Observation:
@@ -33,7 +33,7 @@ def decode(
     return observed(network, network.rates(point_nk, with_codes(batch, codes), log_library_n))
 
 
-@torch.no_grad()
+@question
 def decoded(
     cells: Cells, codes: Codes, n_draws: int, seed: int, what: str = "Decoding"
 ) -> Iterator[tuple[slice, int, Observation]]:

@@ -13,13 +13,14 @@ from torch import Tensor
 from vivace.data import CountBatch
 from vivace.ops.memory import Memory
 from vivace.posterior.cells import Cells, generators_of, points, with_codes
+from vivace.runtime.threads import question
 from vivace.setup import Codes
 
 Library = float | Literal["latent", "observed"]
 Genes = NDArray[np.int64]
 
 
-@torch.no_grad()
+@question
 def expression(
     cells: Cells,
     codes: Sequence[Codes],
@@ -54,7 +55,7 @@ def expression(
             _write(cells, pairs, batch, codes, genes, library, out, part, memory)
 
 
-@torch.no_grad()
+@question
 def expression_at(
     cells: Cells,
     codes: Sequence[Codes],
@@ -91,7 +92,7 @@ def _write(
     network = cells.network
     shape = (batch.n_cells, network.dims.n_genes)
     on_cpu = network.device.type == "cpu"
-    logits, target = (memory.take(n, *shape) if on_cpu else None for n in ("logits", "scale"))
+    target = memory.take("scale", *shape) if on_cpu else None
     several = len(pairs) * len(codes) > 1
     straight = on_cpu and not several and genes is None and _torch_can(out)
     if straight:  # the softmax writes to its last place
@@ -100,7 +101,7 @@ def _write(
     for point, log_library in pairs:
         factor = _factor(library, batch, log_library)
         for each in codes:
-            scale = network.scale(point, with_codes(batch, each), target, logits)
+            scale = network.scale(point, with_codes(batch, each), target)
             if genes is not None:
                 scale = scale[:, torch.from_numpy(genes).to(scale.device)]
             if factor is not None:

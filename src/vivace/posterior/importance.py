@@ -17,6 +17,7 @@ from vivace.ops.memory import Memory
 from vivace.posterior.cells import Cells, children
 from vivace.posterior.latent import draws
 from vivace.posterior.marginal import marginal_ll
+from vivace.runtime.threads import question
 
 
 def group_draws(
@@ -41,7 +42,7 @@ def group_draws(
     return chosen % len(cells), z[chosen], log_library[chosen]
 
 
-@torch.no_grad()
+@question
 def importance_weights(
     cells: Cells,
     z_mk: Tensor,

@@ -8,12 +8,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vivace.posterior.cells import Cells, draw, generators_of, noise_of
+from vivace.runtime.threads import question
 from vivace.seeds import numpy_generator
 
 Floats = NDArray[np.float32]
 
 
-@torch.no_grad()
+@question
 def latent(cells: Cells, seed: int | None) -> tuple[Floats, Floats]:
     """Mean and variance of q(z|x), shape (n, k) each, before a logistic-normal's softmax.
 
@@ -31,7 +32,7 @@ def latent(cells: Cells, seed: int | None) -> tuple[Floats, Floats]:
     return place, variance
 
 
-@torch.no_grad()
+@question
 def latent_mean(cells: Cells, mc_samples: int, seed: int) -> Floats:
     """Mean of a logistic-normal z over ``mc_samples`` draws, on the simplex, shape (n, k)."""
     network = cells.network
@@ -46,7 +47,7 @@ def latent_mean(cells: Cells, mc_samples: int, seed: int) -> Floats:
     return mean
 
 
-@torch.no_grad()
+@question
 def draws(cells: Cells, n_draws: int, seed: int) -> tuple[Tensor, Tensor]:
     """Draws of all cells: z before a softmax, (draws * n, k), and log libraries, (draws * n,).
 
@@ -68,7 +69,7 @@ def draws(cells: Cells, n_draws: int, seed: int) -> tuple[Tensor, Tensor]:
     return z.view(-1, k), log_library.view(-1)
 
 
-@torch.no_grad()
+@question
 def moments(cells: Cells) -> tuple[Tensor, Tensor]:
     """Mean and variance of z before a softmax, and in the last column of the log library.
 
@@ -84,7 +85,7 @@ def moments(cells: Cells) -> tuple[Tensor, Tensor]:
     return mean, variance
 
 
-@torch.no_grad()
+@question
 def library(cells: Cells, give_mean: bool, seed: int) -> Floats:
     """Library of each cell, molecules, shape (n, 1).
 

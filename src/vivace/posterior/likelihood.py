@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from vivace.ops.memory import Memory
 from vivace.posterior.cells import Cells, draw, generators_of
+from vivace.runtime.threads import question
 
 
 def elbo(cells: Cells, n_samples: int, seed: int) -> NDArray[np.float64]:
@@ -21,7 +21,7 @@ def reconstruction(cells: Cells, n_samples: int, seed: int) -> NDArray[np.float6
     return _terms(cells, n_samples, seed)[0]
 
 
-@torch.no_grad()
+@question
 def _terms(
     cells: Cells, n_samples: int, seed: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -13,9 +13,10 @@ from vivace.data import CountBatch
 from vivace.nn import VAE, Inference
 from vivace.ops.memory import Memory
 from vivace.posterior.cells import Cells, generators_of, noise_of
+from vivace.runtime.threads import question
 
 
-@torch.no_grad()
+@question
 def marginal_ll(cells: Cells, n_samples: int, seed: int) -> NDArray[np.float64]:
     """Log p(x) of each cell by importance sampling from q(z, l|x), nats, shape (n,).
 

@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 from vivace.distributions import Poisson, ZeroInflatedNegativeBinomial
 from vivace.posterior.cells import Cells
 from vivace.posterior.decode import Observation, decoded
+from vivace.runtime.threads import question
 from vivace.setup import Codes
 
 Floats = NDArray[np.float32]
 
 
-@torch.no_grad()
+@question
 def likelihood_parameters(
     cells: Cells, n_draws: int, give_mean: bool, seed: int
 ) -> dict[str, Floats]:

@@ -17,6 +17,7 @@ from vivace.data import CountBatch
 from vivace.nn import VAE
 from vivace.posterior.cells import Cells, with_codes
 from vivace.posterior.latent import latent
+from vivace.runtime.threads import question
 from vivace.setup import Codes
 
 Effects = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -67,7 +68,7 @@ def standard_moves(cells: Cells) -> NDArray[np.float64]:
     return np.diag(mean.std(0, dtype=np.float64))
 
 
-@torch.no_grad()
+@question
 def gene_effects(cells: Cells, codes: Sequence[Codes], moves_dk: NDArray[np.float64]) -> Effects:
     """Change of log expected expression along each move: mean and deviation over cells, (g, d).
 

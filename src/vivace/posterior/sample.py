@@ -14,12 +14,13 @@ from torch import Tensor
 from vivace.data import CountBatch
 from vivace.posterior.cells import Cells, children, draw, with_codes
 from vivace.posterior.decode import observed
+from vivace.runtime.threads import question
 from vivace.setup import Codes
 
 Sampled = sp.csr_matrix | NDArray[np.float32]
 
 
-@torch.no_grad()
+@question
 def samples(
     cells: Cells, codes: Sequence[Codes], n_draws: int, seed: int, what: str = "Sampling"
 ) -> Iterator[tuple[slice, int, CountBatch, Tensor]]:

@@ -13,7 +13,8 @@ from numba import prange
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vivace.jit import EXACT, as_array, floats_at, inner_kernel, parallel_kernel, vector_loop
+from vivace.runtime.kernels import EXACT, inner_kernel, parallel_kernel
+from vivace.runtime.llvm import as_array, floats_at, vector_loop
 from vivace.train.subnormal import TINY
 
 Floats = NDArray[np.float32]

@@ -16,6 +16,7 @@ from vivace.errors import OptionError, TrainingError
 from vivace.nn import VAE, Part, trained_parts
 from vivace.nn.layers import BatchNorm
 from vivace.ops.memory import Memory
+from vivace.runtime.threads import Pace, adapted_threads
 from vivace.seeds import numpy_generator, torch_generator
 from vivace.train.initialise import initialise_from_data
 from vivace.train.options import TrainOptions
@@ -56,7 +57,7 @@ def fit(network: VAE, source: Source, state: TrainState, options: TrainOptions) 
     epochs, n_steps = _budget(source, state, recipe, options, batch_size)
     if options.patience is not None:
         recipe = recipe.held(epochs, recipe.epochs(source.n_cells, len(state.train_rows)))
-    with TrainingBar(epochs, n_steps, options.progress) as bar:
+    with adapted_threads(), TrainingBar(epochs, n_steps, options.progress) as bar:
         order = numpy_generator(options.seed)
         if recipe.from_data and not state.trained and network.surgery is None:
             initialise_from_data(network, source, state.train_rows, order)
@@ -143,6 +144,7 @@ class _Run:
         self.device = network.device
         self.noise = torch_generator(options.seed, self.device)
         self.validation_memory = Memory()
+        self.pace = Pace("training", batch_size, network.dims.n_genes, network.config)
         self.good = copy_weights(network)  # as they were after the last epoch that was finite
         self.start_optimizer()
 
@@ -212,12 +214,13 @@ class _Run:
         self, batches: list[Rows], step: int, epoch: int, schedule: Schedule, bar: TrainingBar
     ) -> dict[str, float] | None:
         """Train on the minibatches and validate; None where a loss is not finite."""
-        begun = time.perf_counter()
+        begun, compiled = time.perf_counter(), bar.compilation.seconds
         self.network.train()
         on_cpu = self.device.type == "cpu"
         sums = torch.zeros(3, device=self.device)
         lr = kl_weight = 0.0
         for rows in batches:
+            self.pace.begin()
             batch = self.source.gather(rows).to(self.device)
             lr = schedule.learning_rate(step)
             kl_weight = self.recipe.kl_weight(step, schedule.n_steps, epoch)
@@ -227,9 +230,13 @@ class _Run:
             sums.add_(losses, alpha=len(rows))
             step += 1
             bar.step()
+            self.pace.end(judge=len(rows) == self.batch_size)
         row = _row(sums / sum(map(len, batches)), "train")
         row |= self.validate(kl_weight)
-        row |= {"lr": lr, "kl_weight": kl_weight, "seconds": time.perf_counter() - begun}
+        compiled = bar.compilation.seconds - compiled
+        seconds = time.perf_counter() - begun - compiled
+        row |= {"lr": lr, "kl_weight": kl_weight}
+        row |= {"seconds": seconds, "compile_seconds": compiled}
         seen = (row["train_loss"], row["validation_loss"] if len(self.watched) else 0.0)
         weights = [v for v in self.network.state_dict().values() if v.is_floating_point()]
         finite = all(map(math.isfinite, seen)) and all(v.isfinite().all() for v in weights)

@@ -22,6 +22,7 @@ COLUMNS = (
     "lr",
     "kl_weight",
     "seconds",
+    "compile_seconds",
 )
 
 

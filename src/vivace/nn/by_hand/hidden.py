@@ -10,7 +10,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from vivace.jit import EXACT, inner_kernel, kernel, vector_loop
+from vivace.runtime.kernels import EXACT, inner_kernel, kernel
+from vivace.runtime.llvm import vector_loop
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]

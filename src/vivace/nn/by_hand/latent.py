@@ -10,8 +10,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from vivace.jit import kernel
 from vivace.nn.encoder import LOG_VARIANCE_BOUND, VARIANCE_FLOOR
+from vivace.runtime.kernels import kernel
 
 Floats = NDArray[np.float32]
 Codes = NDArray[np.int64]

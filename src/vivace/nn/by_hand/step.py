@@ -140,7 +140,9 @@ class HandStep:
                 x_nh = product(last_nh, layer.linear.weight)
             layer.forward(x_nh, generator, here.encoding[i])
             last_nh = layer.out_nh
-        torch.addmm(self.latent.bias, last_nh, self.latent.weight, out=here.heads.tensor)
+        heads_nk = product(last_nh, self.latent.weight, self.latent.bias, out=here.heads.tensor)
+        if heads_nk is not here.heads.tensor:
+            here.heads.tensor.copy_(heads_nk)
         here.noise.tensor.normal_(generator=generator)
         self._fill_covariates(batch, here.inputs)
         kl = latent_draw(

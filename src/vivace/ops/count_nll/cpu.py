@@ -18,7 +18,6 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from vivace.jit import EXACT, SUMS, inner_kernel, never_inline, parallel_kernel, vector_loop
 from vivace.ops.count_nll.reference import LOG_THETA_BOUND
 from vivace.ops.fastmath import (
     exp32,
@@ -29,6 +28,8 @@ from vivace.ops.fastmath import (
     log32,
 )
 from vivace.ops.gamma import log64, log_gamma, log_gamma_digamma
+from vivace.runtime.kernels import EXACT, SUMS, inner_kernel, parallel_kernel
+from vivace.runtime.llvm import never_inline, vector_loop
 
 Ints = NDArray[np.int64]
 Genes = NDArray[np.uint32]  # unsigned, so that no index is checked for a negative sign

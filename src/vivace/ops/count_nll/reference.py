@@ -14,6 +14,7 @@ from torch.nn.functional import log_softmax, logsigmoid, softplus
 from vivace.config import GeneLikelihood
 from vivace.data.batch import SparseCounts
 from vivace.ops.count_nll.likelihoods import Activation, CountHeads
+from vivace.ops.matmul import linear
 
 LOG_THETA_BOUND = 15.0
 _SOFTPLUS_IS_EXP = -37.0  # below it the two are equal to float64 accuracy
@@ -71,7 +72,7 @@ def count_nll_reference(
 ) -> Tensor:
     """Negative log-likelihood of each cell, shape (n,)."""
     x_ng = counts.dense(hidden_nh.dtype)
-    logits_ng = hidden_nh @ heads.scale_hg + heads.scale_g
+    logits_ng = linear(hidden_nh, heads.scale_hg, heads.scale_g)
     log_mu_ng = log_scale(logits_ng, activation) + log_library_n[:, None]
     log_theta = log_theta_of(heads, hidden_nh)
     if likelihood == "normal":
@@ -81,14 +82,14 @@ def count_nll_reference(
         return poisson_nll(x_ng, log_mu_ng).sum(-1)
     if heads.dropout_hg is None or heads.dropout_g is None:
         return nb_nll(x_ng, log_mu_ng, log_theta).sum(-1)
-    zi_logits_ng = hidden_nh @ heads.dropout_hg + heads.dropout_g
+    zi_logits_ng = linear(hidden_nh, heads.dropout_hg, heads.dropout_g)
     return zinb_nll(x_ng, log_mu_ng, log_theta, zi_logits_ng).sum(-1)
 
 
 def log_theta_of(heads: CountHeads, hidden_nh: Tensor) -> Tensor | None:
     """Log inverse dispersion, shape (g,) or (n, g); None where the likelihood has none."""
     if heads.theta_hg is not None and heads.theta_bias_g is not None:
-        return hidden_nh @ heads.theta_hg + heads.theta_bias_g
+        return linear(hidden_nh, heads.theta_hg, heads.theta_bias_g)
     if heads.log_theta_g is None or heads.theta_row_n is None:
         return heads.log_theta_g
     return heads.log_theta_g[heads.theta_row_n]

@@ -15,9 +15,10 @@ from numba import prange
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vivace.jit import EXACT, inner_kernel, kernel, never_inline, parallel_kernel, vector_loop
 from vivace.ops.fastmath import log1p32
 from vivace.ops.sparse_linear.rows import add_to_rows, weighted_rows
+from vivace.runtime.kernels import EXACT, inner_kernel, kernel, parallel_kernel
+from vivace.runtime.llvm import never_inline, vector_loop
 
 Ints = NDArray[np.int64]
 Genes = NDArray[np.int32]

@@ -19,7 +19,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from vivace.jit import SUMS, inner_kernel, kernel, vector_loop
+from vivace.runtime.kernels import SUMS, inner_kernel, kernel
+from vivace.runtime.llvm import vector_loop
 
 Genes = NDArray[np.int32]
 Floats = NDArray[np.float32]

@@ -14,7 +14,8 @@ import torch
 
 import vivace
 from vivace.errors import ArgumentTypeError, OptionError
-from vivace.jit import CompileNotice, inner_kernel, kernel, parallel_kernel
+from vivace.runtime.compilation import CompileNotice
+from vivace.runtime.kernels import inner_kernel, kernel, parallel_kernel
 from vivace.ops.sparse_linear import cpu
 
 SOURCE = Path(vivace.__file__).parents[1]
