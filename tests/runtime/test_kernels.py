@@ -1,4 +1,4 @@
-"""How kernels are compiled and run: caches, threads, forks, the notice."""
+"""How kernels are compiled and run: caches, threads, forks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import torch
 
 import vivace
 from vivace.errors import ArgumentTypeError, OptionError
-from vivace.runtime.compilation import CompileNotice
 from vivace.runtime.kernels import inner_kernel, kernel, parallel_kernel
 from vivace.ops.sparse_linear import cpu
 
@@ -46,10 +45,9 @@ def run(program: str, cwd: Path | None = None, **environment: str) -> str:
 
 @pytest.fixture
 def threads():
-    """The number of threads, put back afterwards."""
-    before = vivace.settings.num_threads
+    """The number of threads follows the load again afterwards."""
     yield
-    vivace.settings.num_threads = before
+    vivace.settings.num_threads = None
 
 
 def test_kernels_are_cached_on_disk(tmp_path):
@@ -73,7 +71,7 @@ def test_an_inner_kernel_is_called_by_kernels_only(tmp_path):
     """From Python it has no entry; calling it must not reach for one, compiled or loaded or not."""
     program = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from test_jit import half, quarter\n"
+        "from test_kernels import half, quarter\n"
         "for _ in range(2):\n"
         "    try: half(1.0)\n"
         "    except TypeError as error: assert str(error) == 'half can be called by kernels only.'\n"
@@ -182,12 +180,6 @@ def test_one_number_of_threads_for_torch_and_the_kernels(threads):
     assert ran == [("threaded", 2), ("serial", 2), ("threaded", 2)]
 
 
-@pytest.mark.parametrize(("number", "error"), [(0, OptionError), ("2", ArgumentTypeError)])
-def test_a_wrong_number_of_threads(number, error):
-    with pytest.raises(error, match=r"settings\.num_threads must be"):
-        vivace.settings.num_threads = number
-
-
 @pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="one thread is all there is")
 def test_threads_do_not_change_a_bit(threads):
     rng = np.random.default_rng(0)
@@ -204,15 +196,3 @@ def test_threads_do_not_change_a_bit(threads):
         cpu.weight_gradient_into(gradient, indptr, genes, values, upstream)
         found.append(np.concatenate([out.ravel(), gradient.ravel()]))
     assert np.array_equal(*found)
-
-
-def test_the_notice_comes_once_and_only_for_what_is_compiled():
-    said = []
-    function = numba.njit(lambda x: x + 1)
-    with CompileNotice(lambda: said.append("compiling")):
-        assert (function(1), function(2), function(1.5)) == (2, 3, 2.5)
-    assert said == ["compiling"]
-    with CompileNotice(lambda: said.append("again")):
-        function(3)
-    numba.njit(lambda: 1)()
-    assert said == ["compiling"]

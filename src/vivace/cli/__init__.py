@@ -11,6 +11,7 @@ import sys
 
 import typer
 
+from vivace.cli.common import bound_waiting
 from vivace.cli.mapping import map_query
 from vivace.cli.models import convert, info
 from vivace.cli.questions import de, embed, express, sample
@@ -38,6 +39,7 @@ app.command()(convert)
 
 def main() -> None:
     """Run the command line; what vivace refuses becomes one sentence and exit code 2."""
+    bound_waiting()
     try:
         app(prog_name="vivace")  # however Python was started
     except (VivaceError, OSError) as error:  # OSError: a full disk, a folder without permission

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vivace.cli.common import Overwrite, Quiet, read
+from vivace.cli.common import Overwrite, Quiet, Threads, read, use_threads
 from vivace.config import settings
 from vivace.errors import OptionError
 
@@ -47,6 +47,7 @@ def map_query(
     key_added: Annotated[str, typer.Option(help="Key in obsm.")] = "X_scVI",
     seed: Annotated[int | None, typer.Option(help="Of training and draws.")] = None,
     overwrite: Overwrite = False,
+    threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
     """Map a query onto a reference: its latent representation in obsm, labels in obs.
@@ -59,6 +60,7 @@ def map_query(
     from vivace.store.matrix import check_free
     from vivace.transfer import LabelOptions, labels_of
 
+    use_threads(threads)
     if output.suffix != ".h5ad":
         raise OptionError(f"{output} must end in .h5ad.")
     check_free(output, overwrite)

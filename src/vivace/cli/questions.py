@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vivace.cli.common import Keys, ModelFolder, Overwrite, Quiet, read
+from vivace.cli.common import Keys, ModelFolder, Overwrite, Quiet, Threads, read, use_threads
 from vivace.errors import OptionError
 
 Counts = Annotated[Path, typer.Argument(metavar="IN.h5ad", help="Raw counts of the same genes.")]
@@ -21,11 +21,13 @@ def embed(
     data: Counts,
     output: Annotated[Path, typer.Option("--output", "-o", help="h5ad to write.")],
     key_added: Annotated[str, typer.Option(help="Key in obsm.")] = "X_scVI",
+    threads: Threads = None,
 ) -> None:
     """Write IN.h5ad with the latent representation of its cells in obsm."""
     from vivace.model import load
     from vivace.store.folder import write_h5ad
 
+    use_threads(threads)
     loaded = load(model)
     adata = read(data)
     adata.obsm[key_added] = loaded.get_latent_representation(adata)
@@ -53,6 +55,7 @@ def express(
     batch_size: BatchSize = None,
     seed: Seed = None,
     overwrite: Overwrite = False,
+    threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
     """Write the expected expression of each cell and gene, free of noise and depth."""
@@ -60,6 +63,7 @@ def express(
     from vivace.model import load
     from vivace.store.matrix import check_free, dense_file
 
+    use_threads(threads)
     check_free(_anndata_path(output), overwrite)
     loaded = load(model)
     adata = read(data)
@@ -100,6 +104,7 @@ def sample(
     batch_size: BatchSize = None,
     seed: Seed = None,
     overwrite: Overwrite = False,
+    threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
     """Write counts as the model would observe them, were the cells sequenced again."""
@@ -110,6 +115,7 @@ def sample(
     from vivace.model import load
     from vivace.store.matrix import check_free, write_anndata
 
+    use_threads(threads)
     positive("n_samples", n_samples)
     check_free(_anndata_path(output), overwrite)
     loaded = load(model)
@@ -163,6 +169,7 @@ def de(
     batch_size: BatchSize = None,
     seed: Seed = None,
     overwrite: Overwrite = False,
+    threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
     """Write which genes differ between groups of cells, and how sure that is."""
@@ -170,6 +177,7 @@ def de(
     from vivace.store.matrix import check_free
     from vivace.store.table import check_table, write_table
 
+    use_threads(threads)
     check_table(output, overwrite)
     if volcano is not None:
         from vivace.report.overview import need_plotting

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vivace.cli.common import Keys, Quiet, read
+from vivace.cli.common import Keys, Quiet, Threads, read, use_threads
 from vivace.config import settings
 
 
@@ -16,11 +16,13 @@ def demo(
         "vivace-demo"
     ),
     seed: Annotated[int, typer.Option(help="Of the whole run.")] = 0,
+    threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
     """Train on the PBMC 3k data that ship with vivace; write latent space, model and picture."""
     from vivace.demo import run_demo
 
+    use_threads(threads)
     run_demo(output, seed=seed, progress=not quiet)
 
 
@@ -76,6 +78,7 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the model folder.")
     ] = False,
+    threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
     """Train SCVI on an h5ad of raw counts and save the model."""
@@ -83,6 +86,7 @@ def train(
     from vivace.seeds import check_seed
     from vivace.store.folder import check_place
 
+    use_threads(threads)
     check_place(output, overwrite)
     adata = read(data)
     SCVI.setup_anndata(
