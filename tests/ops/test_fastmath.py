@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from numba import njit
 
-from vivace import jit
 from vivace.ops.fastmath import exp32, largest32, log1p32, log32
+from vivace.runtime import kernels
 
 TINY, HUGE = np.finfo(np.float32).tiny, np.finfo(np.float32).max
 EXP_MIN, EXP_MAX = np.float32(-87.3), np.float32(88.3)
@@ -13,7 +13,7 @@ EXP_MIN, EXP_MAX = np.float32(-87.3), np.float32(88.3)
 def over_arrays(function):
     """The function in a loop over arrays, which LLVM vectorises, as the kernels use it."""
 
-    @njit(fastmath=jit.EXACT, error_model="numpy")
+    @njit(fastmath=kernels.EXACT, error_model="numpy")
     def loop(x):
         out = np.empty_like(x)
         for i in range(x.size):

@@ -65,7 +65,10 @@ def results(cells, kind=SCVI, **options):
     adata = cells.copy()
     covariates = {"categorical_covariate_keys": ["donor"], "continuous_covariate_keys": ["age"]}
     kind.setup_anndata(
-        adata, batch_key="batch", labels_key="cell_type", **({} if kind is LinearSCVI else covariates)
+        adata,
+        batch_key="batch",
+        labels_key="cell_type",
+        **({} if kind is LinearSCVI else covariates),
     )
     model = kind(adata, **options)
     model.train(2, batch_size=100, seed=1, plan_kwargs={"lr": 1e-3}, progress=False)

@@ -74,12 +74,8 @@ class _ParallelKernel:
 
     @cached_property
     def serial(self) -> Any:
-        """The same function; under a name of its own, since the cache goes by names."""
-        old = self.function
-        twin = FunctionType(old.__code__, old.__globals__, old.__name__, old.__defaults__)
-        twin.__qualname__ = f"{old.__qualname__}_serial"
-        twin.__module__ = old.__module__
-        return _compiled(twin, fastmath=self.fastmath)
+        """The same function without threads."""
+        return _compiled(specialised(self.function, "serial"), fastmath=self.fastmath)
 
     def __call__(self, *args: Any) -> Any:
         threads, several = kernel_threads()
@@ -89,6 +85,24 @@ class _ParallelKernel:
         if threads != numba.get_num_threads():
             numba.set_num_threads(threads)
         return self.threaded(*args)
+
+
+def specialised(function: FunctionType, name: str, **constants: Any) -> FunctionType:
+    """A copy of a function, not compiled yet, to which some globals of its module are constants.
+
+    A kernel compiles only the branches that its constants lead to, and the kernels that those
+    call.  The copy's name ends in ``name``, since the cache on disk goes by names.
+
+    Examples
+    --------
+    >>> specialised(lambda: SIZE + 1, "of_two", SIZE=2)()
+    3
+    """
+    seen = {**function.__globals__, **constants}
+    copy = FunctionType(function.__code__, seen, function.__name__, function.__defaults__)
+    copy.__qualname__ = f"{function.__qualname__}_{name}"
+    copy.__module__, copy.__doc__ = function.__module__, function.__doc__
+    return copy
 
 
 def _compiled(function: Callable[..., Any], **options: Any) -> Any:

@@ -158,7 +158,7 @@ def adapted_threads() -> Iterator[None]:
         yield
     finally:
         _scope.ceiling = 0
-        torch.set_num_threads(before)
+        torch.set_num_threads(settings.fixed_threads or before)  # one may have been set inside
 
 
 def _available() -> int:

@@ -13,6 +13,8 @@ that would need many checks for overlapping arrays.
 from __future__ import annotations
 
 import math
+from functools import cache
+from typing import Any
 
 import numpy as np
 from numba import prange
@@ -28,7 +30,7 @@ from vivace.ops.fastmath import (
     log32,
 )
 from vivace.ops.gamma import log64, log_gamma, log_gamma_digamma
-from vivace.runtime.kernels import EXACT, SUMS, inner_kernel, parallel_kernel
+from vivace.runtime.kernels import EXACT, SUMS, inner_kernel, parallel_kernel, specialised
 from vivace.runtime.llvm import never_inline, vector_loop
 
 Ints = NDArray[np.int64]
@@ -43,7 +45,9 @@ _BOUND = np.float32(LOG_THETA_BOUND)
 _LOG_FACTORIAL = np.array([math.lgamma(i + 1) for i in range(256)], np.float64)
 _ROWS = 16  # cells handed to a thread at a time
 _GENES = 256  # genes of a per-gene loop handed to a thread at a time
-_POISSON, _ZINB = 0, 2
+_POISSON, _NB, _ZINB = 0, 1, 2
+_NAMES = {_POISSON: "poisson", _NB: "nb", _ZINB: "zinb"}
+FAMILY, SOFTPLUS = _ZINB, False  # constants of each kernel: _kernel_for
 _CERTAIN = 1e30  # infinity less infinity would be no number
 _VANISHING = np.float32(-28)  # three times e to this, multiplied, are a normal float32
 _MOST_KEPT = np.float32(-43.5)  # e to twice this is one too
@@ -396,12 +400,9 @@ def _not_dropped(logits: Floats, log_kept: Floats, by_logits: Floats) -> None:
 # ---- cells ------------------------------------------------------------------
 
 
-@inner_kernel(fastmath=EXACT)
-def _cells(
+def _cells(  # compiled by _kernel_for
     first: int,
     last: int,
-    family: int,
-    softplus: bool,
     scale_ng: Floats,
     logits_ng: Floats,
     raw_log_theta: Floats,
@@ -431,7 +432,7 @@ def _cells(
     n_genes = scale_ng.shape[1]
     shared = by_theta_ng.size == 0
     e = np.empty(n_genes, np.float32)
-    slope = np.empty(n_genes if softplus else 0, np.float32)
+    slope = np.empty(n_genes if SOFTPLUS else 0, np.float32)
     value = np.empty(n_genes, np.float32)
     by_mu = np.empty(n_genes, np.float32)
     by_theta = np.zeros(n_genes, np.float32)  # stays so without gradients
@@ -454,9 +455,9 @@ def _cells(
 
     for n in range(first, last):
         s = scale_ng[n]
-        logits = logits_ng[n if family == _ZINB else 0]
+        logits = logits_ng[n if FAMILY == _ZINB else 0]
         library = np.float64(log_library[n])
-        if softplus:
+        if SOFTPLUS:
             _softplus(s, e, slope)
             total = _total(e)
             exact_rate = math.exp(library)
@@ -471,10 +472,10 @@ def _cells(
         x = counts[begin:end]
         where = genes[begin:end]
         x_value = all_value[:nonzero]
-        _nonzero_log_mu(where, s, e, softplus, shift, x_value)
+        _nonzero_log_mu(where, s, e, SOFTPLUS, shift, x_value)
 
-        if family == _POISSON:
-            if softplus:
+        if FAMILY == _POISSON:
+            if SOFTPLUS:
                 for j in range(n_genes):
                     by_mu[j] = -rate * e[j]
             else:  # the means add up to the library, whatever the logits: by_mu is only x
@@ -509,7 +510,7 @@ def _cells(
             _zero_nb(e, rate, inv_theta, theta, value, by_mu)
             if gradients:
                 _zero_by_theta(value, by_mu, by_theta)
-            if family == _ZINB:
+            if FAMILY == _ZINB:
                 x_logits, x_log_kept = all_logits[:nonzero], all_log_kept[:nonzero]
                 x_by_logits = all_by_logits[:nonzero]
                 for i in range(nonzero):
@@ -522,7 +523,7 @@ def _cells(
                     value[where[i]] = _ZERO
                 else:  # a stored zero is a zero like any other
                     x_value[i] = 0.0
-            if family != _ZINB:
+            if FAMILY != _ZINB:
                 zeros = _total(value)
             elif _any_vanishing(value, logits):
                 _zero_zinb_by_logs(value, logits, by_mu, by_theta)
@@ -539,7 +540,7 @@ def _cells(
             for i in range(nonzero):
                 if x[i] != _ZERO:
                     j = where[i]
-                    if family == _ZINB:
+                    if FAMILY == _ZINB:
                         logits[j] = x_by_logits[i]
                     if gradients:
                         by_mu[j] = np.float32(x_by_mu[i])
@@ -552,16 +553,16 @@ def _cells(
         if not gradients:
             continue
         by_library[n] = np.float32(-w * by_log_library)
-        if softplus:
+        if SOFTPLUS:
             _softplus_gradient(s, slope, by_mu, sums[0], w)
         else:
             _softmax_gradient(s, e, by_mu, sums[0], w, np.float32(by_mu_sum / total))
-        if family != _POISSON:
+        if FAMILY != _POISSON:
             if shared:
                 _add(sums[1], by_theta, -w)
             else:
                 _within_bounds(by_theta, raw_log_theta[theta_row[n]], -w, by_theta_ng[n])
-        if family == _ZINB:
+        if FAMILY == _ZINB:
             _scale_and_add(logits, sums[2], -w)
 
 
@@ -615,10 +616,7 @@ def _sums(
         _within_bounds(total[start:stop], log_theta_cg[0, start:stop], _ONE, total[start:stop])
 
 
-@parallel_kernel(fastmath=EXACT)
-def logit_gradients(
-    family: int,
-    softplus: bool,
+def _logit_gradients(  # compiled by _kernel_for
     scale_ng: Floats,
     logits_ng: Floats,
     log_theta_cg: Floats,
@@ -633,18 +631,6 @@ def logit_gradients(
     of_genes: Floats,
     by_theta_cg: Floats,
 ) -> None:
-    """Loss of each cell, and the gradients of its weighted sum.
-
-    Overwrites ``scale_ng`` and ``logits_ng`` (one empty row where there is no
-    zero inflation) with the gradients in them.  ``of_cells``, of shape (2, n), are
-    the loss of each cell and the gradient in its log library; ``of_genes``, of
-    shape (2, g), the gradients of the two biases.  Where ``of_genes`` is empty, only the
-    loss of each cell is computed, and the logits hold nothing that means anything.
-
-    Cell n has row ``theta_row[n]`` of ``log_theta_cg``, and leaves its gradient
-    in ``by_theta_ng[n]``; where that is empty, all cells share the first row.
-    ``by_theta_cg`` is the gradient of the table; empty where nobody asks.
-    """
     n_cells, n_genes = scale_ng.shape
     n_rows = log_theta_cg.shape[0]
     n_blocks = (n_genes + _GENES - 1) // _GENES
@@ -670,7 +656,7 @@ def logit_gradients(
                 )
             elif phase == cells:
                 _cells(
-                    part * n_cells // n_parts, (part + 1) * n_cells // n_parts, family, softplus,
+                    part * n_cells // n_parts, (part + 1) * n_cells // n_parts,
                     scale_ng, logits_ng, log_theta_cg, theta, inv_theta, gammas, theta_row,
                     by_theta_ng, indptr, genes, counts, log_library, weight,
                     of_cells[0], of_cells[1], parts[part], gradients,
@@ -679,3 +665,29 @@ def logit_gradients(
                 _sums(
                     start, stop, parts, log_theta_cg, theta_row, by_theta_ng, of_genes, by_theta_cg
                 )
+
+
+@cache
+def _kernel_for(family: int, softplus: bool) -> Any:
+    """The kernel of one likelihood: others' loops are not compiled with it."""
+    name = f"{_NAMES[family]}_{'softplus' if softplus else 'softmax'}"
+    constants = {"FAMILY": family, "SOFTPLUS": softplus}
+    cells = inner_kernel(fastmath=EXACT)(specialised(_cells, name, **constants))
+    kernel = specialised(_logit_gradients, name, _cells=cells)
+    return parallel_kernel(fastmath=EXACT)(kernel)
+
+
+def logit_gradients(family: int, softplus: bool, *arrays: NDArray[Any]) -> None:
+    """Loss of each cell, and the gradients of its weighted sum.
+
+    Overwrites ``scale_ng`` and ``logits_ng`` (one empty row where there is no
+    zero inflation) with the gradients in them.  ``of_cells``, of shape (2, n), are
+    the loss of each cell and the gradient in its log library; ``of_genes``, of
+    shape (2, g), the gradients of the two biases.  Where ``of_genes`` is empty, only the
+    loss of each cell is computed, and the logits hold nothing that means anything.
+
+    Cell n has row ``theta_row[n]`` of ``log_theta_cg``, and leaves its gradient
+    in ``by_theta_ng[n]``; where that is empty, all cells share the first row.
+    ``by_theta_cg`` is the gradient of the table; empty where nobody asks.
+    """
+    _kernel_for(family, softplus)(*arrays)

@@ -13,9 +13,8 @@ import pytest
 import torch
 
 import vivace
-from vivace.errors import ArgumentTypeError, OptionError
-from vivace.runtime.kernels import inner_kernel, kernel, parallel_kernel
 from vivace.ops.sparse_linear import cpu
+from vivace.runtime.kernels import inner_kernel, kernel, parallel_kernel
 
 SOURCE = Path(vivace.__file__).parents[1]
 
@@ -71,7 +70,7 @@ def test_an_inner_kernel_is_called_by_kernels_only(tmp_path):
     """From Python it has no entry; calling it must not reach for one, compiled or loaded or not."""
     program = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from test_kernels import half, quarter\n"
+        "from test_compiled import half, quarter\n"
         "for _ in range(2):\n"
         "    try: half(1.0)\n"
         "    except TypeError as error: assert str(error) == 'half can be called by kernels only.'\n"
