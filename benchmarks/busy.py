@@ -159,6 +159,7 @@ def main() -> None:
     ways: dict[str, dict[str, str]] = dict(WAYS)
     if args.against is not None:
         ways[BEFORE] = {"PYTHONPATH": str(args.against.resolve())}
+    result: dict[str, Any] = {"benchmark": "busy", **provenance()}
     with tempfile.TemporaryDirectory() as scratch, quota_of_one_core() as group:
         data = Path(scratch) / "data.h5ad"
         prepare(args.raw, data)
@@ -184,7 +185,7 @@ def main() -> None:
             print(name, file=sys.stderr)
             with neighbours(busy):
                 cases[name] = measure(start, ways, args.repeats, jobs)
-    result = {"benchmark": "busy", **provenance(), "seconds": cases}
+    result["seconds"] = cases
     report("busy", result, args.save)
 
 
