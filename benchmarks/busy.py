@@ -41,7 +41,8 @@ WAYS = {
 }
 BEFORE = "default, before"
 _RUN = (
-    "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    "import runpy, sys; sys.argv = sys.argv[1:]; sys.path[0] = sys.argv[0].rpartition('/')[0]; "
+    "runpy.run_path(sys.argv[0], run_name='__main__')"
 )
 QUESTIONS = ("train", "latent", "de")
 _GROUP = Path("/sys/fs/cgroup/cpu/vivace-benchmark")  # of control groups, version 1
