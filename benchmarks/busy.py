@@ -123,8 +123,10 @@ def measure(start: Start, ways: dict[str, dict[str, str]], repeats: int, jobs: i
     """Seconds of each question by each way, in turn; with ``jobs`` at once their mean."""
     seconds: dict[str, dict[str, list[float]]] = {w: {q: [] for q in QUESTIONS} for w in ways}
     weights = set()
-    for _, (way, environment) in itertools.product(range(repeats), ways.items()):
-        found = [finish(run) for run in [start(environment) for _ in range(jobs)]]
+    names = list(ways)
+    for repeat, i in itertools.product(range(repeats), range(len(ways))):
+        way = names[(i + 2 * repeat) % len(names)]  # none is always the first, or after the same
+        found = [finish(run) for run in [start(ways[way]) for _ in range(jobs)]]
         for question in QUESTIONS:
             seconds[way][question].append(sum(f[question] for f in found) / jobs)
         if way != BEFORE:
