@@ -86,6 +86,11 @@ class Settings:
         """The number that was set; None where it follows the load of the machine."""
         return self._num_threads
 
+    def restored_threads(self, before: int) -> int:
+        """Torch's number after work that found it at ``before``; one may have been set meanwhile."""
+        self._torch_threads = before
+        return self._num_threads or before
+
 
 settings = Settings()
 

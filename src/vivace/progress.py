@@ -188,7 +188,8 @@ class TrainingBar:
         _live.remove(self._bar)
         kernels, seconds = self.compilation.kernels, self.compilation.seconds
         if kernels:
-            said = f"Compiled {kernels} kernels for this processor in {seconds:.1f} s, once"
+            number = f"{kernels} kernel{'s' * (kernels != 1)}"
+            said = f"Compiled {number} for this processor in {seconds:.1f} s, once"
             self._bar.console.print(said, highlight=False)
         if self._verdict:
             self._bar.console.print(f"Training {self._verdict}", highlight=False, soft_wrap=True)

@@ -76,6 +76,13 @@ def test_budget(n, k, m, of_a, of_b, biased, path):
 
 
 @each_path
+def test_a_bias_of_any_stride(path):
+    a, b = torch.ones(3, 5), torch.ones(5, 40)
+    for bias in (torch.arange(80.0)[::2], torch.ones(1).expand(40), torch.arange(41.0)[1:]):
+        assert torch.equal(matmul.product(a, b, bias), 5.0 + bias.expand(3, 40))
+
+
+@each_path
 @pytest.mark.parametrize("biased", [False, True], ids=["", "bias"])
 @pytest.mark.parametrize(("n", "k", "m"), [(0, 3, 4), (3, 0, 4), (3, 4, 0)])
 def test_nothing_in_it(n, k, m, biased, path):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import psutil
 import pytest
@@ -35,6 +36,8 @@ V2 = "0::/user/job\n"
         (V2, {".": {"cpu__max": "200000 100000\n"}}, 2.0),  # a container's own group
         (V2, {"unified/user/job": {"cpu__max": "300000 100000\n"}}, 3.0),
         (V2, {"user/job": {"cpu__max": "damaged"}}, None),
+        (V2, {"user/job": {"cpu__max": "1 0"}}, None),
+        ("garbage\n\n" + V2, {"user/job": {"cpu__max": "150000 100000\n"}}, 1.5),
         (V1, {"cpu/jobs/7": {"cpu__cfs_quota_us": "-1", "cpu__cfs_period_us": "100000"}}, None),
         (V1, {"cpu/jobs/7": {"cpu__cfs_quota_us": "250000", "cpu__cfs_period_us": "100000"}}, 2.5),
         (V1, {"cpu/jobs": {"cpu__cfs_quota_us": "100000", "cpu__cfs_period_us": "100000"}}, 1.0),
@@ -55,6 +58,11 @@ def test_the_quota_is_the_least_of_the_group_and_those_above(own, files, expecte
     write(tmp_path / "self", cgroup=own)
     found = cores._quota(tmp_path / "cgroup", tmp_path / "self" / "cgroup")
     assert found == expected
+
+
+def test_no_quota_where_the_groups_cannot_be_read(tmp_path):
+    (tmp_path / "own").write_bytes(b"0::/\xff\xfe\n")
+    assert cores._quota(tmp_path, tmp_path / "own") is None
 
 
 def test_no_quota_where_there_are_no_groups(tmp_path):
@@ -91,6 +99,12 @@ def test_the_affinity_mask_counts():
     assert done.stdout.strip() == "1", done.stderr
 
 
+class Times(NamedTuple):
+    user: float
+    idle: float
+    iowait: float
+
+
 @pytest.fixture
 def machine(monkeypatch):
     """A clock, this process's time and the idle time of four cores, to be moved by hand."""
@@ -99,7 +113,7 @@ def machine(monkeypatch):
     monkeypatch.setattr(cores.time, "process_time", lambda: made.own)
     monkeypatch.setattr(cores, "_affinity", lambda: made.mask)
     monkeypatch.setattr(
-        psutil, "cpu_times", lambda percpu: [SimpleNamespace(idle=i, iowait=1.0) for i in made.idle]
+        psutil, "cpu_times", lambda percpu: [Times(made.clock - i, i, 1.0) for i in made.idle]
     )
     return made
 
@@ -133,6 +147,14 @@ def test_a_mask_of_cores_that_are_not_listed_means_all(machine):
     machine.clock += 1.0
     machine.idle = [11.0, 21.0, 30.0, 40.0]
     assert free.look() == pytest.approx(2.0)
+
+
+def test_counters_that_stand_still_say_nothing(machine, monkeypatch):
+    monkeypatch.setattr(psutil, "cpu_times", lambda percpu: [Times(0.0, 0.0, 0.0)] * 4)
+    free = FreeCores()
+    machine.clock += 1.0
+    machine.own += 0.9
+    assert free.look() is None
 
 
 @pytest.mark.parametrize("error", [OSError, RuntimeError, NotImplementedError, ValueError])

@@ -222,6 +222,38 @@ def test_a_number_that_is_set_is_used_as_it_is(free):
         assert torch.get_num_threads() == 1
 
 
+def test_a_number_that_is_set_while_a_model_works_is_used_at_once(free):
+    free(1.0)
+    with adapted_threads():
+        pace = Pace("units")
+        run_units(pace)
+        settings.num_threads = 2
+        run_units(pace)
+        assert torch.get_num_threads() == 2
+    assert torch.get_num_threads() == 2
+    settings.num_threads = None
+    assert torch.get_num_threads() == 3
+
+
+def test_a_unit_with_other_units_inside_has_its_number_again(free):
+    with adapted_threads():
+        outer = Pace("outer")
+        run_units(outer, 2)
+        chosen = torch.get_num_threads()
+        torch.set_num_threads(1)  # as an inner pace may have left it
+        outer.begin()
+        assert torch.get_num_threads() == chosen > 1
+
+
+def test_a_generator_that_outlives_its_scope_leaves_torch_alone(free):
+    free(1.0)
+    with adapted_threads():
+        pace = Pace("units")
+        run_units(pace)
+    run_units(pace)
+    assert torch.get_num_threads() == 3
+
+
 def test_torch_s_own_number_is_the_most(free):
     torch.set_num_threads(2)
     with adapted_threads():

@@ -66,6 +66,7 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None, out: Tensor | None
         return _on_one_thread(a, b, bias, out)
     a = a if a.is_contiguous() or a.T.is_contiguous() else a.contiguous()
     b = b if b.is_contiguous() or b.T.is_contiguous() else b.contiguous()
+    bias = None if bias is None else bias.contiguous()  # oneDNN does not look at its stride
     if a.shape[1] > _LONGEST:
         return _in_pieces(a, b, bias)
     return _ONEDNN(a, b.T, bias, "none", [], "")  # type: ignore[operator,no-any-return]
@@ -140,7 +141,7 @@ class _Linear(torch.autograd.Function):
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = tangents
-        out = torch.zeros(len(x), weight.shape[1])
+        out: Tensor = x.new_zeros(len(x), weight.shape[1])
         if of_x is not None:
             out = out + product(of_x, weight)
         if of_weight is not None:

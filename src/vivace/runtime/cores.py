@@ -9,6 +9,7 @@ from pathlib import Path
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
+_COUNTED = 0.5  # of a core's time that must have been counted, as idle or as anything else
 _SHORTEST = 0.1  # seconds: processor times are counted in hundredths
 
 
@@ -37,11 +38,13 @@ def _quota(root: Path = _CGROUPS, own: Path = _OWN_CGROUPS) -> float | None:
     """
     try:
         lines = own.read_text().splitlines()
-    except OSError:  # not Linux
+    except (OSError, UnicodeDecodeError):  # not Linux, or nothing that it writes
         return None
     quotas = []
     for line in lines:
-        _, controllers, path = line.split(":", 2)
+        _, controllers, path = (*line.split(":", 2), "", "", "")[:3]
+        if path == "":
+            continue
         if controllers == "":
             mounts, read = [root, root / "unified"], _quota_v2
         elif "cpu" in controllers.split(","):
@@ -59,7 +62,7 @@ def _quota_v2(folder: Path) -> float | None:
     try:
         limit, period = (folder / "cpu.max").read_text().split()
         return None if limit == "max" else int(limit) / int(period)
-    except (OSError, ValueError):
+    except (OSError, ValueError, ZeroDivisionError):
         return None
 
 
@@ -73,10 +76,14 @@ def _quota_v1(folder: Path) -> float | None:
 
 @dataclass(frozen=True)
 class _Reading:
-    """Seconds since some start: by the clock, idle over all allowed cores, used by this process."""
+    """Seconds since some start.
+
+    By the clock, idle and in all over the allowed cores, used by this process.
+    """
 
     clock: float
     idle: float
+    total: float
     own: float
 
 
@@ -101,8 +108,10 @@ class FreeCores:
             return self._free
         now = _read()
         if now is not None:
-            self._last = now
-            self._free = (now.idle - last.idle + now.own - last.own) / (now.clock - last.clock)
+            self._last, seconds = now, now.clock - last.clock
+            free = (now.idle - last.idle + now.own - last.own) / seconds
+            # some sandboxes have counters that stand still
+            self._free = free if now.total - last.total > _COUNTED * seconds else None
         return self._free
 
 
@@ -117,4 +126,5 @@ def _read() -> _Reading | None:
     if mask is not None and max(mask) < len(cores):
         cores = [cores[i] for i in sorted(mask)]
     idle = sum(core.idle + getattr(core, "iowait", 0.0) for core in cores)
-    return _Reading(time.perf_counter(), idle, time.process_time())
+    total = sum(sum(core) for core in cores)
+    return _Reading(time.perf_counter(), idle, total, time.process_time())

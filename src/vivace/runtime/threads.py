@@ -158,13 +158,15 @@ def adapted_threads() -> Iterator[None]:
         yield
     finally:
         _scope.ceiling = 0
-        torch.set_num_threads(settings.fixed_threads or before)  # one may have been set inside
+        torch.set_num_threads(before if fixed else settings.restored_threads(before))
 
 
 def _available() -> int:
     """Threads that have a core each."""
-    if _scope.fixed or _scope.ceiling == 1:
-        return _scope.ceiling
+    if settings.fixed_threads is not None:  # perhaps since a moment ago, by a callback
+        return settings.fixed_threads
+    if _scope.ceiling == 1:
+        return 1
     free = _cores.look()
     return _scope.ceiling if free is None else max(1, min(_scope.ceiling, int(free + _LEEWAY)))
 
@@ -193,10 +195,12 @@ class Pace:
         if self._follows:
             self._tuner = _tuners.setdefault(kind, Tuner())
             self._tuner.renew()
-            torch.set_num_threads(self._tuner.threads(_available()))
+            self._set()
 
     def begin(self) -> None:
         """A unit begins."""
+        if self._follows and torch.get_num_threads() != self._threads:
+            self._set()  # another pace has been at work in between
         self._begun = time.perf_counter()
 
     def end(self, *, judge: bool = True) -> None:
@@ -208,7 +212,15 @@ class Pace:
             now = time.perf_counter()
             if judge:
                 self._tuner.took(now - self._begun, now)
-            torch.set_num_threads(self._tuner.threads(_available()))
+            self._set()
+
+    def _set(self) -> None:
+        if not _scope.ceiling:  # a generator that outlived the scope it was made in
+            self._follows = False
+            return
+        most = _available()
+        self._threads = most if settings.fixed_threads else self._tuner.threads(most)
+        torch.set_num_threads(self._threads)
 
 
 def question(function: F) -> F:
