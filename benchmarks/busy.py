@@ -15,9 +15,9 @@ run is a process of its own; the ways to run take turns, so that a slow hour mee
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -123,9 +123,8 @@ def measure(start: Start, ways: dict[str, dict[str, str]], repeats: int, jobs: i
     """Seconds of each question by each way, in turn; with ``jobs`` at once their mean."""
     seconds: dict[str, dict[str, list[float]]] = {w: {q: [] for q in QUESTIONS} for w in ways}
     weights = set()
-    names = list(ways)
-    for repeat, i in itertools.product(range(repeats), range(len(ways))):
-        way = names[(i + 2 * repeat) % len(names)]  # none is always the first, or after the same
+    shuffle = random.Random(0)  # none is always the first, or after the same other
+    for way in (w for _ in range(repeats) for w in shuffle.sample(list(ways), len(ways))):
         found = [finish(run) for run in [start(ways[way]) for _ in range(jobs)]]
         for question in QUESTIONS:
             seconds[way][question].append(sum(f[question] for f in found) / jobs)
