@@ -37,7 +37,7 @@ from common import (
     time_once,
     time_questions,
 )
-from vivace.ops.matmul import product
+from vivace.ops.runtime.products import product
 
 
 def _model(

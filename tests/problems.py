@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from budget import Budget
-from vivace.data.batch import SparseCounts
 from vivace.ops import CountHeads, count_nll
 from vivace.ops.count_nll import LIKELIHOODS
 from vivace.ops.count_nll.reference import log_theta_of
+from vivace.ops.csr import SparseCounts
 
 HEADS = (
     "scale_hg", "scale_g", "log_theta_g", "dropout_hg", "dropout_g", "theta_hg", "theta_bias_g",

@@ -12,13 +12,13 @@ import vivace
 SOURCE = Path(vivace.__file__).parent
 # From the bottom to the top; rooms on one line may not import each other.
 FLOORS = [
-    ["errors"],
-    ["seeds", "config", "arguments", "distributions"],
-    ["runtime"],
-    ["setup", "progress"],
-    ["data", "datasets"],
+    ["errors", "types"],
+    ["seeds", "config", "validate", "distributions"],
     ["ops"],
+    ["progress"],
+    ["data", "datasets"],
     ["nn"],
+    ["cells"],
     ["train", "posterior", "store", "report"],
     ["de", "transfer", "pl"],
     ["methods"],

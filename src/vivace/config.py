@@ -37,9 +37,11 @@ class Settings:
 
     Parameters
     ----------
-    seed : where the random stream of a new model starts
-    batch_size : cells decoded or encoded at a time outside training; None for as many as
-        make four million numbers with their genes, from 256 to 2,048
+    seed
+        Where the random stream of a new model starts.
+    batch_size
+        Cells decoded or encoded at a time outside training; None for as many as make four million
+        numbers with their genes, from 256 to 2,048.
     """
 
     seed: int = 0
@@ -55,7 +57,7 @@ class Settings:
         A number that is set is used as it is, and is torch's number from then on.
         Until then, and again after None is set, it is torch's own at most (the cores, or
         ``OMP_NUM_THREADS``), and fewer while other processes use the cores: see
-        :mod:`vivace.runtime.threads`.
+        :mod:`vivace.ops.runtime.threads`.
         """
         import torch
 
@@ -111,25 +113,41 @@ class ModelConfig:
 
     Parameters
     ----------
-    n_hidden : units of each hidden layer
-    n_latent : dimensions of the latent space
-    n_layers : hidden layers of the encoder and of the decoder
-    dropout_rate : dropout in the encoder
-    dispersion : what has an inverse dispersion of its own: "gene", "gene-batch",
-        "gene-label", or "gene-cell" (a head of the decoder)
-    gene_likelihood : "zinb", "nb", "poisson" or "normal"; "negative_binomial" and
-        "zero_inflated_negative_binomial" are understood
-    latent_distribution : "normal", or "ln", the softmax of a normal
-    use_observed_lib_size : the library is the sum of a cell's counts; False makes
-        it a latent variable with a log-normal prior for each batch
-    encode_covariates : the encoder sees batch and covariates
-    deeply_inject_covariates : categories enter every layer, not only the first
-    batch_representation : "one-hot" columns, or an "embedding" that is learned
-    batch_embedding_dim : dimensions of that embedding
-    log_variational : the encoder sees log(1 + counts)
-    var_activation : what makes the variance of q(z|x) positive: "exp" or "softplus"
-    use_batch_norm, use_layer_norm : "none", "encoder", "decoder" or "both"
-    linear_decoder : the decoder is one linear map, as LinearSCVI has it
+    n_hidden
+        Units of each hidden layer.
+    n_latent
+        Dimensions of the latent space.
+    n_layers
+        Hidden layers of the encoder and of the decoder.
+    dropout_rate
+        Dropout in the encoder.
+    dispersion
+        What has an inverse dispersion of its own: "gene", "gene-batch", "gene-label", or
+        "gene-cell" (a head of the decoder).
+    gene_likelihood
+        "zinb", "nb", "poisson" or "normal"; "negative_binomial" and
+        "zero_inflated_negative_binomial" are understood.
+    latent_distribution
+        "normal", or "ln", the softmax of a normal.
+    use_observed_lib_size
+        The library is the sum of a cell's counts; False makes it a latent variable with a
+        log-normal prior for each batch.
+    encode_covariates
+        The encoder sees batch and covariates.
+    deeply_inject_covariates
+        Categories enter every layer, not only the first.
+    batch_representation
+        "one-hot" columns, or an "embedding" that is learned.
+    batch_embedding_dim
+        Dimensions of that embedding.
+    log_variational
+        The encoder sees log(1 + counts).
+    var_activation
+        What makes the variance of q(z|x) positive: "exp" or "softplus".
+    use_batch_norm, use_layer_norm
+        "none", "encoder", "decoder" or "both".
+    linear_decoder
+        The decoder is one linear map, as LinearSCVI has it.
 
     Examples
     --------

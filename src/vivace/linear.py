@@ -9,7 +9,6 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
-from vivace.arguments import refuse_unknown
 from vivace.config import (
     BatchRepresentation,
     Dispersion,
@@ -23,6 +22,7 @@ from vivace.config import (
 from vivace.errors import OptionError
 from vivace.methods import ARGUMENTS, Model, embedding_dim
 from vivace.nn import LinearDecoder
+from vivace.validate import refuse_unknown
 
 
 @final

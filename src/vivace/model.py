@@ -6,10 +6,10 @@ from pathlib import Path
 
 from anndata import AnnData
 
-from vivace.arguments import folder
 from vivace.linear import LinearSCVI
 from vivace.scvi import SCVI
 from vivace.store import read_model
+from vivace.validate import folder
 
 __all__ = ["SCVI", "LinearSCVI", "load"]
 

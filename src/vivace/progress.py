@@ -6,7 +6,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from vivace.runtime.compilation import Compilation
+from vivace.ops.runtime.compilation import Compilation
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -79,7 +79,8 @@ class CompilingNotice:
 
     Parameters
     ----------
-    show : False for none; neither is there one inside another, or beside a bar
+    show
+        False for none; neither is there one inside another, or beside a bar.
     """
 
     def __init__(self, show: bool) -> None:
@@ -113,10 +114,14 @@ class PassingBar:
 
     Parameters
     ----------
-    what : the first word of the line
-    number : of cells, or of what else is counted, in all
-    unit : what is counted
-    show : False for none
+    what
+        The first word of the line.
+    number
+        Of cells, or of what else is counted, in all.
+    unit
+        What is counted.
+    show
+        False for none.
     """
 
     def __init__(self, what: str, number: int, unit: str, show: bool) -> None:

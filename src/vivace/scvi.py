@@ -7,7 +7,6 @@ from typing import Any, final
 
 from anndata import AnnData
 
-from vivace.arguments import refuse_unknown
 from vivace.config import (
     BatchRepresentation,
     Dispersion,
@@ -19,6 +18,7 @@ from vivace.config import (
     Where,
 )
 from vivace.methods import ARGUMENTS, Model, embedding_dim
+from vivace.validate import refuse_unknown
 
 
 @final

@@ -8,7 +8,7 @@ import scipy.sparse as sp
 import torch
 
 from vivace.data import MemorySource, SparseCounts, read_cells
-from vivace.setup import Declarations, Schema
+from vivace.data.schema import Declarations, Schema
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ import pytest
 from scipy import stats
 
 from vivace import de
+from vivace.data.schema import Codes
 from vivace.de import compare
 from vivace.de.change import Sides
 from vivace.de.compare import pairs_of
 from vivace.de.counts import CountSums
 from vivace.de.sampling import pseudocount_of
 from vivace.errors import OptionError
-from vivace.setup import Codes
 
 
 def groups(*sizes_and_codes):

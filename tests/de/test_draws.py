@@ -11,8 +11,8 @@ import torch
 from scipy import stats
 
 from vivace import de, model
+from vivace.data.schema import Codes
 from vivace.de.draws import DrawnExpression, draw_group, gene_blocks
-from vivace.setup import Codes
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FOLDERS = sorted(p.name for p in GOLDEN.iterdir() if (p / "model.pt").exists())

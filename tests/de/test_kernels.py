@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from vivace.de import kernels
-from vivace.de.kernels import (
+from vivace.de import histograms
+from vivace.de.histograms import (
     ABOVE,
     MAX,
     MEAN,
@@ -67,7 +67,7 @@ class Drawn:
         return logs[self.starts[at] : self.starts[at + 1]]
 
     def width(self, gene, pseudocount=1e-30):
-        return np.ptp(np.log2(self.x[gene].astype(np.float64) + pseudocount)) / kernels._BINS
+        return np.ptp(np.log2(self.x[gene].astype(np.float64) + pseudocount)) / histograms._BINS
 
 
 def assert_described(found, effects, counts, delta, width):

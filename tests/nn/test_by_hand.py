@@ -10,11 +10,12 @@ import torch
 
 from budget import Budget
 from vivace.config import ModelConfig
-from vivace.data.batch import CountBatch, SparseCounts
+from vivace.data.batch import CountBatch
 from vivace.nn import VAE, Dimensions, Posterior
 from vivace.nn.by_hand import HandStep, step, supports
 from vivace.nn.layers import dropout_bits
 from vivace.ops.count_nll import autograd
+from vivace.ops.csr import SparseCounts
 
 GENES, HIDDEN, LATENT = 50, 12, 4
 SEEDS = range(16)

@@ -8,9 +8,10 @@ from torch import nn
 from torch.distributions import Normal, kl_divergence
 
 from vivace.config import ModelConfig
-from vivace.data.batch import CountBatch, SparseCounts
+from vivace.data.batch import CountBatch
 from vivace.nn import VAE, Dimensions, LinearDecoder, Posterior
 from vivace.nn.decoder import LinearHead
+from vivace.ops.csr import SparseCounts
 
 N, G, K = 14, 9, 3
 

@@ -13,10 +13,10 @@ import torch
 
 from vivace.config import ModelConfig
 from vivace.data import CountBatch, read_cells
+from vivace.data.schema import Declarations, Schema
 from vivace.errors import ModelFileError
 from vivace.nn import VAE, Dimensions, LinearDecoder
 from vivace.ops import Backend
-from vivace.setup import Declarations, Schema
 from vivace.store.scvi_tools import weights_from_scvi_tools
 from vivace.store.scvi_tools.read import _load
 

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from vivace.config import ModelConfig
-from vivace.data.batch import CountBatch, SparseCounts
+from vivace.data.batch import CountBatch
 from vivace.nn import VAE, Dimensions, Posterior
 from vivace.nn.layers import dropout_mask
+from vivace.ops.csr import SparseCounts
 
 N, G = 12, 9
 DIMS = Dimensions(n_genes=G, n_batches=3, n_categories=(1, 2), n_continuous=2)

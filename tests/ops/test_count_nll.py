@@ -16,11 +16,11 @@ from scipy import special, stats
 from budget import Budget
 from problems import COUNTS as COUNT_LIKELIHOODS
 from problems import HEADS, count_problem, count_results
-from vivace.data.batch import SparseCounts
 from vivace.errors import OptionError, ShapeError
 from vivace.ops import CountHeads, count_nll
 from vivace.ops.count_nll import LIKELIHOODS
 from vivace.ops.count_nll.reference import log_scale, nb_nll, poisson_nll, zinb_nll
+from vivace.ops.csr import SparseCounts
 
 # ---- values at 40 digits ----------------------------------------------------
 

@@ -11,11 +11,11 @@ import torch
 from torch import nan
 
 from problems import COUNTS, HEADS, check_count_budget, count_problem, count_results
-from vivace.data.batch import SparseCounts
 from vivace.errors import VivaceError
 from vivace.ops import count_nll
 from vivace.ops.count_nll import LIKELIHOODS, CountHeads, autograd
-from vivace.ops.memory import Memory
+from vivace.ops.csr import SparseCounts
+from vivace.ops.runtime.workspace import Memory
 
 REDUCTIONS = ("none", "sum", "mean")
 each_likelihood = pytest.mark.parametrize("likelihood", COUNTS)

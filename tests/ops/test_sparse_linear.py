@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nan
 
 from budget import Budget
-from vivace.data.batch import SparseCounts
 from vivace.errors import OptionError, ShapeError
 from vivace.ops import sparse_linear
+from vivace.ops.csr import SparseCounts
 from vivace.ops.sparse_linear import cpu
 
 each_transform = pytest.mark.parametrize("transform", ["none", "log1p"])

@@ -167,7 +167,7 @@ def test_a_batch_takes_the_place_of_the_cells_own(golden):
     ],
     ids=str,
 )
-def test_a_mapping_names_categories_of_any_column(covered, mapping):
+def test_a_mapping_names_read_categories_any_column(covered, mapping):
     z, decoded = mean_of_z(covered), []
     for chosen in product(*([v] if isinstance(v, str) else v for v in mapping.values())):
         changed = covered.adata.copy()
@@ -568,7 +568,7 @@ def test_nothing_is_left_where_it_fails_midway(trained, monkeypatch, tmp_path, a
 
 
 def test_a_path_needs_zarr(trained, refused, monkeypatch, tmp_path):
-    monkeypatch.setattr("vivace.store.matrix.find_spec", lambda name: None)
+    monkeypatch.setattr("vivace.store.arrays.find_spec", lambda name: None)
     with refused(MissingExtraError, "zarr", "pip install"):
         trained.get_normalized_expression(out=tmp_path / "expression")
     assert list(tmp_path.iterdir()) == []

@@ -13,9 +13,10 @@ import torch
 
 import vivace
 from vivace import SCVI, LinearSCVI, model, posterior
+from vivace.cells import Cells
+from vivace.data.schema import Codes
 from vivace.errors import ArgumentTypeError, DataError, NotTrainedError, OptionError, ShapeError
-from vivace.posterior import Cells, GenePrograms
-from vivace.setup import Codes
+from vivace.posterior import GenePrograms
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FOLDERS = sorted(p.name for p in GOLDEN.iterdir() if (p / "model.pt").exists())

@@ -259,7 +259,7 @@ def test_one_batch_is_that_of_every_cell(opposite):
         assert (found[batch != code] != own[batch != code]).any(1).mean() > 0.9
 
 
-def test_categories_of_several_columns_are_mixed(tiny):
+def test_read_categories_several_columns_are_mixed(tiny):
     """One combination in each draw, that of the data with these columns."""
     adata = tiny()
     SCVI.setup_anndata(adata, batch_key="batch", categorical_covariate_keys=["donor"])
@@ -351,7 +351,7 @@ def test_no_cells_give_no_rows(trained, normal):
 @pytest.fixture(params=[1 << 22, 400], ids=["one write", "many writes"])
 def entries(request, monkeypatch):
     """How many entries are written in one go."""
-    monkeypatch.setattr("vivace.store.matrix._ENTRIES", request.param)
+    monkeypatch.setattr("vivace.store.arrays._ENTRIES", request.param)
 
 
 @pytest.mark.usefixtures("entries")
@@ -419,7 +419,7 @@ def test_nothing_is_left_where_it_fails_midway(asked, monkeypatch, tmp_path, n_s
         return rates(*arguments)
 
     monkeypatch.setattr(VAE, "rates", fails_later)
-    monkeypatch.setattr("vivace.store.matrix._ENTRIES", 1)
+    monkeypatch.setattr("vivace.store.arrays._ENTRIES", 1)
     with pytest.raises(KeyboardInterrupt):
         asked.posterior_predictive_sample(
             n_samples=n_samples, batch_size=10, out=tmp_path / "sample"
@@ -442,7 +442,7 @@ def test_places_that_cannot_be_written_to_are_refused(trained, normal, refused, 
 
 
 def test_packages_that_are_missing_are_named(trained, refused, monkeypatch, tmp_path):
-    monkeypatch.setattr("vivace.store.matrix.find_spec", lambda name: None)
+    monkeypatch.setattr("vivace.store.arrays.find_spec", lambda name: None)
     with refused(MissingExtraError, "zarr", "pip install"):
         trained.posterior_predictive_sample(out=tmp_path / "sample")
     assert list(tmp_path.iterdir()) == []

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from anndata import read_h5ad
 from safetensors.torch import load_file
 
 from vivace import SCVI
@@ -300,3 +301,22 @@ def test_weights_of_another_model_are_refused(saved, refused, tiny):
     (saved.parent / "other" / "weights.safetensors").replace(saved / "weights.safetensors")
     with refused(ModelFileError, "damaged", "size mismatch"):
         SCVI.load(saved)
+
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@pytest.mark.parametrize(
+    ("folder", "array"), [("folder_069d3a8", "latent"), ("folder_069d3a8_query", "query")]
+)
+def test_a_folder_of_the_first_release_loads(folder, array):
+    adata = read_h5ad(GOLDEN / "adata.h5ad")
+    if array == "query":
+        adata = adata[:60].copy()
+        adata.obs["batch"] = ["new"] * 30 + ["ctrl"] * 30
+    model = SCVI.load(GOLDEN / folder, adata)
+    expected = np.load(GOLDEN / "folder_069d3a8.npz")[array]
+    np.testing.assert_allclose(model.get_latent_representation(), expected, rtol=1e-4, atol=1e-5)
+    assert len(model.train_indices) == round(0.9 * adata.n_obs)
+    assert len(model.history) == {"latent": 4, "query": 2}[array]
+    model.train(max_epochs=1, progress=False)

@@ -189,7 +189,7 @@ def test_parts_that_are_none(missing, changed, refused):
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int16", "uint8", "uint32", "float32", ">i4", "bool"])
-def test_categories_of_any_type(dtype, changed):
+def test_read_categories_any_type(dtype, changed):
     values = np.array([0, 1], dtype)
 
     def typed(contents):

@@ -9,8 +9,9 @@ import torch
 
 from budget import Budget
 from vivace.config import ModelConfig
-from vivace.data.batch import CountBatch, SparseCounts
+from vivace.data.batch import CountBatch
 from vivace.nn import VAE, Dimensions, Posterior
+from vivace.ops.csr import SparseCounts
 from vivace.train.recipes import RECIPES
 
 STEPS, CELLS, GENES, LATENT = 10, 32, 60, 4

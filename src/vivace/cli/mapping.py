@@ -56,8 +56,8 @@ def map_query(
     """
     from vivace.model import load
     from vivace.seeds import check_seed
+    from vivace.store.arrays import check_free
     from vivace.store.folder import check_place, write_h5ad
-    from vivace.store.matrix import check_free
     from vivace.transfer import LabelOptions, labels_of
 
     use_threads(threads)

@@ -61,7 +61,7 @@ def express(
     """Write the expected expression of each cell and gene, free of noise and depth."""
     from vivace.methods.base import size_of
     from vivace.model import load
-    from vivace.store.matrix import check_free, dense_file
+    from vivace.store.arrays import check_free, dense_file
 
     use_threads(threads)
     check_free(_anndata_path(output), overwrite)
@@ -111,9 +111,9 @@ def sample(
     import numpy as np
     from anndata import AnnData
 
-    from vivace.arguments import positive
     from vivace.model import load
-    from vivace.store.matrix import check_free, write_anndata
+    from vivace.store.arrays import check_free, write_anndata
+    from vivace.validate import positive
 
     use_threads(threads)
     positive("n_samples", n_samples)
@@ -174,7 +174,7 @@ def de(
 ) -> None:
     """Write which genes differ between groups of cells, and how sure that is."""
     from vivace.model import load
-    from vivace.store.matrix import check_free
+    from vivace.store.arrays import check_free
     from vivace.store.table import check_table, write_table
 
     use_threads(threads)

@@ -1,10 +1,13 @@
-"""Where cells come from: sources, the order of rows, and minibatches."""
+"""Where cells come from: columns and counts of an AnnData, sources, the order of rows, minibatches."""
 
-from vivace.data.batch import CountBatch, SparseCounts, StoredPosterior
-from vivace.data.counts import check_counts, count_matrix, read_cells
+from vivace.data.batch import CountBatch, StoredPosterior
+from vivace.data.checks import check_counts
+from vivace.data.memory import MemorySource, count_matrix, read_cells
 from vivace.data.minified import Minified, minified_type, minify
-from vivace.data.order import Rows, minibatches, split_rows
-from vivace.data.source import MemorySource, Source
+from vivace.data.order import minibatches, split_rows
+from vivace.data.source import Source
+from vivace.ops.csr import SparseCounts
+from vivace.types import Rows
 
 __all__ = [
     "CountBatch",

@@ -10,20 +10,17 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from vivace.runtime.kernels import parallel_kernel
-from vivace.runtime.llvm import LINE, prefetch
-
-Ints = NDArray[np.int64]
-Genes = NDArray[np.int32]
-Floats = NDArray[np.float32]
+from vivace.ops.runtime.kernels import parallel_kernel
+from vivace.ops.runtime.llvm import LINE, prefetch
+from vivace.types import F32, I32, I64
 
 _ROWS = 16  # handed to a thread at a time
 
 
 @parallel_kernel()
 def gather_rows(
-    indptr: NDArray[np.integer], genes: NDArray[np.integer], values: Floats, rows: Ints
-) -> tuple[Ints, Genes, Floats]:
+    indptr: NDArray[np.integer], genes: NDArray[np.integer], values: F32, rows: I64
+) -> tuple[I64, I32, F32]:
     """``indptr, genes, values`` of the given rows; positions are 64-bit throughout.
 
     Rows in random order are far from any cache; asking for a block of them first

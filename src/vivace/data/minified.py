@@ -16,10 +16,10 @@ import pandas as pd
 import scipy.sparse as sp
 import torch
 from anndata import AnnData
-from numpy.typing import NDArray
 
 from vivace.data.batch import StoredPosterior
 from vivace.errors import DataError
+from vivace.types import F32
 
 Minified = Literal[
     "latent_posterior_parameters",
@@ -36,7 +36,7 @@ def minify(
     counts: sp.csr_matrix,
     layer: str | None,
     posterior: StoredPosterior,
-    library_n: NDArray[np.float32],
+    library_n: F32,
     model: str,
     kind: Minified,
 ) -> AnnData:
@@ -84,7 +84,7 @@ def minified_type(adata: AnnData) -> Minified | None:
 
 def read_minified(
     adata: AnnData, models: Collection[str]
-) -> tuple[StoredPosterior | None, NDArray[np.float32] | None]:
+) -> tuple[StoredPosterior | None, F32 | None]:
     """The posterior of all cells, and their library where the counts are gone.
 
     Nothing, where ``adata`` was not minified, or by none of ``models`` and has its counts.

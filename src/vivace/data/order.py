@@ -6,11 +6,9 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vivace.errors import OptionError
-
-Rows = NDArray[np.int64]
+from vivace.types import Rows
 
 
 def minibatches(

@@ -13,10 +13,8 @@ from numpy.typing import NDArray
 from vivace.de.draws import DrawnExpression
 from vivace.de.options import Options
 from vivace.errors import ArgumentTypeError, MissingExtraError, OptionError
+from vivace.types import F32, F64, I32, Rows
 
-Floats = NDArray[np.float32]
-Values = NDArray[np.float64]
-Rows = NDArray[np.int64]
 _LEAST_DELTA, _DELTA_SHARE = 0.1, 0.6
 
 
@@ -26,21 +24,25 @@ class Change:
 
     Parameters
     ----------
-    plus, minus : probability that it is at least delta, or below -delta
-    above : that the first side is above the second
-    mean, median, std, min, max : of the effect
-    intervals : by level, least and largest of the shortest interval that holds so much
+    plus, minus
+        Probability that it is at least delta, or below -delta.
+    above
+        That the first side is above the second.
+    mean, median, std, min, max
+        Of the effect.
+    intervals
+        By level, least and largest of the shortest interval that holds so much.
     """
 
-    plus: Values
-    minus: Values
-    above: Values
-    mean: Values
-    median: Values
-    std: Values
-    min: Values
-    max: Values
-    intervals: dict[float, tuple[Values, Values]] = field(default_factory=dict)
+    plus: F64
+    minus: F64
+    above: F64
+    mean: F64
+    median: F64
+    std: F64
+    min: F64
+    max: F64
+    intervals: dict[float, tuple[F64, F64]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,12 @@ class Sides:
 
     Parameters
     ----------
-    first : the one group of the first side
-    second : the groups of the other
-    weights : what those count, adding up to 1
+    first
+        The one group of the first side.
+    second
+        The groups of the other.
+    weights
+        What those count, adding up to 1.
     """
 
     first: int
@@ -66,7 +71,7 @@ def change(
 
     Where both sides are decoded as the same categories, only draws of the same are compared.
     """
-    from vivace.de import kernels  # the compiler: only those who ask wait
+    from vivace.de import histograms  # the compiler: only those who ask wait
 
     starts, stretches = _stretches(drawn, sides)
     n_codes = stretches.shape[1]
@@ -80,28 +85,26 @@ def change(
     stats = np.empty((len(sides), drawn.n_genes, 8))
     for genes, x in drawn.blocks():
         out = np.empty((len(sides), len(x), 8))
-        kernels.describe(
+        histograms.describe(
             out, x, pseudocount, starts, first, second, weights, np.asarray(deltas, float)
         )
         stats[:, genes] = out
     return [
         Change(
-            plus=s[:, kernels.PLUS],
-            minus=s[:, kernels.MINUS],
-            above=s[:, kernels.ABOVE],
-            mean=s[:, kernels.MEAN],
-            median=s[:, kernels.MEDIAN],
-            std=s[:, kernels.STD],
-            min=s[:, kernels.MIN],
-            max=s[:, kernels.MAX],
+            plus=s[:, histograms.PLUS],
+            minus=s[:, histograms.MINUS],
+            above=s[:, histograms.ABOVE],
+            mean=s[:, histograms.MEAN],
+            median=s[:, histograms.MEDIAN],
+            std=s[:, histograms.STD],
+            min=s[:, histograms.MIN],
+            max=s[:, histograms.MAX],
         )
         for s in stats
     ]
 
 
-def _stretches(
-    drawn: DrawnExpression, sides: Sequence[Sides]
-) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+def _stretches(drawn: DrawnExpression, sides: Sequence[Sides]) -> tuple[I32, I32]:
     """Where stretches of draws begin, and which are each group's, shape (groups, codes)."""
     alike = all(
         drawn.groups[j].codes == drawn.groups[s.first].codes for s in sides for j in s.second
@@ -118,7 +121,7 @@ def intervals(
     pseudocount: float,
     pairs: Sequence[tuple[Rows, Rows]],
     levels: Sequence[float],
-) -> list[dict[float, tuple[Values, Values]]]:
+) -> list[dict[float, tuple[F64, F64]]]:
     """Shortest intervals of the fold change over pairs of draws, by level, for each comparison."""
     found = np.empty((len(pairs), len(levels), 2, drawn.n_genes))
     for genes, x in drawn.blocks():
@@ -158,7 +161,7 @@ def change_by_functions(
 
 
 def _by_functions(
-    first_pg: Floats, second_pg: Floats, pseudocount: float, options: Options, seed: int
+    first_pg: F32, second_pg: F32, pseudocount: float, options: Options, seed: int
 ) -> tuple[Change, float | None]:
     sides = first_pg, second_pg
     if options.change_fn is None:
@@ -226,7 +229,7 @@ def _check_shape(name: str, found: Any, shape: tuple[int, ...]) -> None:
         )
 
 
-def delta_of(effects: Values, seed: int) -> float:
+def delta_of(effects: F64, seed: int) -> float:
     """A threshold for fold changes from their own distribution over genes.
 
     Three normal components are fitted; the threshold is 0.6 times the mean size of the

@@ -6,19 +6,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from vivace.cells import Cells, children
 from vivace.de.change import Change, Sides, change, change_by_functions, delta_of, intervals
 from vivace.de.counts import CountSums
 from vivace.de.draws import DrawnExpression, draw_group
 from vivace.de.groups import Plan
 from vivace.de.options import Options
 from vivace.de.sampling import Found, Sampling, by_part, pseudocount_of, typical
-from vivace.posterior import Cells
-from vivace.posterior.cells import children
+from vivace.types import Rows
 
-Values = NDArray[np.float64]
-Rows = NDArray[np.int64]
 _TINY = 1e-10  # so that a logarithm is finite; expression has no pseudocount in mode vanilla
 
 

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from vivace.posterior import Cells
+from vivace.cells import Cells
+from vivace.types import F64, I64
 
-Values = NDArray[np.float64]
 SCALE = 1e4  # molecules that normalised counts of a cell add up to
 
 
@@ -20,20 +19,25 @@ class CountSums:
 
     Parameters
     ----------
-    n_cells : cells of each group
-    counts : molecules
-    above_zero : cells with a count
-    normalized : molecules where each cell's add up to 10,000
-    size : what scales the expected counts of the cells: their library, or size factors; (p,)
+    n_cells
+        Cells of each group.
+    counts
+        Molecules.
+    above_zero
+        Cells with a count.
+    normalized
+        Molecules where each cell's add up to 10,000.
+    size
+        What scales the expected counts of the cells: their library, or size factors; (p,).
     """
 
-    n_cells: Values
-    counts: Values
-    above_zero: Values
-    normalized: Values
-    size: Values
+    n_cells: F64
+    counts: F64
+    above_zero: F64
+    normalized: F64
+    size: F64
 
-    def of(self, groups: Sequence[int]) -> tuple[Values, Values, Values]:
+    def of(self, groups: Sequence[int]) -> tuple[F64, F64, F64]:
         """Mean count, share of cells with a count and mean normalised count of groups together."""
         at = list(groups)
         n = self.n_cells[at].sum()
@@ -42,9 +46,9 @@ class CountSums:
         return mean, share, normalized
 
 
-def count_sums(cells: Cells, parts: Sequence[NDArray[np.int64]]) -> CountSums:
+def count_sums(cells: Cells, parts: Sequence[I64]) -> CountSums:
     """Sums of the counts of each part of the cells, a stretch of cells at a time."""
-    from vivace.de.kernels import add_counts  # the compiler: only those who ask wait
+    from vivace.de.histograms import add_counts  # the compiler: only those who ask wait
 
     found = np.zeros((3, len(parts), cells.network.dims.n_genes))
     rows = np.concatenate(parts)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from vivace.cells import Cells, children
 from vivace.de.compare import over_cells
 from vivace.de.counts import CountSums, count_sums
 from vivace.de.groups import Comparison, Plan
@@ -16,11 +17,8 @@ from vivace.de.options import Options
 from vivace.de.result import table
 from vivace.de.samples import over_samples
 from vivace.de.sampling import Found, Sampling
-from vivace.posterior import Cells
-from vivace.posterior.cells import children
-from vivace.runtime.threads import adapted_threads
-
-Values = NDArray[np.float64]
+from vivace.ops.runtime.threads import adapted_threads
+from vivace.types import F64, Bool
 
 
 def differential_expression(
@@ -37,13 +35,20 @@ def differential_expression(
 
     Parameters
     ----------
-    cells : all that the plan's row numbers count
-    genes : names
-    plan : what is compared
-    options, sampling : how
-    seed : of the draws
-    samples : the sample of each of the cells, for a comparison across samples
-    all_stats : with columns of what was counted
+    cells
+        All that the plan's row numbers count.
+    genes
+        Names.
+    plan
+        What is compared.
+    options, sampling
+        How.
+    seed
+        Of the draws.
+    samples
+        The sample of each of the cells, for a comparison across samples.
+    all_stats
+        With columns of what was counted.
     """
     from vivace.progress import CompilingNotice  # Numba: only those who ask wait
 
@@ -87,7 +92,7 @@ def differential_expression(
 
 def _counted(
     sums: CountSums | None, comparison: Comparison, n_genes: int
-) -> tuple[dict[str, Values] | None, NDArray[np.bool_]]:
+) -> tuple[dict[str, F64] | None, Bool]:
     """Columns of what was counted, and which genes were counted on one of the sides."""
     if sums is None:
         return None, np.ones(n_genes, bool)

@@ -9,19 +9,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from vivace.cells import Cells, children, with_codes
 from vivace.data import CountBatch
+from vivace.data.schema import Codes
 from vivace.errors import TrainingError
-from vivace.ops.memory import Memory
-from vivace.posterior import Cells, expression_at, group_draws, moments
-from vivace.posterior.cells import children, with_codes
-from vivace.setup import Codes
+from vivace.ops.runtime.workspace import Memory
+from vivace.posterior import expression_at, group_draws, moments
+from vivace.types import F32, F64
 
-Floats = NDArray[np.float32]
-Rows = NDArray[np.int64]
-Values = NDArray[np.float64]
 _HUNDRED = 100
 AT_ONCE = 1 << 26  # numbers of draws x genes held at a time: 256 MB
 
@@ -32,10 +29,14 @@ class GroupDraws:
 
     Parameters
     ----------
-    cells : the cell of each draw
-    z : Tensor, shape (m, k), before a softmax
-    log_library : Tensor, shape (m,)
-    codes : what the draws are decoded as: the first stretch of them as the first, and so on
+    cells
+        The cell of each draw.
+    z
+        Tensor, shape (m, k), before a softmax.
+    log_library
+        Tensor, shape (m,).
+    codes
+        What the draws are decoded as: the first stretch of them as the first, and so on.
     """
 
     cells: Cells
@@ -97,17 +98,17 @@ def gene_blocks(groups: Sequence[GroupDraws], n_genes: int) -> list[slice]:
 class _ByGene:
     """An array, shape (g, m), that is written as if it were (m, g)."""
 
-    def __init__(self, x_gm: Floats) -> None:
+    def __init__(self, x_gm: F32) -> None:
         self.x_gm = x_gm
 
-    def __setitem__(self, draws: slice, values_mg: Floats) -> None:
-        from vivace.de.kernels import write_by_gene  # the compiler: only those who ask wait
+    def __setitem__(self, draws: slice, values_mg: F32) -> None:
+        from vivace.de.histograms import write_by_gene  # the compiler: only those who ask wait
 
         write_by_gene(self.x_gm[:, draws], np.ascontiguousarray(values_mg))
 
 
 @torch.no_grad()
-def decoded(groups: Sequence[GroupDraws], silent: bool = True) -> Floats:
+def decoded(groups: Sequence[GroupDraws], silent: bool = True) -> F32:
     """Expression in the draws of all groups, one after the other, shape (g, m)."""
     from vivace.progress import PassingBar  # the compiler: only those who ask wait
 
@@ -156,7 +157,7 @@ def log_normalisers(groups: Sequence[GroupDraws]) -> Tensor:
 @torch.no_grad()
 def decoded_genes(
     groups: Sequence[GroupDraws], genes: slice, log_normaliser_m: Tensor, silent: bool = True
-) -> Floats:
+) -> F32:
     """The same as :func:`decoded` of a stretch of genes, at the cost of those alone."""
     from vivace.progress import PassingBar  # the compiler: only those who ask wait
 
@@ -176,10 +177,14 @@ class DrawnExpression:
 
     Parameters
     ----------
-    groups : their draws of z
-    n_genes : of the model
-    at_once : decode all genes together, for functions that want to see all
-    silent : False shows a bar where it takes long
+    groups
+        Their draws of z.
+    n_genes
+        Of the model.
+    at_once
+        Decode all genes together, for functions that want to see all.
+    silent
+        False shows a bar where it takes long.
     """
 
     def __init__(
@@ -193,12 +198,12 @@ class DrawnExpression:
         self.n_genes = n_genes
         self.silent = silent
         self._blocks = [slice(0, n_genes)] if at_once else gene_blocks(groups, n_genes)
-        self._kept: Floats | None = None
+        self._kept: F32 | None = None
         self._log_normaliser: Tensor | None = None
         starts = np.cumsum([0, *(len(g) for g in groups)])
         self.places = [np.arange(a, b) for a, b in itertools.pairwise(starts)]
 
-    def blocks(self) -> Iterator[tuple[slice, Floats]]:
+    def blocks(self) -> Iterator[tuple[slice, F32]]:
         """Genes and their expression in all draws, shape (g, m); one block is kept, several are not.
 
         Each pass over several blocks decodes every draw once, a stretch of genes at a time.
@@ -213,7 +218,7 @@ class DrawnExpression:
         for genes in self._blocks:
             yield genes, decoded_genes(self.groups, genes, self._log_normaliser, self.silent)
 
-    def summary(self) -> tuple[Values, Values]:
+    def summary(self) -> tuple[F64, F64]:
         """Mean expression of each group, and what it may reach, shape (groups, g) each.
 
         That is the largest of a hundred draws, in the mean over hundreds of draws, so that it

@@ -11,10 +11,10 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 
-from vivace.arguments import Indices, any_column_of, column_of, row_numbers
 from vivace.errors import ArgumentTypeError, DataError, OptionError, VivaceWarning, near
+from vivace.types import Indices, Rows
+from vivace.validate import any_column_of, column_of, row_numbers
 
-Rows = NDArray[np.int64]
 Chosen = Indices | str | None
 
 
@@ -24,9 +24,12 @@ class Comparison:
 
     Parameters
     ----------
-    group1, group2 : names of the two sides
-    first : which part of the cells is the first side
-    second : which parts together are the other
+    group1, group2
+        Names of the two sides.
+    first
+        Which part of the cells is the first side.
+    second
+        Which parts together are the other.
     """
 
     group1: str
@@ -45,9 +48,12 @@ class Plan:
 
     Parameters
     ----------
-    parts : row numbers of each part
-    comparisons : of parts
-    groupby : the column that the parts are categories of; None where rows were given
+    parts
+        Row numbers of each part.
+    comparisons
+        Of parts.
+    groupby
+        The column that the parts are categories of; None where rows were given.
     """
 
     parts: tuple[Rows, ...]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal, get_args
 
-from vivace.arguments import number, positive, whole
 from vivace.errors import ArgumentTypeError, OptionError
+from vivace.validate import number, positive, whole
 
 Mode = Literal["change", "vanilla"]
 TestMode = Literal["two", "three"]

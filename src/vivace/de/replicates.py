@@ -24,13 +24,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import digamma, polygamma
 
 from vivace.de.change import Change
-
-Values = NDArray[np.float64]
+from vivace.types import F64, Bool
 
 _GRID_STEP = 0.02  # log2 units between the points of the posterior of an effect
 _ERRORS = 6  # that the grid goes beyond an effect
@@ -48,22 +46,24 @@ class Effects:
 
     Parameters
     ----------
-    mean : effect, log2
-    error : its standard error, of the moderated variance and of what goes beyond the counts
-    dof : degrees of freedom of that
-    least, largest : effect in the counts of one sample (of one pair, where they are unpaired)
+    mean
+        Effect, log2.
+    error
+        Its standard error, of the moderated variance and of what goes beyond the counts.
+    dof
+        Degrees of freedom of that.
+    least, largest
+        Effect in the counts of one sample (of one pair, where they are unpaired).
     """
 
-    mean: Values
-    error: Values
+    mean: F64
+    error: F64
     dof: float
-    least: Values
-    largest: Values
+    least: F64
+    largest: F64
 
 
-def paired_effects(
-    expected: tuple[Values, Values], counted: tuple[Values, Values], fit: NDArray[np.bool_]
-) -> Effects:
+def paired_effects(expected: tuple[F64, F64], counted: tuple[F64, F64], fit: Bool) -> Effects:
     """Effects of samples that are on both sides.
 
     ``expected`` and ``counted``: log2 expression of the samples of either side as the model
@@ -78,9 +78,7 @@ def paired_effects(
     return Effects(mean, error, dof, difference.min(0), difference.max(0))
 
 
-def unpaired_effects(
-    expected: tuple[Values, Values], counted: tuple[Values, Values], fit: NDArray[np.bool_]
-) -> Effects:
+def unpaired_effects(expected: tuple[F64, F64], counted: tuple[F64, F64], fit: Bool) -> Effects:
     """Effects of samples that are on one side each."""
     mean = expected[0].mean(0) - expected[1].mean(0)
     n, m = (len(side) for side in counted)
@@ -96,12 +94,12 @@ def unpaired_effects(
     )
 
 
-def _excess(expected: Values, counted: Values) -> Values:
+def _excess(expected: F64, counted: F64) -> F64:
     """How far an effect goes beyond the one that was counted, or against it; 0 if it does not."""
     return np.abs(expected - np.clip(expected, np.minimum(counted, 0), np.maximum(counted, 0)))
 
 
-def moderated(variance: Values, dof: int, fit: NDArray[np.bool_]) -> tuple[Values, float]:
+def moderated(variance: F64, dof: int, fit: Bool) -> tuple[F64, float]:
     """Variances drawn towards what is usual over genes, and their degrees of freedom.
 
     Variances follow a scaled inverse chi-squared distribution over the genes of ``fit``,
@@ -121,14 +119,14 @@ def moderated(variance: Values, dof: int, fit: NDArray[np.bool_]) -> tuple[Value
 
 
 def change_over_samples(
-    effects: Effects, delta: float, fit: NDArray[np.bool_], levels: Sequence[float]
+    effects: Effects, delta: float, fit: Bool, levels: Sequence[float]
 ) -> Change:
     """The posterior of each gene's mean effect; the prior is learned from the genes of ``fit``."""
     n_genes = len(effects.mean)
     reach = (np.abs(effects.mean) + _ERRORS * effects.error).max(initial=delta + 1.0)
     reach = min(reach, _FARTHEST)
     half = int(np.ceil(reach / _GRID_STEP))
-    grid: Values = np.arange(-half, half + 1, dtype=np.float64) * _GRID_STEP
+    grid: F64 = np.arange(-half, half + 1, dtype=np.float64) * _GRID_STEP
     components = _components(grid, effects)
     weights = _prior_weights(effects, grid, components, fit)
     prior = weights @ components
@@ -156,13 +154,13 @@ def change_over_samples(
     return Change(**found, min=effects.least, max=effects.largest, intervals=ends)
 
 
-def _beyond(grid: Values, delta: float) -> Values:
+def _beyond(grid: F64, delta: float) -> F64:
     """Which points of the grid are delta or more; of one that is delta half; zero never is."""
     at = np.isclose(grid, delta, atol=1e-9)
     return np.where(at, 0.5 * (delta > 0), grid > delta)
 
 
-def _components(grid: Values, effects: Effects) -> Values:
+def _components(grid: F64, effects: Effects) -> F64:
     """Densities over the grid, each adding up to 1: zero itself, and ever wider normals."""
     zero = np.zeros_like(grid)
     zero[len(grid) // 2] = 1.0
@@ -177,9 +175,7 @@ def _components(grid: Values, effects: Effects) -> Values:
     return np.stack([zero, *(x / x.sum() for x in normals)])
 
 
-def _prior_weights(
-    effects: Effects, grid: Values, components: Values, fit: NDArray[np.bool_]
-) -> Values:
+def _prior_weights(effects: Effects, grid: F64, components: F64, fit: Bool) -> F64:
     """Weights of the components by expectation-maximisation over the genes of ``fit``."""
     likelihood = np.concatenate(
         [
@@ -202,10 +198,10 @@ def _prior_weights(
     return weights
 
 
-def _likelihood(effects: Effects, grid: Values, genes: slice) -> Values:
+def _likelihood(effects: Effects, grid: F64, genes: slice) -> F64:
     """Of each point of the grid, up to a factor a gene, shape (g, points)."""
     error = np.maximum(effects.error[genes, None], 0.5 * _GRID_STEP)
     standard = (effects.mean[genes, None] - grid) / error
     log = -0.5 * (effects.dof + 1) * np.log1p(standard**2 / effects.dof)  # Student's t
-    found: Values = np.exp(log - log.max(1, keepdims=True))
+    found: F64 = np.exp(log - log.max(1, keepdims=True))
     return found

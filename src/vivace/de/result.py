@@ -7,21 +7,20 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from vivace.de.change import Change
 from vivace.de.options import Options
+from vivace.types import F64, Bool
 
-Values = NDArray[np.float64]
 _EPS = 1e-8  # as in scvi-tools: a Bayes factor of a probability of 1 is finite
 
 
 def table(
     genes: Sequence[str],
     change: Change,
-    scale: tuple[Values, Values],
-    counted: Mapping[str, Values] | None,
-    possible: NDArray[np.bool_],
+    scale: tuple[F64, F64],
+    counted: Mapping[str, F64] | None,
+    possible: Bool,
     pseudocount: float,
     delta: float | None,
     options: Options,
@@ -75,11 +74,11 @@ def table(
     return frame
 
 
-def _bayes_factor(proba: Values) -> Values:
+def _bayes_factor(proba: F64) -> F64:
     return np.log(proba + _EPS) - np.log(1.0 - proba + _EPS)
 
 
-def called_at(sorted_proba: Values, fdr: float) -> tuple[NDArray[np.bool_], Values]:
+def called_at(sorted_proba: F64, fdr: float) -> tuple[Bool, F64]:
     """Which genes of a falling list are called, and the FDR expected of a call down to each.
 
     The expected FDR of a set of genes is the mean of their probabilities not to differ.

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from vivace.cells import Cells, children
+from vivace.data.schema import Codes
 from vivace.de.change import delta_of
 from vivace.de.counts import CountSums, count_sums
 from vivace.de.draws import DrawnExpression, draw_group
@@ -21,12 +23,8 @@ from vivace.de.replicates import (
 )
 from vivace.de.sampling import Design, Found, Sampling, by_part, pseudocount_of, typical
 from vivace.errors import DataError, VivaceWarning
-from vivace.posterior import Cells
-from vivace.posterior.cells import children
-from vivace.setup import Codes
+from vivace.types import F64, Rows
 
-Values = NDArray[np.float64]
-Rows = NDArray[np.int64]
 Piece = tuple[int, str]  # a part of the plan, and the sample whose cells of it are meant
 Side = dict[str, list[Piece]]  # by sample, the pieces that it is made of
 LEAST_CELLS = 10  # of a sample on a side
@@ -150,7 +148,7 @@ def _choose(comparison: Comparison, cut: Mapping[Piece, Rows]) -> tuple[Design, 
     return None
 
 
-def _mean_logs(drawn: DrawnExpression, pseudocount: float) -> Values:
+def _mean_logs(drawn: DrawnExpression, pseudocount: float) -> F64:
     """The mean log2 expression of each group's draws, shape (groups, g)."""
     found = np.empty((len(drawn.groups), drawn.n_genes))
     for genes, x in drawn.blocks():
@@ -161,12 +159,12 @@ def _mean_logs(drawn: DrawnExpression, pseudocount: float) -> Values:
 
 
 def _of_samples(
-    values: Values,
+    values: F64,
     side: Side,
     at: Mapping[tuple[Piece, tuple[Codes, ...]], int],
     codes: tuple[Codes, ...],
     cut: Mapping[Piece, Rows],
-) -> Values:
+) -> F64:
     """Means of samples from those of their pieces, which count by their cells, (samples, g)."""
     return np.stack(
         [

@@ -8,17 +8,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from vivace.cells import Cells
+from vivace.data.schema import Codes
 from vivace.de.change import Change
 from vivace.de.counts import CountSums
 from vivace.de.options import Options
 from vivace.errors import MissingExtraError, OptionError, VivaceWarning
-from vivace.posterior import Cells, latent
-from vivace.setup import Codes
+from vivace.posterior import latent
+from vivace.types import F64, Rows
 
-Values = NDArray[np.float64]
-Rows = NDArray[np.int64]
 Design = Literal["paired", "unpaired"]
 _QUANTILE = 0.9  # of the unexpressed genes' largest expression, which is the pseudocount
 _LEAST_PSEUDOCOUNT = 1e-10
@@ -30,9 +29,12 @@ class Sampling:
 
     Parameters
     ----------
-    codes : what the draws of the first and of the second side are decoded as
-    weighting : arguments of importance weights; None for equal weights
-    filter_outliers : leave cells out that lie far from the others of their group
+    codes
+        What the draws of the first and of the second side are decoded as.
+    weighting
+        Arguments of importance weights; None for equal weights.
+    filter_outliers
+        Leave cells out that lie far from the others of their group.
     """
 
     codes: tuple[tuple[Codes, ...], tuple[Codes, ...]]
@@ -45,7 +47,7 @@ class Found:
     """What is known of one comparison before it is a table."""
 
     change: Change
-    scale: tuple[Values, Values]
+    scale: tuple[F64, F64]
     pseudocount: float
     delta: float | None
     n_cells: tuple[int, int]
@@ -82,7 +84,7 @@ def typical(cells: Cells, rows: Rows, sampling: Sampling, seed: int) -> Rows:
     return kept
 
 
-def by_part(largest: Values, part_of: Sequence[int], n_parts: int) -> Values:
+def by_part(largest: F64, part_of: Sequence[int], n_parts: int) -> F64:
     """The largest over the groups that were drawn of each part of the plan, shape (parts, g)."""
     found = np.zeros((n_parts, largest.shape[1]))
     for values, part in zip(largest, part_of, strict=True):
@@ -90,7 +92,7 @@ def by_part(largest: Values, part_of: Sequence[int], n_parts: int) -> Values:
     return found
 
 
-def pseudocount_of(largest: Values, sums: CountSums | None, options: Options) -> float:
+def pseudocount_of(largest: F64, sums: CountSums | None, options: Options) -> float:
     """What is added to the expression before its logarithm.
 
     A gene with hardly a count in a group has an expression there that is the decoder's

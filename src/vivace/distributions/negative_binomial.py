@@ -30,19 +30,20 @@ class NegativeBinomial(CountDistribution):
 
     Parameters
     ----------
-    total_count : Tensor or float, > 0
-        Failures at which the experiment of the textbook stops.
-    probs : Tensor or float, from 0 to below 1
-        Probability of a success, which counts one.
-    logits : Tensor or float
-        Log odds of a success.
-    mu : Tensor or float, mean molecules, >= 0
-    theta : Tensor or float, inverse dispersion, > 0
-        The variance is ``mu + mu**2 / theta``.
-    scale : Tensor, optional, normalised expression
-        Only carried along.
-    validate_args : bool, optional
-        Check parameters and values; None follows torch's default.
+    total_count
+        Tensor or float, > 0 Failures at which the experiment of the textbook stops.
+    probs
+        Tensor or float, from 0 to below 1 Probability of a success, which counts one.
+    logits
+        Tensor or float Log odds of a success.
+    mu
+        Tensor or float, mean molecules, >= 0.
+    theta
+        Tensor or float, inverse dispersion, > 0 The variance is ``mu + mu**2 / theta``.
+    scale
+        Tensor, optional, normalised expression Only carried along.
+    validate_args
+        Bool, optional Check parameters and values; None follows torch's default.
 
     Raises
     ------
@@ -135,7 +136,8 @@ class NegativeBinomial(CountDistribution):
 
         Parameters
         ----------
-        value : Tensor, any shape that broadcasts with the batch shape, counts
+        value
+            Tensor, any shape that broadcasts with the batch shape, counts.
 
         Returns
         -------
@@ -172,8 +174,9 @@ class NegativeBinomial(CountDistribution):
 
         Parameters
         ----------
-        value : Tensor, any shape that broadcasts with the batch shape, probabilities
-            Best in float64: float32 has no number between 1 - 6e-8 and 1.
+        value
+            Tensor, any shape that broadcasts with the batch shape, probabilities Best in float64:
+            float32 has no number between 1 - 6e-8 and 1.
 
         Returns
         -------
@@ -206,10 +209,11 @@ class NegativeBinomial(CountDistribution):
 
         Parameters
         ----------
-        sample_shape : sequence of int
-            How many draws.
-        generator : torch.Generator, optional
-            Draws are made on its device; None takes torch's global generator.
+        sample_shape
+            Sequence of int How many draws.
+        generator
+            Torch.Generator, optional Draws are made on its device; None takes torch's global
+            generator.
 
         Returns
         -------

@@ -16,13 +16,15 @@ class Normal(torch.distributions.Normal):
 
     Parameters
     ----------
-    mu : Tensor or float, mean, kept as ``loc``
-    scale : Tensor or float, standard deviation, > 0
-        That ``scale`` is no expression here is scvi-tools' naming, and torch's.
-    validate_args : bool, optional
-        Check parameters and values; None follows torch's default.
-    normal_mu : Tensor, optional, normalised expression
-        Only carried along.
+    mu
+        Tensor or float, mean, kept as ``loc``.
+    scale
+        Tensor or float, standard deviation, > 0 That ``scale`` is no expression here is scvi-tools'
+        naming, and torch's.
+    validate_args
+        Bool, optional Check parameters and values; None follows torch's default.
+    normal_mu
+        Tensor, optional, normalised expression Only carried along.
 
     Raises
     ------

@@ -25,11 +25,12 @@ class Poisson(CountDistribution):
 
     Parameters
     ----------
-    rate : Tensor or float, any shape, mean molecules, >= 0
-    validate_args : bool, optional
-        Check parameters and values; None follows torch's default.
-    scale : Tensor, optional, normalised expression
-        Only carried along.
+    rate
+        Tensor or float, any shape, mean molecules, >= 0.
+    validate_args
+        Bool, optional Check parameters and values; None follows torch's default.
+    scale
+        Tensor, optional, normalised expression Only carried along.
 
     Raises
     ------
@@ -80,7 +81,8 @@ class Poisson(CountDistribution):
 
         Parameters
         ----------
-        value : Tensor, any shape that broadcasts with the batch shape, counts
+        value
+            Tensor, any shape that broadcasts with the batch shape, counts.
 
         Returns
         -------
@@ -118,10 +120,11 @@ class Poisson(CountDistribution):
 
         Parameters
         ----------
-        sample_shape : sequence of int
-            How many draws.
-        generator : torch.Generator, optional
-            Draws are made on its device; None takes torch's global generator.
+        sample_shape
+            Sequence of int How many draws.
+        generator
+            Torch.Generator, optional Draws are made on its device; None takes torch's global
+            generator.
 
         Returns
         -------

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributions import Distribution
 
 from vivace.distributions.base import working_type
 from vivace.distributions.checks import check_fit, refuse_parameter
+from vivace.types import F64
 
-Doubles = NDArray[np.float64]
 _ROUNDING = 8.0  # float units by which P(0) may be off
 _STEPS = 64  # counts that are tried one by one
 _LAST = 1.0 - 1e-12  # nearer to 1 SciPy's search takes up to minutes, at theta = 1e-4
@@ -24,9 +23,12 @@ def quantile(owner: Distribution, value: Tensor, *parameters: Tensor) -> Tensor:
 
     Parameters
     ----------
-    owner : Distribution, which messages name
-    value : Tensor, any shape that broadcasts with the parameters, probabilities
-    parameters : mu; mu and theta; or mu, theta and zi_logits
+    owner
+        Distribution, which messages name.
+    value
+        Tensor, any shape that broadcasts with the parameters, probabilities.
+    parameters
+        Mu; mu and theta; or mu, theta and zi_logits.
 
     Returns
     -------
@@ -56,7 +58,7 @@ def quantile(owner: Distribution, value: Tensor, *parameters: Tensor) -> Tensor:
     return found.to(parameters[0])
 
 
-def _unless_below(value: Tensor, bound: Doubles | float) -> Tensor:
+def _unless_below(value: Tensor, bound: F64 | float) -> Tensor:
     """Where ``value``, flattened, is not below the bound; NaN is not."""
     return torch.from_numpy(np.flatnonzero(~(value.numpy() < bound)))
 
@@ -67,9 +69,7 @@ def _at_zero(mu: Tensor, theta: Tensor | None = None, zi_logits: Tensor | None =
     return p0 if zi_logits is None else torch.lerp(p0, torch.ones_like(p0), zi_logits.sigmoid())
 
 
-def _counts(
-    u: Doubles, mu: Doubles, theta: Doubles | None = None, zi_logits: Doubles | None = None
-) -> Doubles:
+def _counts(u: F64, mu: F64, theta: F64 | None = None, zi_logits: F64 | None = None) -> F64:
     """Quantiles of u, entry by entry, in float64."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         never = (u >= 1.0) & (mu > 0)  # no count's cdf is 1, unless all are zero
@@ -87,7 +87,7 @@ def _counts(
     return found
 
 
-def _of_kept(u: Doubles, zi_logits: Doubles) -> Doubles:
+def _of_kept(u: F64, zi_logits: F64) -> F64:
     """The quantile that u is among counts that are not lost; negative where it is a lost one."""
     odds = np.exp(-np.abs(zi_logits))
     larger = 1.0 / (1.0 + odds)
@@ -98,7 +98,7 @@ def _of_kept(u: Doubles, zi_logits: Doubles) -> Doubles:
     return found
 
 
-def _by_steps(u: Doubles, p: Doubles, start: Doubles, slope: Doubles) -> Doubles:
+def _by_steps(u: F64, p: F64, start: F64, slope: F64) -> F64:
     """Quantiles below ``_STEPS``, else ``_STEPS``; P(0) = p, P(k + 1) / P(k) as in README.md."""
     found, at, left = np.zeros_like(u), np.arange(len(u)), u
     for k in range(_STEPS):
@@ -112,7 +112,7 @@ def _by_steps(u: Doubles, p: Doubles, start: Doubles, slope: Doubles) -> Doubles
     return found
 
 
-def _by_scipy(u: Doubles, mu: Doubles, theta: Doubles | None) -> Doubles:
+def _by_scipy(u: F64, mu: F64, theta: F64 | None) -> F64:
     """Quantiles of any size, some microseconds each."""
     from scipy import stats  # takes a second, and small counts do without
 

@@ -31,10 +31,10 @@ class ZeroInflatedNegativeBinomial(CountDistribution):
     ----------
     total_count, probs, logits, mu, theta, scale
         As for :class:`NegativeBinomial`.
-    zi_logits : Tensor or float
-        Log odds that a count is lost; required.
-    validate_args : bool, optional
-        Check parameters and values; None follows torch's default.
+    zi_logits
+        Tensor or float Log odds that a count is lost; required.
+    validate_args
+        Bool, optional Check parameters and values; None follows torch's default.
 
     Raises
     ------
@@ -141,7 +141,8 @@ class ZeroInflatedNegativeBinomial(CountDistribution):
 
         Parameters
         ----------
-        value : Tensor, any shape that broadcasts with the batch shape, counts
+        value
+            Tensor, any shape that broadcasts with the batch shape, counts.
 
         Returns
         -------

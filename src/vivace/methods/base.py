@@ -15,14 +15,8 @@ import torch
 from anndata import AnnData
 from torch import Tensor
 
-from vivace import posterior, store
-from vivace.arguments import (
-    Indices,
-    folder,
-    positive,
-    refuse_unknown,
-    row_numbers,
-)
+from vivace import store
+from vivace.cells import Cells
 from vivace.config import ModelConfig, settings
 from vivace.data import (
     MemorySource,
@@ -33,6 +27,7 @@ from vivace.data import (
     minified_type,
     read_cells,
 )
+from vivace.data.schema import Declarations, Schema, read_declarations, write_declarations
 from vivace.errors import (
     ArgumentTypeError,
     DataError,
@@ -43,12 +38,18 @@ from vivace.errors import (
 )
 from vivace.nn import VAE, Dimensions, Surgery, operate
 from vivace.seeds import SeedStream, check_seed
-from vivace.setup import Declarations, Schema, read_declarations, write_declarations
 from vivace.store.folder import damaged_model, read_adata
 from vivace.train import (
     TrainState,
 )
 from vivace.train.initialise import set_library_prior
+from vivace.types import Indices
+from vivace.validate import (
+    folder,
+    positive,
+    refuse_unknown,
+    row_numbers,
+)
 
 ARGUMENTS = (  # what the constructors take, under the names that users give
     "preset",
@@ -453,7 +454,7 @@ class Base(ABC):
         silent: bool = True,
         *,
         counts: bool = False,
-    ) -> posterior.Cells:
+    ) -> Cells:
         """What a question is about; ``counts`` says that it cannot do without them."""
         if not self.is_trained:
             raise NotTrainedError("The model has not been trained; call train() first.")
@@ -465,7 +466,7 @@ class Base(ABC):
             )
         rows = row_numbers(indices, source.n_cells)
         size = size_of(batch_size, len(self.schema.genes))
-        return posterior.Cells(self.module, source, rows, size, bool(silent))
+        return Cells(self.module, source, rows, size, bool(silent))
 
 
 def _check_options(config: ModelConfig, declared: Declarations) -> None:

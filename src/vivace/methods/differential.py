@@ -11,11 +11,12 @@ import pandas as pd
 from anndata import AnnData
 
 from vivace import de
-from vivace.arguments import Indices, refuse_unknown
+from vivace.data.schema import UNS_KEY, Codes
 from vivace.errors import ArgumentTypeError, OptionError, VivaceWarning
 from vivace.methods.expression import Expressing, check_weights
 from vivace.methods.latent import weighting_of
-from vivace.setup import UNS_KEY, Codes, Transform
+from vivace.types import Indices, Transform
+from vivace.validate import refuse_unknown
 
 
 class Differing(Expressing):

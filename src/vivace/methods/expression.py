@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vivace import posterior, store
-from vivace.arguments import Indices, number, numbers, positive, whole
+from vivace.cells import Cells
 from vivace.errors import MissingExtraError, OptionError, ShapeError
 from vivace.methods.latent import Embedding, weighting_of
-from vivace.setup import Transform
+from vivace.types import F32, F64, I64, Indices, Transform
+from vivace.validate import number, numbers, positive, whole
 
-Floats = NDArray[np.float32]
 Directions = Mapping[str, Any] | NDArray[Any] | Sequence[Any] | None
 
 _APART = 1e-6  # a standard deviation of z below it is that of rounding
@@ -242,7 +242,7 @@ class Expressing(Embedding):
         *,
         seed: int | None = None,
         silent: bool = False,
-    ) -> dict[str, Floats]:
+    ) -> dict[str, F32]:
         """Parameters of the likelihood of each cell and gene.
 
         Parameters
@@ -517,16 +517,16 @@ class Expressing(Embedding):
             )
         return posterior.decode(cells, point_nk, codes[0], library_n)
 
-    def _gene_names(self, genes: NDArray[np.int64] | None) -> pd.Index[str]:
+    def _gene_names(self, genes: I64 | None) -> pd.Index[str]:
         names = pd.Index(self.schema.genes)
         return names if genes is None else names[genes]
 
     def _frame(
         self,
-        values: Floats,
+        values: F32,
         adata: AnnData | None,
-        cells: posterior.Cells,
-        genes: NDArray[np.int64] | None,
+        cells: Cells,
+        genes: I64 | None,
     ) -> pd.DataFrame:
         """Cells x genes with the names of both."""
         names = self._data_of(adata).obs_names[cells.rows]
@@ -572,7 +572,7 @@ def _one_of(name: str, value: object, known: Sequence[str], other: str = "") -> 
         )
 
 
-def _moves(directions: Any, n_latent: int) -> tuple[list[str], NDArray[np.float64]]:
+def _moves(directions: Any, n_latent: int) -> tuple[list[str], F64]:
     """Names and vectors, shape (d, k), of the moves that were given."""
     if isinstance(directions, Mapping):
         names, given = [str(n) for n in directions], list(directions.values())

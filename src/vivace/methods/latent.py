@@ -12,12 +12,12 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from vivace import posterior
-from vivace.arguments import Indices, column_of, number, numbers, positive, refuse_unknown, whole
 from vivace.data import Minified, StoredPosterior, count_matrix, minify
 from vivace.errors import DataError, OptionError, ShapeError
 from vivace.methods.training import Trainable
+from vivace.types import F32, F64, Indices
+from vivace.validate import column_of, number, numbers, positive, refuse_unknown, whole
 
-Values = NDArray[np.float64]
 _WEIGHTING = {
     "max_cells": 1024,
     "truncation": False,
@@ -40,7 +40,7 @@ class Embedding(Trainable):
         *,
         seed: int | None = None,
         silent: bool = False,
-    ) -> NDArray[np.float32] | tuple[NDArray[np.float32], NDArray[np.float32]]:
+    ) -> F32 | tuple[F32, F32]:
         """Latent representation of cells.
 
         Parameters
@@ -84,7 +84,7 @@ class Embedding(Trainable):
         *,
         seed: int | None = None,
         silent: bool = False,
-    ) -> NDArray[np.float32]:
+    ) -> F32:
         """Library size of cells, molecules.
 
         Where the library is latent, the mean of q(l|x), or one draw with
@@ -109,7 +109,7 @@ class Embedding(Trainable):
         n_samples: int = 1,
         seed: int | None = None,
         silent: bool = False,
-    ) -> float | Values:
+    ) -> float | F64:
         """Evidence lower bound, nats; higher is better.
 
         Parameters
@@ -164,7 +164,7 @@ class Embedding(Trainable):
         *,
         seed: int | None = None,
         silent: bool = False,
-    ) -> float | Values:
+    ) -> float | F64:
         """Marginal log-likelihood, log p(x), nats, by importance sampling; higher is better.
 
         Parameters
@@ -212,7 +212,7 @@ class Embedding(Trainable):
         batch_size: int | None = None,
         seed: int | None = None,
         silent: bool = False,
-    ) -> Values:
+    ) -> F64:
         """How well points of the latent space stand for a group of cells.
 
         A point has a large weight where cells of the group find it more likely than it was
@@ -446,13 +446,13 @@ def _check_dof(dof: float | None) -> None:
         )
 
 
-def _mean(values: Values) -> float:
+def _mean(values: F64) -> float:
     if len(values) == 0:
         raise OptionError("There are no cells to average over; indices must name at least one.")
     return float(values.mean())
 
 
-def _stored(adata: AnnData, argument: str, key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+def _stored(adata: AnnData, argument: str, key: str, shape: tuple[int, ...]) -> F32:
     if not isinstance(key, str) or key not in adata.obsm:
         raise DataError(f"obsm has no {key!r} ({argument}); leave it out to have it computed.")
     found = numbers(f"obsm[{key!r}] ({argument})", adata.obsm[key]).numpy()

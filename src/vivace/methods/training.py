@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from vivace.arguments import accelerator_here, number, positive, refuse_unknown
 from vivace.data import split_rows
 from vivace.errors import DataError, VivaceWarning
 from vivace.methods.base import Base, digest
 from vivace.nn import trained_parts
 from vivace.train import Listeners, TrainOptions, fit, max_steps_of, patience_of, recipe_of
+from vivace.validate import accelerator_here, number, positive, refuse_unknown
 
 
 class Trainable(Base):

@@ -12,7 +12,7 @@ import pandas as pd
 from anndata import AnnData
 
 from vivace import posterior, transfer
-from vivace.arguments import refuse_unknown, true_or_false
+from vivace.cells import Cells
 from vivace.config import settings
 from vivace.errors import ArgumentTypeError, DataError, NotTrainedError, OptionError, VivaceWarning
 from vivace.methods.base import digest, dimensions, refuse_minified
@@ -21,6 +21,7 @@ from vivace.nn import Surgery, grown, operate, trained_parts
 from vivace.seeds import SeedStream, check_seed
 from vivace.store import read_genes
 from vivace.train.initialise import set_library_prior
+from vivace.validate import refuse_unknown, true_or_false
 
 
 class Model(Differing):
@@ -411,13 +412,13 @@ class Model(Differing):
                     f"map it first: {type(self).__name__}.load_query_data(query, model), then train()."
                 )
 
-    def _latent_cells(self, cells: posterior.Cells) -> transfer.LatentCells:
+    def _latent_cells(self, cells: Cells) -> transfer.LatentCells:
         """Where they are, without their genes."""
         mean, variance = posterior.latent(cells, None)
         softmax = self.config.latent_distribution == "ln"
         return transfer.LatentCells(mean, variance, softmax=softmax)
 
-    def _log_normalised(self, cells: posterior.Cells, rows: Any) -> Any:
+    def _log_normalised(self, cells: Cells, rows: Any) -> Any:
         """Expression of some of them, as classifiers see it."""
         counts = cells.source.gather(rows).counts.scipy()
         return transfer.log_normalised(counts) if self.module.likelihood.counts else counts

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vivace.nn.layers import Activation, BatchNorm, Linear, joined
 from vivace.ops import CountHeads
-from vivace.ops.matmul import linear
+from vivace.ops.runtime.products import linear
 
 
 class Decoder(nn.Module):
@@ -18,12 +18,18 @@ class Decoder(nn.Module):
 
     Parameters
     ----------
-    n_latent, n_hidden, n_genes, n_layers : sizes
-    n_continuous, n_onehot : columns of continuous and one-hot covariates
-    zero_inflated : whether there is a head for the zero-inflation logits
-    dispersed : whether there is a head for the dispersion of each cell and gene
-    inject : one-hot covariates enter every layer, not only the first
-    batch_norm, layer_norm : see :class:`~vivace.nn.layers.Activation`; no dropout
+    n_latent, n_hidden, n_genes, n_layers
+        Sizes.
+    n_continuous, n_onehot
+        Columns of continuous and one-hot covariates.
+    zero_inflated
+        Whether there is a head for the zero-inflation logits.
+    dispersed
+        Whether there is a head for the dispersion of each cell and gene.
+    inject
+        One-hot covariates enter every layer, not only the first.
+    batch_norm, layer_norm
+        See :class:`~vivace.nn.layers.Activation`; no dropout.
 
     Shape
     -----
@@ -103,11 +109,16 @@ class LinearDecoder(nn.Module):
 
     Parameters
     ----------
-    n_latent, n_genes : sizes
-    n_continuous, n_onehot : columns of continuous and one-hot covariates
-    zero_inflated : whether there is a head for the zero-inflation logits
-    dispersed : whether there is a head for the dispersion of each cell and gene
-    batch_norm : whether batch norm follows; without it the heads have no bias
+    n_latent, n_genes
+        Sizes.
+    n_continuous, n_onehot
+        Columns of continuous and one-hot covariates.
+    zero_inflated
+        Whether there is a head for the zero-inflation logits.
+    dispersed
+        Whether there is a head for the dispersion of each cell and gene.
+    batch_norm
+        Whether batch norm follows; without it the heads have no bias.
 
     Notes
     -----

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from vivace.config import VarActivation
-from vivace.data.batch import SparseCounts
 from vivace.nn.layers import Activation, Linear, joined
 from vivace.ops import Backend, sparse_linear
-from vivace.ops.matmul import linear
+from vivace.ops.csr import SparseCounts
+from vivace.ops.runtime.products import linear
 from vivace.ops.sparse_linear import Transform
 
 VARIANCE_FLOOR = 1e-4
@@ -29,7 +29,8 @@ class Posterior:
 
     Parameters
     ----------
-    mean, variance : Tensor, shape (n, k)
+    mean, variance
+        Tensor, shape (n, k).
     """
 
     mean: Tensor
@@ -58,13 +59,18 @@ class Encoder(nn.Module):
 
     Parameters
     ----------
-    n_genes, n_hidden, n_latent, n_layers : sizes
-    n_continuous, n_onehot : columns of continuous and one-hot covariates; 0 where
-        the encoder does not see them
-    inject : one-hot covariates enter every layer, not only the first
-    log1p : the first layer reads log(1 + counts)
-    batch_norm, layer_norm, dropout : see :class:`~vivace.nn.layers.Activation`
-    var_activation : "exp" or "softplus": variance = that of its head + 1e-4
+    n_genes, n_hidden, n_latent, n_layers
+        Sizes.
+    n_continuous, n_onehot
+        Columns of continuous and one-hot covariates; 0 where the encoder does not see them.
+    inject
+        One-hot covariates enter every layer, not only the first.
+    log1p
+        The first layer reads log(1 + counts).
+    batch_norm, layer_norm, dropout
+        See :class:`~vivace.nn.layers.Activation`.
+    var_activation
+        "exp" or "softplus": variance = that of its head + 1e-4.
 
     Shape
     -----

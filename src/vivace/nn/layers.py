@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import batch_norm
 
-from vivace.ops.matmul import linear
-from vivace.runtime.threads import on_one_thread
+from vivace.ops.runtime.products import linear
+from vivace.ops.runtime.threads import on_one_thread
 
 
 class BatchNorm(nn.BatchNorm1d):

@@ -29,13 +29,18 @@ class Surgery:
 
     Parameters
     ----------
-    n_batches, n_categories, n_labels : categories of the reference
-    unfrozen : everything is trained, whatever the other flags say
-    freeze_dropout : no dropout
-    freeze_expression : the first layer of the encoders, but for new categories
-    freeze_decoder_first_layer : the first layer of the decoder, but for new categories
-    freeze_batchnorm_encoder, freeze_batchnorm_decoder : batch norm, which then uses its
-        running statistics
+    n_batches, n_categories, n_labels
+        Categories of the reference.
+    unfrozen
+        Everything is trained, whatever the other flags say.
+    freeze_dropout
+        No dropout.
+    freeze_expression
+        The first layer of the encoders, but for new categories.
+    freeze_decoder_first_layer
+        The first layer of the decoder, but for new categories.
+    freeze_batchnorm_encoder, freeze_batchnorm_decoder
+        Batch norm, which then uses its running statistics.
     """
 
     n_batches: int
@@ -78,9 +83,12 @@ class Part:
 
     Parameters
     ----------
-    name : of the parameter in the network
-    parameter : the whole of it
-    rows : those that are trained; None for all
+    name
+        Of the parameter in the network.
+    parameter
+        The whole of it.
+    rows
+        Those that are trained; None for all.
     """
 
     name: str

@@ -17,8 +17,8 @@ from vivace.nn.surgery import Surgery
 from vivace.ops import Backend, CountHeads, count_nll
 from vivace.ops.count_nll import LIKELIHOODS, Activation
 from vivace.ops.count_nll.reference import LOG_THETA_BOUND, log_scale, log_theta_of
-from vivace.ops.matmul import linear
-from vivace.ops.memory import Memory
+from vivace.ops.runtime.products import linear
+from vivace.ops.runtime.workspace import Memory
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,18 @@ class Dimensions:
 
     Parameters
     ----------
-    n_genes : genes
-    n_batches : categories of the batch column
-    n_categories : categories of each further categorical covariate
-    n_continuous : continuous covariates
-    size_factor : the mean is scaled by a size factor instead of the library
-    n_labels : categories of the label column
+    n_genes
+        Genes.
+    n_batches
+        Categories of the batch column.
+    n_categories
+        Categories of each further categorical covariate.
+    n_continuous
+        Continuous covariates.
+    size_factor
+        The mean is scaled by a size factor instead of the library.
+    n_labels
+        Categories of the label column.
     """
 
     n_genes: int
@@ -50,8 +56,10 @@ class Losses(NamedTuple):
 
     Parameters
     ----------
-    loss : Tensor, scalar, reconstruction + kl_weight * kl; differentiable
-    reconstruction, kl : Tensors, scalar, detached; kl is that of z and of a latent library
+    loss
+        Tensor, scalar, reconstruction + kl_weight * kl; differentiable.
+    reconstruction, kl
+        Tensors, scalar, detached; kl is that of z and of a latent library.
     """
 
     loss: Tensor
@@ -65,8 +73,10 @@ class Inference:
 
     Parameters
     ----------
-    z : q(z|x), k dimensions; before the softmax of a logistic-normal latent
-    library : q(log l|x), one dimension; None where the library is observed
+    z
+        Q(z|x), k dimensions; before the softmax of a logistic-normal latent.
+    library
+        Q(log l|x), one dimension; None where the library is observed.
     """
 
     z: Posterior
@@ -79,11 +89,15 @@ class Rates:
 
     Parameters
     ----------
-    scale : Tensor, (n, g), expected expression per unit of library
-    mu : Tensor, (n, g), mean molecules before zero inflation
-    theta : Tensor, (g,) or (n, g), inverse dispersion, or the standard deviation of
-        "normal"; None for "poisson"
-    zi_logits : Tensor, (n, g), zero-inflation logits; None unless "zinb"
+    scale
+        Tensor, (n, g), expected expression per unit of library.
+    mu
+        Tensor, (n, g), mean molecules before zero inflation.
+    theta
+        Tensor, (g,) or (n, g), inverse dispersion, or the standard deviation of "normal"; None for
+        "poisson".
+    zi_logits
+        Tensor, (n, g), zero-inflation logits; None unless "zinb".
     """
 
     scale: Tensor
@@ -97,9 +111,12 @@ class VAE(nn.Module):
 
     Parameters
     ----------
-    config : options
-    dims : sizes of the data
-    backend : implementation of the two hot operations
+    config
+        Options.
+    dims
+        Sizes of the data.
+    backend
+        Implementation of the two hot operations.
 
     Notes
     -----

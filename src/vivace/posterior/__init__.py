@@ -1,7 +1,6 @@
 """What a trained model answers: functions of :class:`Cells`, one file a question."""
 
 from vivace.posterior.abundance import aggregated_posterior, log_density, mixture_of
-from vivace.posterior.cells import Cells
 from vivace.posterior.check import posterior_predictive_check
 from vivace.posterior.correlation import Correlation, feature_correlation
 from vivace.posterior.decode import Observation, decode
@@ -21,7 +20,6 @@ from vivace.posterior.programs import GenePrograms, gene_effects, standard_moves
 from vivace.posterior.sample import samples, sparse_counts
 
 __all__ = [
-    "Cells",
     "Correlation",
     "GenePrograms",
     "Library",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal, StudentT
 
-from vivace.posterior.cells import Cells
+from vivace.cells import Cells
 from vivace.posterior.latent import latent
+from vivace.types import F32
 
 _AT_ONCE = 1 << 24  # numbers of points x components x dimensions held at a time
 
@@ -23,9 +22,7 @@ def aggregated_posterior(cells: Cells, dof: float | None) -> MixtureSameFamily:
     return mixture_of(*latent(cells, None), dof)
 
 
-def mixture_of(
-    mean_nk: NDArray[np.float32], variance_nk: NDArray[np.float32], dof: float | None
-) -> MixtureSameFamily:
+def mixture_of(mean_nk: F32, variance_nk: F32, dof: float | None) -> MixtureSameFamily:
     """The same from the means and variances of q(z|x)."""
     mean, scale = torch.from_numpy(mean_nk), torch.from_numpy(variance_nk).sqrt()
     parts = Normal(mean, scale) if dof is None else StudentT(dof, mean, scale)
@@ -34,7 +31,7 @@ def mixture_of(
     )
 
 
-def log_density(mixture: MixtureSameFamily, z_mk: Tensor) -> NDArray[np.float32]:
+def log_density(mixture: MixtureSameFamily, z_mk: Tensor) -> F32:
     """Log density of a mixture at m points, shape (m,), in bounded memory."""
     components, k = mixture.mixture_distribution.probs.shape[0], z_mk.shape[1]
     step = max(1, _AT_ONCE // (components * k))

@@ -5,17 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from vivace.posterior.cells import Cells
+from vivace.cells import Cells
+from vivace.data.schema import Codes
+from vivace.ops.runtime.threads import question
 from vivace.posterior.sample import samples
-from vivace.runtime.threads import question
-from vivace.setup import Codes
+from vivace.types import F64, I64
 
 STATISTICS = ("mean", "variance", "zero_fraction")
 _INTERVAL = (0.025, 0.975)
-Doubles = NDArray[np.float64]
 
 
 @question
@@ -41,7 +40,7 @@ def posterior_predictive_check(
     log_sums = np.zeros((n_draws + 1, len(pairs)))
     products = np.zeros((n_draws + 1, len(pairs), len(pairs)))
     by_cell = np.empty((len(cells), 3, 5))
-    drawn: list[Doubles] = []
+    drawn: list[F64] = []
     for part, i, batch, counts in samples(cells, (Codes(),), n_draws, seed, "Checking"):
         if i == 0:
             data = batch.counts.dense().cpu()
@@ -61,7 +60,7 @@ def posterior_predictive_check(
     return pd.concat(frames, ignore_index=True)
 
 
-def _most_variable(cells: Cells, n: int) -> NDArray[np.int64]:
+def _most_variable(cells: Cells, n: int) -> I64:
     """The genes whose log(1 + x) varies most over the cells."""
     total = squares = torch.zeros((), dtype=torch.float64)
     for _, batch in cells.batches("Checking"):
@@ -71,13 +70,13 @@ def _most_variable(cells: Cells, n: int) -> NDArray[np.int64]:
     return np.sort(variance.numpy().argsort(kind="stable")[::-1][:n]).astype(np.int64)
 
 
-def _of_cells(x_ng: Tensor) -> Doubles:
+def _of_cells(x_ng: Tensor) -> F64:
     """Mean, variance and zero fraction of each cell over genes, shape (3, n)."""
-    found: Doubles = _moments(_sums(x_ng.double(), 1)[None], x_ng.shape[1])[0]
+    found: F64 = _moments(_sums(x_ng.double(), 1)[None], x_ng.shape[1])[0]
     return found
 
 
-def _sums(x_ng: Tensor, axis: int) -> Doubles:
+def _sums(x_ng: Tensor, axis: int) -> F64:
     """Sums of x, of its square and of zeros; exact for counts, so that ties are ties."""
     return torch.stack([x_ng.sum(axis), x_ng.square().sum(axis), (x_ng == 0).sum(axis)]).numpy()
 
@@ -89,10 +88,10 @@ def _log(x: Tensor) -> Tensor:
 
 def _add(
     x_ng: Tensor,
-    pairs: NDArray[np.int64],
-    sums: Doubles,
-    log_sums: Doubles,
-    products: Doubles,
+    pairs: I64,
+    sums: F64,
+    log_sums: F64,
+    products: F64,
 ) -> None:
     """Add a minibatch to the sums behind the statistics of genes, in place."""
     x = x_ng.double()
@@ -102,15 +101,13 @@ def _add(
     products += log_x.T @ log_x
 
 
-def _moments(sums: Doubles, n: int) -> Doubles:
+def _moments(sums: F64, n: int) -> F64:
     """Mean, variance and zero fraction from sums over n cells, the same shape."""
     mean = sums[:, 0] / n
     return np.stack([mean, sums[:, 1] / n - mean**2, sums[:, 2] / n], axis=1)
 
 
-def _pairs(
-    log_sums: Doubles, products: Doubles, n: int, genes: list[str]
-) -> tuple[Doubles, list[str]]:
+def _pairs(log_sums: F64, products: F64, n: int, genes: list[str]) -> tuple[F64, list[str]]:
     """The correlations of each pair, data against draws, and their names."""
     mean = log_sums / n
     covariance = products / n - mean[:, :, None] * mean[:, None, :]
@@ -124,7 +121,7 @@ def _pairs(
     return _against(values[-1], values[:-1]), names
 
 
-def _against(seen: Doubles, drawn: Doubles) -> Doubles:
+def _against(seen: F64, drawn: F64) -> F64:
     """Observed; mean and interval over draws; p-value, half of the ties counted: (..., 5).
 
     ``drawn`` has the draws in front.
@@ -136,7 +133,7 @@ def _against(seen: Doubles, drawn: Doubles) -> Doubles:
     return np.stack([seen, mean, lower, upper, p_value], axis=-1)
 
 
-def _frame(statistic: str, by: str, names: object, values: Doubles) -> pd.DataFrame:
+def _frame(statistic: str, by: str, names: object, values: F64) -> pd.DataFrame:
     columns = dict(
         zip(("observed", "predicted", "lower", "upper", "p_value"), values.T, strict=True)
     )

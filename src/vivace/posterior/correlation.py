@@ -7,26 +7,25 @@ from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from vivace.posterior.cells import Cells, children, generators_of, points, with_codes
-from vivace.runtime.threads import question
-from vivace.setup import Codes
+from vivace.cells import Cells, children, generators_of, points, with_codes
+from vivace.data.schema import Codes
+from vivace.ops.runtime.threads import question
+from vivace.types import F32, F64, I64
 
 Correlation = Literal["spearman", "pearson"]
-Floats = NDArray[np.float32]
 _REFERENCE = 1 << 26  # numbers that ranks are taken against, 256 MB
 
 
 def feature_correlation(
     cells: Cells,
     codes: Codes,
-    genes: NDArray[np.int64] | None,
+    genes: I64 | None,
     n_draws: int,
     rna_size_factor: float,
     kind: Correlation,
     seed: int,
-) -> NDArray[np.float64]:
+) -> F64:
     """Correlation of genes over denoised draws of all cells, shape (g, g).
 
     The draws are of the gamma distributed rate of the counts at ``rna_size_factor``
@@ -36,7 +35,7 @@ def feature_correlation(
     that is the same in every draw has no correlation: NaN.
     """
 
-    def denoised() -> Iterator[tuple[slice, Floats]]:
+    def denoised() -> Iterator[tuple[slice, F32]]:
         for part, x in _denoised(cells, codes, n_draws, rna_size_factor, seed):
             yield part, x if genes is None else x[:, genes]
 
@@ -57,7 +56,7 @@ def feature_correlation(
 @question
 def _denoised(
     cells: Cells, codes: Codes, n_draws: int, rna_size_factor: float, seed: int
-) -> Iterator[tuple[slice, Floats]]:
+) -> Iterator[tuple[slice, F32]]:
     """Each minibatch's place and its rates at each draw, (n, g)."""
     network = cells.network
     of_z, of_gamma = (generators_of(s, n_draws) for s in children(seed, 2))
@@ -76,7 +75,7 @@ def _denoised(
             yield part, x
 
 
-def _ranks(x_ng: Floats, ordered_gm: Floats) -> Floats:
+def _ranks(x_ng: F32, ordered_gm: F32) -> F32:
     """Rank of each value among its gene's, half way where there are ties, from 0 to 1."""
     ranks = np.empty(x_ng.shape, np.float32)
     for g, ordered in enumerate(ordered_gm):
@@ -86,7 +85,7 @@ def _ranks(x_ng: Floats, ordered_gm: Floats) -> Floats:
     return ranks
 
 
-def _correlation(blocks: Iterable[Floats]) -> NDArray[np.float64]:
+def _correlation(blocks: Iterable[F32]) -> F64:
     """Pearson's correlation of columns, block after block, about the first block's mean."""
     n, centre, total, products = 0, None, None, None
     for block in blocks:
@@ -102,5 +101,5 @@ def _correlation(blocks: Iterable[Floats]) -> NDArray[np.float64]:
     covariance = products / n - np.outer(total, total) / n**2
     deviation = np.sqrt(np.diag(covariance).clip(min=0.0))
     with np.errstate(invalid="ignore", divide="ignore"):
-        found: NDArray[np.float64] = (covariance / np.outer(deviation, deviation)).clip(-1.0, 1.0)
+        found: F64 = (covariance / np.outer(deviation, deviation)).clip(-1.0, 1.0)
     return found

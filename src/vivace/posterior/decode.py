@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from vivace.cells import Cells, generators_of, points, with_codes
+from vivace.data.schema import Codes
 from vivace.distributions import NegativeBinomial, Normal, Poisson, ZeroInflatedNegativeBinomial
 from vivace.nn import VAE, Rates
-from vivace.posterior.cells import Cells, generators_of, points, with_codes
-from vivace.runtime.threads import question
-from vivace.setup import Codes
+from vivace.ops.runtime.threads import question
 
 Observation = NegativeBinomial | Normal | Poisson | ZeroInflatedNegativeBinomial
 

@@ -7,24 +7,23 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from vivace.cells import Cells, generators_of, points, with_codes
 from vivace.data import CountBatch
-from vivace.ops.memory import Memory
-from vivace.posterior.cells import Cells, generators_of, points, with_codes
-from vivace.runtime.threads import question
-from vivace.setup import Codes
+from vivace.data.schema import Codes
+from vivace.ops.runtime.threads import question
+from vivace.ops.runtime.workspace import Memory
+from vivace.types import I64
 
 Library = float | Literal["latent", "observed"]
-Genes = NDArray[np.int64]
 
 
 @question
 def expression(
     cells: Cells,
     codes: Sequence[Codes],
-    genes: Genes | None,
+    genes: I64 | None,
     library: Library,
     n_draws: int,
     seed: int,
@@ -35,14 +34,22 @@ def expression(
 
     Parameters
     ----------
-    cells : the cells
-    codes : categories to decode them as; the mean over several
-    genes : which genes, in which order; None for all
-    library : a number, the library "observed", or "latent": what scales the mean of the counts
-    n_draws : draws of z a cell; 0 for the mean of q(z|x)
-    seed : of the draws
-    out : array to fill, in memory or on disk, shape (n, g); (draws, n, g) with ``keep_draws``
-    keep_draws : each draw, not their mean
+    cells
+        The cells.
+    codes
+        Categories to decode them as; the mean over several.
+    genes
+        Which genes, in which order; None for all.
+    library
+        A number, the library "observed", or "latent": what scales the mean of the counts.
+    n_draws
+        Draws of z a cell; 0 for the mean of q(z|x).
+    seed
+        Of the draws.
+    out
+        Array to fill, in memory or on disk, shape (n, g); (draws, n, g) with ``keep_draws``.
+    keep_draws
+        Each draw, not their mean.
     """
     generators = generators_of(seed, n_draws)
     memory = Memory()
@@ -59,7 +66,7 @@ def expression(
 def expression_at(
     cells: Cells,
     codes: Sequence[Codes],
-    genes: Genes | None,
+    genes: I64 | None,
     library: Library,
     z_nk: Tensor,
     log_library_n: Tensor,
@@ -82,7 +89,7 @@ def _write(
     pairs: Sequence[tuple[Tensor, Tensor]],
     batch: CountBatch,
     codes: Sequence[Codes],
-    genes: Genes | None,
+    genes: I64 | None,
     library: Library,
     out: Any,
     place: Any,

@@ -8,21 +8,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributions import Normal
 
+from vivace.cells import Cells, children
 from vivace.errors import OptionError
-from vivace.ops.memory import Memory
-from vivace.posterior.cells import Cells, children
+from vivace.ops.runtime.threads import question
+from vivace.ops.runtime.workspace import Memory
 from vivace.posterior.latent import draws
 from vivace.posterior.marginal import marginal_ll
-from vivace.runtime.threads import question
+from vivace.types import F64, I64
 
 
 def group_draws(
     cells: Cells, n_overall: int, seed: int, weighting: Mapping[str, Any] | None
-) -> tuple[NDArray[np.int64], Tensor, Tensor]:
+) -> tuple[I64, Tensor, Tensor]:
     """Draws that stand for a group: places of cells, z before a softmax, log libraries.
 
     Without ``weighting`` each is a draw of a cell that is drawn itself; with it, draws of
@@ -51,7 +51,7 @@ def importance_weights(
     truncation: bool,
     n_mc_samples: int,
     seed: int,
-) -> NDArray[np.float64]:
+) -> F64:
     """Weights of m points z, before a logistic-normal's softmax, that add up to 1.
 
     With the cells a (``max_cells`` of them at most, drawn without replacement):
@@ -61,12 +61,18 @@ def importance_weights(
 
     Parameters
     ----------
-    cells : the group
-    z_mk : Tensor, shape (m, k), on the CPU
-    max_cells : cells that speak for the group
-    truncation : weights above their mean times the root of m are cut to that
-    n_mc_samples : draws behind each p(x_a)
-    seed : of the draws
+    cells
+        The group.
+    z_mk
+        Tensor, shape (m, k), on the CPU.
+    max_cells
+        Cells that speak for the group.
+    truncation
+        Weights above their mean times the root of m are cut to that.
+    n_mc_samples
+        Draws behind each p(x_a).
+    seed
+        Of the draws.
 
     Notes
     -----
@@ -107,7 +113,7 @@ def importance_weights(
     if truncation:
         mean = torch.logsumexp(log_weight, 0) - math.log(len(log_weight))
         log_weight = log_weight.clamp(max=float(mean) + 0.5 * math.log(len(log_weight)))
-    weights: NDArray[np.float64] = torch.softmax(log_weight, 0).numpy()
+    weights: F64 = torch.softmax(log_weight, 0).numpy()
     return weights
 
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from vivace.posterior.cells import Cells, draw, generators_of, noise_of
-from vivace.runtime.threads import question
+from vivace.cells import Cells, draw, generators_of, noise_of
+from vivace.ops.runtime.threads import question
 from vivace.seeds import numpy_generator
-
-Floats = NDArray[np.float32]
+from vivace.types import F32
 
 
 @question
-def latent(cells: Cells, seed: int | None) -> tuple[Floats, Floats]:
+def latent(cells: Cells, seed: int | None) -> tuple[F32, F32]:
     """Mean and variance of q(z|x), shape (n, k) each, before a logistic-normal's softmax.
 
     With a ``seed`` the first is one draw of z instead of the mean, on the
@@ -33,7 +31,7 @@ def latent(cells: Cells, seed: int | None) -> tuple[Floats, Floats]:
 
 
 @question
-def latent_mean(cells: Cells, mc_samples: int, seed: int) -> Floats:
+def latent_mean(cells: Cells, mc_samples: int, seed: int) -> F32:
     """Mean of a logistic-normal z over ``mc_samples`` draws, on the simplex, shape (n, k)."""
     network = cells.network
     generator = numpy_generator(seed)
@@ -86,7 +84,7 @@ def moments(cells: Cells) -> tuple[Tensor, Tensor]:
 
 
 @question
-def library(cells: Cells, give_mean: bool, seed: int) -> Floats:
+def library(cells: Cells, give_mean: bool, seed: int) -> F32:
     """Library of each cell, molecules, shape (n, 1).
 
     Where it is latent, the mean of the log-normal q(l|x), or a draw; else the observed one.

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from vivace.ops.memory import Memory
-from vivace.posterior.cells import Cells, draw, generators_of
-from vivace.runtime.threads import question
+from vivace.cells import Cells, draw, generators_of
+from vivace.ops.runtime.threads import question
+from vivace.ops.runtime.workspace import Memory
+from vivace.types import F64
 
 
-def elbo(cells: Cells, n_samples: int, seed: int) -> NDArray[np.float64]:
+def elbo(cells: Cells, n_samples: int, seed: int) -> F64:
     """Evidence lower bound of each cell, nats, shape (n,); higher is better."""
     error, kl = _terms(cells, n_samples, seed)
     return -(error + kl)
 
 
-def reconstruction(cells: Cells, n_samples: int, seed: int) -> NDArray[np.float64]:
+def reconstruction(cells: Cells, n_samples: int, seed: int) -> F64:
     """Mean of -log p(x|z) over draws of z, of each cell, nats, shape (n,)."""
     return _terms(cells, n_samples, seed)[0]
 
 
 @question
-def _terms(
-    cells: Cells, n_samples: int, seed: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _terms(cells: Cells, n_samples: int, seed: int) -> tuple[F64, F64]:
     network = cells.network
     generators = generators_of(seed, n_samples)
     memory = Memory()

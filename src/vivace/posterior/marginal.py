@@ -6,18 +6,18 @@ import math
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from vivace.cells import Cells, generators_of, noise_of
 from vivace.data import CountBatch
 from vivace.nn import VAE, Inference
-from vivace.ops.memory import Memory
-from vivace.posterior.cells import Cells, generators_of, noise_of
-from vivace.runtime.threads import question
+from vivace.ops.runtime.threads import question
+from vivace.ops.runtime.workspace import Memory
+from vivace.types import F64
 
 
 @question
-def marginal_ll(cells: Cells, n_samples: int, seed: int) -> NDArray[np.float64]:
+def marginal_ll(cells: Cells, n_samples: int, seed: int) -> F64:
     """Log p(x) of each cell by importance sampling from q(z, l|x), nats, shape (n,).
 
     log 1/S sum_s p(x|z_s, l_s) p(z_s) p(l_s) / (q(z_s|x) q(l_s|x)): a lower bound in

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from vivace.cells import Cells
+from vivace.data.schema import Codes
 from vivace.distributions import Poisson, ZeroInflatedNegativeBinomial
-from vivace.posterior.cells import Cells
+from vivace.ops.runtime.threads import question
 from vivace.posterior.decode import Observation, decoded
-from vivace.runtime.threads import question
-from vivace.setup import Codes
-
-Floats = NDArray[np.float32]
+from vivace.types import F32
 
 
 @question
-def likelihood_parameters(
-    cells: Cells, n_draws: int, give_mean: bool, seed: int
-) -> dict[str, Floats]:
+def likelihood_parameters(cells: Cells, n_draws: int, give_mean: bool, seed: int) -> dict[str, F32]:
     """Parameters of n cells x g genes, under scvi-tools' names.
 
     "mean"; "dispersions" but for "poisson" ("normal": the standard deviation);
@@ -26,7 +22,7 @@ def likelihood_parameters(
     there are several draws and ``give_mean`` is False.  With ``n_draws`` 0, those at the
     mean of q(z|x).
     """
-    found: dict[str, Floats] = {}
+    found: dict[str, F32] = {}
     each = n_draws > 1 and not give_mean
     for part, i, observation in decoded(cells, Codes(), n_draws, seed, "Parameters"):
         for name, value in _named(observation).items():
@@ -40,7 +36,7 @@ def likelihood_parameters(
     return found
 
 
-def _named(observation: Observation) -> dict[str, Floats]:
+def _named(observation: Observation) -> dict[str, F32]:
     shape = observation.batch_shape
     if isinstance(observation, Poisson):
         tensors = {"mean": observation.rate}

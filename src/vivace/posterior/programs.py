@@ -8,19 +8,19 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import jvp
 
-from vivace.arguments import whole
+from vivace.cells import Cells, with_codes
 from vivace.data import CountBatch
+from vivace.data.schema import Codes
 from vivace.nn import VAE
-from vivace.posterior.cells import Cells, with_codes
+from vivace.ops.runtime.threads import question
 from vivace.posterior.latent import latent
-from vivace.runtime.threads import question
-from vivace.setup import Codes
+from vivace.types import F64
+from vivace.validate import whole
 
-Effects = tuple[NDArray[np.float64], NDArray[np.float64]]
+Effects = tuple[F64, F64]
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,11 @@ class GenePrograms:
 
     Parameters
     ----------
-    effect : frame, genes x directions, change of a gene's log expected expression (nats) for
-        a move along the direction, mean over cells
-    spread : frame of the same shape, its standard deviation over cells
+    effect
+        Frame, genes x directions, change of a gene's log expected expression (nats) for a move
+        along the direction, mean over cells.
+    spread
+        Frame of the same shape, its standard deviation over cells.
 
     Examples
     --------
@@ -62,14 +64,14 @@ class GenePrograms:
         return pd.DataFrame(rows, columns=["direction", "sign", "gene", "effect", "spread"])
 
 
-def standard_moves(cells: Cells) -> NDArray[np.float64]:
+def standard_moves(cells: Cells) -> F64:
     """Along each latent dimension, one standard deviation of the cells' means, shape (k, k)."""
     mean, _ = latent(cells, None)
     return np.diag(mean.std(0, dtype=np.float64))
 
 
 @question
-def gene_effects(cells: Cells, codes: Sequence[Codes], moves_dk: NDArray[np.float64]) -> Effects:
+def gene_effects(cells: Cells, codes: Sequence[Codes], moves_dk: F64) -> Effects:
     """Change of log expected expression along each move: mean and deviation over cells, (g, d).
 
     The derivative of log rho at the mean of each cell's q(z|x), in the direction of the

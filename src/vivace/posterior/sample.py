@@ -8,16 +8,16 @@ from dataclasses import replace
 import numpy as np
 import scipy.sparse as sp
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from vivace.cells import Cells, children, draw, with_codes
 from vivace.data import CountBatch
-from vivace.posterior.cells import Cells, children, draw, with_codes
+from vivace.data.schema import Codes
+from vivace.ops.runtime.threads import question
 from vivace.posterior.decode import observed
-from vivace.runtime.threads import question
-from vivace.setup import Codes
+from vivace.types import F32, I64
 
-Sampled = sp.csr_matrix | NDArray[np.float32]
+Sampled = sp.csr_matrix | F32
 
 
 @question
@@ -47,13 +47,13 @@ def samples(
             yield part, i, batch, distribution.icdf(uniform).float().cpu()
 
 
-def sparse_counts(counts: Tensor, genes: NDArray[np.int64] | None) -> sp.csr_matrix:
+def sparse_counts(counts: Tensor, genes: I64 | None) -> sp.csr_matrix:
     """Whole counts of some genes as an int32 CSR matrix."""
     picked = counts if genes is None else counts[:, torch.from_numpy(genes)]
     return sp.csr_matrix(picked.numpy()).astype(np.int32)
 
 
-def _mixed(batch: CountBatch, codes: Sequence[Codes], choice: NDArray[np.int64]) -> CountBatch:
+def _mixed(batch: CountBatch, codes: Sequence[Codes], choice: I64) -> CountBatch:
     """The same cells, each under the codes that it drew."""
     as_each = [with_codes(batch, c) for c in codes]
     at = torch.from_numpy(choice).to(batch.batch.device)

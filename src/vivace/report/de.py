@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from vivace.errors import DataError, OptionError, near
 from vivace.report.overview import need_plotting
+from vivace.types import F64, Bool
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -88,9 +88,9 @@ def volcano(
 def _name_genes(
     ax: Axes,
     table: pd.DataFrame,
-    effect: NDArray[np.float64],
-    unsure: NDArray[np.float64],
-    called: NDArray[np.bool_],
+    effect: F64,
+    unsure: F64,
+    called: Bool,
     n_genes: int,
 ) -> None:
     for side in (1, -1):
@@ -195,14 +195,14 @@ def _one(result: pd.DataFrame, comparison: str | None) -> pd.DataFrame:
     return result[result["comparison"] == (names[0] if comparison is None else comparison)]
 
 
-def _called(table: pd.DataFrame) -> NDArray[np.bool_]:
+def _called(table: pd.DataFrame) -> Bool:
     """Which genes are called."""
     names = [c for c in table.columns if str(c).startswith("is_de_fdr_")]
     if not names:
         raise OptionError(
             "The result is of mode 'vanilla', which calls no genes; use mode='change'."
         )
-    found: NDArray[np.bool_] = table[names[0]].to_numpy(bool)
+    found: Bool = table[names[0]].to_numpy(bool)
     return found
 
 

@@ -6,11 +6,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from vivace.errors import MissingExtraError
+from vivace.types import F32
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +26,7 @@ def need_plotting() -> None:
 
 def draw_overview(
     path: str | Path,
-    latent_nk: NDArray[np.float32],
+    latent_nk: F32,
     labels: pd.Series[str],
     history: pd.DataFrame,
     *,
@@ -60,7 +59,7 @@ def draw_overview(
     figure.savefig(path)
 
 
-def _scatter(axes: Axes, place: NDArray[np.float32], labels: pd.Series[str]) -> None:
+def _scatter(axes: Axes, place: F32, labels: pd.Series[str]) -> None:
     from matplotlib import colormaps
 
     palette = colormaps["tab10" if labels.nunique() <= 10 else "tab20"]

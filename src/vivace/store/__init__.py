@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from vivace.setup import Schema
+from vivace.data.schema import Schema
+from vivace.store.arrays import fill_dense, fill_sparse
 from vivace.store.folder import StoredModel, damaged_model, read_folder, write_folder
-from vivace.store.matrix import fill_dense, fill_sparse
 from vivace.store.scvi_tools import is_scvi_tools, read_scvi_tools, write_scvi_tools
 from vivace.store.scvi_tools.read import UNUSED
 

@@ -41,9 +41,12 @@ class StoredModel:
 
     Parameters
     ----------
-    weights : parameters and running statistics by name
-    sections : the contents of ``model.json``: class, config, schema, training, seed
-    history : one row an epoch
+    weights
+        Parameters and running statistics by name.
+    sections
+        The contents of ``model.json``: class, config, schema, training, seed.
+    history
+        One row an epoch.
     """
 
     weights: dict[str, Tensor]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from vivace.errors import OptionError
-from vivace.store.matrix import check_free
+from vivace.store.arrays import check_free
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 

@@ -10,16 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from numba import prange
-from numpy.typing import NDArray
 from torch import Tensor
 
-from vivace.runtime.kernels import EXACT, inner_kernel, parallel_kernel
-from vivace.runtime.llvm import as_array, floats_at, vector_loop
+from vivace.ops.runtime.kernels import EXACT, inner_kernel, parallel_kernel
+from vivace.ops.runtime.llvm import as_array, floats_at, vector_loop
 from vivace.train.subnormal import TINY
-
-Floats = NDArray[np.float32]
-Doubles = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from vivace.types import F32, F64, I64
 
 _TINY = np.float32(TINY)
 _ZERO = np.float32(0)
@@ -28,10 +24,10 @@ _BLOCK = 4096  # numbers handed to a thread at a time
 
 @inner_kernel(fastmath=EXACT)
 def _move(
-    weight: Floats,
-    gradient: Floats,
-    average: Floats,
-    square: Floats,
+    weight: F32,
+    gradient: F32,
+    average: F32,
+    square: F32,
     decay: np.float32,
     by_average: np.float32,
     keep_square: np.float32,
@@ -55,13 +51,13 @@ def _move(
 
 @parallel_kernel(fastmath=EXACT)
 def _move_all(
-    addresses: Ints,
-    parameters: Ints,
-    starts: Ints,
-    sizes: Ints,
-    moments: Floats,
-    decays: Floats,
-    factors: Doubles,
+    addresses: I64,
+    parameters: I64,
+    starts: I64,
+    sizes: I64,
+    moments: F32,
+    decays: F32,
+    factors: F64,
     rate: float,
     beta1: float,
     beta2: float,
@@ -94,9 +90,12 @@ class Group:
 
     Parameters
     ----------
-    params : leaves whose gradients are in ``.grad``
-    weight_decay : L2 penalty
-    lr_factor : their learning rate, as a multiple of that of all
+    params
+        Leaves whose gradients are in ``.grad``.
+    weight_decay
+        L2 penalty.
+    lr_factor
+        Their learning rate, as a multiple of that of all.
     """
 
     params: list[Tensor]
@@ -115,14 +114,18 @@ class FusedAdam:
 
     Parameters
     ----------
-    groups : parameters and their weight decay
-    lr : learning rate; may be changed between steps
-    eps, betas : as in torch
+    groups
+        Parameters and their weight decay.
+    lr
+        Learning rate; may be changed between steps.
+    eps, betas
+        As in torch.
 
     Attributes
     ----------
-    moments : array, float32, shape (2, numbers in all parameters), averages of the gradients and
-        of their squares
+    moments
+        Array, float32, shape (2, numbers in all parameters), averages of the gradients and of their
+        squares.
 
     Examples
     --------
@@ -165,7 +168,7 @@ class FusedAdam:
         self._sizes = np.cumsum([0, *sizes])
         blocks = [(i, start) for i, size in enumerate(sizes) for start in range(0, size, _BLOCK)]
         self._parameters, self._starts = np.array(blocks, np.int64).reshape(-1, 2).T.copy()
-        self.moments: Floats = np.zeros((2, self._sizes[-1]), np.float32)
+        self.moments: F32 = np.zeros((2, self._sizes[-1]), np.float32)
         self._addresses = np.zeros((2, len(sizes)), np.int64)
         self._addresses[0] = [w.data_ptr() for w in self._weights]
 

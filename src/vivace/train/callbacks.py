@@ -42,9 +42,12 @@ class Listeners:
 
     Parameters
     ----------
-    model : handed to the callbacks
-    callbacks : objects with methods of :class:`Callback`
-    loggers : Lightning Fabric's loggers, or others with ``log_metrics(metrics, step)``
+    model
+        Handed to the callbacks.
+    callbacks
+        Objects with methods of :class:`Callback`.
+    loggers
+        Lightning Fabric's loggers, or others with ``log_metrics(metrics, step)``.
     """
 
     def __init__(self, model: Any, callbacks: object, loggers: object) -> None:

@@ -15,8 +15,8 @@ from vivace.data import CountBatch, Rows, Source, minibatches
 from vivace.errors import OptionError, TrainingError
 from vivace.nn import VAE, Part, trained_parts
 from vivace.nn.layers import BatchNorm
-from vivace.ops.memory import Memory
-from vivace.runtime.threads import Pace, adapted_threads
+from vivace.ops.runtime.threads import Pace, adapted_threads
+from vivace.ops.runtime.workspace import Memory
 from vivace.seeds import numpy_generator, torch_generator
 from vivace.train.initialise import initialise_from_data
 from vivace.train.options import TrainOptions

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vivace.arguments import number, positive
 from vivace.errors import ArgumentTypeError, OptionError
 from vivace.train.callbacks import Listeners
 from vivace.train.recipes import METRICS, RECIPES, Recipe
 from vivace.train.watch import Patience
+from vivace.validate import number, positive
 
 
 @dataclass(frozen=True)
@@ -20,16 +20,26 @@ class TrainOptions:
 
     Parameters
     ----------
-    recipe : schedules and optimiser settings
-    epochs : passes over the training cells; None lets the recipe choose
-    max_steps : minibatches at most; None for no such limit
-    batch_size : cells of a minibatch; None lets the recipe choose
-    patience : when to stop early; None for never
-    seed : of initialisation, order and noise
-    accelerator : Lightning Fabric's name of a device, or "auto"
-    listeners : callbacks and loggers
-    progress : whether a bar is shown
-    summarise : called with the verdict so far after every epoch and at the end
+    recipe
+        Schedules and optimiser settings.
+    epochs
+        Passes over the training cells; None lets the recipe choose.
+    max_steps
+        Minibatches at most; None for no such limit.
+    batch_size
+        Cells of a minibatch; None lets the recipe choose.
+    patience
+        When to stop early; None for never.
+    seed
+        Of initialisation, order and noise.
+    accelerator
+        Lightning Fabric's name of a device, or "auto".
+    listeners
+        Callbacks and loggers.
+    progress
+        Whether a bar is shown.
+    summarise
+        Called with the verdict so far after every epoch and at the end.
     """
 
     recipe: Recipe

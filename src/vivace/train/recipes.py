@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vivace.arguments import true_or_false
 from vivace.errors import ArgumentTypeError, OptionError, near
+from vivace.validate import true_or_false
 
 BATCH_SIZE = 128
 _FEW_CELLS = 4_000
@@ -39,28 +39,44 @@ class Recipe:
 
     Parameters
     ----------
-    name : its name in ``train(recipe=...)``
-    lr : highest learning rate of Adam
-    eps, weight_decay : Adam's epsilon and L2 penalty
-    beta1, beta2 : decay of Adam's means of gradients and of their squares, a step
-    memory : share of the steps that the mean of squares remembers, where that is
-        less than ``beta2`` does (and 20 steps at least); None: ``beta2`` says it
-    vector_lr : learning rate of biases, norms and dispersions, as a multiple of ``lr``
-    momentum : of batch norm's running statistics; they see a minibatch this much
-    decay_matrices_only : the L2 penalty leaves out biases, batch norm and dispersion
-    lr_warmup, lr_decay : fractions of the steps in which the learning rate
-        rises linearly from near 0, and falls to 0 along a cosine
-    kl_warmup : fraction of the steps in which the KL weight rises; None: see the next two
-    n_epochs_kl_warmup, n_steps_kl_warmup : the same in epochs or in steps; steps
-        win over epochs, and both over the fraction
-    min_kl_weight, max_kl_weight : where the KL weight starts and ends
-    from_data : output bias and dispersion start at the data's moments
-    patience : epochs without an improvement after which early stopping stops
-    keep_best : the weights of the epoch with the best validation ELBO stay
-    judged_in_warmup : early stopping counts epochs before the full KL weight too
-    reduce_lr_on_plateau : the learning rate is multiplied by ``lr_factor`` where
-        ``lr_scheduler_metric`` has not fallen by more than ``lr_threshold`` for more
-        than ``lr_patience`` epochs, but not below ``lr_min``
+    name
+        Its name in ``train(recipe=...)``.
+    lr
+        Highest learning rate of Adam.
+    eps, weight_decay
+        Adam's epsilon and L2 penalty.
+    beta1, beta2
+        Decay of Adam's means of gradients and of their squares, a step.
+    memory
+        Share of the steps that the mean of squares remembers, where that is less than ``beta2``
+        does (and 20 steps at least); None: ``beta2`` says it.
+    vector_lr
+        Learning rate of biases, norms and dispersions, as a multiple of ``lr``.
+    momentum
+        Of batch norm's running statistics; they see a minibatch this much.
+    decay_matrices_only
+        The L2 penalty leaves out biases, batch norm and dispersion.
+    lr_warmup, lr_decay
+        Fractions of the steps in which the learning rate rises linearly from near 0, and falls to 0
+        along a cosine.
+    kl_warmup
+        Fraction of the steps in which the KL weight rises; None: see the next two.
+    n_epochs_kl_warmup, n_steps_kl_warmup
+        The same in epochs or in steps; steps win over epochs, and both over the fraction.
+    min_kl_weight, max_kl_weight
+        Where the KL weight starts and ends.
+    from_data
+        Output bias and dispersion start at the data's moments.
+    patience
+        Epochs without an improvement after which early stopping stops.
+    keep_best
+        The weights of the epoch with the best validation ELBO stay.
+    judged_in_warmup
+        Early stopping counts epochs before the full KL weight too.
+    reduce_lr_on_plateau
+        The learning rate is multiplied by ``lr_factor`` where ``lr_scheduler_metric`` has not
+        fallen by more than ``lr_threshold`` for more than ``lr_patience`` epochs, but not below
+        ``lr_min``.
     """
 
     name: str
@@ -186,8 +202,10 @@ class Schedule:
 
     Parameters
     ----------
-    recipe : where the learning rate comes from
-    n_steps : steps in all; fewer after :meth:`finish`
+    recipe
+        Where the learning rate comes from.
+    n_steps
+        Steps in all; fewer after :meth:`finish`.
     """
 
     def __init__(self, recipe: Recipe, n_steps: int) -> None:

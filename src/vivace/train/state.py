@@ -36,10 +36,12 @@ class TrainState:
 
     Parameters
     ----------
-    train_rows, validation_rows : rows of the training data; empty on a model
-        that was loaded without them
-    history : one dict an epoch, with the keys of :data:`COLUMNS`
-    summary : what the last call of ``train`` did
+    train_rows, validation_rows
+        Rows of the training data; empty on a model that was loaded without them.
+    history
+        One dict an epoch, with the keys of :data:`COLUMNS`.
+    summary
+        What the last call of ``train`` did.
     """
 
     train_rows: Rows = field(default_factory=_no_rows)

@@ -18,11 +18,16 @@ class Patience:
 
     Parameters
     ----------
-    monitor : column of the history that is watched
-    epochs : epochs in a row without an improvement
-    min_delta : an improvement is more than this
-    lower_is_better : whether the monitored number should fall
-    warmup_epochs : epochs that are not judged
+    monitor
+        Column of the history that is watched.
+    epochs
+        Epochs in a row without an improvement.
+    min_delta
+        An improvement is more than this.
+    lower_is_better
+        Whether the monitored number should fall.
+    warmup_epochs
+        Epochs that are not judged.
     """
 
     monitor: str = "elbo_validation"
@@ -70,8 +75,10 @@ class Watch:
 
     Parameters
     ----------
-    patience : None where training does not stop early
-    keep_best : whether the weights of the best epoch are kept
+    patience
+        None where training does not stop early.
+    keep_best
+        Whether the weights of the best epoch are kept.
     """
 
     patience: Patience | None

@@ -6,8 +6,10 @@ from dataclasses import replace
 
 from anndata import AnnData
 
+from vivace.data.columns import read_categories
+from vivace.data.schema import Declarations, Schema
 from vivace.errors import DataError, MissingColumnError, near
-from vivace.setup import Category, Declarations, Schema, categories_of
+from vivace.types import Category
 
 
 def extended(schema: Schema, adata: AnnData, *, labels: bool) -> Schema:
@@ -15,9 +17,12 @@ def extended(schema: Schema, adata: AnnData, *, labels: bool) -> Schema:
 
     Parameters
     ----------
-    schema : of the reference
-    adata : the query
-    labels : whether the model reads labels; if not, the query needs none
+    schema
+        Of the reference.
+    adata
+        The query.
+    labels
+        Whether the model reads labels; if not, the query needs none.
 
     Raises
     ------
@@ -61,7 +66,7 @@ def _longer(
     if key is None:
         return known
     new = []
-    for value in categories_of(adata, key, argument):
+    for value in read_categories(adata, key, argument):
         same = next((k for k in known if _reads_the_same(k, value)), None)
         if same is None:
             new.append(value)

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-Codes = NDArray[np.int64]
+from vivace.types import I64
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,12 @@ class LatentCells:
 
     Parameters
     ----------
-    mean, variance : shape (n, k), of q(z|x), before a softmax
-    expression : log-normalised counts, CSR, shape (n, g); None where genes are not asked
-    softmax : the latent space is that of softmaxes (logistic-normal)
+    mean, variance
+        Shape (n, k), of q(z|x), before a softmax.
+    expression
+        Log-normalised counts, CSR, shape (n, g); None where genes are not asked.
+    softmax
+        The latent space is that of softmaxes (logistic-normal).
     """
 
     mean: NDArray[Any]
@@ -60,8 +63,8 @@ class Labelled:
     """Cells of the reference, the codes of their labels and batches, and how many labels there are."""
 
     cells: LatentCells
-    labels: Codes
-    batches: Codes
+    labels: I64
+    batches: I64
     n_labels: int
 
     def at(self, rows: NDArray[Any]) -> Labelled:

@@ -12,13 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import scipy.sparse as sp
-from numpy.typing import NDArray
 from scipy.special import expit
 
 from vivace.config import settings
 from vivace.transfer.options import need_sklearn
+from vivace.types import F64, I64
 
-Floats = NDArray[np.float64]
 _SCALE = 1e4  # counts of a cell add up to it before the logarithm
 _ITERATIONS = 100
 _MOST_THREADS = 4  # each holds a copy of the reference while it learns
@@ -36,11 +35,11 @@ def log_normalised(counts: sp.csr_matrix) -> sp.csr_matrix:
 
 def claims(
     reference_rg: sp.csr_matrix,
-    labels_r: NDArray[np.int64],
+    labels_r: I64,
     n_labels: int,
     query_qg: sp.csr_matrix,
     seed: int,
-) -> Floats:
+) -> F64:
     """Log odds with which each label claims each cell of the query, shape (q, labels).
 
     Both are :func:`log_normalised`, and the reference has two labels at least.  A label
@@ -53,9 +52,9 @@ def claims(
     odds = np.full((query_qg.shape[0], n_labels), -np.inf)
     present = np.unique(labels_r)
 
-    def claimed_by(label: np.int64) -> Floats:
+    def claimed_by(label: np.int64) -> F64:
         one = LogisticRegression(solver="liblinear", max_iter=_ITERATIONS, random_state=seed)
-        found: Floats = one.fit(reference_rg, labels_r == label).decision_function(query_qg)
+        found: F64 = one.fit(reference_rg, labels_r == label).decision_function(query_qg)
         return found
 
     n_threads = min(settings.num_threads, _MOST_THREADS)
@@ -65,14 +64,14 @@ def claims(
     return odds
 
 
-def shares_of(odds: Floats) -> Floats:
+def shares_of(odds: F64) -> F64:
     """Probabilities that the claims make, shape (q, labels)."""
     claimed = expit(odds) + 1e-9
-    shares: Floats = claimed / claimed.sum(1, keepdims=True)
+    shares: F64 = claimed / claimed.sum(1, keepdims=True)
     return shares
 
 
-def components(expression_qg: sp.csr_matrix, rng: np.random.Generator) -> Floats:
+def components(expression_qg: sp.csr_matrix, rng: np.random.Generator) -> F64:
     """Where cells lie by their own expression alone, shape (q, at most 20)."""
     need_sklearn()
     from sklearn.decomposition import TruncatedSVD

@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
-from numpy.typing import NDArray
 
-from vivace.arguments import number
 from vivace.errors import ArgumentTypeError, DataError, MissingColumnError, OptionError, near
+from vivace.types import I64
+from vivace.validate import number
 
 _VERSIONED = re.compile(r"^(ENS[A-Z]*G\d{6,})\.\d+(_PAR_Y)?$")
 _SHOWN = 5
@@ -29,13 +29,19 @@ class GeneReport:
 
     Parameters
     ----------
-    n_genes : genes of the reference
-    present : those that the query has
-    missing : names of those that it has not, which are padded with zeros
-    duplicated : names that several genes of the query have, whose counts are added up
-    ambiguous : identifiers that several genes of the reference share once their version
-        is left out, and which are matched with their version only
-    share_of_counts : share of the query's counts that are those of genes of the reference
+    n_genes
+        Genes of the reference.
+    present
+        Those that the query has.
+    missing
+        Names of those that it has not, which are padded with zeros.
+    duplicated
+        Names that several genes of the query have, whose counts are added up.
+    ambiguous
+        Identifiers that several genes of the reference share once their version is left out, and
+        which are matched with their version only.
+    share_of_counts
+        Share of the query's counts that are those of genes of the reference.
 
     Examples
     --------
@@ -86,11 +92,16 @@ def aligned(
 
     Parameters
     ----------
-    adata : the query; it stays as it is
-    genes : of the reference
-    gene_key : column of var with identifiers as the reference has them; None for var_names
-    min_overlap : least share of the reference's genes that the query must have
-    layer : where the counts are, of which the report tells; None for X
+    adata
+        The query; it stays as it is.
+    genes
+        Of the reference.
+    gene_key
+        Column of var with identifiers as the reference has them; None for var_names.
+    min_overlap
+        Least share of the reference's genes that the query must have.
+    layer
+        Where the counts are, of which the report tells; None for X.
 
     Raises
     ------
@@ -169,7 +180,7 @@ def _moved(matrix: Any, move: sp.csr_matrix) -> Any:
     return sp.csr_matrix(out) if sparse else out.toarray()
 
 
-def _var(var: pd.DataFrame, at: NDArray[np.int64], genes: Sequence[str]) -> pd.DataFrame:
+def _var(var: pd.DataFrame, at: I64, genes: Sequence[str]) -> pd.DataFrame:
     """What the query says of each gene; the first of several, nothing of those that are missing."""
     rows = pd.DataFrame({"place": at, "row": np.arange(len(at))})
     first = rows[rows["place"] >= 0].drop_duplicates("place").set_index("place")["row"]
@@ -200,9 +211,7 @@ def _names(adata: AnnData, gene_key: str | None) -> list[str]:
     return ["" if pd.isna(name) else str(name) for name in column]
 
 
-def _places(
-    names: Sequence[str], genes: Sequence[str]
-) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+def _places(names: Sequence[str], genes: Sequence[str]) -> tuple[I64, tuple[str, ...]]:
     """Place in ``genes`` of each name, -1 where there is none; ambiguous identifiers.
 
     A name is matched as it is, or else, of an Ensembl identifier, without its version.
@@ -230,7 +239,7 @@ def _too_few(
     genes: tuple[str, ...],
     gene_key: str | None,
     n_found: int,
-    missing: NDArray[np.int64],
+    missing: I64,
     min_overlap: float,
 ) -> str:
     where = "var_names" if gene_key is None else f"var[{gene_key!r}]"

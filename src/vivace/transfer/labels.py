@@ -14,19 +14,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import softmax
 
-from vivace.arguments import any_column_of
 from vivace.errors import DataError
-from vivace.transfer.cells import Codes, Labelled, LatentCells
+from vivace.transfer.cells import Labelled, LatentCells
 from vivace.transfer.expression import claims, shares_of
 from vivace.transfer.neighbours import neighbour_labels
 from vivace.transfer.novelty import FEWEST, novelty, untypical
 from vivace.transfer.options import LabelOptions
+from vivace.types import F64, I64
+from vivace.validate import any_column_of
 
-Floats = NDArray[np.float64]
 UNKNOWN = "Unknown"
 _FOLDS = 4
 _MANY_LABELS = 100  # fewer are never taken for names of cells
@@ -41,15 +40,20 @@ class Transfer:
 
     Parameters
     ----------
-    probability : shape (q, labels)
-    novelty : shape (q,), from 0 to 1
-    exponents : how far neighbours, and genes, are believed
-    held_out : cells of the reference that this was measured on
-    by_batch : whether they were held out by whole batches
+    probability
+        Shape (q, labels).
+    novelty
+        Shape (q,), from 0 to 1.
+    exponents
+        How far neighbours, and genes, are believed.
+    held_out
+        Cells of the reference that this was measured on.
+    by_batch
+        Whether they were held out by whole batches.
     """
 
-    probability: Floats
-    novelty: Floats
+    probability: F64
+    novelty: F64
     exponents: tuple[float, ...]
     held_out: int
     by_batch: bool
@@ -59,8 +63,8 @@ class Transfer:
 class _Said:
     """What the witnesses say of n cells: shares of labels, (n, labels) each; how untypical they are."""
 
-    shares: list[Floats]
-    untypical: list[Floats]
+    shares: list[F64]
+    untypical: list[F64]
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,10 @@ class _Terms:
 
     Parameters
     ----------
-    n_anchors : reference cells that distances are taken to
-    company : cells that are judged together
+    n_anchors
+        Reference cells that distances are taken to.
+    company
+        Cells that are judged together.
     """
 
     options: LabelOptions
@@ -78,7 +84,7 @@ class _Terms:
     company: int
 
 
-def labels_of(adata: AnnData, key: str) -> tuple[Codes, list[str], Codes]:
+def labels_of(adata: AnnData, key: str) -> tuple[I64, list[str], I64]:
     """Rows of a reference with a label, names of the labels, and their codes, of these rows."""
     column = any_column_of(adata, "labels_key, in the reference", key)
     rows = np.flatnonzero(column.notna() & (column.astype(str) != UNKNOWN))
@@ -93,7 +99,7 @@ def labels_of(adata: AnnData, key: str) -> tuple[Codes, list[str], Codes]:
     return rows, names.tolist(), codes.astype(np.int64)
 
 
-def sample_of(labels: Codes, rng: np.random.Generator) -> Codes:
+def sample_of(labels: I64, rng: np.random.Generator) -> I64:
     """At most 20,000 cells: as they come, but of each label 100 or half an even share, if it has them."""
     if len(labels) <= _MOST_CELLS:
         return np.arange(len(labels))
@@ -201,11 +207,11 @@ def _ask(
 
 def _held_out(
     some: Labelled,
-    folds: Codes,
+    folds: I64,
     asked: _Said,
     terms: _Terms,
     rng: np.random.Generator,
-) -> tuple[_Said, Codes]:
+) -> tuple[_Said, I64]:
     """What the witnesses say of each fold without it, and the true labels; in the form of ``asked``.
 
     A cell whose label no other fold has is left out: it is new to them.
@@ -225,12 +231,12 @@ def _held_out(
     return _Said(shares, unlike), np.concatenate(truths)
 
 
-def _has_contrast(labels: Codes, folds: Codes) -> bool:
+def _has_contrast(labels: I64, folds: I64) -> bool:
     """Whether there are two labels outside of each fold: one classifier would claim everything."""
     return all(len(np.unique(labels[folds != fold])) > 1 for fold in np.unique(folds))
 
 
-def _folds(some: Labelled, rng: np.random.Generator) -> tuple[Codes, bool]:
+def _folds(some: Labelled, rng: np.random.Generator) -> tuple[I64, bool]:
     """Whole batches where most cells have their label in other batches too, else cells at random."""
     batches, cells = np.unique(some.batches, return_inverse=True)
     if len(batches) > 1:
@@ -243,7 +249,7 @@ def _folds(some: Labelled, rng: np.random.Generator) -> tuple[Codes, bool]:
     return rng.permutation(len(cells)) % min(_FOLDS, max(2, len(cells))), False
 
 
-def _spread(sizes: Codes, n_folds: int) -> Codes:
+def _spread(sizes: I64, n_folds: int) -> I64:
     """A fold for each batch, so that folds have about as many cells."""
     fold = np.zeros(len(sizes), np.int64)
     filled = np.zeros(n_folds)
@@ -253,26 +259,26 @@ def _spread(sizes: Codes, n_folds: int) -> Codes:
     return fold
 
 
-def _exponents(shares: list[Floats], truth: Codes) -> Floats:
+def _exponents(shares: list[F64], truth: I64) -> F64:
     """Powers of the witnesses' shares whose product is the most probable truth."""
     if len(truth) < FEWEST:
         return np.full(len(shares), 1.0 / len(shares))
     logs = [np.log(s + _FLOOR) for s in shares]
     cells = np.arange(len(truth))
 
-    def loss(log_exponents: Floats) -> float:
+    def loss(log_exponents: F64) -> float:
         powers = np.exp(np.clip(log_exponents, -10.0, 3.0))
         joined = sum(a * one for a, one in zip(powers, logs, strict=True))
         return float((np.logaddexp.reduce(joined, axis=1) - joined[cells, truth]).mean())
 
     start = np.full(len(shares), -0.5)
     found = minimize(loss, start, method="Nelder-Mead", options={"xatol": 1e-3, "fatol": 1e-6})
-    exponents: Floats = np.exp(np.clip(found.x, -10.0, 3.0))
+    exponents: F64 = np.exp(np.clip(found.x, -10.0, 3.0))
     return exponents
 
 
-def _joined(shares: list[Floats], exponents: Floats) -> Floats:
+def _joined(shares: list[F64], exponents: F64) -> F64:
     """The product of the witnesses' shares to those powers, as probabilities."""
     logs = sum(a * np.log(s + _FLOOR) for a, s in zip(exponents, shares, strict=True))
-    joined: Floats = softmax(logs, axis=1)
+    joined: F64 = softmax(logs, axis=1)
     return joined

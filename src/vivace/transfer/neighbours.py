@@ -8,17 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vivace.transfer.options import need_sklearn
-
-Floats = NDArray[np.float64]
+from vivace.types import F64, I64
 
 
 def neighbour_labels(
     reference_rk: NDArray[Any],
-    labels_r: NDArray[np.int64],
+    labels_r: I64,
     n_labels: int,
     draws: list[NDArray[Any]],
     n_neighbors: int,
-) -> Floats:
+) -> F64:
     """Share of each label among the nearest reference cells, shape (q, labels).
 
     ``draws`` are points of the query's cells, shape (q, k) each.  A neighbour weighs
@@ -38,14 +37,14 @@ def neighbour_labels(
     return shares / len(draws)
 
 
-def distance_to(reference_rk: NDArray[Any], point_qk: NDArray[Any], n_neighbors: int) -> Floats:
+def distance_to(reference_rk: NDArray[Any], point_qk: NDArray[Any], n_neighbors: int) -> F64:
     """Log of the mean distance to the nearest reference cells, shape (q,)."""
     distance, _ = _index(reference_rk, n_neighbors).kneighbors(point_qk)
-    far: Floats = np.log(distance.mean(1) + 1e-12)
+    far: F64 = np.log(distance.mean(1) + 1e-12)
     return far
 
 
-def strangeness(far_q: Floats, point_qk: NDArray[Any], n_neighbors: int) -> Floats:
+def strangeness(far_q: F64, point_qk: NDArray[Any], n_neighbors: int) -> F64:
     """Log of the mean distance to reference cells over that to other points, shape (q,).
 
     ``far_q`` is :func:`distance_to` the reference cells, of the same points.
@@ -57,15 +56,13 @@ def strangeness(far_q: Floats, point_qk: NDArray[Any], n_neighbors: int) -> Floa
     others = found != np.arange(len(found))[:, None]
     others[others.all(1), -1] = False  # among equal points the point itself may not be found
     own = (distance * others).sum(1) / np.maximum(others.sum(1), 1)
-    ratio: Floats = far_q - np.log(own + 1e-12)
+    ratio: F64 = far_q - np.log(own + 1e-12)
     return ratio - np.median(ratio)
 
 
-def near_each_other(point_qk: NDArray[Any], n_nearest: int) -> NDArray[np.int64]:
+def near_each_other(point_qk: NDArray[Any], n_nearest: int) -> I64:
     """The nearest of the points to each, itself among them, shape (q, n_nearest)."""
-    found: NDArray[np.int64] = _index(point_qk, n_nearest).kneighbors(
-        point_qk, return_distance=False
-    )
+    found: I64 = _index(point_qk, n_nearest).kneighbors(point_qk, return_distance=False)
     return found
 
 

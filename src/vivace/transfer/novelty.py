@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from vivace.transfer.cells import LatentCells
 from vivace.transfer.expression import components
 from vivace.transfer.neighbours import distance_to, near_each_other, strangeness
+from vivace.types import F64
 
-Floats = NDArray[np.float64]
 FEWEST = 30  # held-out cells, below which nothing can be measured on them
 FEWEST_COMPANY = 50  # cells, below which none is judged by the others
 _LIKE = 15  # cells, with itself, that a cell's novelty is averaged over
@@ -26,11 +26,11 @@ _TAIL = 0.05  # of the held-out cells; beyond it their distribution is continued
 def untypical(
     cells: LatentCells,
     anchors: NDArray[Any],
-    claimed: Floats | None,
+    claimed: F64 | None,
     n_neighbors: int,
     company: int,
     rng: np.random.Generator,
-) -> list[Floats]:
+) -> list[F64]:
     """What each measure says, shape (n,) each, higher for less typical cells.
 
     ``anchors`` are places of reference cells, shape (r, k), and ``claimed`` the log odds of the
@@ -55,7 +55,7 @@ def untypical(
     return [alone, *found]
 
 
-def novelty(known: list[Floats], values: list[Floats]) -> Floats:
+def novelty(known: list[F64], values: list[F64]) -> F64:
     """Share of held-out cells that are more typical, of :func:`untypical`'s measures.
 
     ``known`` are the measures of held-out cells, ``values`` of those that are asked about.
@@ -68,14 +68,14 @@ def novelty(known: list[Floats], values: list[Floats]) -> Floats:
     return share_below(*(np.maximum(*both) for both in zip(*views, strict=True)))
 
 
-def _ranked(measures: list[tuple[Floats, Floats]]) -> tuple[Floats, Floats]:
+def _ranked(measures: list[tuple[F64, F64]]) -> tuple[F64, F64]:
     """Ranks of held-out and of other cells among the held-out, by the sum of their ranks in each."""
     held_out = np.sum([share_below(k, k) for k, _ in measures], axis=0)
     others = np.sum([share_below(k, v) for k, v in measures], axis=0)
     return share_below(held_out, held_out), share_below(held_out, others)
 
 
-def share_below(known: Floats, values: Floats) -> Floats:
+def share_below(known: F64, values: F64) -> F64:
     """Share of ``known`` below each value; beyond their last 5 % an exponential tail."""
     if len(known) < FEWEST:
         return np.full(len(values), np.nan)

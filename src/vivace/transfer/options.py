@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from vivace.arguments import number, true_or_false, whole
 from vivace.errors import MissingExtraError, OptionError
+from vivace.validate import number, true_or_false, whole
 
 
 @dataclass(frozen=True)
@@ -15,12 +15,18 @@ class LabelOptions:
 
     Parameters
     ----------
-    n_neighbors : nearest reference cells of a point
-    n_samples : draws from the posterior of a cell of the query
-    expression : whether genes are asked too
-    min_probability : a label that is less probable becomes "Unknown"; None for no such limit
-    max_novelty : so does that of a cell that is more novel
-    all_probabilities : with a column for each label
+    n_neighbors
+        Nearest reference cells of a point.
+    n_samples
+        Draws from the posterior of a cell of the query.
+    expression
+        Whether genes are asked too.
+    min_probability
+        A label that is less probable becomes "Unknown"; None for no such limit.
+    max_novelty
+        So does that of a cell that is more novel.
+    all_probabilities
+        With a column for each label.
     """
 
     n_neighbors: int = 15

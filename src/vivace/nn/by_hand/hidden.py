@@ -8,27 +8,23 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
-from vivace.runtime.kernels import EXACT, inner_kernel, kernel
-from vivace.runtime.llvm import vector_loop
-
-Floats = NDArray[np.float32]
-Doubles = NDArray[np.float64]
-Bits = NDArray[np.int16]
+from vivace.ops.runtime.kernels import EXACT, inner_kernel, kernel
+from vivace.ops.runtime.llvm import vector_loop
+from vivace.types import F32, F64, I16, I64
 
 _ZERO = np.float32(0)
 
 
 @inner_kernel(fastmath=EXACT)
-def _add_row(total: Doubles, row: Floats) -> None:
+def _add_row(total: F64, row: F32) -> None:
     vector_loop()
     for c in range(row.size):
         total[c] += row[c]
 
 
 @inner_kernel(fastmath=EXACT)
-def _add_square(total: Doubles, row: Floats, mean: Doubles) -> None:
+def _add_square(total: F64, row: F32, mean: F64) -> None:
     vector_loop()
     for c in range(row.size):
         gap = row[c] - mean[c]
@@ -36,7 +32,7 @@ def _add_square(total: Doubles, row: Floats, mean: Doubles) -> None:
 
 
 @inner_kernel(fastmath=EXACT)
-def _normed_row(row: Floats, mean: Floats, factor: Floats, shift: Floats, out: Floats) -> None:
+def _normed_row(row: F32, mean: F32, factor: F32, shift: F32, out: F32) -> None:
     vector_loop()
     for c in range(row.size):
         y = (row[c] - mean[c]) * factor[c] + shift[c]
@@ -44,7 +40,7 @@ def _normed_row(row: Floats, mean: Floats, factor: Floats, shift: Floats, out: F
 
 
 @inner_kernel(fastmath=EXACT)
-def _drop(row: Floats, bits: Bits, threshold: int, keep: float) -> None:
+def _drop(row: F32, bits: I16, threshold: int, keep: float) -> None:
     vector_loop()
     lowest, scale = np.int16(threshold), np.float32(keep)
     for c in range(row.size):
@@ -53,22 +49,22 @@ def _drop(row: Floats, bits: Bits, threshold: int, keep: float) -> None:
 
 @kernel(fastmath=EXACT)
 def normed_relu(
-    x_nh: Floats,
-    bias: Floats,
-    weight: Floats,
-    shift: Floats,
-    running_mean: Floats,
-    running_variance: Floats,
-    tracked: NDArray[np.int64],
+    x_nh: F32,
+    bias: F32,
+    weight: F32,
+    shift: F32,
+    running_mean: F32,
+    running_variance: F32,
+    tracked: I64,
     own: bool,
     eps: float,
     momentum: float,
-    bits_nh: Bits,
+    bits_nh: I16,
     threshold: int,
     keep: float,
-    out_nh: Floats,
-    mean: Floats,
-    inv_std: Floats,
+    out_nh: F32,
+    mean: F32,
+    inv_std: F32,
 ) -> None:
     """Write out, the mean that is taken from x (not from x + bias), and 1 / standard deviation.
 
@@ -107,7 +103,7 @@ def normed_relu(
 
 
 @inner_kernel(fastmath=EXACT)
-def _opened(out: Floats, upstream: Floats, keep: float, d: Floats) -> None:
+def _opened(out: F32, upstream: F32, keep: float, d: F32) -> None:
     """The gradient before the ReLU."""
     vector_loop()
     scale = np.float32(keep)
@@ -116,21 +112,21 @@ def _opened(out: Floats, upstream: Floats, keep: float, d: Floats) -> None:
 
 
 @inner_kernel(fastmath=EXACT)
-def _hats(row: Floats, mean: Floats, inv_std: Floats, hat: Floats) -> None:
+def _hats(row: F32, mean: F32, inv_std: F32, hat: F32) -> None:
     vector_loop()
     for c in range(row.size):
         hat[c] = (row[c] - mean[c]) * inv_std[c]
 
 
 @inner_kernel(fastmath=EXACT)
-def _add_product(total: Doubles, a: Floats, b: Floats) -> None:
+def _add_product(total: F64, a: F32, b: F32) -> None:
     vector_loop()
     for c in range(a.size):
         total[c] += np.float64(a[c]) * np.float64(b[c])
 
 
 @inner_kernel(fastmath=EXACT)
-def _centred(d: Floats, hat: Floats, by_shift: Floats, by_weight: Floats, factor: Floats) -> None:
+def _centred(d: F32, hat: F32, by_shift: F32, by_weight: F32, factor: F32) -> None:
     """In place, the gradient in x; by_shift and by_weight are means."""
     vector_loop()
     for c in range(d.size):
@@ -139,18 +135,18 @@ def _centred(d: Floats, hat: Floats, by_shift: Floats, by_weight: Floats, factor
 
 @kernel(fastmath=EXACT)
 def normed_relu_gradient(
-    x_nh: Floats,
-    out_nh: Floats,
-    upstream_nh: Floats,
-    weight: Floats,
-    mean: Floats,
-    inv_std: Floats,
+    x_nh: F32,
+    out_nh: F32,
+    upstream_nh: F32,
+    weight: F32,
+    mean: F32,
+    inv_std: F32,
     own: bool,
     keep: float,
-    by_x_nh: Floats,
-    by_weight: Floats,
-    by_shift: Floats,
-    by_bias: Floats,
+    by_x_nh: F32,
+    by_weight: F32,
+    by_shift: F32,
+    by_bias: F32,
 ) -> None:
     """Write the gradients in x, weight, shift and bias.
 

@@ -8,23 +8,20 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vivace.nn.encoder import LOG_VARIANCE_BOUND, VARIANCE_FLOOR
-from vivace.runtime.kernels import kernel
-
-Floats = NDArray[np.float32]
-Codes = NDArray[np.int64]
+from vivace.ops.runtime.kernels import kernel
+from vivace.types import F32, I64
 
 
 @kernel()
 def latent_draw(
-    heads_nk: Floats,
-    noise_nk: Floats,
+    heads_nk: F32,
+    noise_nk: F32,
     softplus: bool,
-    z_nk: Floats,
-    variance_nk: Floats,
-    slope_nk: Floats,
+    z_nk: F32,
+    variance_nk: F32,
+    slope_nk: F32,
 ) -> float:
     """Write the draw, the variance, and its derivative in the raw head; the mean divergence.
 
@@ -51,14 +48,14 @@ def latent_draw(
 
 @kernel()
 def latent_draw_gradient(
-    by_z_nk: Floats,
+    by_z_nk: F32,
     by_kl: float,
-    heads_nk: Floats,
-    noise_nk: Floats,
-    variance_nk: Floats,
-    slope_nk: Floats,
-    by_heads_nk: Floats,
-    by_bias_k: Floats,
+    heads_nk: F32,
+    noise_nk: F32,
+    variance_nk: F32,
+    slope_nk: F32,
+    by_heads_nk: F32,
+    by_bias_k: F32,
 ) -> None:
     """Write the gradient in the heads, and its sum over the cells, that in their bias.
 
@@ -82,9 +79,7 @@ def latent_draw_gradient(
 
 
 @kernel()
-def fill_onehot(
-    inputs_nk: Floats, start: int, sizes: Codes, batch_n: Codes, categorical_nc: Codes
-) -> None:
+def fill_onehot(inputs_nk: F32, start: int, sizes: I64, batch_n: I64, categorical_nc: I64) -> None:
     """Columns from ``start``: of each covariate, batch first, 1 where its code is, else 0.
 
     ``sizes`` are the columns of each; a covariate with none is left out.

@@ -16,8 +16,8 @@ from vivace.nn.layers import Activation, BatchNorm, Linear, dropout_bits, dropou
 from vivace.nn.vae import VAE
 from vivace.ops.count_nll import CountHeads
 from vivace.ops.count_nll.autograd import weighted_gradients
-from vivace.ops.matmul import product
-from vivace.ops.memory import Memory, Pair
+from vivace.ops.runtime.products import product
+from vivace.ops.runtime.workspace import Memory, Pair
 from vivace.ops.sparse_linear.cpu import (
     fill_dense,
     log1p_of,
@@ -58,12 +58,13 @@ class HandStep:
 
     Parameters
     ----------
-    network : VAE; its parameters are read at every call, its running statistics moved
+    network
+        VAE; its parameters are read at every call, its running statistics moved.
 
     Examples
     --------
     >>> from vivace.config import ModelConfig
-    >>> from vivace.data.batch import SparseCounts
+    >>> from vivace.ops.csr import SparseCounts
     >>> from vivace.nn import Dimensions
     >>> counts = SparseCounts.from_dense(torch.tensor([[0.0, 2.0], [1.0, 0.0]]))
     >>> codes = torch.zeros(2, dtype=torch.int64)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from vivace.config import GeneLikelihood
-from vivace.data.batch import SparseCounts
 from vivace.errors import OptionError, ShapeError
 from vivace.ops.backend import Backend, use_cpu_kernel
 from vivace.ops.count_nll.likelihoods import (
@@ -18,7 +17,8 @@ from vivace.ops.count_nll.likelihoods import (
     Likelihood,
 )
 from vivace.ops.count_nll.reference import count_nll_reference
-from vivace.ops.memory import Memory
+from vivace.ops.csr import SparseCounts
+from vivace.ops.runtime.workspace import Memory
 
 Reduction = Literal["none", "sum", "mean"]
 
@@ -52,17 +52,26 @@ def count_nll(
 
     Parameters
     ----------
-    counts : SparseCounts, n cells x g genes, molecules, >= 0
-    hidden_nh : Tensor, shape (n, h), last hidden layer of the decoder
-    heads : CountHeads
-    log_library_n : Tensor, shape (n,), natural log of the library size
-    likelihood : "zinb", "nb", "poisson" or "normal"
-    activation : "softmax" over genes, or "softplus" gene by gene
-    weight_n : Tensor, shape (n,), weight of each cell in "sum" and "mean"; None for 1
-    reduction : "none" gives one value a cell; "sum" the weighted sum;
-        "mean" the weighted sum divided by n
-    backend : "auto", "reference" or "cpu" (not for "normal")
-    memory : Memory for arrays on the way, where no gradient is asked for; None for new ones
+    counts
+        SparseCounts, n cells x g genes, molecules, >= 0.
+    hidden_nh
+        Tensor, shape (n, h), last hidden layer of the decoder.
+    heads
+        CountHeads.
+    log_library_n
+        Tensor, shape (n,), natural log of the library size.
+    likelihood
+        "zinb", "nb", "poisson" or "normal".
+    activation
+        "softmax" over genes, or "softplus" gene by gene.
+    weight_n
+        Tensor, shape (n,), weight of each cell in "sum" and "mean"; None for 1.
+    reduction
+        "none" gives one value a cell; "sum" the weighted sum; "mean" the weighted sum divided by n.
+    backend
+        "auto", "reference" or "cpu" (not for "normal").
+    memory
+        Memory for arrays on the way, where no gradient is asked for; None for new ones.
 
     Returns
     -------

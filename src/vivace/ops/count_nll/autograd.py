@@ -19,8 +19,8 @@ from torch import Tensor
 
 from vivace.ops.count_nll.cpu import logit_gradients
 from vivace.ops.count_nll.likelihoods import CountHeads
-from vivace.ops.matmul import product
-from vivace.ops.memory import Memory, NoMemory, Pair
+from vivace.ops.runtime.products import product
+from vivace.ops.runtime.workspace import Memory, NoMemory, Pair
 
 _BLOCK_BYTES = 8 * 2**20  # logits of one block of cells, which should stay in the last cache
 _BLOCK_CELLS = 128  # at least, since each block reads the weights
@@ -255,9 +255,12 @@ class WeightedGradients:
 
     Parameters
     ----------
-    total : Tensor, scalar
-    hidden_nh, library_n : gradients in the hidden state and the log library
-    heads : gradients in the heads, of their shapes; None for what is not there
+    total
+        Tensor, scalar.
+    hidden_nh, library_n
+        Gradients in the hidden state and the log library.
+    heads
+        Gradients in the heads, of their shapes; None for what is not there.
     """
 
     total: Tensor

@@ -21,7 +21,7 @@ from numba import prange
 from numpy.typing import NDArray
 
 from vivace.ops.count_nll.reference import LOG_THETA_BOUND
-from vivace.ops.fastmath import (
+from vivace.ops.math.fastmath import (
     exp32,
     largest32,
     log1p32,
@@ -29,15 +29,10 @@ from vivace.ops.fastmath import (
     log1p_share32,
     log32,
 )
-from vivace.ops.gamma import log64, log_gamma, log_gamma_digamma
-from vivace.runtime.kernels import EXACT, SUMS, inner_kernel, parallel_kernel, specialised
-from vivace.runtime.llvm import never_inline, vector_loop
-
-Ints = NDArray[np.int64]
-Genes = NDArray[np.uint32]  # unsigned, so that no index is checked for a negative sign
-Floats = NDArray[np.float32]
-Doubles = NDArray[np.float64]
-
+from vivace.ops.math.gamma import log64, log_gamma, log_gamma_digamma
+from vivace.ops.runtime.kernels import EXACT, SUMS, inner_kernel, parallel_kernel, specialised
+from vivace.ops.runtime.llvm import never_inline, vector_loop
+from vivace.types import F32, F64, I64, U32
 
 _ONE = np.float32(1)
 _ZERO = np.float32(0)
@@ -58,7 +53,7 @@ _SOFTPLUS_IS_EXP = -20.0  # below it their logs are equal to float32 accuracy
 
 
 @inner_kernel(fastmath=EXACT)
-def _dispersion(log_theta: Floats, theta: Floats, inv_theta: Floats) -> None:
+def _dispersion(log_theta: F32, theta: F32, inv_theta: F32) -> None:
     """Theta and 1/theta, from log theta held within its bounds."""
     vector_loop()
     for g in range(log_theta.size):
@@ -73,7 +68,7 @@ def _dispersion(log_theta: Floats, theta: Floats, inv_theta: Floats) -> None:
 
 
 @inner_kernel(fastmath=SUMS)
-def _total(a: Floats | Doubles) -> float:
+def _total(a: F32 | F64) -> float:
     vector_loop()
     total = 0.0
     for j in range(a.size):
@@ -82,7 +77,7 @@ def _total(a: Floats | Doubles) -> float:
 
 
 @inner_kernel(fastmath=EXACT)
-def _exponentials(s: Floats, e: Floats) -> tuple[float, float]:
+def _exponentials(s: F32, e: F32) -> tuple[float, float]:
     """Write e = exp(s - max s); the maximum and the sum of e."""
     vector_loop()
     top = largest32(s)
@@ -92,7 +87,7 @@ def _exponentials(s: Floats, e: Floats) -> tuple[float, float]:
 
 
 @inner_kernel(fastmath=EXACT)
-def _softplus(s: Floats, e: Floats, slope: Floats) -> None:
+def _softplus(s: F32, e: F32, slope: F32) -> None:
     """Write e = log(1 + exp(s)), and the derivative of log e."""
     vector_loop()
     for j in range(s.size):
@@ -105,9 +100,7 @@ def _softplus(s: Floats, e: Floats, slope: Floats) -> None:
 
 
 @inner_kernel(fastmath=EXACT)
-def _zero_nb(
-    e: Floats, rate: float, inv_theta: Floats, theta: Floats, value: Floats, by_mu: Floats
-) -> None:
+def _zero_nb(e: F32, rate: float, inv_theta: F32, theta: F32, value: F32, by_mu: F32) -> None:
     """Log NB(0) and its derivative in log mu."""
     vector_loop()
     for j in range(e.size):
@@ -122,7 +115,7 @@ def _zero_nb(
 
 
 @inner_kernel(fastmath=EXACT)
-def _exponential(a: Floats) -> None:
+def _exponential(a: F32) -> None:
     """In place."""
     vector_loop()
     for j in range(a.size):
@@ -130,7 +123,7 @@ def _exponential(a: Floats) -> None:
 
 
 @inner_kernel(fastmath=EXACT)
-def _odds_kept(logits: Floats) -> None:
+def _odds_kept(logits: F32) -> None:
     """In place, the odds of not being dropped, exp(-pi), bounded for one over their square."""
     vector_loop()
     for j in range(logits.size):
@@ -140,7 +133,7 @@ def _odds_kept(logits: Floats) -> None:
 
 
 @inner_kernel(fastmath=EXACT)
-def _zero_zinb(value: Floats, logits: Floats, by_mu: Floats, by_theta: Floats) -> None:
+def _zero_zinb(value: F32, logits: F32, by_mu: F32, by_theta: F32) -> None:
     """In place, from NB(0) and the odds: ZINB(0) and its derivatives."""
     vector_loop()
     for j in range(value.size):
@@ -158,7 +151,7 @@ def _zero_zinb(value: Floats, logits: Floats, by_mu: Floats, by_theta: Floats) -
 
 
 @inner_kernel(fastmath=EXACT)
-def _logs_of_products(a: Floats, b: Floats, c: Floats) -> None:
+def _logs_of_products(a: F32, b: F32, c: F32) -> None:
     """Write log(a b c) over a; all three are as long."""
     vector_loop()
     for j in range(a.size):
@@ -166,7 +159,7 @@ def _logs_of_products(a: Floats, b: Floats, c: Floats) -> None:
 
 
 @inner_kernel(fastmath=EXACT)
-def _total_of_logs(a: Floats) -> float:
+def _total_of_logs(a: F32) -> float:
     """Sum of the logs of numbers of at least exp(-28), which are overwritten."""
     third = a.size // 3
     logs = a[:third]
@@ -178,7 +171,7 @@ def _total_of_logs(a: Floats) -> float:
 
 
 @inner_kernel(fastmath=EXACT)
-def _any_vanishing(value: Floats, logits: Floats) -> bool:
+def _any_vanishing(value: F32, logits: F32) -> bool:
     """Whether e^pi and NB(0) of some gene are both below what ``_zero_zinb`` can hold."""
     vector_loop()
     found = np.int32(0)
@@ -188,7 +181,7 @@ def _any_vanishing(value: Floats, logits: Floats) -> bool:
 
 
 @inner_kernel()
-def _zero_zinb_by_logs(value: Floats, logits: Floats, by_mu: Floats, by_theta: Floats) -> None:
+def _zero_zinb_by_logs(value: F32, logits: F32, by_mu: F32, by_theta: F32) -> None:
     """What ``_zero_zinb`` gives, and its logarithm, where both terms may vanish."""
     for j in range(value.size):
         pi, t = np.float64(logits[j]), np.float64(value[j])
@@ -205,7 +198,7 @@ def _zero_zinb_by_logs(value: Floats, logits: Floats, by_mu: Floats, by_theta: F
 
 
 @inner_kernel(fastmath=EXACT)
-def _zero_by_theta(value: Floats, by_mu: Floats, by_theta: Floats) -> None:
+def _zero_by_theta(value: F32, by_mu: F32, by_theta: F32) -> None:
     """The derivative of log NB(0) in log theta."""
     vector_loop()
     for j in range(by_mu.size):
@@ -213,9 +206,7 @@ def _zero_by_theta(value: Floats, by_mu: Floats, by_theta: Floats) -> None:
 
 
 @inner_kernel(fastmath=EXACT)
-def _softmax_gradient(
-    s: Floats, e: Floats, by_mu: Floats, total: Floats, weight: float, factor: float
-) -> None:
+def _softmax_gradient(s: F32, e: F32, by_mu: F32, total: F32, weight: float, factor: float) -> None:
     """Overwrite logits with weight * (softmax * sum(by_mu) - by_mu), and add them to the total."""
     vector_loop()
     for j in range(s.size):
@@ -225,9 +216,7 @@ def _softmax_gradient(
 
 
 @inner_kernel(fastmath=EXACT)
-def _softplus_gradient(
-    s: Floats, slope: Floats, by_mu: Floats, total: Floats, weight: float
-) -> None:
+def _softplus_gradient(s: F32, slope: F32, by_mu: F32, total: F32, weight: float) -> None:
     """Overwrite logits with -weight * slope * by_mu, and add them to the total."""
     vector_loop()
     for j in range(s.size):
@@ -237,7 +226,7 @@ def _softplus_gradient(
 
 
 @inner_kernel(fastmath=EXACT)
-def _within_bounds(by_theta: Floats, raw: Floats, weight: float, out: Floats) -> None:
+def _within_bounds(by_theta: F32, raw: F32, weight: float, out: F32) -> None:
     """Weight the gradient; where log theta is beyond its bounds, it is zero."""
     vector_loop()
     for j in range(by_theta.size):
@@ -245,7 +234,7 @@ def _within_bounds(by_theta: Floats, raw: Floats, weight: float, out: Floats) ->
 
 
 @inner_kernel(fastmath=EXACT)
-def _scale_and_add(a: Floats, total: Floats, weight: float) -> None:
+def _scale_and_add(a: F32, total: F32, weight: float) -> None:
     """Weight a in place, and add it to the total."""
     vector_loop()
     for j in range(a.size):
@@ -254,7 +243,7 @@ def _scale_and_add(a: Floats, total: Floats, weight: float) -> None:
 
 
 @inner_kernel(fastmath=EXACT)
-def _add(total: Floats, a: Floats, weight: float) -> None:
+def _add(total: F32, a: F32, weight: float) -> None:
     vector_loop()
     for j in range(total.size):
         total[j] += weight * a[j]
@@ -264,7 +253,7 @@ def _add(total: Floats, a: Floats, weight: float) -> None:
 
 
 @inner_kernel(fastmath=EXACT)
-def _take_log_factorials(x: Floats, value: Doubles) -> None:
+def _take_log_factorials(x: F32, value: F64) -> None:
     """Take log x! off, from a table where x is a small integer."""
     vector_loop()
     last = np.float32(_LOG_FACTORIAL.size - 1)
@@ -281,9 +270,7 @@ def _take_log_factorials(x: Floats, value: Doubles) -> None:
 
 
 @inner_kernel(fastmath=EXACT)
-def _nonzero_log_mu(
-    genes: Genes, s: Floats, e: Floats, softplus: bool, shift: float, log_mu: Doubles
-) -> None:
+def _nonzero_log_mu(genes: U32, s: F32, e: F32, softplus: bool, shift: float, log_mu: F64) -> None:
     """Log mu; ``shift`` is its distance from the logit, or from the log of a softplus."""
     for i in range(genes.size):
         j = genes[i]
@@ -294,7 +281,7 @@ def _nonzero_log_mu(
 
 
 @inner_kernel(fastmath=EXACT)
-def _nonzero_poisson(genes: Genes, x: Floats, by_mu: Floats, value: Doubles) -> None:
+def _nonzero_poisson(genes: U32, x: F32, by_mu: F32, value: F64) -> None:
     """From log mu in ``value``: log Poisson without its mean and x!; x is added to by_mu."""
     for i in range(genes.size):
         by_mu[genes[i]] += x[i]
@@ -302,7 +289,7 @@ def _nonzero_poisson(genes: Genes, x: Floats, by_mu: Floats, value: Doubles) -> 
 
 
 @inner_kernel(fastmath=EXACT)
-def _gammas(inv_theta: Floats, log_thetas: Doubles, log_gammas: Doubles, digammas: Doubles) -> None:
+def _gammas(inv_theta: F32, log_thetas: F64, log_gammas: F64, digammas: F64) -> None:
     """Log theta, log gamma(theta) and digamma(theta).
 
     Theta is that of the very 1/theta in ``_zero_nb``: where it is tiny,
@@ -317,13 +304,13 @@ def _gammas(inv_theta: Floats, log_thetas: Doubles, log_gammas: Doubles, digamma
 
 @inner_kernel(fastmath=EXACT)
 def _gather(
-    genes: Genes,
-    e: Floats,
+    genes: U32,
+    e: F32,
     rate: float,
-    inv_theta: Floats,
-    ratio: Doubles,
-    theta: Doubles,
-    x_inv_theta: Floats,
+    inv_theta: F32,
+    ratio: F64,
+    theta: F64,
+    x_inv_theta: F32,
 ) -> None:
     """Mu/theta and theta of the non-zero genes, side by side."""
     vector_loop()
@@ -336,16 +323,14 @@ def _gather(
 
 
 @inner_kernel(fastmath=EXACT)
-def _pick(genes: Genes, row: Doubles, picked: Doubles) -> None:
+def _pick(genes: U32, row: F64, picked: F64) -> None:
     vector_loop()
     for i in range(genes.size):
         picked[i] = row[genes[i]]
 
 
 @inner_kernel(fastmath=EXACT)
-def _nonzero_value(
-    x: Floats, ratio: Doubles, theta: Doubles, value: Doubles, by_theta: Doubles
-) -> None:
+def _nonzero_value(x: F32, ratio: F64, theta: F64, value: F64, by_theta: F64) -> None:
     """From log(mu/theta) in ``value``: log NB(x) + log gamma(theta) + log x!, and by_theta.
 
     By_theta still lacks by_mu and digamma(theta).
@@ -365,9 +350,7 @@ def _nonzero_value(
 
 
 @inner_kernel(fastmath=EXACT)
-def _nonzero_gradient(
-    x: Floats, ratio: Doubles, theta: Doubles, by_mu: Doubles, by_theta: Doubles
-) -> None:
+def _nonzero_gradient(x: F32, ratio: F64, theta: F64, by_mu: F64, by_theta: F64) -> None:
     vector_loop()
     for i in range(x.size):
         m = (np.float64(x[i]) - theta[i] * ratio[i]) / (1.0 + ratio[i])
@@ -377,7 +360,7 @@ def _nonzero_gradient(
 
 @inner_kernel(fastmath=EXACT)
 def _nonzero_constants(
-    theta: Doubles, log_gammas: Doubles, digammas: Doubles, value: Doubles, by_theta: Doubles
+    theta: F64, log_gammas: F64, digammas: F64, value: F64, by_theta: F64
 ) -> None:
     """Take log gamma(theta) and theta * digamma(theta) off."""
     vector_loop()
@@ -387,7 +370,7 @@ def _nonzero_constants(
 
 
 @inner_kernel(fastmath=EXACT)
-def _not_dropped(logits: Floats, log_kept: Floats, by_logits: Floats) -> None:
+def _not_dropped(logits: F32, log_kept: F32, by_logits: F32) -> None:
     """Log(1 - dropout) of non-zero counts, and its derivative."""
     vector_loop()
     for i in range(logits.size):
@@ -403,22 +386,22 @@ def _not_dropped(logits: Floats, log_kept: Floats, by_logits: Floats) -> None:
 def _cells(  # compiled by _kernel_for
     first: int,
     last: int,
-    scale_ng: Floats,
-    logits_ng: Floats,
-    raw_log_theta: Floats,
-    theta_cg: Floats,
-    inv_theta_cg: Floats,
-    gammas: Doubles,
-    theta_row: Ints,
-    by_theta_ng: Floats,
-    indptr: Ints,
-    genes: Genes,
-    counts: Floats,
-    log_library: Floats,
-    weight: Floats,
-    nll: Floats,
-    by_library: Floats,
-    sums: Floats,
+    scale_ng: F32,
+    logits_ng: F32,
+    raw_log_theta: F32,
+    theta_cg: F32,
+    inv_theta_cg: F32,
+    gammas: F64,
+    theta_row: I64,
+    by_theta_ng: F32,
+    indptr: I64,
+    genes: U32,
+    counts: F32,
+    log_library: F32,
+    weight: F32,
+    nll: F32,
+    by_library: F32,
+    sums: F32,
     gradients: bool,
 ) -> None:
     """Cells first to last: loss, gradients in place of logits, sums over the cells.
@@ -567,7 +550,7 @@ def _cells(  # compiled by _kernel_for
 
 
 @inner_kernel(fastmath=EXACT)
-def _add_parts(parts: Floats, start: int, stop: int, total: Floats) -> None:
+def _add_parts(parts: F32, start: int, stop: int, total: F32) -> None:
     """Sum over the partitions, for some genes."""
     total[start:stop] = _ZERO
     for part in range(parts.shape[0]):
@@ -578,10 +561,10 @@ def _add_parts(parts: Floats, start: int, stop: int, total: Floats) -> None:
 def _tables(
     row: int,
     span: slice,
-    log_theta_cg: Floats,
-    theta_cg: Floats,
-    inv_theta_cg: Floats,
-    gammas: Doubles,
+    log_theta_cg: F32,
+    theta_cg: F32,
+    inv_theta_cg: F32,
+    gammas: F64,
 ) -> None:
     """For a stretch of genes: theta, 1/theta, and where it is wanted what ``_gammas`` gives."""
     never_inline()
@@ -595,12 +578,12 @@ def _tables(
 def _sums(
     start: int,
     stop: int,
-    parts: Floats,
-    log_theta_cg: Floats,
-    theta_row: Ints,
-    by_theta_ng: Floats,
-    of_genes: Floats,
-    by_theta_cg: Floats,
+    parts: F32,
+    log_theta_cg: F32,
+    theta_row: I64,
+    by_theta_ng: F32,
+    of_genes: F32,
+    by_theta_cg: F32,
 ) -> None:
     """For a stretch of genes: add the partitions up, and the cells of each row of theta."""
     never_inline()
@@ -617,19 +600,19 @@ def _sums(
 
 
 def _logit_gradients(  # compiled by _kernel_for
-    scale_ng: Floats,
-    logits_ng: Floats,
-    log_theta_cg: Floats,
-    theta_row: Ints,
-    by_theta_ng: Floats,
-    indptr: Ints,
-    genes: Genes,
-    counts: Floats,
-    log_library: Floats,
-    weight: Floats,
-    of_cells: Floats,
-    of_genes: Floats,
-    by_theta_cg: Floats,
+    scale_ng: F32,
+    logits_ng: F32,
+    log_theta_cg: F32,
+    theta_row: I64,
+    by_theta_ng: F32,
+    indptr: I64,
+    genes: U32,
+    counts: F32,
+    log_library: F32,
+    weight: F32,
+    of_cells: F32,
+    of_genes: F32,
+    by_theta_cg: F32,
 ) -> None:
     n_cells, n_genes = scale_ng.shape
     n_rows = log_theta_cg.shape[0]

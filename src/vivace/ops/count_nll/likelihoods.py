@@ -18,11 +18,16 @@ class Likelihood:
 
     Parameters
     ----------
-    name : its name in ``gene_likelihood``
-    code : its number in the kernels
-    dispersed : it has an inverse dispersion theta, or a standard deviation in its place
-    zero_inflated : it has zero-inflation logits, and with them a decoder head
-    counts : it is one of counts, for which there are kernels
+    name
+        Its name in ``gene_likelihood``.
+    code
+        Its number in the kernels.
+    dispersed
+        It has an inverse dispersion theta, or a standard deviation in its place.
+    zero_inflated
+        It has zero-inflation logits, and with them a decoder head.
+    counts
+        It is one of counts, for which there are kernels.
     """
 
     name: GeneLikelihood
@@ -46,17 +51,20 @@ class CountHeads:
 
     Parameters
     ----------
-    scale_hg, scale_g : Tensor, shapes (h, g) and (g,), head of the expected expression
-    log_theta_g : Tensor, log of the inverse dispersion ("normal": of the standard
-        deviation): shape (g,), or (c, g) where
-        ``theta_row_n`` says which row a cell has; None for "poisson" and where a
-        head gives it
-    dropout_hg, dropout_g : Tensor, shapes (h, g) and (g,), head of the
-        zero-inflation logits; None unless the likelihood is "zinb"
-    theta_hg, theta_bias_g : Tensor, shapes (h, g) and (g,), head of the log inverse
-        dispersion of each cell and gene; None where ``log_theta_g`` gives it
-    theta_row_n : Tensor, int64, shape (n,), row of ``log_theta_g`` of each cell; None
-        where all share one
+    scale_hg, scale_g
+        Tensor, shapes (h, g) and (g,), head of the expected expression.
+    log_theta_g
+        Tensor, log of the inverse dispersion ("normal": of the standard deviation): shape (g,), or
+        (c, g) where ``theta_row_n`` says which row a cell has; None for "poisson" and where a head
+        gives it.
+    dropout_hg, dropout_g
+        Tensor, shapes (h, g) and (g,), head of the zero-inflation logits; None unless the
+        likelihood is "zinb".
+    theta_hg, theta_bias_g
+        Tensor, shapes (h, g) and (g,), head of the log inverse dispersion of each cell and gene;
+        None where ``log_theta_g`` gives it.
+    theta_row_n
+        Tensor, int64, shape (n,), row of ``log_theta_g`` of each cell; None where all share one.
     """
 
     scale_hg: Tensor

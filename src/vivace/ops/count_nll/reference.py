@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn.functional import log_softmax, logsigmoid, softplus
 
 from vivace.config import GeneLikelihood
-from vivace.data.batch import SparseCounts
 from vivace.ops.count_nll.likelihoods import Activation, CountHeads
-from vivace.ops.matmul import linear
+from vivace.ops.csr import SparseCounts
+from vivace.ops.runtime.products import linear
 
 LOG_THETA_BOUND = 15.0
 _SOFTPLUS_IS_EXP = -37.0  # below it the two are equal to float64 accuracy

@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vivace.data.batch import SparseCounts
 from vivace.errors import ShapeError
 from vivace.ops.backend import Backend, use_cpu_kernel
+from vivace.ops.csr import SparseCounts
 from vivace.ops.sparse_linear.reference import sparse_linear_reference
 
 Transform = Literal["none", "log1p"]
@@ -26,10 +26,14 @@ def sparse_linear(
 
     Parameters
     ----------
-    counts : SparseCounts, n cells x g genes, molecules
-    weight_gh : Tensor, shape (g, h)
-    transform : "none", or "log1p" for log(1 + x), which keeps zeros zero
-    backend : "auto", "reference" or "cpu"
+    counts
+        SparseCounts, n cells x g genes, molecules.
+    weight_gh
+        Tensor, shape (g, h).
+    transform
+        "none", or "log1p" for log(1 + x), which keeps zeros zero.
+    backend
+        "auto", "reference" or "cpu".
 
     Returns
     -------

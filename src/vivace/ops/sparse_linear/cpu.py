@@ -12,17 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from numba import prange
-from numpy.typing import NDArray
 from torch import Tensor
 
-from vivace.ops.fastmath import log1p32
+from vivace.ops.math.fastmath import log1p32
+from vivace.ops.runtime.kernels import EXACT, inner_kernel, kernel, parallel_kernel
+from vivace.ops.runtime.llvm import never_inline, vector_loop
 from vivace.ops.sparse_linear.rows import add_to_rows, weighted_rows
-from vivace.runtime.kernels import EXACT, inner_kernel, kernel, parallel_kernel
-from vivace.runtime.llvm import never_inline, vector_loop
-
-Ints = NDArray[np.int64]
-Genes = NDArray[np.int32]
-Floats = NDArray[np.float32]
+from vivace.types import F32, I32, I64
 
 _ZERO = np.float32(0)
 _MINUS_ONE = np.float32(-1)
@@ -34,7 +30,7 @@ _VALUES = 4096
 
 
 @inner_kernel(fastmath=EXACT)
-def _log1p_values(out: Floats, values: Floats) -> None:
+def _log1p_values(out: F32, values: F32) -> None:
     vector_loop()
     for i in range(values.size):
         x = values[i]
@@ -44,7 +40,7 @@ def _log1p_values(out: Floats, values: Floats) -> None:
 
 
 @parallel_kernel(fastmath=EXACT)
-def _log1p_into(out: Floats, values: Floats) -> None:
+def _log1p_into(out: F32, values: F32) -> None:
     for block in prange((values.size + _VALUES - 1) // _VALUES):
         here = slice(block * _VALUES, min(values.size, (block + 1) * _VALUES))
         _log1p_values(out[here], values[here])
@@ -61,9 +57,7 @@ def log1p_of(values: Tensor) -> Tensor:
 
 
 @parallel_kernel()
-def product_into(
-    out_nh: Floats, indptr: Ints, genes: Genes, values: Floats, weight_gh: Floats
-) -> None:
+def product_into(out_nh: F32, indptr: I64, genes: I32, values: F32, weight_gh: F32) -> None:
     """Write ``x @ weight``."""
     n_rows = out_nh.shape[0]
     for block in prange((n_rows + _CELLS - 1) // _CELLS):
@@ -72,7 +66,7 @@ def product_into(
 
 
 @parallel_kernel()
-def fill_dense(out_ng: Floats, indptr: Ints, genes: Genes, values: Floats) -> None:
+def fill_dense(out_ng: F32, indptr: I64, genes: I32, values: F32) -> None:
     """Write x as a dense matrix; entries of the same gene add up."""
     n_rows = out_ng.shape[0]
     for block in prange((n_rows + _CELLS - 1) // _CELLS):
@@ -83,7 +77,7 @@ def fill_dense(out_ng: Floats, indptr: Ints, genes: Genes, values: Floats) -> No
 
 
 @inner_kernel()
-def _first_from(genes: Genes, start: int, stop: int, gene: int) -> int:
+def _first_from(genes: I32, start: int, stop: int, gene: int) -> int:
     """Where the genes of a cell, ascending, reach ``gene``."""
     while start < stop:
         middle = (start + stop) // 2
@@ -96,13 +90,13 @@ def _first_from(genes: Genes, start: int, stop: int, gene: int) -> int:
 
 @kernel()
 def _genes_gradient(
-    out_gh: Floats,
+    out_gh: F32,
     first: int,
     last: int,
-    indptr: Ints,
-    genes: Genes,
-    values: Floats,
-    grad_nh: Floats,
+    indptr: I64,
+    genes: I32,
+    values: F32,
+    grad_nh: F32,
 ) -> int:
     """Rows of the genes from first to last; how many entries were theirs.
 
@@ -127,7 +121,7 @@ def _genes_gradient(
 
 
 @parallel_kernel()
-def _backward(out_gh: Floats, indptr: Ints, genes: Genes, values: Floats, grad_nh: Floats) -> int:
+def _backward(out_gh: F32, indptr: I64, genes: I32, values: F32, grad_nh: F32) -> int:
     """Write the gradient if the genes of each cell ascend; how many entries were taken."""
     n_genes = out_gh.shape[0]
     n_stretches = (n_genes + _GENES - 1) // _GENES
@@ -157,9 +151,7 @@ def sparse_weight_gradient(
     return out
 
 
-def weight_gradient_into(
-    out_gh: Floats, indptr: Ints, genes: Genes, values: Floats, grad_nh: Floats
-) -> None:
+def weight_gradient_into(out_gh: F32, indptr: I64, genes: I32, values: F32, grad_nh: F32) -> None:
     """Write ``x.T @ grad``."""
     entries = indptr[-1] - indptr[0]
     if _backward(out_gh, indptr, genes, values, grad_nh) < entries:  # they do not ascend

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from vivace.data.batch import SparseCounts
+from vivace.ops.csr import SparseCounts
 
 
 def sparse_linear_reference(counts: SparseCounts, weight_gh: Tensor) -> Tensor:

@@ -17,14 +17,12 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
-from numpy.typing import NDArray
 
-from vivace.runtime.kernels import SUMS, inner_kernel, kernel
-from vivace.runtime.llvm import vector_loop
+from vivace.ops.runtime.kernels import SUMS, inner_kernel, kernel
+from vivace.ops.runtime.llvm import vector_loop
+from vivace.types import F32, I32
 
-Genes = NDArray[np.int32]
-Floats = NDArray[np.float32]
-Columns = Callable[[Floats, int, int, int, int, Genes, Floats, Floats], None]
+Columns = Callable[[F32, int, int, int, int, I32, F32, F32], None]
 
 _FLOAT, _INT, _LONG = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 _WIDTH = 16  # numbers in a vector of 512 bits, which LLVM cuts to what there is
@@ -109,9 +107,7 @@ _add_4, _add_2, _add_1 = (_columns(n, summed=False) for n in (4, 2, 1))
 
 
 @kernel(fastmath=SUMS)
-def weighted_rows(
-    out_h: Floats, start: int, stop: int, rows: Genes, values: Floats, table: Floats
-) -> None:
+def weighted_rows(out_h: F32, start: int, stop: int, rows: I32, values: F32, table: F32) -> None:
     """Out = sum over entries from start to stop of value * table[row].
 
     Every array must be contiguous, every row one of the table.  The sum goes from
@@ -142,7 +138,7 @@ def weighted_rows(
 
 @inner_kernel(fastmath=SUMS)
 def add_to_rows(
-    table: Floats, start: int, stop: int, first: int, rows: Genes, values: Floats, row_h: Floats
+    table: F32, start: int, stop: int, first: int, rows: I32, values: F32, row_h: F32
 ) -> None:
     """Add value * row_h to table[row - first], for the entries from start to stop in turn.
 

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vivace.config import ModelConfig, settings
+from vivace.data.columns import plain_category
+from vivace.data.schema import Declarations, Schema
 from vivace.errors import ModelFileError, VivaceError
-from vivace.setup import Declarations, Schema, plain_category
 from vivace.store.folder import StoredModel
 from vivace.store.scvi_tools.weights import unused_of_scvi_tools, weights_from_scvi_tools
 

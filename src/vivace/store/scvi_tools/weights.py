@@ -30,9 +30,12 @@ class Pair:
 
     Parameters
     ----------
-    ours : its name in our network
-    theirs : the name or names in theirs
-    turned : theirs is the transpose
+    ours
+        Its name in our network.
+    theirs
+        The name or names in theirs.
+    turned
+        Theirs is the transpose.
     """
 
     ours: str

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from vivace.config import ModelConfig
+from vivace.data.schema import Schema
 from vivace.errors import OptionError
 from vivace.nn import Dimensions
-from vivace.setup import Schema
 from vivace.store.folder import StoredModel, check_place, move_into_place
 from vivace.store.scvi_tools.read import MODEL_PT, TRIED, UNUSED
 from vivace.store.scvi_tools.weights import weights_to_scvi_tools

@@ -1,0 +1,137 @@
+"""Genes and columns of an AnnData, checked, as a schema's codes and numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from vivace.errors import DataError, MissingColumnError, near
+from vivace.types import F32, I64, Category
+
+_MANY = 100  # categories; fewer are never taken for names of cells
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The covariates of n cells as the network reads them."""
+
+    batch: I64
+    labels: I64
+    categorical: I64
+    continuous: F32
+    size_factor: F32 | None
+
+
+def read_gene_names(adata: AnnData) -> tuple[str, ...]:
+    """The names of the genes, which must be unique."""
+    names = adata.var_names
+    if not names.is_unique:
+        twice = names[names.duplicated()].unique()
+        raise DataError(
+            f"var_names holds {len(twice)} gene names more than once (first: {twice[0]!r}); call "
+            "adata.var_names_make_unique() or sum such genes."
+        )
+    if len(names) == 0:
+        raise DataError("The data have no genes; check the selection that made this AnnData.")
+    return tuple(str(name) for name in names)
+
+
+def _column(adata: AnnData, key: str, argument: str) -> pd.Series[Any]:
+    if key not in adata.obs:
+        raise MissingColumnError(
+            f"obs has no column {key!r} ({argument}); {near(key, adata.obs.columns)}"
+        )
+    column = adata.obs[key]
+    missing = column.isna().to_numpy()
+    if missing.any():
+        cell = adata.obs_names[int(np.argmax(missing))]
+        raise DataError(
+            f"obs[{key!r}] ({argument}) has no value for {int(missing.sum())} of {adata.n_obs} "
+            f"cells (first: {cell!r}); fill it in or drop those cells with "
+            f"adata[adata.obs[{key!r}].notna()].copy()."
+        )
+    return column
+
+
+def read_categories(adata: AnnData, key: str | None, argument: str) -> tuple[Category, ...]:
+    """The categories of a column that occur, in its own order, else sorted."""
+    if key is None:
+        return (0,)
+    column = _column(adata, key, argument)
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        values = column.cat.remove_unused_categories().cat.categories
+    else:
+        values = pd.Index(column.unique())
+        try:
+            values = values.sort_values()
+        except TypeError as error:
+            kinds = sorted({type(v).__name__ for v in values})
+            raise DataError(
+                f"obs[{key!r}] ({argument}) mixes values of types {' and '.join(kinds)}; make them "
+                f"one type with adata.obs[{key!r}] = adata.obs[{key!r}].astype(str)."
+            ) from error
+    plain = tuple(plain_category(v) for v in values)
+    if len(plain) > max(_MANY, adata.n_obs // 2):
+        raise DataError(
+            f"obs[{key!r}] ({argument}) has {len(plain)} categories for {adata.n_obs} cells, as if "
+            "it named the cells; choose a coarser column."
+        )
+    if len({str(v) for v in plain}) < len(plain):
+        raise DataError(
+            f"obs[{key!r}] ({argument}) has different values that read the same as text; rename one."
+        )
+    return plain
+
+
+def plain_category(value: Any) -> Category:
+    """A category as JSON can hold it."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    return value if isinstance(value, str | int | float | bool) else str(value)
+
+
+def read_codes(adata: AnnData, key: str | None, known: tuple[Category, ...], argument: str) -> I64:
+    """Codes of a column by text of the category, so that dtype does not matter."""
+    if key is None:
+        return np.zeros(adata.n_obs, np.int64)
+    column = _column(adata, key, argument).astype("category")
+    position = {str(c): i for i, c in enumerate(known)}
+    of_category = np.array(
+        [position.get(str(plain_category(c)), -1) for c in column.cat.categories], dtype=np.int64
+    )
+    codes = of_category[column.cat.codes.to_numpy()] if len(of_category) else np.zeros(0, np.int64)
+    if (codes < 0).any():
+        unseen = sorted({str(v) for v in column[codes < 0]})
+        named = ", ".join(repr(u) for u in unseen[:5]) + (", ..." if len(unseen) > 5 else "")
+        raise DataError(
+            f"obs[{key!r}] ({argument}) holds categories that the model has not seen: {named} "
+            f"({int((codes < 0).sum())} cells); rename them or leave out those cells; "
+            f"{near(unseen[0], known)}"
+        )
+    return codes
+
+
+def read_numbers(adata: AnnData, key: str, argument: str) -> F32:
+    """A column of numbers as float32, every value finite."""
+    column = _column(adata, key, argument)
+    try:
+        if column.dtype.kind in "cmM":  # NumPy would make floats of these
+            raise TypeError
+        values = np.asarray(column, np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"obs[{key!r}] ({argument}) must hold numbers, but its type is {column.dtype}; convert "
+            "it, or declare it under categorical_covariate_keys."
+        ) from error
+    fits = np.abs(values) <= np.finfo(np.float32).max
+    if not fits.all():
+        at = int(np.argmin(fits))
+        raise DataError(
+            f"obs[{key!r}] ({argument}) is {values[at]:g} for cell {adata.obs_names[at]!r}, which "
+            "is not a finite 32-bit number; replace that value."
+        )
+    return values.astype(np.float32)

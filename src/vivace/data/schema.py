@@ -1,0 +1,369 @@
+"""Columns to schema: what a user declares about an AnnData, and what a model keeps of it.
+
+``setup_anndata`` writes :class:`Declarations` (column names) as one JSON string
+into ``adata.uns["vivace"]``.  A model turns them into a :class:`Schema` (genes
+and categories) that it owns, saves, and checks new data against.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from vivace.data.columns import (
+    Columns,
+    plain_category,
+    read_categories,
+    read_codes,
+    read_gene_names,
+    read_numbers,
+)
+from vivace.errors import ArgumentTypeError, DataError, MissingColumnError, near
+from vivace.types import I64, Category, Transform
+from vivace.validate import true_or_false
+
+UNS_KEY = "vivace"
+
+
+@dataclass(frozen=True)
+class Declarations:
+    """Which columns of an AnnData mean what; the arguments of ``setup_anndata``."""
+
+    layer: str | None = None
+    batch_key: str | None = None
+    labels_key: str | None = None
+    size_factor_key: str | None = None
+    categorical_covariate_keys: tuple[str, ...] = ()
+    continuous_covariate_keys: tuple[str, ...] = ()
+    allow_non_integer: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("layer", "batch_key", "labels_key", "size_factor_key"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise ArgumentTypeError(
+                    f"{name} must be the name of a {'layer' if name == 'layer' else 'column of obs'}"
+                    f" or None, not {value!r}."
+                )
+        for name in ("categorical_covariate_keys", "continuous_covariate_keys"):
+            value = getattr(self, name)
+            if isinstance(value, str) or not isinstance(value, Sequence):
+                raise ArgumentTypeError(f"{name} must be a list of column names, not {value!r}.")
+            for key in value:
+                if not isinstance(key, str):
+                    raise ArgumentTypeError(f"{name} must hold names of columns, not {key!r}.")
+            object.__setattr__(self, name, tuple(value))
+        true_or_false("allow_non_integer", self.allow_non_integer)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of obs that are read."""
+        one = (self.batch_key, self.labels_key, self.size_factor_key)
+        covariates = (*self.categorical_covariate_keys, *self.continuous_covariate_keys)
+        return (*(key for key in one if key is not None), *covariates)
+
+    def to_json(self) -> str:
+        """One JSON string, as ``adata.uns["vivace"]`` holds it."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what :meth:`to_json` wrote."""
+        return cls(**json.loads(text))
+
+
+def write_declarations(adata: AnnData, declarations: Declarations) -> None:
+    """Record declarations that have been checked in ``adata.uns``."""
+    adata.uns[UNS_KEY] = declarations.to_json()
+
+
+def read_declarations(adata: AnnData) -> Declarations:
+    """The declarations that ``setup_anndata`` left in ``adata.uns``."""
+    text = adata.uns.get(UNS_KEY)
+    if not isinstance(text, str):
+        raise DataError(
+            "This AnnData has not been set up; call SCVI.setup_anndata(adata, ...) first."
+        )
+    try:
+        return Declarations.from_json(text)
+    except (ValueError, TypeError) as error:
+        raise DataError(
+            f"adata.uns['{UNS_KEY}'] cannot be read ({error}); call SCVI.setup_anndata again."
+        ) from error
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Categories that take the place of the cells' own.
+
+    Parameters
+    ----------
+    batch
+        Code of the batch; None leaves each cell its own.
+    categorical
+        Pairs of (which further covariate, code).
+    """
+
+    batch: int | None = None
+    categorical: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What a model keeps of its data: genes in order, columns and their categories.
+
+    Parameters
+    ----------
+    declarations
+        The columns.
+    genes
+        Names of the genes, in the order of the weights.
+    batches, labels
+        Categories in the order of their codes; one where there is no column.
+    categories
+        Categories of each further categorical covariate.
+    """
+
+    declarations: Declarations
+    genes: tuple[str, ...]
+    batches: tuple[Category, ...]
+    labels: tuple[Category, ...]
+    categories: tuple[tuple[Category, ...], ...]
+
+    @property
+    def n_continuous(self) -> int:
+        return len(self.declarations.continuous_covariate_keys)
+
+    @classmethod
+    def from_anndata(cls, adata: AnnData, declarations: Declarations) -> Self:
+        """Read genes and categories from the data, checking every declared column."""
+        d = declarations
+        schema = cls(
+            declarations=d,
+            genes=read_gene_names(adata),
+            batches=read_categories(adata, d.batch_key, "batch_key"),
+            labels=read_categories(adata, d.labels_key, "labels_key"),
+            categories=tuple(
+                read_categories(adata, key, "categorical_covariate_keys")
+                for key in d.categorical_covariate_keys
+            ),
+        )
+        schema.columns(adata)
+        return schema
+
+    def columns(self, adata: AnnData) -> Columns:
+        """The covariates of ``adata`` in this schema's codes."""
+        d = self.declarations
+        n = adata.n_obs
+        categorical = [
+            read_codes(adata, key, known, "categorical_covariate_keys")
+            for key, known in zip(d.categorical_covariate_keys, self.categories, strict=True)
+        ]
+        continuous = [
+            read_numbers(adata, key, "continuous_covariate_keys")
+            for key in d.continuous_covariate_keys
+        ]
+        size_factor = None
+        if d.size_factor_key is not None:
+            size_factor = read_numbers(adata, d.size_factor_key, "size_factor_key")
+            if (size_factor <= 0).any():
+                cell = adata.obs_names[int(np.argmax(size_factor <= 0))]
+                raise DataError(
+                    f"obs[{d.size_factor_key!r}] (size_factor_key) must be above 0, but is "
+                    f"{size_factor.min():g} for cell {cell!r}; recompute it or drop such cells."
+                )
+        return Columns(
+            batch=read_codes(adata, d.batch_key, self.batches, "batch_key"),
+            labels=read_codes(adata, d.labels_key, self.labels, "labels_key"),
+            categorical=(
+                np.stack(categorical, axis=1) if categorical else np.zeros((n, 0), np.int64)
+            ),
+            continuous=np.stack(continuous, axis=1) if continuous else np.zeros((n, 0), np.float32),
+            size_factor=size_factor,
+        )
+
+    def codes(self, transform: Transform) -> tuple[Codes, ...]:
+        """What ``transform_batch`` asks for, one :class:`Codes` for each combination.
+
+        Parameters
+        ----------
+        transform
+            None for the cells' own; a category of the batch or a list of them; or a
+            mapping from columns (the batch's, or a categorical covariate's) to those.
+
+        Raises
+        ------
+        DataError
+            If there is no such column or category; the message names near ones.
+        """
+        if transform is None:
+            return (Codes(),)
+        d = self.declarations
+        if not isinstance(transform, Mapping):
+            if d.batch_key is None:
+                raise DataError(
+                    f"The model has no batch, so that {transform!r} cannot be one; declare a "
+                    "batch_key with setup_anndata, or name the column: "
+                    "transform_batch={'column': 'category'}."
+                )
+            transform = {d.batch_key: transform}
+        columns = {key: i for i, key in enumerate(d.categorical_covariate_keys)}
+        choices: list[list[tuple[int | None, int]]] = []
+        for key, wanted in transform.items():
+            if key not in columns and key != d.batch_key:
+                declared = [*columns, *([] if d.batch_key is None else [d.batch_key])]
+                raise DataError(
+                    f"{key!r} is not a column that the model was given as batch or categorical "
+                    f"covariate; {near(key, declared)}"
+                )
+            column = None if key == d.batch_key else columns[key]
+            known = self.batches if column is None else self.categories[column]
+            argument = "batch_key" if column is None else "categorical_covariate_keys"
+            if isinstance(wanted, Set):
+                raise ArgumentTypeError(
+                    f"transform_batch must be a category or a list of them, in order, not {wanted!r}."
+                )
+            several = isinstance(wanted, Iterable) and not isinstance(wanted, str)
+            several &= getattr(wanted, "ndim", 1) > 0
+            listed = list(wanted) if several else [wanted]  # type: ignore[arg-type]
+            if not listed:
+                raise DataError(
+                    f"transform_batch names no category of {key!r}; leave it None for the cells' own."
+                )
+            choices.append([(column, _code(key, c, known, argument)) for c in listed])
+        return tuple(_codes_of(chosen) for chosen in itertools.product(*choices))
+
+    def genes_at(self, gene_list: Sequence[str] | None) -> I64 | None:
+        """Where the genes of ``gene_list`` stand, in its order; None for all.
+
+        Raises
+        ------
+        MissingColumnError
+            If a name is not a gene of the model; the message names near ones.
+        """
+        if gene_list is None:
+            return None
+        if isinstance(gene_list, str | Set) or not isinstance(gene_list, Iterable):
+            raise ArgumentTypeError(
+                f"gene_list must be a list of gene names, in order, not {gene_list!r}."
+            )
+        names = [str(g) for g in gene_list]
+        if not names:
+            raise DataError("gene_list is empty; name at least one gene, or leave it None for all.")
+        positions = pd.Index(self.genes).get_indexer(pd.Index(names))
+        unknown = [g for g, at in zip(names, positions, strict=True) if at < 0]
+        if unknown:
+            raise MissingColumnError(
+                f"gene_list holds {len(unknown)} of {len(names)} names that are not genes of the "
+                f"model (first: {unknown[0]!r}); {near(unknown[0], self.genes)}"
+            )
+        return np.asarray(positions, np.int64)
+
+    def idle_columns(self, columns: Columns) -> list[str]:
+        """A sentence for each declared covariate that cannot change anything."""
+        d = self.declarations
+        named = [("batch_key", d.batch_key, self.batches)]
+        named += [
+            ("categorical_covariate_keys", key, known)
+            for key, known in zip(d.categorical_covariate_keys, self.categories, strict=True)
+        ]
+        idle = [
+            f"obs[{key!r}] ({argument}) has the one value {known[0]!r}, so that it has no effect; "
+            "leave it out, or check that all the data are there."
+            for argument, key, known in named
+            if key is not None and len(known) == 1
+        ]
+        for key, values in zip(d.continuous_covariate_keys, columns.continuous.T, strict=True):
+            if len(values) > 1 and values.min() == values.max():
+                idle.append(
+                    f"obs[{key!r}] (continuous_covariate_keys) is {values[0]:g} for every cell, so "
+                    "that it has no effect; leave it out, or check that all the data are there."
+                )
+        return idle
+
+    def gene_positions(self, adata: AnnData) -> I64 | None:
+        """Where this schema's genes stand in ``adata``; None if they already agree."""
+        names = read_gene_names(adata)
+        if names == self.genes:
+            return None
+        positions = pd.Index(names).get_indexer(pd.Index(self.genes))
+        missing = [g for g, p in zip(self.genes, positions, strict=True) if p < 0]
+        if missing:
+            named = ", ".join(repr(g) for g in missing[:5])
+            some = "none" if len(missing) == len(self.genes) else "not all"
+            raise MissingColumnError(
+                f"The data have {some} of the model's {len(self.genes)} genes: {len(missing)} are "
+                f"missing from var_names ({named}{', ...' if len(missing) > 5 else ''}); give data "
+                "with the same gene identifiers, before any selection of variable genes."
+            )
+        return np.asarray(positions, np.int64)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The schema as JSON can hold it."""
+        return {
+            "declarations": asdict(self.declarations),
+            "genes": list(self.genes),
+            "batches": list(self.batches),
+            "labels": list(self.labels),
+            "categories": [list(c) for c in self.categories],
+        }
+
+    @classmethod
+    def from_dict(cls, parts: dict[str, Any]) -> Self:
+        """Read what :meth:`as_dict` gave."""
+        unknown = set(parts) - {f.name for f in fields(cls)}
+        if unknown:
+            raise ValueError(f"unknown schema entries {sorted(unknown)}")
+        return cls(
+            declarations=Declarations(**parts["declarations"]),
+            genes=tuple(parts["genes"]),
+            batches=tuple(parts["batches"]),
+            labels=tuple(parts["labels"]),
+            categories=tuple(tuple(c) for c in parts["categories"]),
+        )
+
+    def summary(self) -> list[tuple[str, str, str]]:
+        """Rows of (meaning, where, what) for ``view_anndata_setup``."""
+        d = self.declarations
+        rows = [("counts", "X" if d.layer is None else f"layers[{d.layer!r}]", self._shape())]
+        for name, key, known in (
+            ("batch", d.batch_key, self.batches),
+            ("labels", d.labels_key, self.labels),
+            *(
+                ("categorical covariate", key, known)
+                for key, known in zip(d.categorical_covariate_keys, self.categories, strict=True)
+            ),
+        ):
+            if key is not None:
+                shown = ", ".join(str(c) for c in known[:6]) + (", ..." if len(known) > 6 else "")
+                rows.append((name, f"obs[{key!r}]", f"{len(known)} categories: {shown}"))
+        rows += [("continuous covariate", f"obs[{k!r}]", "") for k in d.continuous_covariate_keys]
+        if d.size_factor_key is not None:
+            rows.append(("size factor", f"obs[{d.size_factor_key!r}]", ""))
+        return rows
+
+    def _shape(self) -> str:
+        return f"{len(self.genes)} genes"
+
+
+def _code(key: str, category: Any, known: tuple[Category, ...], argument: str) -> int:
+    """Code of a category, by its text."""
+    codes = {str(c): i for i, c in enumerate(known)}
+    if str(plain_category(category)) not in codes:
+        raise DataError(
+            f"obs[{key!r}] ({argument}) has no category {category!r}; {near(str(category), codes)}"
+        )
+    return codes[str(plain_category(category))]
+
+
+def _codes_of(chosen: Iterable[tuple[int | None, int]]) -> Codes:
+    chosen = list(chosen)
+    batch = next((code for column, code in chosen if column is None), None)
+    return Codes(batch, tuple((column, code) for column, code in chosen if column is not None))

@@ -1,0 +1,1 @@
+"""Vectorisable elementary and gamma functions for the kernels."""

@@ -1,0 +1,149 @@
+"""Float32 matrix products on the CPU whose bits do not depend on the number of threads.
+
+The number of threads follows the load of the machine while a model trains
+(``vivace.ops.runtime.threads``), so a product must come out the same on any number of
+them.  torch has two libraries:
+
+* MKL, behind ``torch.mm``, cuts some products differently on two threads than on
+  one, and many on three or more.
+* oneDNN does not, in 40,000 products of shapes that occur here, on 1 to 32
+  threads, with AVX-512 and with AVX2.  The exception is an inner axis of more than
+  2**14 with AVX-512, which is cut into pieces here.
+
+So oneDNN computes every large product, on all threads.  Small ones are MKL's, on
+one thread: its call takes less (128 x 12 x 128 on Zen 5: 5 against 13 us), and a
+second thread has nothing to gain there.  Where torch has no oneDNN, ``torch.mm``
+computes all of them on one thread.
+
+On processors with AVX-512 that are not Intel's oneDNN is about twice as fast as
+MKL; elsewhere it is a tenth to a sixth slower (``benchmarks/LOG.md``).
+
+oneDNN is fast when the second operand is a plain or a transposed contiguous
+matrix, so the callers keep their weights in that form.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+_SMALL = 2**20  # multiplications of a product whose call costs more than they do
+_LONGEST = 2**14  # inner axis up to which oneDNN adds in one order on any number of threads
+
+
+def _onednn_linear() -> object | None:
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return None
+    return getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep what is freed, up to 62 MB, instead of giving the pages back.
+
+    oneDNN makes a new array for each product.  Pages that come new from the system cost a step of
+    128 cells a twentieth, one of 1,024 a fifth.  glibc takes arrays from what it keeps up to the size
+    of the largest that has been freed, if that is below 32 MB; so one is, which is never written to.
+    """
+    torch.empty(31 * 2**18)
+
+
+# whether torch.func is at work; if torch no longer says, it may always be
+_transformed = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
+_ONEDNN = _onednn_linear()
+_keep_freed_memory()
+
+
+def product(a: Tensor, b: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    """``a @ b + bias`` for float32 CPU matrices (n, k) and (k, m), without autograd.
+
+    ``out``, of shape (n, m), may be overwritten and returned, or left alone.
+    """
+    if _ONEDNN is None or a.numel() * b.shape[1] <= _SMALL:
+        return _on_one_thread(a, b, bias, out)
+    a = a if a.is_contiguous() or a.T.is_contiguous() else a.contiguous()
+    b = b if b.is_contiguous() or b.T.is_contiguous() else b.contiguous()
+    bias = None if bias is None else bias.contiguous()  # oneDNN does not look at its stride
+    if a.shape[1] > _LONGEST:
+        return _in_pieces(a, b, bias)
+    return _ONEDNN(a, b.T, bias, "none", [], "")  # type: ignore[operator,no-any-return]
+
+
+def _on_one_thread(a: Tensor, b: Tensor, bias: Tensor | None, out: Tensor | None) -> Tensor:
+    threads = torch.get_num_threads()
+    if threads > 1:
+        torch.set_num_threads(1)  # takes a tenth of a microsecond
+    try:
+        return torch.mm(a, b, out=out) if bias is None else torch.addmm(bias, a, b, out=out)
+    finally:
+        if threads > 1:
+            torch.set_num_threads(threads)
+
+
+def _in_pieces(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    """The product as a sum over even pieces of a long inner axis."""
+    length = a.shape[1]
+    size = math.ceil(length / math.ceil(length / _LONGEST))
+    total: Tensor | None = None
+    for start in range(0, length, size):
+        rows = b[start : start + size]
+        if not rows.is_contiguous():  # oneDNN takes a thousand times as long for such a weight
+            rows = rows.T.contiguous().T
+        piece: Tensor = _ONEDNN(  # type: ignore[operator]
+            a[:, start : start + size], rows.T, bias if total is None else None, "none", [], ""
+        )
+        total = piece if total is None else total.add_(piece)
+    assert total is not None
+    return total
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x @ weight + bias``, differentiable; of any type, on any device.
+
+    Float32 on the CPU goes to :func:`product`, its gradients too.
+    """
+    if x.device.type != "cpu" or x.dtype != torch.float32:
+        return x @ weight if bias is None else torch.addmm(bias, x, weight)
+    if not torch.is_grad_enabled() and not _transformed():
+        return product(x, weight, bias)  # the function below takes 45 us more
+    out: Tensor = _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Linear(torch.autograd.Function):
+    """:func:`product` with its gradients, and its derivative along a direction."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return product(x, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, _ = inputs
+        ctx.save_for_backward(x, weight)
+        ctx.save_for_forward(x, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_out: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        return (
+            product(by_out, weight.T) if of_x else None,
+            product(x.T, by_out) if of_weight else None,
+            by_out.sum(0) if of_bias else None,
+        )
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = tangents
+        out: Tensor = x.new_zeros(len(x), weight.shape[1])
+        if of_x is not None:
+            out = out + product(of_x, weight)
+        if of_weight is not None:
+            out = out + product(x, of_weight)
+        return out if of_bias is None else out + of_bias

@@ -1,0 +1,270 @@
+"""How many threads run: what somebody has set, or what the load of the machine lets run well.
+
+Threads that share one product or kernel wait for each other at its end, and they wait by spinning.
+That is fast while each has a core to itself.  It is very slow when another process takes the core
+of one of them, since the others wait until it comes back, dozens of times in a training step.  So
+the number of threads follows the load while vivace works:
+
+* A number that was set (``vivace.settings.num_threads``, ``--threads``) is used as it is.
+* Otherwise it is at most torch's number (``OMP_NUM_THREADS``, ``MKL_NUM_THREADS``,
+  ``torch.set_num_threads``; else the cores), at most the cores that this process may use (its
+  affinity mask, its cgroup's quota), and at most the cores that no other process uses.
+* Of that number and its halves, the one is used with which a unit of work (a training step, a
+  block of cells) takes the least time.  They are tried again every few seconds, and as soon as
+  units become slow.
+
+Results do not depend on it: every product and kernel gives the same bits on any number of threads.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import threading
+import time
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from statistics import median
+from typing import Any, TypeVar, cast
+
+import torch
+
+from vivace.config import settings
+from vivace.ops.runtime.cores import FreeCores, allowed_cores
+
+F = TypeVar("F", bound=Callable[..., Any])
+_LEEWAY = 0.3  # of a core: what others may use of the threads' cores
+_TRIES = 3  # units by which a number of threads is judged
+_LONG = 0.03  # seconds; of longer units one must do
+_GAIN = 0.9  # fewer threads are taken for less than this share of the time
+_WORSE = 1.3  # times the best: not worth another unit
+_HOPELESS = 2.0  # times what was usual with another number: the same
+_SLOW = 1.5  # times the usual: slow
+_PATIENCE = 3  # slow units in a row after which all numbers are tried again
+_AGAIN = 5.0  # seconds after which they are tried again in any case,
+_SHARE = 50  # or so many times as long as trying takes
+
+
+class Tuner:
+    """Finds the number of threads with which units of one kind of work take the least time.
+
+    It tries all threads, half of them, a quarter and so on until that takes longer.
+
+    Examples
+    --------
+    >>> tuner, seconds = Tuner(), {4: 0.3, 2: 0.2, 1: 0.4}
+    >>> for i in range(10):
+    ...     tuner.took(seconds[tuner.threads(4)], now=float(i))
+    >>> tuner.threads(4)
+    2
+    """
+
+    def __init__(self) -> None:
+        self._halvings = 0  # of the number that may run
+        self._most = 0
+        self._usual: float | None = None  # seconds of a unit
+        self._warm = False  # the first unit may have loaded kernels
+        self._slow = 0
+        self._next_trial = 0.0
+        self._begin_trial()
+
+    def _begin_trial(self) -> None:
+        self._trying = True
+        self._spent = 0.0
+        self._halvings = 0
+        self._times: list[float] = []
+        self._best: tuple[float, int] | None = None
+
+    def renew(self) -> None:
+        """Other work of the same kind begins: what was chosen stays, what was usual does not."""
+        self._usual, self._slow = None, 0
+        if self._trying:
+            self._begin_trial()
+
+    def threads(self, most: int) -> int:
+        """The number for the next unit, if ``most`` may run."""
+        if not 0.8 * self._most <= most <= 1.25 * self._most:
+            self._most = most
+            self._begin_trial()
+        return max(1, most >> self._halvings)
+
+    def took(self, seconds: float, now: float) -> None:
+        """A unit took so long with the number that was given, and ended ``now``."""
+        if not self._warm:
+            self._warm = True
+        elif self._trying:
+            self._try(seconds, now)
+        else:
+            self._watch(seconds, now)
+
+    def _try(self, seconds: float, now: float) -> None:
+        self._times.append(seconds)
+        self._spent += seconds
+        tries = _TRIES if seconds < _LONG else 1
+        if self._best is not None:
+            hopeless = seconds > _WORSE * self._best[0]
+        else:
+            hopeless = self._usual is not None and seconds > _HOPELESS * self._usual
+        if len(self._times) < tries and not hopeless:
+            return
+        found = median(self._times)
+        better = self._best is None or found < _GAIN * self._best[0]
+        if better:
+            self._best = found, self._halvings
+        assert self._best is not None
+        if found <= _WORSE * self._best[0] and self._most >> self._halvings > 1:
+            self._halvings += 1
+            self._times = []
+            return
+        self._usual, self._halvings = self._best
+        self._trying, self._slow = False, 0
+        self._next_trial = now + max(_AGAIN, _SHARE * self._spent)
+
+    def _watch(self, seconds: float, now: float) -> None:
+        if self._usual is None:
+            self._usual = seconds
+        self._slow = self._slow + 1 if seconds > _SLOW * self._usual else 0
+        if self._most > 1 and (self._slow >= _PATIENCE or now > self._next_trial):
+            self._begin_trial()
+
+
+class _Scope(threading.local):
+    """Of each Python thread: what :func:`adapted_threads` has found; 0 outside it."""
+
+    ceiling = 0  # threads at most, whatever the load
+    fixed = False
+
+
+_scope = _Scope()
+_cores = FreeCores()
+_tuners: dict[tuple[Hashable, ...], Tuner] = {}
+
+
+@contextmanager
+def adapted_threads() -> Iterator[None]:
+    """Inside, the number of threads follows the load; afterwards it is what it was.
+
+    One inside another does nothing.
+    """
+    if _scope.ceiling:
+        yield
+        return
+    before, fixed = torch.get_num_threads(), settings.fixed_threads
+    _scope.ceiling = min(before, allowed_cores()) if fixed is None else fixed
+    _scope.fixed = fixed is not None
+    try:
+        torch.set_num_threads(_available())
+        yield
+    finally:
+        _scope.ceiling = 0
+        torch.set_num_threads(before if fixed else settings.restored_threads(before))
+
+
+def _available() -> int:
+    """Threads that have a core each."""
+    if settings.fixed_threads is not None:  # perhaps since a moment ago, by a callback
+        return settings.fixed_threads
+    if _scope.ceiling == 1:
+        return 1
+    free = _cores.look()
+    return _scope.ceiling if free is None else max(1, min(_scope.ceiling, int(free + _LEEWAY)))
+
+
+class Pace:
+    """Times the units of one kind of work, and sets the number of threads for each.
+
+    Outside :func:`adapted_threads`, and where the number is fixed, it does nothing.
+
+    Parameters
+    ----------
+    kind
+        What the units of two paces must have in common for their times to be alike.
+
+    Examples
+    --------
+    >>> with adapted_threads():
+    ...     pace = Pace("sums", 128)
+    ...     for _ in range(3):
+    ...         pace.begin()
+    ...         total = torch.ones(128, 128).sum()
+    ...         pace.end()
+    """
+
+    def __init__(self, *kind: Hashable) -> None:
+        self._follows = _scope.ceiling > 1 and not _scope.fixed
+        if self._follows:
+            self._tuner = _tuners.setdefault(kind, Tuner())
+            self._tuner.renew()
+            self._set()
+
+    def begin(self) -> None:
+        """A unit begins."""
+        if self._follows and torch.get_num_threads() != self._threads:
+            self._set()  # another pace has been at work in between
+        self._begun = time.perf_counter()
+
+    def end(self, *, judge: bool = True) -> None:
+        """It has ended; the number of threads is set for the next.
+
+        Without ``judge`` where it was smaller than the others.
+        """
+        if self._follows:
+            now = time.perf_counter()
+            if judge:
+                self._tuner.took(now - self._begun, now)
+            self._set()
+
+    def _set(self) -> None:
+        if not _scope.ceiling:  # a generator that outlived the scope it was made in
+            self._follows = False
+            return
+        most = _available()
+        self._threads = most if settings.fixed_threads else self._tuner.threads(most)
+        torch.set_num_threads(self._threads)
+
+
+def question(function: F) -> F:
+    """A function that asks a network something: without gradients, in :func:`adapted_threads`.
+
+    It may be a generator function.
+    """
+    without_gradients = torch.no_grad()(function)
+
+    @functools.wraps(function)
+    def asked(*args: Any, **named: Any) -> Any:
+        with adapted_threads():
+            return without_gradients(*args, **named)
+
+    @functools.wraps(function)
+    def asked_in_turn(*args: Any, **named: Any) -> Iterator[Any]:
+        with adapted_threads():
+            yield from without_gradients(*args, **named)
+
+    return cast("F", asked_in_turn if inspect.isgeneratorfunction(function) else asked)
+
+
+@contextmanager
+def on_one_thread() -> Iterator[None]:
+    """Inside, torch's operations run on one thread: for those whose bits depend on the number."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def kernel_threads() -> tuple[int, bool]:
+    """Threads for a kernel now, and whether this process uses several at times."""
+    threads = torch.get_num_threads()
+    return threads, threads > 1 or _scope.ceiling > 1
+
+
+def _forget() -> None:
+    """In a forked process, which has one thread: the others did not survive."""
+    _scope.ceiling = min(_scope.ceiling, 1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

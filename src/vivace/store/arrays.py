@@ -1,0 +1,242 @@
+"""Results larger than memory: matrices that are filled block by block, whole or not there.
+
+A path becomes a zarr array, or a zarr group that AnnData reads as a sparse matrix; it is
+written under a temporary name beside its place and renamed when it is whole.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from vivace.errors import ArgumentTypeError, MissingExtraError, OptionError, ShapeError
+from vivace.store.folder import move_into_place
+
+_CHUNK = 1 << 20  # numbers in a chunk, 4 MB
+_DENSE = {"encoding-type": "array", "encoding-version": "0.2.0"}  # as AnnData marks it
+_ZARR = (".zgroup", ".zarray", "zarr.json")  # what a folder of zarr holds one of
+_ENTRIES = 1 << 22  # sparse entries that are written in one go
+
+
+def fill_dense(
+    out: object,
+    shape: tuple[int, ...],
+    batch_size: int,
+    write: Callable[[Any], None],
+    cells_axis: int = -2,
+) -> Any:
+    """A float32 array of ``shape`` that ``write`` has filled.
+
+    Parameters
+    ----------
+    out
+        None for an array in memory; a path for a zarr array; or an array, in memory or on disk, of
+        the right shape.
+    shape
+        Its shape.
+    batch_size
+        Cells that are written at a time; the rows of a chunk.
+    write
+        Called with the array.
+    cells_axis
+        Which axis is that of cells; genes follow.
+
+    Returns
+    -------
+    The array; that of a path is open for reading.
+    """
+    if out is None:
+        held = np.empty(shape, np.float32)
+        write(held)
+        return held
+    if isinstance(out, str | Path):
+        import_zarr()
+        import zarr
+
+        chunks = _chunks(shape, batch_size, cells_axis % len(shape))
+        with _whole(_local(out)) as new:
+            array = zarr.create_array(store=str(new), shape=shape, chunks=chunks, dtype="float32")
+            write(array)
+        return zarr.open_array(str(out), mode="r")
+    if not isinstance(getattr(out, "dtype", None), np.dtype) or not hasattr(out, "__setitem__"):
+        raise ArgumentTypeError(
+            f"out must be a path, or an array that can be written to, not {type(out).__name__}."
+        )
+    if tuple(out.shape) != shape:  # type: ignore[attr-defined]
+        raise ShapeError(f"out has shape {tuple(out.shape)}, but the result has {shape}.")  # type: ignore[attr-defined]
+    if np.dtype(out.dtype).kind != "f":  # type: ignore[attr-defined]
+        raise OptionError(f"out has type {out.dtype}, which does not hold fractions; use float32.")  # type: ignore[attr-defined]
+    if not _writeable(out):
+        raise OptionError("out can only be read; open it for writing, or give a path.")
+    write(out)
+    return out
+
+
+def _local(path: str | Path) -> Path:
+    """A place on this machine."""
+    if "://" in str(path):
+        raise OptionError(f"{path} is not on this machine; write to a local path and copy it.")
+    return Path(path)
+
+
+def _writeable(out: Any) -> bool:
+    """Whether an array, of NumPy, h5py or zarr, may be written to."""
+    if isinstance(out, np.ndarray):
+        return bool(out.flags.writeable)
+    if isinstance(out, h5py.Dataset):
+        return bool(out.file.mode != "r")
+    return not getattr(out, "read_only", False)
+
+
+def fill_sparse(
+    path: str | Path, n_genes: int, n_draws: int, blocks: Iterable[tuple[int, sp.csr_matrix]]
+) -> Any:
+    """Sparse matrices at ``path``, one a draw, from blocks of their rows in order.
+
+    Returns
+    -------
+    For one draw AnnData's sparse dataset, open for reading; for several a list of them,
+    which lie in the groups "0", "1" and so on.
+    """
+    if not isinstance(path, str | Path):
+        raise ArgumentTypeError(
+            f"out must be a path for sparse samples, not {type(path).__name__}; leave it None for a "
+            "matrix in memory."
+        )
+    import_zarr()
+    import zarr
+    from anndata.io import sparse_dataset, write_elem
+
+    names = [str(i) for i in range(n_draws)]
+    with _whole(_local(path)) as new:
+        root = zarr.open_group(str(new.parent), mode="a", zarr_format=2)
+        if n_draws > 1:
+            root.create_group(new.name)
+        places = [f"{new.name}/{name}" for name in names] if n_draws > 1 else [new.name]
+        for place in places:
+            none = sp.csr_matrix((0, n_genes), dtype=np.int32)
+            none.indptr = none.indptr.astype(np.int64)  # room for more than 2**31 entries
+            # said here, as chunks of an empty array would be of one entry
+            write_elem(root, place, none, dataset_kwargs={"chunks": (_CHUNK,)})
+        for draw, block in _larger(n_draws, blocks):
+            sparse_dataset(root[places[draw]]).append(block)
+    found = zarr.open_group(str(path), mode="r")
+    if n_draws == 1:
+        return sparse_dataset(found)
+    return [sparse_dataset(found[name]) for name in names]
+
+
+def import_zarr() -> None:
+    """Refuse early, in one sentence, where zarr is missing."""
+    if find_spec("zarr") is None:
+        raise MissingExtraError(
+            "Writing to a path needs zarr, which is not installed; run pip install 'vivace[zarr]'."
+        )
+
+
+def _larger(
+    n_draws: int, blocks: Iterable[tuple[int, sp.csr_matrix]]
+) -> Iterator[tuple[int, sp.csr_matrix]]:
+    """The same rows in blocks of some million entries, since a write of few is slow."""
+    waiting: list[list[sp.csr_matrix]] = [[] for _ in range(n_draws)]
+    entries = [0] * n_draws
+    for draw, block in blocks:
+        waiting[draw].append(block)
+        entries[draw] += block.nnz
+        if sum(entries) >= _ENTRIES:  # of all draws together, or memory would grow with them
+            for i in np.flatnonzero(entries):
+                yield int(i), sp.vstack(waiting[i], format="csr")
+                waiting[i], entries[i] = [], 0
+    for draw, left in enumerate(waiting):
+        if left:
+            yield draw, sp.vstack(left, format="csr")
+
+
+@contextmanager
+def dense_file(
+    path: Path, obs: pd.DataFrame, var: pd.DataFrame, batch_size: int, overwrite: bool
+) -> Iterator[Any]:
+    """An empty float32 X, cells x genes, of a file (.h5ad) or folder (.zarr) that AnnData reads.
+
+    What is written to it is there when the context ends without an error, and not before.
+    """
+    shape, frame = (len(obs), len(var)), anndata.AnnData(obs=obs, var=var)
+    chunks = _chunks(shape, batch_size, 0)
+    with _whole(path, overwrite) as new:
+        if path.suffix == ".zarr":
+            root = _zarr_group(new, frame)
+            x = root.create_array("X", shape=shape, chunks=chunks, dtype="float32")
+            x.attrs.update(_DENSE)
+            yield x
+        else:
+            frame.write_h5ad(new)
+            with h5py.File(new, "r+") as file:
+                file.pop("X", None)
+                x = file.create_dataset(
+                    "X", shape, "float32", chunks=chunks if all(shape) else None
+                )
+                x.attrs.update(_DENSE)
+                yield x
+
+
+def write_anndata(adata: anndata.AnnData, path: Path, overwrite: bool) -> None:
+    """Write a file (.h5ad) or folder (.zarr), whole or not at all."""
+    with _whole(path, overwrite) as new:
+        if path.suffix == ".zarr":
+            _zarr_group(new, adata)
+        else:
+            adata.write_h5ad(new)
+
+
+@contextmanager
+def _whole(path: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A place to write at, renamed to ``path`` if nothing goes wrong."""
+    check_free(path, overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch:
+        new = Path(scratch) / "new"
+        yield new
+        move_into_place(new, path, Path(scratch) / "old")
+
+
+def _zarr_group(path: Path, adata: anndata.AnnData) -> Any:
+    """``adata`` as a zarr group, open for writing; its metadata are not consolidated yet."""
+    import_zarr()
+    import zarr
+
+    root = zarr.open_group(str(path), mode="w", zarr_format=2)
+    anndata.io.write_elem(root, "/", adata)
+    return root
+
+
+def check_free(path: Path, overwrite: bool = False) -> None:
+    """Refuse a place where something is."""
+    if not path.exists():
+        return
+    if not overwrite:
+        raise OptionError(f"{path} exists; remove it or choose another path.")
+    of_zarr = path.is_dir() and any((path / name).exists() for name in _ZARR)
+    if path.is_dir() and not of_zarr:
+        raise OptionError(
+            f"{path} is a folder that is not of zarr, so it will not be overwritten; choose another "
+            "path."
+        )
+
+
+def _chunks(shape: tuple[int, ...], batch_size: int, cells_axis: int) -> tuple[int, ...]:
+    """Chunks of as many cells as are written at a time, and of about a million numbers."""
+    chunks = [1] * len(shape)
+    chunks[cells_axis] = max(1, min(batch_size, shape[cells_axis]))
+    most = max(1, _CHUNK // chunks[cells_axis])
+    chunks[cells_axis + 1] = max(1, min(shape[cells_axis + 1], most))
+    return tuple(chunks)

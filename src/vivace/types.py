@@ -1,0 +1,23 @@
+"""Types of arrays and arguments that several rooms share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+I16 = NDArray[np.int16]
+I32 = NDArray[np.int32]
+I64 = NDArray[np.int64]
+U32 = NDArray[np.uint32]
+Bool = NDArray[np.bool_]
+Rows = NDArray[np.int64]  # row numbers of cells
+
+Indices = Sequence[int] | NDArray[Any]  # row numbers, or a boolean mask
+Category = str | int | float | bool
+# what transform_batch takes: a category, several, or a mapping from columns to those
+Transform = Category | Sequence[Category] | Mapping[str, Category | Sequence[Category]] | None
