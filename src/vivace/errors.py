@@ -8,7 +8,12 @@ message is one sentence: what is wrong, where, and the fix.
 from __future__ import annotations
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable
+from pathlib import Path
+
+_PACKAGE = str(Path(__file__).parent)
 
 
 class VivaceError(Exception):
@@ -55,6 +60,14 @@ class NotTrainedError(VivaceError, RuntimeError):
 
 class VivaceWarning(UserWarning):
     """Something that is allowed, but probably not meant."""
+
+
+def warn(message: str, kind: type[Warning] = VivaceWarning) -> None:
+    """Warn, pointing at the line outside of vivace that called it."""
+    level, frame = 1, sys._getframe()
+    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back  # type: ignore[assignment]
+    warnings.warn(message, kind, stacklevel=level)
 
 
 def near(name: object, known: Iterable[object]) -> str:

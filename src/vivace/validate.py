@@ -1,11 +1,21 @@
-"""Checks that several public methods make of their arguments."""
+"""What arguments may be: declared once, refused in one sentence.
+
+A public function lists its checks in :func:`checked`; each is a small object that says what
+a value may be (its type, bounds, choices, whether None will do).  A wrong type raises
+:class:`~vivace.errors.ArgumentTypeError`, a wrong value :class:`~vivace.errors.OptionError`,
+and a name that no argument has is answered with near matches.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from numbers import Real
+import functools
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping, Set
+from dataclasses import dataclass
+from numbers import Real as RealNumber
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar, cast, get_args
 
 import numpy as np
 import pandas as pd
@@ -15,44 +25,206 @@ from anndata import AnnData
 from vivace.errors import ArgumentTypeError, DataError, MissingColumnError, OptionError, near
 from vivace.types import I64, Indices
 
-
-def refuse_unknown(method: str, given: Mapping[str, Any], known: Iterable[str]) -> None:
-    """A sentence with near matches for the first name that no argument has."""
-    for name in given:
-        raise ArgumentTypeError(f"{method} has no argument {name!r}; {near(name, known)}")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
-def positive(name: str, value: object) -> None:
-    """``value`` must be None or an integer of at least 1."""
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise ArgumentTypeError(f"{name} must be an integer, not {value!r}.")
-    if value < 1:
-        raise OptionError(f"{name} must be at least 1, not {value}.")
+class Check(Protocol):
+    """Refuses a value that the argument ``name`` may not have."""
+
+    def __call__(self, name: str, value: Any) -> None: ...
 
 
-def whole(name: str, value: object) -> None:
-    """``value`` must be an integer of at least 1."""
-    if value is None:
-        raise ArgumentTypeError(f"{name} must be an integer, not None.")
-    positive(name, value)
+@dataclass(frozen=True)
+class Int:
+    """An integer of at least ``at_least``; None too where it is ``optional``."""
+
+    at_least: int = 1
+    optional: bool = False
+
+    def __call__(self, name: str, value: Any) -> None:
+        if value is None and self.optional:
+            return
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            raise ArgumentTypeError(f"{name} must be an integer, not {value!r}.")
+        if value < self.at_least:
+            raise OptionError(f"{name} must be at least {self.at_least}, not {value}.")
 
 
-def true_or_false(name: str, value: object) -> None:
-    """``value`` must be one of the two."""
-    if not isinstance(value, bool):
-        raise ArgumentTypeError(f"{name} must be True or False, not {value!r}.")
+@dataclass(frozen=True)
+class Number:
+    """A finite number within bounds; None too where it is ``optional``.
+
+    Parameters
+    ----------
+    at_least, at_most
+        Bounds that the number may have itself.
+    above, below
+        Bounds that it may not have.
+    optional
+        Whether None will do.
+    """
+
+    at_least: float | None = None
+    at_most: float | None = None
+    above: float | None = None
+    below: float | None = None
+    optional: bool = False
+
+    def __call__(self, name: str, value: Any) -> None:
+        if value is None and self.optional:
+            return
+        if isinstance(value, bool) or not isinstance(value, RealNumber):
+            raise ArgumentTypeError(f"{name} must be a number, not {value!r}.")
+        number = float(value)
+        inside = (
+            math.isfinite(number)
+            and (self.at_least is None or number >= self.at_least)
+            and (self.at_most is None or number <= self.at_most)
+            and (self.above is None or number > self.above)
+            and (self.below is None or number < self.below)
+        )
+        if not inside:
+            raise OptionError(f"{name} must be {self.bounds}, not {value}.")
+
+    @property
+    def bounds(self) -> str:
+        """The bounds in words."""
+        words = [
+            f"{word} {bound:g}"
+            for word, bound in (
+                ("at least", self.at_least),
+                ("above", self.above),
+                ("at most", self.at_most),
+                ("below", self.below),
+            )
+            if bound is not None
+        ]
+        return " and ".join(words if self.below or self.at_most else [*words, "finite"])
 
 
-def number(name: str, value: object) -> None:
-    """``value`` must be None or a number."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
-        raise ArgumentTypeError(f"{name} must be a number, not {value!r}.")
+@dataclass(frozen=True)
+class Choice:
+    """One of some words; None too where it is ``optional``.
+
+    Parameters
+    ----------
+    choices
+        The words, or a Literal of them.
+    optional
+        Whether None will do.
+    """
+
+    choices: Any
+    optional: bool = False
+
+    def __call__(self, name: str, value: Any) -> None:
+        if value is None and self.optional:
+            return
+        known = get_args(self.choices) or tuple(self.choices)
+        if not isinstance(value, str) or value not in known:
+            listed = ", ".join(map(repr, known))
+            raise OptionError(f"{name} must be one of {listed}, not {value!r}.")
 
 
-def numbers(name: str, value: object) -> torch.Tensor:
-    """``value`` as a float32 tensor; it must be an array or a number, all of it finite."""
+@dataclass(frozen=True)
+class Flag:
+    """True or False; None too where it is ``optional``."""
+
+    optional: bool = False
+
+    def __call__(self, name: str, value: Any) -> None:
+        if value is None and self.optional:
+            return
+        if not isinstance(value, bool):
+            either = "True, False or None" if self.optional else "True or False"
+            raise ArgumentTypeError(f"{name} must be {either}, not {value!r}.")
+
+
+@dataclass(frozen=True)
+class InstanceOf:
+    """An object of a class, which ``hint`` says how to get."""
+
+    kind: type
+    hint: str = ""
+
+    def __call__(self, name: str, value: Any) -> None:
+        if not isinstance(value, self.kind):
+            article = "an" if self.kind.__name__[0] in "AEIOU" else "a"
+            raise ArgumentTypeError(
+                f"{name} must be {article} {self.kind.__name__}, not {type(value).__name__}"
+                f"{'; ' if self.hint else ''}{self.hint}."
+            )
+
+
+COUNT = Int()
+OPTIONAL_COUNT = Int(optional=True)
+FLAG = Flag()
+
+
+def checked(**checks: Check) -> Callable[[F], F]:
+    """Check the arguments of a public function before it runs.
+
+    Parameters
+    ----------
+    checks
+        What each argument may be; one without a check may be anything.
+
+    Examples
+    --------
+    >>> @checked(n_samples=COUNT)
+    ... def draw(n_samples=1, *, seed=None):
+    ...     return n_samples
+    >>> draw(n_sample=2)
+    Traceback (most recent call last):
+    ...
+    vivace.errors.ArgumentTypeError: draw has no argument 'n_sample'; did you mean 'n_samples'?
+    """
+
+    def decorate(function: F) -> F:
+        check = argument_checker(function, checks)
+
+        @functools.wraps(function)
+        def call(*args: Any, **named: Any) -> Any:
+            check(args, named)
+            return function(*args, **named)
+
+        return cast("F", call)
+
+    return decorate
+
+
+def argument_checker(
+    function: Callable[..., Any], checks: Mapping[str, Check]
+) -> Callable[[tuple[Any, ...], dict[str, Any]], None]:
+    """What :func:`checked` does with the arguments of each call."""
+    parameters = inspect.signature(function).parameters
+    names = list(parameters)
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    wrong = set(checks) - set(names)
+    if wrong:
+        raise TypeError(f"{function.__qualname__} has no arguments {sorted(wrong)} to check")
+    title = function.__qualname__.removesuffix(".__init__").split(".")[-1]
+    public = [n for n in names if n not in ("self", "cls")]
+
+    def check(args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        if not takes_any:
+            refuse_unknown(title, set(named) - set(names), public)
+        values = dict(zip(names, args, strict=False)) | named
+        for name, may_be in checks.items():
+            if name in values:
+                may_be(name, values[name])
+
+    return check
+
+
+def refuse_unknown(function: str, given: Set[str] | Iterable[str], known: Iterable[str]) -> None:
+    """Name the first argument that a function does not have, and near matches."""
+    for name in sorted(set(given) - set(known)):
+        raise ArgumentTypeError(f"{function} has no argument {name!r}; {near(name, known)}")
+
+
+def float_tensor(name: str, value: object) -> torch.Tensor:
+    """An array or a number as a float32 CPU tensor; every value must be finite."""
     try:
         array = np.asarray(
             value.detach().cpu() if isinstance(value, torch.Tensor) else value, np.float32
@@ -64,51 +236,53 @@ def numbers(name: str, value: object) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array))
 
 
-def any_column_of(adata: AnnData, name: str, key: object) -> pd.Series[Any]:
-    """The column of obs that the argument ``name`` names; values may be missing."""
+def obs_column(
+    adata: AnnData, argument: str, key: object, *, allow_missing: bool = False
+) -> pd.Series[Any]:
+    """The column of obs that an argument names.
+
+    Raises
+    ------
+    ArgumentTypeError
+        If ``key`` is not a name.
+    MissingColumnError
+        If obs has no such column; the message names near ones.
+    DataError
+        If a value is missing, unless ``allow_missing``.
+    """
     if not isinstance(key, str):
-        raise ArgumentTypeError(f"{name} must be the name of a column of obs, not {key!r}.")
+        raise ArgumentTypeError(f"{argument} must be the name of a column of obs, not {key!r}.")
     if key not in adata.obs:
-        raise MissingColumnError(f"obs has no column {key!r} ({name}); {near(key, adata.obs)}")
-    return adata.obs[key]
-
-
-def column_of(adata: AnnData, name: str, key: object) -> pd.Series[Any]:
-    """The same where no value is missing."""
-    column = any_column_of(adata, name, key)
-    if column.isna().any():
+        raise MissingColumnError(f"obs has no column {key!r} ({argument}); {near(key, adata.obs)}")
+    column = adata.obs[key]
+    if not allow_missing and column.isna().any():
         raise DataError(
-            f"obs[{key!r}] ({name}) has no value for {int(column.isna().sum())} cells; fill it in."
+            f"obs[{key!r}] ({argument}) has no value for {int(column.isna().sum())} cells; "
+            "fill it in."
         )
     return column
 
 
-def folder(value: object) -> Path:
-    """``value`` must be a path."""
+def folder_path(value: object) -> Path:
+    """``dir_path`` as a path."""
     if not isinstance(value, str | Path):
         raise ArgumentTypeError(f"dir_path must be the path of a folder, not {value!r}.")
     return Path(value)
 
 
-def accelerator_here(name: object) -> None:
-    """``name`` must be a kind of device that this machine has, or "auto"."""
-    there = {
-        "auto": True,
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "gpu": torch.cuda.is_available() or torch.backends.mps.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not isinstance(name, str) or name not in there:
-        raise OptionError(
-            f"accelerator must be one of {', '.join(map(repr, there))}, not {name!r}."
-        )
-    if not there[name]:
+def check_accelerator(name: object) -> None:
+    """Refuse a kind of device that this machine does not have; "auto" is any."""
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    available = {"auto": True, "cpu": True, "cuda": cuda, "gpu": cuda or mps, "mps": mps}
+    if not isinstance(name, str) or name not in available:
+        listed = ", ".join(map(repr, available))
+        raise OptionError(f"accelerator must be one of {listed}, not {name!r}.")
+    if not available[name]:
         raise OptionError(f"This machine has no device for accelerator={name!r}; use 'auto'.")
 
 
 def row_numbers(indices: Indices | None, n_cells: int) -> I64:
-    """Row numbers from a mask, from indices (negative ones count from the end), or all.
+    """Row numbers from a mask, from indices (negative ones count from the end), or of all cells.
 
     Examples
     --------
@@ -126,7 +300,8 @@ def row_numbers(indices: Indices | None, n_cells: int) -> I64:
     if rows.dtype == bool:
         if len(rows) != n_cells:
             raise OptionError(
-                f"indices is a mask of {len(rows)} values for {n_cells} cells; give one value a cell."
+                f"indices is a mask of {len(rows)} values for {n_cells} cells; give one value per "
+                "cell."
             )
         return np.flatnonzero(rows)
     if rows.size and rows.dtype.kind not in "iu":
@@ -136,3 +311,33 @@ def row_numbers(indices: Indices | None, n_cells: int) -> I64:
     if len(outside):
         raise OptionError(f"indices holds {outside[0]}, but there are {n_cells} cells.")
     return np.where(rows < 0, rows + n_cells, rows)
+
+
+# TODO(second house): the old names, until every caller has moved
+def positive(name: str, value: object) -> None:  # noqa: D103
+    OPTIONAL_COUNT(name, value)
+
+
+def whole(name: str, value: object) -> None:  # noqa: D103
+    COUNT(name, value)
+
+
+def true_or_false(name: str, value: object) -> None:  # noqa: D103
+    FLAG(name, value)
+
+
+def number(name: str, value: object) -> None:  # noqa: D103
+    if value is not None and (isinstance(value, bool) or not isinstance(value, RealNumber)):
+        raise ArgumentTypeError(f"{name} must be a number, not {value!r}.")
+
+
+numbers = float_tensor
+folder = folder_path
+accelerator_here = check_accelerator
+
+
+def any_column_of(adata: AnnData, name: str, key: object) -> pd.Series[Any]:  # noqa: D103
+    return obs_column(adata, name, key, allow_missing=True)
+
+
+column_of = obs_column
