@@ -36,7 +36,7 @@ from vivace.errors import (
     OptionError,
     VivaceWarning,
 )
-from vivace.nn import VAE, Dimensions, Surgery, operate
+from vivace.nn import VAE, Dimensions, Surgery, freeze_network
 from vivace.seeds import SeedStream, check_seed
 from vivace.store.folder import damaged_model, read_adata
 from vivace.train import (
@@ -341,7 +341,7 @@ class Base(ABC):
             model.module.load_state_dict(own)
             model._unused = {k: v for k, v in stored.weights.items() if k not in own}
             if "surgery" in parts:
-                operate(model.module, Surgery.from_dict(parts["surgery"]))
+                freeze_network(model.module, Surgery.from_dict(parts["surgery"]))
                 model._origins = tuple(map(str, parts["origins"]))
             model._state = TrainState(
                 train_rows=np.asarray(parts["training"]["train_rows"], np.int64),

@@ -17,7 +17,7 @@ from vivace.config import settings
 from vivace.errors import ArgumentTypeError, DataError, NotTrainedError, OptionError, VivaceWarning
 from vivace.methods.base import digest, dimensions, refuse_minified
 from vivace.methods.differential import Differing
-from vivace.nn import Surgery, grown, operate, trained_parts
+from vivace.nn import Surgery, freeze_network, grow_weights, trained_parts, trains_encoder
 from vivace.seeds import SeedStream, check_seed
 from vivace.store import read_genes
 from vivace.train.initialise import set_library_prior
@@ -142,9 +142,9 @@ class Model(Differing):
         model._attach(adata)
         if model.module.library_encoder is not None:
             set_library_prior(model.module, model._own_source())
-        weights = grown(reference.module.state_dict(), model.module, surgery)
+        weights = grow_weights(reference.module.state_dict(), model.module, surgery)
         model.module.load_state_dict(weights)
-        operate(model.module, surgery)
+        freeze_network(model.module, surgery)
         if surgery.keeps_encoder:
             model._origins = (*reference._origins, reference._fingerprint())
         is_mapped = reference.module.surgery is not None
@@ -199,8 +199,7 @@ class Model(Differing):
 
     def _say_what_moves(self, reference: Model) -> None:
         """Of the query's model: warn where training moves no cell, or has nothing to do."""
-        parts = trained_parts(self.module)
-        if not parts:
+        if not trained_parts(self.module):
             self._state.summary = {
                 "epochs": 0,
                 "cells": self._own_source().n_cells,
@@ -209,9 +208,7 @@ class Model(Differing):
         mine, its = self.schema, reference.schema
         if (mine.batches, mine.categories) == (its.batches, its.categories):
             return
-        names = {part.name for part in parts}
-        embedded = self.module.encoder.uses_covariates and "batch_embedding.weight" in names
-        if not embedded and not any(name.startswith("encoder.") for name in names):
+        if not trains_encoder(self.module):
             warnings.warn(
                 "The encoder of the reference does not see batch or covariates, so that training moves "
                 "no cell in the latent space, only how it is decoded; for a query that moves, train "
