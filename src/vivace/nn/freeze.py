@@ -119,4 +119,4 @@ def _check_categories(network: VAE, surgery: Surgery) -> None:
     n_all = (network.dims.n_batches, *network.dims.n_categories)
     n_known = surgery.n_known
     if len(n_known) != len(n_all) or any(a > b for a, b in zip(n_known, n_all, strict=True)):
-        raise ValueError(f"The reference has {n_known} categories, but the network only {n_all}.")
+        raise ValueError(f"the reference has {n_known} categories, but the network {n_all}")

@@ -56,11 +56,11 @@ class Surgery:
     def __post_init__(self) -> None:
         numbers = (self.n_batches, self.n_labels, *self.n_categories)
         if any(type(n) is not int or n < 1 for n in numbers):
-            raise ValueError(f"The numbers of categories {numbers} are not all positive integers.")
+            raise ValueError(f"the numbers of categories {numbers} are not all positive integers")
         for field in fields(self):
             value = getattr(self, field.name)
             if not field.name.startswith("n_") and not isinstance(value, bool):
-                raise ValueError(f"{field.name} is {value!r}, not true or false.")
+                raise ValueError(f"{field.name} is {value!r}, not true or false")
 
     @property
     def n_known(self) -> tuple[int, ...]:
