@@ -177,7 +177,9 @@ class CategoryFingerprint:
         """Record a column whose cells have ``codes``, numbers of the ``known`` categories."""
         occurring = np.flatnonzero(np.bincount(codes, minlength=len(known)))
         return cls(
-            key, _texts(adata.obs[key].take(places)), frozenset(str(known[int(i)]) for i in occurring)
+            key,
+            _texts(adata.obs[key].take(places)),
+            frozenset(str(known[int(i)]) for i in occurring),
         )
 
     def matches(self, column: pd.Series[Any], places: I64) -> bool:

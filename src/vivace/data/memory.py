@@ -103,28 +103,30 @@ class MemorySource:
         a new X where ``adata`` is a view or on disk, because reading it costs a copy; and new
         names of genes.
         """
-        where = None if self.origin is None else location_of(self.origin.layer)
-        if adata is not None and self.origin is not None:
-            if (change := self.origin.find_changed_cells(adata)) is not None:
+        origin = self.origin
+        fix = _keep_counts(None if origin is None else origin.layer)
+        if adata is not None and origin is not None:
+            change = origin.find_changed_cells(adata)
+            if change is not None:
                 raise DataError(
                     f"{change} when the model read them; make the model again, or pass adata= to "
                     "have them read again."
                 )
-            if not self.origin.has_counts(adata, self.counts):
+            if not origin.has_counts(adata, self.counts):
                 raise DataError(
-                    f"{where} no longer holds the counts that the model read; "
-                    f"{_keep_counts(self.origin.layer)} and make the model again."
+                    f"{location_of(origin.layer)} no longer holds the counts that the model read; "
+                    f"{fix} and make the model again."
                 )
-            if (key := self.origin.find_changed_column(adata)) is not None:
+            key = origin.find_changed_column(adata)
+            if key is not None:
                 raise DataError(
                     f"obs[{key!r}] was changed after the model read it; restore it, make the model "
                     "again, or pass adata= to have it read again."
                 )
         if not self._arrays.matches(self.counts):
-            layer = None if self.origin is None else self.origin.layer
             raise DataError(
-                "The counts were changed in place after the model was made; "
-                f"{_keep_counts(layer)} and make the model again."
+                f"The counts were changed in place after the model was made; {fix} and make the "
+                "model again."
             )
 
     def gather(self, rows: Rows, *, counts: bool = True) -> CountBatch:
