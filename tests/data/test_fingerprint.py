@@ -251,6 +251,21 @@ def test_a_renamed_category_of_a_single_cell_is_noticed(adata, refused):
         source.check_unchanged(adata)
 
 
+def test_questions_of_a_model_notice_changes_and_read_anew_on_request(tiny, refused):
+    adata = tiny(n_cells=100)
+    SCVI.setup_anndata(adata, batch_key="batch")
+    model = SCVI(adata, n_hidden=8, n_latent=2)
+    model.train(1, progress=False)
+    expected = model.get_latent_representation(seed=1)
+    adata.obs["batch"] = adata.obs["batch"].to_numpy()[::-1]
+    for question in (model.train, model.get_elbo, model.get_latent_representation):
+        with refused(DataError, "obs['batch'] was changed"):
+            question()
+    np.testing.assert_array_equal(model.get_latent_representation(adata, seed=1), expected)
+    adata.obs["batch"] = adata.obs["batch"].to_numpy()[::-1]
+    model.get_elbo()
+
+
 # ---- what changes nothing ----------------------------------------------------------------
 
 
