@@ -428,12 +428,12 @@ def test_express_and_sample_refuse(
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
-def test_a_folder_that_is_not_zarr_s_is_never_replaced(vivace_refuses, cells, fitted, tmp_path):
+def test_a_folder_without_a_zarr_store_is_never_replaced(vivace_refuses, cells, fitted, tmp_path):
     mine = tmp_path / "mine.zarr"
     mine.mkdir()
     (mine / "data.txt").write_text("precious")
     for command in ("sample", "express"):
-        vivace_refuses((command, fitted, cells, "-o", mine, "--overwrite"), "not of zarr")
+        vivace_refuses((command, fitted, cells, "-o", mine, "--overwrite"), "without a zarr store")
     assert (mine / "data.txt").read_text() == "precious"
 
 
