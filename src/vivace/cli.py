@@ -213,20 +213,20 @@ def demo(
 
 @command(
     setup=forward(
-        "methods/base.py:setup_anndata",
+        "data/declare.py:setup_anndata",
         "layer batch_key labels_key size_factor_key"
         " categorical_covariate_keys=categorical_covariate_key"
         " continuous_covariate_keys=continuous_covariate_key allow_non_integer",
     ),
     network=forward(
-        "scvi.py:SCVI",
+        "model.py:SCVI",
         "preset n_hidden n_latent n_layers dropout_rate gene_likelihood dispersion encode_covariates",
         n_hidden="Units of each hidden layer.",
         n_latent="Dimensions of the latent space.",
         n_layers="Hidden layers of the encoder and of the decoder.",
     ),
     training=forward(
-        "methods/training.py:train",
+        "train/run.py:train",
         "max_epochs recipe train_size batch_size max_steps early_stopping early_stopping_patience"
         " seed accelerator",
         train_size="Share of the cells to train on.",
@@ -281,11 +281,11 @@ def embed(
 
 @command(
     "map",
-    matching=forward("methods/transfer.py:prepare_query_anndata", "gene_key min_overlap"),
-    surgery=forward("methods/transfer.py:load_query_data", "unfrozen"),
-    training=forward("methods/training.py:train", "max_epochs seed"),
+    matching=forward("transfer/genes.py:prepare_query_anndata", "gene_key min_overlap"),
+    surgery=forward("transfer/query.py:load_query_data", "unfrozen"),
+    training=forward("train/run.py:train", "max_epochs seed"),
     labelling=forward(
-        "methods/transfer.py:transfer_labels",
+        "transfer/labels.py:transfer_labels",
         "max_novelty min_probability seed",
         max_novelty='Label more novel cells "Unknown"; 0.95, for example.',
         min_probability='Label less probable cells "Unknown".',
@@ -321,7 +321,8 @@ def map_query(
     from vivace.model import load
     from vivace.store.arrays import check_free
     from vivace.store.folder import check_place, write_h5ad
-    from vivace.transfer import LabelOptions, labels_of
+    from vivace.transfer.labels import labels_of
+    from vivace.transfer.options import LabelOptions
 
     # What can be refused is refused before anything is trained.
     _use_threads(threads)
@@ -355,7 +356,7 @@ def map_query(
     aligned = query.copy()
     genes = loaded.prepare_query_anndata(aligned, loaded, **matching)
     typer.echo(repr(genes))
-    mapped = loaded.load_query_data(aligned, loaded, **surgery)  # type: ignore[arg-type]
+    mapped = loaded.load_query_data(aligned, loaded, **surgery)
     mapped.train(**training, progress=not quiet)
     query.uns["query_genes"] = aligned.uns["query_genes"]
     query.obsm[key_added] = mapped.get_latent_representation(silent=quiet)
@@ -376,7 +377,7 @@ def map_query(
 
 @command(
     expression=forward(
-        "methods/expression.py:get_normalized_expression",
+        "questions/expression.py:get_normalized_expression",
         "gene_list=gene library_size n_samples batch_size seed",
         batch_size="Cells at a time.",
     )
@@ -396,7 +397,7 @@ def express(
 
     Expression is the mean over the batches and categories to decode as.
     """
-    from vivace.methods.base import size_of
+    from vivace.core import minibatch_size
     from vivace.model import load
     from vivace.store.arrays import check_free, dense_file
 
@@ -413,7 +414,7 @@ def express(
     var = adata.var.loc[genes]
     expression["transform_batch"] = _transform(loaded, transform_batch, transform)
     expression["library_size"] = _number_or_word(expression["library_size"])
-    n_rows = size_of(expression["batch_size"], len(loaded.schema.genes))
+    n_rows = minibatch_size(expression["batch_size"], len(loaded.schema.genes))
     with dense_file(output, adata.obs, var, n_rows, overwrite) as x:
         loaded.get_normalized_expression(adata, **expression, silent=quiet, out=x)
     typer.echo(f"Wrote {output}: {adata.n_obs:,} cells x {len(genes):,} genes")
@@ -421,7 +422,7 @@ def express(
 
 @command(
     sampling=forward(
-        "methods/expression.py:posterior_predictive_sample",
+        "questions/sample.py:posterior_predictive_sample",
         "n_samples batch_size seed",
         n_samples="Samples per cell; obs['draw'] numbers them if there are several.",
         batch_size="Cells at a time.",
@@ -470,7 +471,7 @@ def sample(
 
 @command(
     comparison=forward(
-        "methods/differential.py:differential_expression",
+        "de/differential.py:differential_expression",
         "groupby group1 group2 idx1 idx2 mode delta fdr_target test_mode sample_key"
         " batch_correction batch_size seed",
         idx1="Instead of groups, a query of obs: \"donor == 'd1'\".",
@@ -530,7 +531,7 @@ def info(model: ModelFolder) -> None:
     typer.echo(loaded.view_anndata_setup().to_string(index=False))
 
 
-@command(files=forward("methods/base.py:save", "format=to"))
+@command(files=forward("store/saving.py:save", "format=to"))
 def convert(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder, of either format.")],
     output: NewModel,
