@@ -157,7 +157,9 @@ def main() -> None:
         scratch = Path(name)
         data = scratch / "kang.h5ad"
         adata = anndata.read_h5ad(args.raw)
-        sc.pp.highly_variable_genes(adata, n_top_genes=2_000, flavor="seurat_v3", subset=True)
+        normal = sc.pp.log1p(sc.pp.normalize_total(adata, copy=True), copy=True)
+        sc.pp.highly_variable_genes(normal, n_top_genes=2_000)
+        adata = adata[:, normal.var["highly_variable"]].copy()
         sc.pp.filter_cells(adata, min_counts=1)
         adata.write_h5ad(data)
         for case in args.only:
