@@ -90,7 +90,6 @@ def test_no_imports_in_a_circle() -> None:
     assert not circle, shown(circle)
 
 
-@under_way
 def test_a_class_has_at_most_one_ancestor_of_our_own() -> None:
     # errors.py is a tree on purpose: callers catch a whole kind. Protocols hold no behaviour, and
     # torch's, NumPy's and Python's classes are not ours, so neither counts as an ancestor.
