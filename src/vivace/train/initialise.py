@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vivace.data import MemorySource, Rows, Source
+from vivace.data import Rows, Source
 from vivace.nn import VAE, compute_moments
 
 _MAX_CELLS = 10_000  # enough for the moments of a gene
@@ -21,6 +21,6 @@ def initialise_from_data(
     network.initialise_from_moments(moments)
 
 
-def set_library_prior(network: VAE, source: MemorySource) -> None:
+def set_library_prior(network: VAE, source: Source) -> None:
     """Set the prior of a latent library from the cells of a source."""
     network.set_library_prior(np.log(source.library.astype(np.float64)), source.batch)
