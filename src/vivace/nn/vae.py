@@ -16,9 +16,8 @@ from vivace.nn.layers import columns_of, joined
 from vivace.nn.surgery import Surgery
 from vivace.ops import Backend, CountHeads, count_nll
 from vivace.ops.count_nll import LIKELIHOODS, Activation
-from vivace.ops.count_nll.reference import LOG_THETA_BOUND, log_scale, log_theta_of
+from vivace.ops.count_nll.reference import LOG_THETA_BOUND, log_dispersion, log_scale
 from vivace.ops.runtime.products import linear
-from vivace.ops.runtime.workspace import Memory
 
 
 @dataclass(frozen=True)
@@ -238,15 +237,13 @@ class VAE(nn.Module):
         point_nk: Tensor,
         batch: CountBatch,
         log_library_n: Tensor | None = None,
-        memory: Memory | None = None,
     ) -> Tensor:
         """-log p(x|z, l) of each cell, nats, shape (n,).
 
         ``point_nk`` is what the decoder sees (:meth:`place`); ``log_library_n``
         None stands for the observed library or size factor, or the mean of q(l|x).
-        With ``memory``, arrays on the way are used again by the next call that has it.
         """
-        return self._nll(point_nk, batch, log_library_n, "none", memory)
+        return self._nll(point_nk, batch, log_library_n, "none")
 
     def log_scale(self, point_nk: Tensor, batch: CountBatch) -> Tensor:
         """Log of the expected expression per unit of library, dense, shape (n, g); differentiable."""
@@ -296,7 +293,7 @@ class VAE(nn.Module):
         log_scale_ng = log_scale(linear(hidden_nh, heads.scale_hg, heads.scale_g), self.activation)
         if log_library_n is None:
             log_library_n = self.log_library(batch)
-        log_theta = log_theta_of(heads, hidden_nh)
+        log_theta = log_dispersion(heads, hidden_nh)
         zi_logits = None
         if heads.dropout_hg is not None and heads.dropout_g is not None:
             zi_logits = linear(hidden_nh, heads.dropout_hg, heads.dropout_g)
@@ -326,21 +323,17 @@ class VAE(nn.Module):
         batch: CountBatch,
         kl_weight: float,
         generator: torch.Generator | None = None,
-        memory: Memory | None = None,
     ) -> Losses:
-        """The objective on a minibatch, with one draw of z (and of a latent library) a cell.
-
-        ``memory`` as in :meth:`nll`; not used where a gradient is asked for.
-        """
+        """The objective on a minibatch, with one draw of z (and of a latent library) a cell."""
         inference = self.encode(batch, generator)
         point_nk = self.place(_drawn(inference.z, generator))
         kl = inference.z.kl().mean()
         if inference.library is None:
-            reconstruction = self._nll(point_nk, batch, self.log_library(batch), "mean", memory)
+            reconstruction = self._nll(point_nk, batch, self.log_library(batch), "mean")
             loss = reconstruction + kl_weight * kl
         else:
             log_library_n = _drawn(inference.library, generator)[:, 0]
-            reconstruction = self._nll(point_nk, batch, log_library_n, "mean", memory)
+            reconstruction = self._nll(point_nk, batch, log_library_n, "mean")
             library_kl = self.library_kl(inference, batch).mean()
             loss = reconstruction + kl_weight * kl + library_kl
             kl = kl + library_kl
@@ -352,7 +345,6 @@ class VAE(nn.Module):
         batch: CountBatch,
         log_library_n: Tensor | None,
         reduction: str,
-        memory: Memory | None = None,
     ) -> Tensor:
         hidden_nh, heads = self._decode(point_nk, batch)
         return count_nll(
@@ -364,7 +356,6 @@ class VAE(nn.Module):
             activation=self.activation,
             reduction=reduction,  # type: ignore[arg-type]
             backend=self.backend if self.likelihood.counts else "auto",
-            memory=memory,
         )
 
     def _decode(self, point_nk: Tensor, batch: CountBatch) -> tuple[Tensor, CountHeads]:

@@ -14,7 +14,6 @@ from torch.distributions import Normal
 from vivace.cells import Cells, children
 from vivace.errors import OptionError
 from vivace.ops.runtime.threads import question
-from vivace.ops.runtime.workspace import Memory
 from vivace.posterior.latent import draws
 from vivace.posterior.marginal import marginal_ll
 from vivace.types import F64, I64
@@ -85,7 +84,6 @@ def importance_weights(
         raise OptionError("zs holds no points; give at least one, or leave it None.")
     from vivace.progress import PassingBar  # the compiler: only those who ask wait
 
-    memory = Memory()
     choice, of_marginal = children(seed, 2)
     network = cells.network
     if len(cells) > max_cells:
@@ -103,9 +101,7 @@ def importance_weights(
                 log_q = _log_normal(z_mk, inference.z.mean[i], inference.z.variance[i].sqrt())
                 proposed = torch.logaddexp(proposed, log_q)
                 place = part.start + i
-                log_px_z = _log_likelihood(
-                    cells.at(np.array([place])), point_mk, log_library[i], memory
-                )
+                log_px_z = _log_likelihood(cells.at(np.array([place])), point_mk, log_library[i])
                 likely = torch.logaddexp(likely, log_px_z - log_px[place])
                 bar.done(1)
     prior = _log_normal(z_mk, 0.0, 1.0)
@@ -123,13 +119,11 @@ def _log_normal(z_mk: Tensor, mean: Tensor | float, deviation: Tensor | float) -
     return density.sum(1).cpu().double()
 
 
-def _log_likelihood(cell: Cells, point_mk: Tensor, log_library: Tensor, memory: Memory) -> Tensor:
+def _log_likelihood(cell: Cells, point_mk: Tensor, log_library: Tensor) -> Tensor:
     """Log p(x|z) of one cell at m points, float64 on the CPU, shape (m,)."""
     network, found = cell.network, []
     for points in torch.split(point_mk, cell.batch_size):
         rows = np.repeat(cell.rows, len(points))
         batch = cell.source.gather(rows).to(network.device)
-        found.append(
-            -network.nll(points, batch, log_library.expand(len(points)), memory).cpu().double()
-        )
+        found.append(-network.nll(points, batch, log_library.expand(len(points))).cpu().double())
     return torch.cat(found)

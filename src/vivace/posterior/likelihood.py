@@ -6,7 +6,6 @@ import numpy as np
 
 from vivace.cells import Cells, draw, generators_of
 from vivace.ops.runtime.threads import question
-from vivace.ops.runtime.workspace import Memory
 from vivace.types import F64
 
 
@@ -25,13 +24,12 @@ def reconstruction(cells: Cells, n_samples: int, seed: int) -> F64:
 def _terms(cells: Cells, n_samples: int, seed: int) -> tuple[F64, F64]:
     network = cells.network
     generators = generators_of(seed, n_samples)
-    memory = Memory()
     error = np.zeros(len(cells))
     kl = np.empty(len(cells))
     for part, batch, inference in cells.encoded("Likelihood"):
         for generator in generators:
             point, log_library = draw(network, inference, generator)
-            nll = network.nll(point, batch, log_library, memory)
+            nll = network.nll(point, batch, log_library)
             error[part] += nll.cpu().double().numpy()
         total = inference.z.kl() + network.library_kl(inference, batch)
         kl[part] = total.cpu().double().numpy()

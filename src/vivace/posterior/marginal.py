@@ -12,7 +12,6 @@ from vivace.cells import Cells, generators_of, noise_of
 from vivace.data import CountBatch
 from vivace.nn import VAE, Inference
 from vivace.ops.runtime.threads import question
-from vivace.ops.runtime.workspace import Memory
 from vivace.types import F64
 
 
@@ -32,14 +31,13 @@ def marginal_ll(cells: Cells, n_samples: int, seed: int) -> F64:
     from vivace.progress import PassingBar  # the compiler: only those who ask wait
 
     generators = generators_of(seed, n_samples)
-    memory = Memory()
     found = np.empty(len(cells))
     draws = len(cells) * n_samples
     with PassingBar("Marginal likelihood", draws, "draws", not cells.silent) as bar:
         for part, batch, inference in cells.quiet().encoded():
             total = torch.full((len(inference.z.mean),), -math.inf, dtype=torch.float64)
             for generator in generators:
-                log_weight = _log_weight(cells.network, batch, inference, generator, memory)
+                log_weight = _log_weight(cells.network, batch, inference, generator)
                 total = torch.logaddexp(total, log_weight)
                 bar.done(batch.n_cells)
             found[part] = total.numpy() - math.log(n_samples)
@@ -51,7 +49,6 @@ def _log_weight(
     batch: CountBatch,
     inference: Inference,
     generator: np.random.Generator,
-    memory: Memory,
 ) -> Tensor:
     """Log of p(x, z, l) / q(z, l|x) at one draw a cell, float64 on the CPU, shape (n,).
 
@@ -69,7 +66,7 @@ def _log_weight(
         standard = (log_library - mean) / variance.sqrt()
         own_variance = inference.library.variance[:, 0] / variance
         ratio += _log_ratio(noise[:, k], standard, own_variance)
-    return ratio - network.nll(network.place(z), batch, log_library, memory).cpu().double()
+    return ratio - network.nll(network.place(z), batch, log_library).cpu().double()
 
 
 def _log_ratio(noise: Tensor, value: Tensor, variance: Tensor) -> Tensor:
