@@ -53,7 +53,13 @@ from vivace.ops.count_nll.passes import (
     zero_zinb,
     zero_zinb_by_logs,
 )
-from vivace.ops.runtime.kernels import EXACT, inner_kernel, parallel_kernel, specialised
+from vivace.ops.runtime.kernels import (
+    EXACT,
+    inlined_kernel,
+    inner_kernel,
+    parallel_kernel,
+    specialised,
+)
 from vivace.ops.runtime.llvm import never_inline
 from vivace.types import F32, F64, I64, U32
 
@@ -93,7 +99,7 @@ class Theta(NamedTuple):
 # ---- the mean and its gradient ------------------------------------------------------------
 
 
-@inner_kernel(fastmath=EXACT)
+@inlined_kernel
 def _softmax_mean(s: F32, log_library: float, dense: Dense) -> Mean:
     top, mass = exponentials(s, dense.e)
     rate = math.exp(log_library) / mass
@@ -101,7 +107,7 @@ def _softmax_mean(s: F32, log_library: float, dense: Dense) -> Mean:
     return Mean(mass, np.float32(rate), rate, shift)
 
 
-@inner_kernel(fastmath=EXACT)
+@inlined_kernel
 def _softplus_mean(s: F32, log_library: float, dense: Dense) -> Mean:
     softplus(s, dense.e, dense.slope)
     rate = math.exp(log_library)
@@ -139,12 +145,11 @@ def _poisson(  # compiled by kernel_for
     return log_p, count, count - mass
 
 
-@inner_kernel(fastmath=EXACT)
+@inlined_kernel
 def _nb_of_counts(
     genes: U32, x: F32, rate: float, e: F32, theta: Theta, nonzero: Nonzero, gradients: bool
 ) -> None:
     """Write log NB of the non-zero genes, and its derivatives."""
-    never_inline()
     gather_ratio(genes, e, rate, theta.inv_theta, nonzero.ratio, nonzero.theta, nonzero.inv_theta)
     if theta.log_theta.size > 0:
         gather(genes, theta.log_theta, nonzero.log_theta)
@@ -163,7 +168,7 @@ def _nb_of_counts(
     subtract_log_factorials(x, nonzero.value)
 
 
-@inner_kernel(fastmath=EXACT)
+@inlined_kernel
 def _nb_of_zeros(mean: Mean, theta: Theta, dense: Dense, gradients: bool) -> None:
     """Write log NB(0) of all genes, and its derivatives."""
     zero_nb(dense.e, mean.rate, theta.inv_theta, theta.theta, dense.value, dense.grad_mu)
@@ -171,7 +176,7 @@ def _nb_of_zeros(mean: Mean, theta: Theta, dense: Dense, gradients: bool) -> Non
         zero_grad_theta(dense.value, dense.grad_mu, dense.grad_theta)
 
 
-@inner_kernel(fastmath=EXACT)
+@inlined_kernel
 def _separate(genes: U32, x: F32, dense: Dense, nonzero: Nonzero) -> None:
     """Set log p to zero among the zeros where the count is not, and the other way round.
 
@@ -184,7 +189,7 @@ def _separate(genes: U32, x: F32, dense: Dense, nonzero: Nonzero) -> None:
             nonzero.value[i] = 0.0
 
 
-@inner_kernel(fastmath=EXACT)
+@inlined_kernel
 def _scatter_gradients(genes: U32, x: F32, dense: Dense, nonzero: Nonzero) -> None:
     """Put the derivatives of the non-zero genes in their places."""
     for i in range(x.size):
@@ -194,7 +199,7 @@ def _scatter_gradients(genes: U32, x: F32, dense: Dense, nonzero: Nonzero) -> No
             dense.grad_theta[j] = np.float32(nonzero.grad_theta[i])
 
 
-@inner_kernel(fastmath=EXACT)
+@inlined_kernel
 def _nb(
     genes: U32,
     x: F32,
@@ -215,7 +220,7 @@ def _nb(
     return log_p, grad_mu_sum, grad_mu_sum
 
 
-@inner_kernel(fastmath=EXACT)
+@inlined_kernel
 def _zinb(
     genes: U32,
     x: F32,
@@ -484,7 +489,7 @@ def kernel_for(likelihood: GeneLikelihood, activation: Activation) -> Any:
     name = f"{likelihood}_{activation}"
     if likelihood == "poisson":
         poisson = specialised(_poisson, name, SOFTPLUS=is_softplus)
-        log_p: Any = inner_kernel(fastmath=EXACT)(poisson)
+        log_p: Any = inlined_kernel(poisson)
     else:
         log_p = {"nb": _nb, "zinb": _zinb}[likelihood]
     cells = specialised(

@@ -22,7 +22,7 @@ from vivace.ops.math.fastmath import (
     log32,
 )
 from vivace.ops.math.gamma import log64, log_gamma, log_gamma_digamma
-from vivace.ops.runtime.kernels import EXACT, SUMS, inner_kernel
+from vivace.ops.runtime.kernels import EXACT, SUMS, inlined_kernel, inner_kernel
 from vivace.ops.runtime.llvm import vector_loop
 from vivace.types import F32, F64, U32
 
@@ -72,7 +72,7 @@ _F64_ROWS = 8  # the fields of Nonzero up to ``digamma``
 _F32_ROWS = len(Nonzero._fields) - _F64_ROWS
 
 
-@inner_kernel()
+@inlined_kernel
 def row_length(size: int) -> int:
     """Length of a scratch row for ``size`` numbers.
 
@@ -82,7 +82,7 @@ def row_length(size: int) -> int:
     return (size // _LINE + 1) * _LINE
 
 
-@inner_kernel()
+@inlined_kernel
 def dense_scratch(n_genes: int) -> Dense:
     """Allocate scratch over all genes."""
     block = np.empty((_DENSE_ROWS, row_length(n_genes)), np.float32)
@@ -95,14 +95,14 @@ def dense_scratch(n_genes: int) -> Dense:
     )
 
 
-@inner_kernel()
+@inlined_kernel
 def nonzero_scratch(most: int) -> tuple[F64, F32]:
     """Allocate scratch for the non-zero genes of any cell that has at most ``most``."""
     length = row_length(most)
     return np.empty((_F64_ROWS, length), np.float64), np.empty((_F32_ROWS, length), np.float32)
 
 
-@inner_kernel()
+@inlined_kernel
 def nonzero_rows(block64: F64, block32: F32, number: int) -> Nonzero:
     """Cut the scratch to the non-zero genes of a cell."""
     return Nonzero(
