@@ -10,7 +10,6 @@ from torch import Tensor
 from vivace.data.batch import CountBatch
 from vivace.nn.encoder import Inference
 from vivace.ops.count_nll import Reduction
-from vivace.ops.runtime.workspace import Memory
 
 
 class Losses(NamedTuple):
@@ -43,7 +42,6 @@ class LatentVariableModel(Protocol):
         point_nk: Tensor,
         batch: CountBatch,
         log_library_n: Tensor | None = None,
-        memory: Memory | None = None,
         *,
         reduction: Reduction = "none",
     ) -> Tensor: ...
@@ -56,7 +54,6 @@ def negative_elbo(
     batch: CountBatch,
     kl_weight: float,
     generator: torch.Generator | None = None,
-    memory: Memory | None = None,
 ) -> Losses:
     """Negative ELBO at one sample of z, and of a latent library, per cell.
 
@@ -70,18 +67,16 @@ def negative_elbo(
         Weight of the KL divergence of z; that of a latent library has weight 1.
     generator
         Source of the noise; None for torch's global generator.
-    memory
-        As in :meth:`vivace.nn.VAE.nll`.
     """
     inference = model.encode(batch, generator)
     point_nk = model.place(inference.z.sample(generator))
     kl = inference.z.kl().mean()
     if inference.library is None:
-        reconstruction = model.nll(point_nk, batch, None, memory, reduction="mean")
+        reconstruction = model.nll(point_nk, batch, None, reduction="mean")
         loss = reconstruction + kl_weight * kl
     else:
         log_library_n = inference.library.sample(generator)[:, 0]
-        reconstruction = model.nll(point_nk, batch, log_library_n, memory, reduction="mean")
+        reconstruction = model.nll(point_nk, batch, log_library_n, reduction="mean")
         library_kl = model.library_kl(inference, batch).mean()
         loss = reconstruction + kl_weight * kl + library_kl
         kl = kl + library_kl

@@ -19,9 +19,8 @@ from vivace.nn.objective import Losses, negative_elbo
 from vivace.nn.surgery import Surgery
 from vivace.ops import Backend, CountHeads, count_nll
 from vivace.ops.count_nll import LIKELIHOODS, Activation, Reduction
-from vivace.ops.count_nll.reference import LOG_THETA_BOUND, log_scale, log_theta_of
+from vivace.ops.count_nll.reference import LOG_THETA_BOUND, log_dispersion, log_scale
 from vivace.ops.runtime.products import linear
-from vivace.ops.runtime.workspace import Memory
 from vivace.types import F64, I64
 
 _SMALL_VARIANCE = 1e-6
@@ -232,7 +231,6 @@ class VAE(nn.Module):
         point_nk: Tensor,
         batch: CountBatch,
         log_library_n: Tensor | None = None,
-        memory: Memory | None = None,
         *,
         reduction: Reduction = "none",
     ) -> Tensor:
@@ -246,8 +244,6 @@ class VAE(nn.Module):
             Cells.
         log_library_n
             Shape (n,); None for :meth:`log_library`.
-        memory
-            Scratch arrays that the next call with it reuses; not used where a gradient is needed.
         reduction
             "none", or "sum" or "mean" over cells.
         """
@@ -261,7 +257,6 @@ class VAE(nn.Module):
             activation=self.activation,
             reduction=reduction,
             backend=self.backend if self.likelihood.counts else "auto",
-            memory=memory,
         )
 
     def log_scale(self, point_nk: Tensor, batch: CountBatch) -> Tensor:
@@ -312,7 +307,7 @@ class VAE(nn.Module):
         log_scale_ng = log_scale(linear(hidden_nh, heads.scale_hg, heads.scale_g), self.activation)
         if log_library_n is None:
             log_library_n = self.log_library(batch)
-        log_theta = log_theta_of(heads, hidden_nh)
+        log_theta = log_dispersion(heads, hidden_nh)
         zi_logits = None
         if heads.dropout_hg is not None and heads.dropout_g is not None:
             zi_logits = linear(hidden_nh, heads.dropout_hg, heads.dropout_g)
@@ -345,10 +340,9 @@ class VAE(nn.Module):
         batch: CountBatch,
         kl_weight: float,
         generator: torch.Generator | None = None,
-        memory: Memory | None = None,
     ) -> Losses:
         """See :func:`vivace.nn.objective.negative_elbo`."""
-        return negative_elbo(self, batch, kl_weight, generator, memory)
+        return negative_elbo(self, batch, kl_weight, generator)
 
     # ---- covariates -----------------------------------------------------
 
