@@ -24,6 +24,7 @@ from vivace.data import (
     Rows,
     check_counts,
     count_matrix,
+    hash_cell_names,
     minified_type,
     read_cells,
 )
@@ -39,9 +40,7 @@ from vivace.errors import (
 from vivace.nn import VAE, Dimensions, Surgery, operate
 from vivace.seeds import SeedStream, check_seed
 from vivace.store.folder import damaged_model, read_adata
-from vivace.train import (
-    TrainState,
-)
+from vivace.state import TrainState, verdict
 from vivace.train.initialise import set_library_prior
 from vivace.types import Indices
 from vivace.validate import (
@@ -407,8 +406,8 @@ class Base(ABC):
             )
             if (compiled := t.get("compile_seconds", 0.0)) >= _TELLING:
                 lines.append(f"compiled: kernels for this processor in {compiled:.1f} s, once")
-            if "verdict" in t:  # models saved by the first release have none
-                lines.append(f"verdict: {t['verdict']}")
+            if (sentence := verdict(t)) is not None:  # the first release kept none
+                lines.append(f"verdict: {sentence}")
         else:
             lines.append("not trained: call train()")
         return "\n".join(lines)
@@ -528,6 +527,7 @@ def _keys(keys: Sequence[str] | None) -> tuple[str, ...]:
 
 def _check_training(state: TrainState) -> None:
     """Refuse a history or a split that does not fit the summary it was saved with."""
+    verdict(state.summary)
     epochs = state.summary.get("epochs", 0)
     if len(state.history) != epochs:
         raise ValueError(f"history.csv has {len(state.history)} epochs of {epochs}")
@@ -549,9 +549,4 @@ def _same_cells(adata: AnnData, summary: Mapping[str, Any]) -> bool:
     """Whether the model was trained on these; scvi-tools keeps only their number."""
     if "scvi_tools" in summary and summary["cell_names"] is None:
         return bool(adata.n_obs == summary["cells"])
-    return digest(adata) == summary.get("cell_names")
-
-
-def digest(adata: AnnData) -> str:
-    """What tells these cells, in this order, from others."""
-    return hashlib.sha256("\n".join(map(str, adata.obs_names)).encode()).hexdigest()
+    return hash_cell_names(adata) == summary.get("cell_names")

@@ -14,8 +14,9 @@ from anndata import AnnData
 from vivace import posterior, transfer
 from vivace.cells import Cells
 from vivace.config import settings
+from vivace.data import hash_cell_names
 from vivace.errors import ArgumentTypeError, DataError, NotTrainedError, OptionError, VivaceWarning
-from vivace.methods.base import digest, dimensions, refuse_minified
+from vivace.methods.base import dimensions, refuse_minified
 from vivace.methods.differential import Differing
 from vivace.nn import Surgery, grown, operate, trained_parts
 from vivace.seeds import SeedStream, check_seed
@@ -204,7 +205,7 @@ class Model(Differing):
             self._state.summary = {
                 "epochs": 0,
                 "cells": self._own_source().n_cells,
-                "cell_names": digest(self._own_adata()),
+                "cell_names": hash_cell_names(self._own_adata()),
             }
         mine, its = self.schema, reference.schema
         if (mine.batches, mine.categories) == (its.batches, its.categories):
