@@ -18,6 +18,7 @@ FLOORS = [
     ["progress"],
     ["data", "datasets"],
     ["nn"],
+    ["state"],
     ["cells"],
     ["train", "posterior", "store", "report"],
     ["de", "transfer", "pl"],

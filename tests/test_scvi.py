@@ -364,7 +364,7 @@ def test_an_interrupted_model_can_be_shown_asked_and_saved(ready, tiny, tmp_path
         fit(*arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vivace.methods.training.fit", interrupted)
+    monkeypatch.setattr("vivace.train.run.fit", interrupted)
     model = ready()
     with pytest.raises(KeyboardInterrupt):
         model.train(2, progress=False)

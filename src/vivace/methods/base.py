@@ -39,8 +39,8 @@ from vivace.errors import (
 )
 from vivace.nn import VAE, Dimensions, Surgery, operate
 from vivace.seeds import SeedStream, check_seed
-from vivace.store.folder import damaged_model, read_adata
 from vivace.state import TrainState, verdict
+from vivace.store.folder import damaged_model, read_adata
 from vivace.train.initialise import set_library_prior
 from vivace.types import Indices
 from vivace.validate import (
