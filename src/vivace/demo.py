@@ -9,8 +9,8 @@ from rich.console import Console
 
 from vivace import datasets
 from vivace.config import settings
+from vivace.model import SCVI
 from vivace.report import draw_overview, need_plotting
-from vivace.scvi import SCVI
 from vivace.store.folder import write_h5ad
 
 _DRAWS = 25  # of the latent, for the held-out ELBO

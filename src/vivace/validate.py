@@ -26,6 +26,7 @@ from vivace.errors import ArgumentTypeError, DataError, MissingColumnError, Opti
 from vivace.types import I64, Indices
 
 F = TypeVar("F", bound=Callable[..., Any])
+LARGEST_FLOAT = float(np.finfo(np.float32).max)
 
 
 class Check(Protocol):
@@ -75,7 +76,10 @@ class Number:
             return
         if isinstance(value, bool) or not isinstance(value, RealNumber):
             raise ArgumentTypeError(f"{name} must be a number, not {value!r}.")
-        number = float(value)
+        try:
+            number = float(value)
+        except OverflowError:  # an integer of more than 308 digits
+            number = math.inf
         inside = (
             math.isfinite(number)
             and (self.at_least is None or number >= self.at_least)
@@ -97,9 +101,10 @@ class Number:
                 ("at most", self.at_most),
                 ("below", self.below),
             )
-            if bound is not None
+            if bound is not None and bound < LARGEST_FLOAT
         ]
-        return " and ".join(words if self.below or self.at_most else [*words, "finite"])
+        bounded = (self.at_most or self.below or math.inf) < LARGEST_FLOAT
+        return " and ".join(words if bounded else [*words, "finite"])
 
 
 @dataclass(frozen=True)

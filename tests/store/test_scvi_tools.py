@@ -15,7 +15,7 @@ import torch
 
 from vivace import SCVI, LinearSCVI, model
 from vivace.errors import ModelFileError, OptionError
-from vivace.store import UNUSED, read_scvi_tools
+from vivace.store.scvi_tools.read import UNUSED, read_scvi_tools
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FOLDERS = sorted(p.name for p in GOLDEN.iterdir() if (p / "model.pt").exists())

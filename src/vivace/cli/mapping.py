@@ -58,7 +58,8 @@ def map_query(
     from vivace.seeds import check_seed
     from vivace.store.arrays import check_free
     from vivace.store.folder import check_place, write_h5ad
-    from vivace.transfer import LabelOptions, labels_of
+    from vivace.transfer.labels import labels_of
+    from vivace.transfer.options import LabelOptions
 
     use_threads(threads)
     if output.suffix != ".h5ad":
@@ -92,7 +93,7 @@ def map_query(
     aligned = query.copy()
     report = known.prepare_query_anndata(aligned, known, gene_key=gene_key, min_overlap=min_overlap)
     typer.echo(repr(report))
-    mapped = known.load_query_data(aligned, known, unfrozen=unfrozen)  # type: ignore[arg-type]
+    mapped = known.load_query_data(aligned, known, unfrozen=unfrozen)
     mapped.train(max_epochs, seed=seed, progress=not quiet)
     query.uns["query_genes"] = aligned.uns["query_genes"]
     query.obsm[key_added] = mapped.get_latent_representation(silent=quiet)

@@ -59,7 +59,7 @@ def express(
     quiet: Quiet = False,
 ) -> None:
     """Write the expected expression of each cell and gene, free of noise and depth."""
-    from vivace.methods.base import size_of
+    from vivace.core import minibatch_size
     from vivace.model import load
     from vivace.store.arrays import check_free, dense_file
 
@@ -72,7 +72,7 @@ def express(
     genes = list(loaded.schema.genes) if gene is None else gene
     var = adata.var.loc[genes]
     chosen = _transform(loaded, transform_batch, transform)
-    size = size_of(batch_size, len(loaded.schema.genes))
+    size = minibatch_size(batch_size, len(loaded.schema.genes))
     with dense_file(output, adata.obs, var, size, overwrite) as x:
         loaded.get_normalized_expression(
             adata,

@@ -82,7 +82,7 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train SCVI on an h5ad of raw counts and save the model."""
-    from vivace.scvi import SCVI
+    from vivace.model import SCVI
     from vivace.seeds import check_seed
     from vivace.store.folder import check_place
 

@@ -2,7 +2,7 @@
 
 from vivace.data.batch import CountBatch, StoredPosterior
 from vivace.data.checks import check_counts
-from vivace.data.memory import MemorySource, count_matrix, hash_cell_names, read_cells
+from vivace.data.memory import MemorySource, count_matrix, read_cells
 from vivace.data.minified import Minified, minified_type, minify
 from vivace.data.order import minibatches, split_rows
 from vivace.data.source import Source
@@ -19,7 +19,6 @@ __all__ = [
     "StoredPosterior",
     "check_counts",
     "count_matrix",
-    "hash_cell_names",
     "minibatches",
     "minified_type",
     "minify",

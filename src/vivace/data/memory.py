@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
@@ -201,8 +200,3 @@ def count_matrix(adata: AnnData, layer: str | None) -> sp.csr_matrix:
         csr = csr.copy()  # SciPy shares arrays between them, and sums and sorts in place
         csr.sum_duplicates()
     return csr
-
-
-def hash_cell_names(adata: AnnData) -> str:
-    """A hash of the names of the cells in their order, which tells data sets apart."""
-    return hashlib.sha256("\n".join(map(str, adata.obs_names)).encode()).hexdigest()

@@ -266,6 +266,11 @@ class Schema:
             )
         return np.asarray(positions, np.int64)
 
+    def gene_names(self, positions: I64 | None) -> pd.Index[str]:
+        """Names of the genes at these positions; None for all."""
+        names = pd.Index(self.genes)
+        return names if positions is None else names[positions]
+
     def idle_columns(self, columns: Columns) -> list[str]:
         """A sentence for each declared covariate that cannot change anything."""
         d = self.declarations

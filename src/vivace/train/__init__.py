@@ -1,9 +1,8 @@
-"""Training: the public ``train``, the loop, recipes, and steps for each kind of network."""
+"""Training: the public ``train`` (in ``run``), the loop, recipes, and a step for each network."""
 
 from vivace.train.callbacks import Callback
 from vivace.train.loop import FitResult, Observer, TrainOptions, fit
 from vivace.train.recipe import RECIPES, Recipe
-from vivace.train.run import train
 
 __all__ = [
     "RECIPES",
@@ -13,5 +12,4 @@ __all__ = [
     "Recipe",
     "TrainOptions",
     "fit",
-    "train",
 ]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from vivace.data import hash_cell_names, split_rows
+from vivace.core import Core, hash_names
+from vivace.data import split_rows
 from vivace.errors import ArgumentTypeError, DataError, OptionError, warn
 from vivace.nn import trained_parts
 from vivace.train.callbacks import Listeners
@@ -17,9 +18,6 @@ from vivace.train.recipe import METRICS, RECIPES, Recipe
 from vivace.train.stopping import Patience
 from vivace.types import Rows
 from vivace.validate import Choice, Flag, Int, Number, check_accelerator, checked
-
-if TYPE_CHECKING:
-    from vivace.core import Core
 
 _NO_LIMIT = -1  # Lightning's max_steps
 
@@ -200,7 +198,7 @@ class _Recorder:
         self._facts = {
             "recipe": recipe,
             "cells": n_cells,
-            "cell_names": None if model._adata is None else hash_cell_names(model._adata),
+            "cell_names": None if model._adata is None else hash_names(model._adata),
             "train_cells": len(model._state.train_rows),
             "validation_cells": len(model._state.validation_rows),
         }

@@ -227,7 +227,7 @@ def test_weighted_draws_of_a_group_stand_for_the_exact_posterior(tiny):
         ({"max_cells": 2.5}, ArgumentTypeError, ["max_cells", "2.5"]),
         ({"n_mc_samples": 0}, OptionError, ["n_mc_samples"]),
         ({"n_mc_samples_per_pass": 0}, OptionError, ["n_mc_samples_per_pass"]),
-        ({"truncation": "yes"}, OptionError, ["truncation", "'yes'"]),
+        ({"truncation": "yes"}, ArgumentTypeError, ["truncation", "'yes'"]),
         ({"indices": []}, OptionError, ["indices"]),
         ({"indices": [], "zs": np.zeros((2, 3))}, OptionError, ["indices"]),
     ],

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 import vivace
-from vivace import SCVI, LinearSCVI, model, posterior
-from vivace.cells import Cells
+from vivace import SCVI, LinearSCVI, model
+from vivace.cells import with_codes
 from vivace.data.schema import Codes
 from vivace.errors import ArgumentTypeError, DataError, NotTrainedError, OptionError, ShapeError
-from vivace.posterior import GenePrograms
+from vivace.questions.decode import observation_distribution
+from vivace.questions.programs import GenePrograms
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FOLDERS = sorted(p.name for p in GOLDEN.iterdir() if (p / "model.pt").exists())
@@ -39,9 +40,11 @@ def covariates():
 
 def log_rho(network, model, z, rows, codes):
     """Log of the expected expression at z (before a softmax), as ``decode`` gives it."""
-    cells = Cells(network, model._own_source(), rows, len(rows))
-    library = torch.ones(len(rows), dtype=z.dtype)
-    observed = posterior.decode(cells, network.place(z), codes, library)
+    batch = with_codes(model._own_source().gather(rows), codes)
+    log_library = torch.zeros(len(rows), dtype=z.dtype)
+    with torch.no_grad():
+        rates = network.rates(network.place(z), batch, log_library)
+    observed = observation_distribution(network, rates)
     scale = observed.normal_mu if network.config.gene_likelihood == "normal" else observed.scale
     return scale.log()
 
@@ -124,7 +127,7 @@ def test_one_cell_has_no_spread(golden):
 
 @pytest.mark.parametrize("indices", [[5], [5, 5]])
 def test_cells_in_one_place_have_no_standard_deviation_to_move_by(trained, refused, indices):
-    with refused(OptionError, "one place", "directions"):
+    with refused(OptionError, "one point", "directions"):
         trained.get_gene_programs(indices=indices)
 
 

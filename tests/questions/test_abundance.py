@@ -140,12 +140,12 @@ def test_memory_is_bounded_and_changes_nothing(fitted, monkeypatch):
         return log_prob(self, z)
 
     monkeypatch.setattr(MixtureSameFamily, "log_prob", counted)
-    monkeypatch.setattr("vivace.posterior.abundance._AT_ONCE", 1_000)
+    monkeypatch.setattr("vivace.questions.abundance._AT_ONCE", 1_000)
     in_parts = fitted.differential_abundance(sample_key="donor")
     assert max(sizes) <= 1_000
     assert sum(sizes) == 3 * 120 * 40 * 3
     np.testing.assert_allclose(in_parts, whole, rtol=1e-5)
-    monkeypatch.setattr("vivace.posterior.abundance._AT_ONCE", 1)  # a point at a time, no less
+    monkeypatch.setattr("vivace.questions.abundance._AT_ONCE", 1)  # a point at a time, no less
     np.testing.assert_allclose(fitted.differential_abundance(sample_key="donor"), whole, rtol=1e-5)
 
 

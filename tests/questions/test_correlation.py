@@ -13,7 +13,7 @@ from scipy import stats
 
 from vivace import SCVI, model
 from vivace.errors import ArgumentTypeError, DataError, MissingColumnError, OptionError
-from vivace.posterior import correlation
+from vivace.questions import correlation
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FOLDERS = sorted(p.name for p in GOLDEN.iterdir() if (p / "model.pt").exists())
@@ -32,7 +32,8 @@ def draws_of(asked, n_samples, indices=None, batch=None, size=1000.0):
     """The rates that are correlated, cells x draws in rows: those of this seed."""
     cells = asked._cells(None, indices, None)
     (codes,) = asked.schema.codes(batch)
-    drawn = correlation._denoised(cells, codes, n_samples, size, SEED)
+    with torch.no_grad():
+        drawn = list(correlation._sample_rates(cells, codes, n_samples, size, SEED))
     return np.concatenate([x for _, x in drawn]).astype(np.float64)
 
 
@@ -58,13 +59,13 @@ def test_it_is_what_scipy_and_numpy_compute_of_the_same_draws(golden, kind):
 
 def test_spearman_is_the_default_and_ties_share_their_ranks(trained, monkeypatch):
     """Cut to powers of two, most draws are tied."""
-    exact = correlation._denoised
+    exact = correlation._sample_rates
 
     def rounded(*arguments):
         for part, x in exact(*arguments):
             yield part, np.floor(np.log2(x + 1e-6))
 
-    monkeypatch.setattr(correlation, "_denoised", rounded)
+    monkeypatch.setattr(correlation, "_sample_rates", rounded)
     found = trained.get_feature_correlation_matrix(n_samples=3, seed=SEED)
     x = draws_of(trained, 3)
     assert max(len(np.unique(column)) for column in x.T) < 40

@@ -446,7 +446,7 @@ def test_packages_that_are_missing_are_named(trained, refused, monkeypatch, tmp_
     with refused(MissingExtraError, "zarr", "pip install"):
         trained.posterior_predictive_sample(out=tmp_path / "sample")
     assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr("vivace.methods.expression.find_spec", lambda name: None)
+    monkeypatch.setattr("vivace.questions.sample.find_spec", lambda name: None)
     with refused(MissingExtraError, "sparse", "pip install"):
         trained.posterior_predictive_sample(n_samples=2)
     assert trained.posterior_predictive_sample().shape == (60, 30)
