@@ -84,7 +84,7 @@ VERDICTS = {
     "worse from the first on": (
         [5.0, *[5.1] * 6],
         None,
-        "Best at epoch 1, the first with the full KL weight; 6 more did not help; train for fewer",
+        "Best at epoch 1, the first with the full KL weight; 6 more did not help, so train for fewer",
     ),
     "falling": ([9.0, 8.0, 7.0, 6.0], None, "Stopped after 4 epochs while still improving"),
     "level": (

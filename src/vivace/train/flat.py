@@ -29,7 +29,9 @@ class Stretch:
     start, stop
         Where they begin and end.
     parameter
-        The parameter that they belong to, all of it or some of its rows.
+        The parameter that they belong to.
+    rows
+        Those of its rows that they are; None for all.
     is_matrix
         Whether the parameter multiplies something. A table of dispersions does
         not: it is a list of vectors.
@@ -38,6 +40,7 @@ class Stretch:
     start: int
     stop: int
     parameter: nn.Parameter
+    rows: slice | None
     is_matrix: bool
 
 
@@ -92,7 +95,8 @@ class FlatWeights:
             rows = part.rows or slice(0, len(parameter))
             width = parameter[0].numel()
             first, last = start + rows.start * width, start + rows.stop * width
-            self.stretches.append(Stretch(first, last, parameter, _is_matrix(parameter, network)))
+            is_matrix = _is_matrix(parameter, network)
+            self.stretches.append(Stretch(first, last, parameter, part.rows, is_matrix))
 
     def gradient_views(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
         """Each parameter with gradients, and the place of its gradient in the buffer."""
