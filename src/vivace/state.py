@@ -129,7 +129,7 @@ class Convergence:
             case "best at first":
                 return (
                     f"Best at epoch {best}, the first with the full KL weight; {later} more did not "
-                    "help, so train for fewer"
+                    "help, so train for fewer epochs"
                 )
             case "converged":
                 return f"Converged after {count_epochs(best)}; {later} more did not help"
