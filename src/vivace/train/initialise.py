@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from vivace.data import CountBatch, MemorySource, Rows, Source
+from vivace.data import CountBatch, Rows, Source
 from vivace.nn import VAE
 from vivace.nn.decoder import LinearHead
 from vivace.nn.layers import Linear
@@ -54,7 +54,7 @@ def initialise_from_data(
             _fill(_bias(decoder.dropout), np.full(len(bias), _ZI_LOGIT))
 
 
-def set_library_prior(network: VAE, source: MemorySource) -> None:
+def set_library_prior(network: VAE, source: Source) -> None:
     """Prior of a latent library: mean and variance of its log over the cells of each batch.
 
     A batch without cells keeps the prior that it has.

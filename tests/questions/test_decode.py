@@ -12,7 +12,7 @@ import torch
 from vivace import SCVI, LinearSCVI, model
 from vivace.errors import ArgumentTypeError, DataError, OptionError, ShapeError
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 FOLDERS = sorted(p.name for p in GOLDEN.iterdir() if (p / "model.pt").exists())
 
 
