@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import vivace
 from vivace.config import ModelConfig
-from vivace.nn import VAE, Dimensions, Surgery, operate, trained_parts
+from vivace.nn import VAE, Dimensions, Surgery, freeze_network, trained_parts
 from vivace.train import Callback
 from vivace.train.checkpoint import Checkpoints
 from vivace.train.flat import FlatWeights, flat_weights
@@ -86,7 +86,7 @@ def test_a_table_of_dispersions_is_no_matrix():
 
 
 def test_stretches_are_the_trained_rows(network):
-    operate(network, Surgery(n_batches=2, n_categories=(), n_labels=1))
+    freeze_network(network, Surgery(n_batches=2, n_categories=(), n_labels=1))
     weights = FlatWeights(network)
     before = clones(network)
     for stretch in weights.stretches:

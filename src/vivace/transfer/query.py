@@ -13,7 +13,7 @@ from vivace.config import settings
 from vivace.core import Core, hash_names, network_dimensions
 from vivace.data.declare import refuse_without_counts
 from vivace.errors import ArgumentTypeError, DataError, NotTrainedError, OptionError, warn
-from vivace.nn import Surgery, grown, operate, trained_parts
+from vivace.nn import Surgery, freeze_network, grow_weights, trained_parts, trains_encoder
 from vivace.seeds import SeedStream, check_seed
 from vivace.store.saving import load
 from vivace.transfer.categories import extended
@@ -134,9 +134,9 @@ def load_query_data(
     model._build(config, schema, seeds, weights_seed=seeds.take())
     model.module.to(reference.device)
     model._attach(adata, library_prior=True)
-    weights = grown(reference.module.state_dict(), model.module, surgery)
+    weights = grow_weights(reference.module.state_dict(), model.module, surgery)
     model.module.load_state_dict(weights)
-    operate(model.module, surgery)
+    freeze_network(model.module, surgery)
     if surgery.keeps_encoder:
         model._origins = (*reference._origins, reference._fingerprint())
     is_mapped = reference.module.surgery is not None
@@ -193,8 +193,7 @@ def _check_query(
 
 def _warn_what_moves(self: Core, reference: Core) -> None:
     """Of the query's model: warn where training moves no cell, or has nothing to do."""
-    parts = trained_parts(self.module)
-    if not parts:
+    if not trained_parts(self.module):
         self._state.summary = {
             "epochs": 0,
             "cells": self._own_source().n_cells,
@@ -203,9 +202,7 @@ def _warn_what_moves(self: Core, reference: Core) -> None:
     mine, its = self.schema, reference.schema
     if (mine.batches, mine.categories) == (its.batches, its.categories):
         return
-    names = {part.name for part in parts}
-    embedded = self.module.encoder.uses_covariates and "batch_embedding.weight" in names
-    if not embedded and not any(name.startswith("encoder.") for name in names):
+    if not trains_encoder(self.module):
         warn(
             "The encoder of the reference does not see batch or covariates, so that training moves "
             "no cell in the latent space, only how it is decoded; for a query that moves, train "

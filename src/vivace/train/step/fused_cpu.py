@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vivace.data.batch import CountBatch
 from vivace.nn import VAE
-from vivace.nn.decoder import Decoder
+from vivace.nn.decoders import MLPDecoder
 from vivace.nn.layers import Activation, BatchNorm, Linear, dropout_bits, dropout_threshold
 from vivace.ops.count_nll import CountHeads
 from vivace.ops.count_nll.autograd import WeightedGradients, weighted_gradients
@@ -52,7 +52,7 @@ def supports(network: VAE) -> bool:
         and network.library_encoder is None
         and network.batch_embedding is None
         and not network.encoder.uses_covariates
-        and isinstance(network.decoder, Decoder)
+        and isinstance(network.decoder, MLPDecoder)
         and config.use_batch_norm == "both"
         and config.use_layer_norm == "none"
         and all(t.device.type == "cpu" for t in tensors)
@@ -126,7 +126,7 @@ class FusedGradients:
     def __init__(self, weights: FlatWeights) -> None:
         network = weights.network
         encoder, decoder, config = network.encoder, network.decoder, network.config
-        assert isinstance(decoder, Decoder)
+        assert isinstance(decoder, MLPDecoder)
         self.network = network
         self.elsewhere: dict[int, Tensor] = {}
         self.log1p = config.log_variational
