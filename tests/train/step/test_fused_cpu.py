@@ -1,4 +1,4 @@
-"""The step by hand against autograd through the network that defines it."""
+"""The step by kernels against autograd through the network that defines it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from budget import Budget
 from vivace.config import ModelConfig
 from vivace.data.batch import CountBatch
 from vivace.nn import VAE, Dimensions, Posterior
-from vivace.nn.by_hand import HandStep, step, supports
 from vivace.nn.layers import dropout_bits
 from vivace.ops.count_nll import cpu
 from vivace.ops.csr import SparseCounts
+from vivace.train.flat import FlatWeights
+from vivace.train.step import fused_cpu
+from vivace.train.step.fused_cpu import FusedGradients, supports
 
 GENES, HIDDEN, LATENT = 50, 12, 4
 SEEDS = range(16)
@@ -75,9 +77,26 @@ def found_by(net, losses):
     return {"losses": losses} | gradients | statistics
 
 
-def by_hand(net, batch, seed):
+class Gradients:
+    """Kernels of a network, which leave its gradients in ``.grad``."""
+
+    def __init__(self, net):
+        weights = FlatWeights(net)
+        self.kernels = FusedGradients(weights)
+        self.buffer = weights.gradients
+        for parameter, gradient in weights.gradient_views():
+            parameter.grad = gradient
+
+    def __call__(self, *arguments):
+        self.buffer.fill_(torch.nan)
+        losses = self.kernels(*arguments)
+        self.kernels.collect()
+        return losses
+
+
+def by_kernels(net, batch, seed):
     net = copy.deepcopy(net)
-    return found_by(net, HandStep(net)(batch, KL_WEIGHT, torch.Generator().manual_seed(seed)))
+    return found_by(net, Gradients(net)(batch, KL_WEIGHT, torch.Generator().manual_seed(seed)))
 
 
 def by_autograd(net, batch, seed, dtype, monkeypatch):
@@ -106,7 +125,7 @@ def check(monkeypatch, n=24, seeds=SEEDS, typical=False, **options):
         if not net.dims.size_factor:
             batch = replace(batch, size_factor=None)
         assert supports(net)
-        found = by_hand(net, batch, seed)
+        found = by_kernels(net, batch, seed)
         single, exact = (
             by_autograd(net, batch, seed, dtype, monkeypatch)
             for dtype in (torch.float32, torch.float64)
@@ -126,13 +145,13 @@ def check(monkeypatch, n=24, seeds=SEEDS, typical=False, **options):
 @pytest.fixture(autouse=True)
 def _sparse_counts(monkeypatch):
     """The first layer's product is the sparse one, unless a test wants the other."""
-    monkeypatch.setattr(step, "_DENSE", 1.0)
+    monkeypatch.setattr(fused_cpu, "_DENSE", 1.0)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0], ids=["dense", "sparse"])
 @pytest.mark.parametrize("likelihood", ["zinb", "nb", "poisson"])
 def test_each_likelihood(likelihood, share, monkeypatch):
-    monkeypatch.setattr(step, "_DENSE", share)
+    monkeypatch.setattr(fused_cpu, "_DENSE", share)
     check(monkeypatch, gene_likelihood=likelihood)
 
 
@@ -161,7 +180,7 @@ def test_each_option(options, monkeypatch):
 @pytest.mark.parametrize("n", [1, 2, 3, 131])
 def test_sizes(n, share, monkeypatch):
     """Two or three cells can be nearly alike; what batch norm makes of such a draw is chance."""
-    monkeypatch.setattr(step, "_DENSE", share)
+    monkeypatch.setattr(fused_cpu, "_DENSE", share)
     check(monkeypatch, n=n, seeds=range(48 if n < 4 else 8), typical=n in (2, 3))
 
 
@@ -179,13 +198,13 @@ MANY_CALLS = OPTIONS | {"poisson": {"gene_likelihood": "poisson"}, "nb": {"gene_
 @pytest.mark.parametrize("options", MANY_CALLS.values(), ids=MANY_CALLS)
 def test_what_a_call_leaves_does_not_depend_on_those_before(options):
     """Arrays are used again by the next call of so many cells, and by no other step."""
-    net, others = network(0, **options), HandStep(network(1, **options))
-    repeated = HandStep(net)
+    net, others = network(0, **options), Gradients(network(1, **options))
+    repeated = Gradients(net)
     for seed, n in enumerate((24, 7, 24, 1, 7, 24)):
         batch = cells(seed, n)
         if not net.dims.size_factor:
             batch = replace(batch, size_factor=None)
-        fresh = by_hand(net, batch, seed)
+        fresh = by_kernels(net, batch, seed)
         losses = repeated(batch, KL_WEIGHT, torch.Generator().manual_seed(seed))
         others(replace(cells(50 + seed, n), size_factor=batch.size_factor), KL_WEIGHT)
         found = found_by(net, losses)
@@ -196,13 +215,13 @@ def test_what_a_call_leaves_does_not_depend_on_those_before(options):
 def test_one_cell_leaves_the_running_statistics(monkeypatch):
     net = network(0)
     before = {k: v.clone() for k, v in net.named_buffers()}
-    HandStep(net)(replace(cells(0, 1), size_factor=None), 1.0, torch.Generator().manual_seed(0))
+    Gradients(net)(replace(cells(0, 1), size_factor=None), 1.0, torch.Generator().manual_seed(0))
     assert all(torch.equal(v, before[k]) for k, v in net.named_buffers())
 
 
 def test_minibatches_are_counted():
     net = network(0)
-    step = HandStep(net)
+    step = Gradients(net)
     for seed in range(3):
         step(replace(cells(seed, 9), size_factor=None), 1.0, torch.Generator().manual_seed(seed))
     counted = [v.item() for k, v in net.named_buffers() if k.endswith("num_batches_tracked")]
@@ -213,10 +232,10 @@ def test_the_step_sees_parameters_that_were_changed_in_place():
     """As an optimiser and ``load_state_dict`` change them."""
     net, other = network(0), network(1)
     batch = replace(cells(0, 9), size_factor=None)
-    step = HandStep(net)
+    step = Gradients(net)
     net.load_state_dict(other.state_dict())
     found = step(batch, 1.0, torch.Generator().manual_seed(0))
-    expected = HandStep(other)(batch, 1.0, torch.Generator().manual_seed(0))
+    expected = Gradients(other)(batch, 1.0, torch.Generator().manual_seed(0))
     assert torch.equal(found, expected)
     for p, q in zip(net.parameters(), other.parameters(), strict=True):
         assert torch.equal(p.grad, q.grad)
@@ -225,12 +244,12 @@ def test_the_step_sees_parameters_that_were_changed_in_place():
 @pytest.mark.parametrize(("share", "taken"), [(0.2, True), (0.9, False)])
 def test_the_dense_product_is_taken_where_many_counts_are_above_zero(share, taken, monkeypatch):
     calls = []
-    fill = step.fill_dense
-    monkeypatch.setattr(step, "fill_dense", lambda *a: calls.append(a) or fill(*a))
-    monkeypatch.setattr(step, "_DENSE", share)
+    fill = fused_cpu.fill_dense
+    monkeypatch.setattr(fused_cpu, "fill_dense", lambda *a: calls.append(a) or fill(*a))
+    monkeypatch.setattr(fused_cpu, "_DENSE", share)
     net, batch = network(0), cells(0, 24)
     assert 0.2 < len(batch.counts.values) / (24 * GENES) < 0.9
-    by_hand(net, replace(batch, size_factor=None), 0)
+    by_kernels(net, replace(batch, size_factor=None), 0)
     assert bool(calls) == taken
 
 
@@ -238,7 +257,7 @@ def test_nan_shows():
     net = network(0)
     with torch.no_grad():
         net.decoder.linears[0].weight[0, 0] = torch.nan
-    losses = HandStep(net)(replace(cells(0, 9), size_factor=None), 1.0)
+    losses = Gradients(net)(replace(cells(0, 9), size_factor=None), 1.0)
     assert losses[0].isnan()
 
 

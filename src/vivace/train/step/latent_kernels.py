@@ -1,4 +1,4 @@
-"""Kernels of the latent variables: draw, KL divergence, and their gradient.
+"""Kernels of the latent variables: sample, KL divergence, and their gradient.
 
 README.md has the formulas and the names.
 """
@@ -15,7 +15,7 @@ from vivace.types import F32, I64
 
 
 @kernel()
-def latent_draw(
+def sample_latent(
     heads_nk: F32,
     noise_nk: F32,
     softplus: bool,
@@ -23,9 +23,10 @@ def latent_draw(
     variance_nk: F32,
     slope_nk: F32,
 ) -> float:
-    """Write the draw, the variance, and its derivative in the raw head; the mean divergence.
+    """Write a sample, the variance, and its derivative in the raw head.
 
-    ``z_nk`` may have more columns than k; the rest is left alone.
+    Returns the mean KL divergence. ``z_nk`` may have more columns than k; the others are
+    left alone.
     """
     n, k = noise_nk.shape
     kl = 0.0
@@ -47,42 +48,42 @@ def latent_draw(
 
 
 @kernel()
-def latent_draw_gradient(
-    by_z_nk: F32,
-    by_kl: float,
+def backward_latent(
+    grad_z_nk: F32,
+    grad_kl: float,
     heads_nk: F32,
     noise_nk: F32,
     variance_nk: F32,
     slope_nk: F32,
-    by_heads_nk: F32,
-    by_bias_k: F32,
+    grad_heads_nk: F32,
+    grad_bias_k: F32,
 ) -> None:
-    """Write the gradient in the heads, and its sum over the cells, that in their bias.
+    """Write the gradient in the heads, and in their bias, which is its sum over the cells.
 
-    ``by_kl`` is the gradient in the divergence of every cell.  ``by_z_nk`` may have more
-    columns than k; the rest is not read.
+    ``grad_kl`` is the gradient in the divergence of every cell. ``grad_z_nk`` may have more
+    columns than k; the others are not read.
     """
     n, k = noise_nk.shape
     totals = np.zeros(2 * k, np.float64)
     for i in range(n):
         for j in range(k):
-            by_z, variance = np.float64(by_z_nk[i, j]), np.float64(variance_nk[i, j])
-            by_heads_nk[i, j] = by_z + by_kl * heads_nk[i, j]
-            by_variance = 0.5 * (
-                by_z * noise_nk[i, j] / math.sqrt(variance) + by_kl * (1.0 - 1.0 / variance)
+            grad_z, variance = np.float64(grad_z_nk[i, j]), np.float64(variance_nk[i, j])
+            grad_heads_nk[i, j] = grad_z + grad_kl * heads_nk[i, j]
+            grad_variance = 0.5 * (
+                grad_z * noise_nk[i, j] / math.sqrt(variance) + grad_kl * (1.0 - 1.0 / variance)
             )
-            by_heads_nk[i, k + j] = by_variance * slope_nk[i, j]
+            grad_heads_nk[i, k + j] = grad_variance * slope_nk[i, j]
         for j in range(2 * k):
-            totals[j] += by_heads_nk[i, j]
+            totals[j] += grad_heads_nk[i, j]
     for j in range(2 * k):
-        by_bias_k[j] = totals[j]
+        grad_bias_k[j] = totals[j]
 
 
 @kernel()
 def fill_onehot(inputs_nk: F32, start: int, sizes: I64, batch_n: I64, categorical_nc: I64) -> None:
-    """Columns from ``start``: of each covariate, batch first, 1 where its code is, else 0.
+    """Write the one-hot columns of each covariate, batch first, from column ``start`` on.
 
-    ``sizes`` are the columns of each; a covariate with none is left out.
+    ``sizes`` are the numbers of columns; a covariate with none is left out.
     """
     n, k = inputs_nk.shape
     for i in range(n):

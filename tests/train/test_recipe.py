@@ -6,7 +6,7 @@ import pytest
 
 from vivace.errors import ArgumentTypeError, OptionError
 from vivace.train import RECIPES
-from vivace.train.recipes import fast_epochs
+from vivace.train.recipe import fast_epochs
 
 FAST, THEIRS = RECIPES["fast"], RECIPES["scvi-tools"]
 
@@ -15,7 +15,7 @@ FAST, THEIRS = RECIPES["fast"], RECIPES["scvi-tools"]
     ("n_cells", "epochs"), [(1, 400), (7_104, 400), (20_000, 400), (40_000, 200), (10**8, 1)]
 )
 def test_scvi_tools_epochs(n_cells: int, epochs: int) -> None:
-    assert THEIRS.epochs(n_cells, n_cells) == epochs
+    assert THEIRS.choose_epochs(n_cells, n_cells) == epochs
 
 
 def test_scvi_tools_settings_are_theirs() -> None:
@@ -24,7 +24,7 @@ def test_scvi_tools_settings_are_theirs() -> None:
     assert not THEIRS.from_data
     assert [THEIRS.learning_rate(s, 1000) for s in (0, 500, 999)] == [1e-3] * 3
     assert [THEIRS.kl_weight(7, 10, e) for e in (0, 100, 400, 500)] == [0.0, 0.25, 1.0, 1.0]
-    assert THEIRS.continued() == THEIRS
+    assert THEIRS.for_further_training() == THEIRS
 
 
 def test_fast_learning_rate_rises_stays_and_falls_to_zero() -> None:
@@ -48,7 +48,7 @@ def test_fast_kl_weight_is_full_after_a_quarter_of_the_steps() -> None:
 
 
 def test_continuing_starts_at_full_kl_weight() -> None:
-    assert FAST.continued().kl_weight(0, 100, 0) == 1.0
+    assert FAST.for_further_training().kl_weight(0, 100, 0) == 1.0
 
 
 def test_adam_remembers_a_share_of_the_steps_of_a_short_run() -> None:
@@ -60,7 +60,7 @@ def test_adam_remembers_a_share_of_the_steps_of_a_short_run() -> None:
 
 def test_fast_visits_fall_with_the_root_of_the_cells() -> None:
     sizes = [round(10 ** (k / 4)) for k in range(15, 29)]
-    epochs = [fast_epochs(n) for n in sizes]
+    epochs = [fast_epochs(n, n) for n in sizes]
     assert epochs == sorted(epochs, reverse=True)
     assert min(epochs) >= 2
     visits = [e * n for e, n in zip(epochs, sizes, strict=True)]
@@ -69,9 +69,9 @@ def test_fast_visits_fall_with_the_root_of_the_cells() -> None:
 
 def test_few_cells_are_not_visited_more_often_in_smaller_minibatches() -> None:
     """A hundred cells, visited a hundred times each, are learnt by heart."""
-    assert max(fast_epochs(n) for n in range(1, 4_000)) <= 16
-    assert [FAST.batch_size(n) for n in (1, 3_999, 4_000, 10**7)] == [64, 64, 128, 128]
-    assert THEIRS.batch_size(10) == THEIRS.batch_size(10**7) == 128
+    assert max(fast_epochs(n, n) for n in range(1, 4_000)) <= 16
+    assert [FAST.choose_batch_size(n) for n in (1, 3_999, 4_000, 10**7)] == [64, 64, 128, 128]
+    assert THEIRS.choose_batch_size(10) == THEIRS.choose_batch_size(10**7) == 128
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_plan_refusals() -> None:
         FAST.with_plan({"weight_decai": 1})
     with pytest.raises(ArgumentTypeError, match=r"\['lr'\] must be a number, not 'high'"):
         FAST.with_plan({"lr": "high"})
-    with pytest.raises(OptionError, match=r"\['lr'\] must be finite and >= 0, not -1"):
+    with pytest.raises(OptionError, match=r"\['lr'\] must be at least 0 and finite, not -1"):
         FAST.with_plan({"lr": -1})
 
 
@@ -106,9 +106,9 @@ def test_none_is_no_other_warm_up() -> None:
         assert recipe.with_plan({"n_steps_kl_warmup": None}) == recipe
 
 
-def test_held_for_early_stopping_the_kl_weight_is_full_before_the_decay() -> None:
+def test_with_early_stopping_the_kl_weight_is_full_before_the_decay() -> None:
     for epochs in (10, 20, 60, 400):
-        held = RECIPES["fast"].held(epochs, usual=20)
+        held = RECIPES["fast"].for_early_stopping(epochs, usual=20)
         full = min(s for s in range(1000) if held.kl_weight(s, 1000, 0) == 1.0)
         falls = min(s for s in range(full, 1000) if held.learning_rate(s, 1000) < held.lr)
         assert full <= 251
