@@ -218,7 +218,6 @@ class _TransposedArray:
         write_by_gene(self.x_gm[:, samples], np.ascontiguousarray(values_mg))
 
 
-@torch.no_grad()
 def _decode_all_genes(groups: Sequence[GroupSamples], silent: bool) -> F32:
     """Expression in the samples of all groups, one group after another, shape (g, m)."""
     shape = (groups[0].cells.network.dims.n_genes, sum(len(group) for group in groups))
@@ -233,7 +232,6 @@ def _decode_all_genes(groups: Sequence[GroupSamples], silent: bool) -> F32:
     return x_gm
 
 
-@torch.no_grad()
 def _decode_genes(
     groups: Sequence[GroupSamples], genes: slice, log_normaliser_m: Tensor, silent: bool
 ) -> F32:
@@ -249,7 +247,6 @@ def _decode_genes(
     return x_gm
 
 
-@torch.no_grad()
 def _log_normalisers(groups: Sequence[GroupSamples]) -> Tensor:
     """Log of the denominator of each sample's softmax over genes, shape (m,)."""
     network = groups[0].cells.network
