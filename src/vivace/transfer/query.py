@@ -211,8 +211,7 @@ def _check_training(model: Core, reference: Core) -> None:
     embedded = model.module.encoder.uses_covariates and "batch_embedding.weight" in names
     if not embedded and not any(name.startswith("encoder.") for name in names):
         warn(
-            "The encoder of the reference does not see batch or covariates; training changes how "
-            "the query's cells are decoded, but moves none of them in the latent space; for a "
-            "query that moves, train the reference as "
-            f"{type(model).__name__}(adata, preset='mapping')."
+            "The encoder of the reference does not see batch or covariates; training moves no cell "
+            "in the latent space, and only changes how cells are decoded; for a query that moves, "
+            f"train the reference as {type(model).__name__}(adata, preset='mapping')."
         )
