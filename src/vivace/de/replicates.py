@@ -32,11 +32,11 @@ from scipy.special import digamma, polygamma
 from vivace.cells import Cells, child_seeds
 from vivace.data.schema import Codes
 from vivace.de.counts import CountSums, sum_counts
-from vivace.de.effects import choose_delta, choose_pseudocount, max_by_part
 from vivace.de.options import Options, Sampling
 from vivace.de.plan import Comparison, Plan
 from vivace.de.result_table import ComparisonResult, Design, EffectSummary
 from vivace.de.samples import ExpressionSamples, drop_outliers, sample_latents
+from vivace.de.thresholds import choose_delta, choose_pseudocount, max_by_part
 from vivace.errors import DataError, warn
 from vivace.types import F64, Bool, Rows
 
