@@ -12,7 +12,7 @@ from torch import Tensor
 from budget import Budget
 from vivace.ops import CountHeads, count_nll
 from vivace.ops.count_nll import LIKELIHOODS
-from vivace.ops.count_nll.reference import log_theta_of
+from vivace.ops.count_nll.reference import log_dispersion
 from vivace.ops.csr import SparseCounts
 
 HEADS = (
@@ -84,7 +84,7 @@ def count_problem(
         log_library = log_library - log_scale.exp().sum(-1).log()
     mean = (log_scale + log_library[:, None]).exp().double().numpy()
     rng = np.random.default_rng(seed)
-    log_theta = log_theta_of(heads, hidden)
+    log_theta = log_dispersion(heads, hidden)
     if log_theta is not None and likelihood != "normal":
         theta = log_theta.double().clamp(-15, 15).exp().numpy()
         mean = mean * rng.gamma(np.broadcast_to(theta, mean.shape)) / theta

@@ -214,7 +214,7 @@ def test_embedding_other_genes(vivace_refuses, saved, tiny, tmp_path):
     adata.write_h5ad(tmp_path / "cells.h5ad")
     vivace_refuses(
         ("embed", saved, tmp_path / "cells.h5ad", "-o", tmp_path / "out.h5ad"),
-        "none of the model's 30 genes",
+        "lack 30 of the model's 30 genes",
         "'gene0'",
     )
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vivace.cells import Cells
 from vivace.config import ModelConfig, settings
-from vivace.data import MemorySource, Minified, minified_type, read_cells
+from vivace.data import Minified, Source, minified_type, read_cells
 from vivace.data.declare import refuse_without_counts
 from vivace.data.schema import Declarations, Schema, read_declarations
 from vivace.errors import ArgumentTypeError, DataError, NotTrainedError, OptionError
@@ -25,7 +25,6 @@ from vivace.nn import VAE, Dimensions
 from vivace.seeds import SeedStream, check_seed
 from vivace.state import TrainState
 from vivace.summary import summarise
-from vivace.train.initialise import set_library_prior
 from vivace.types import Indices, Rows
 from vivace.validate import OPTIONAL_COUNT, row_numbers
 
@@ -92,7 +91,7 @@ class Core:
         self._state = TrainState()
         self._unused: dict[str, Tensor] = {}  # tensors of scvi-tools' that we only keep
         self._adata: AnnData | None = None
-        self._source: MemorySource | None = None
+        self._source: Source | None = None
         self._reference: AnnData | None = None  # data of the reference, of a query's model
         self._origins: tuple[str, ...] = ()  # fingerprints of models with the same encoder
         with torch.random.fork_rng(devices=[]):  # layers read the global generator
@@ -105,15 +104,17 @@ class Core:
         self._source = self._read(adata)
         self._adata = adata
         if library_prior and self.module.library_encoder is not None:
-            set_library_prior(self.module, self._source)
+            source = self._source
+            log_library_n = np.log(source.library.astype(np.float64))
+            self.module.set_library_prior(log_library_n, source.batch)
 
-    def _read(self, adata: AnnData) -> MemorySource:
+    def _read(self, adata: AnnData) -> Source:
         """The cells of ``adata`` in the model's genes and codes, checked."""
         normal = self.config.gene_likelihood == "normal"
         minified = isinstance(adata, AnnData) and minified_type(adata) is not None
         models = (self._fingerprint(), *self._origins) if minified else ()
         source = read_cells(adata, self.schema, allow_negative=normal, models=models)
-        if normal and self.config.log_variational and source.counts.data.min(initial=0) < 0:
+        if normal and self.config.log_variational and source.smallest < 0:
             raise OptionError(
                 "log_variational=True takes the logarithm of the values, but some are negative; "
                 "use log_variational=False."
@@ -144,13 +145,13 @@ class Core:
         size = minibatch_size(batch_size, len(self.schema.genes))
         return Cells(self.module, source, rows, size, bool(silent))
 
-    def _own_source(self) -> MemorySource:
+    def _own_source(self) -> Source:
         """The model's own data, unless they were changed since they were read."""
         if self._source is None:
             raise DataError(
                 "This model was loaded without data; pass adata= to load or to the method."
             )
-        self._source.check_unchanged()
+        self._source.check_unchanged(self._adata)
         return self._source
 
     def _own_adata(self) -> AnnData:

@@ -14,7 +14,7 @@ from vivace.data.batch import CountBatch
 from vivace.nn import VAE, Dimensions, Posterior
 from vivace.nn.by_hand import HandStep, step, supports
 from vivace.nn.layers import dropout_bits
-from vivace.ops.count_nll import autograd
+from vivace.ops.count_nll import cpu
 from vivace.ops.csr import SparseCounts
 
 GENES, HIDDEN, LATENT = 50, 12, 4
@@ -166,8 +166,8 @@ def test_sizes(n, share, monkeypatch):
 
 
 def test_blocks_of_cells(monkeypatch):
-    monkeypatch.setattr(autograd, "_BLOCK_CELLS", 1)
-    monkeypatch.setattr(autograd, "_BLOCK_BYTES", 5 * 4 * GENES)
+    monkeypatch.setattr(cpu, "_BLOCK_CELLS", 1)
+    monkeypatch.setattr(cpu, "_BLOCK_BYTES", 5 * 4 * GENES)
     check(monkeypatch)
     check(monkeypatch, dispersion="gene-cell")
     check(monkeypatch, dispersion="gene-batch")

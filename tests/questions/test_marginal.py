@@ -48,7 +48,7 @@ def _always(heads, mean, variance):
 
 def integrated(model, cell):
     """Log p(x) of a cell by sums over a grid of z and, where it is latent, of the log library."""
-    axis = torch.linspace(-5, 5, 61, dtype=torch.float64)
+    axis = torch.linspace(-5, 5, 41, dtype=torch.float64)
     grid = torch.cartesian_prod(axis, axis)
     log_prior = torch.distributions.Normal(0.0, 1.0).log_prob(grid).sum(1)
     log_area = 2 * (axis[1] - axis[0]).log()
@@ -60,7 +60,7 @@ def integrated(model, cell):
         mean, variance = (
             float(t[code]) for t in (model.module.library_mean, model.module.library_variance)
         )
-        points = mean + variance**0.5 * np.linspace(-5, 5, 81)
+        points = mean + variance**0.5 * np.linspace(-5, 5, 31)
         prior = torch.distributions.Normal(mean, variance**0.5)
         library = [(np.exp(v), float(prior.log_prob(torch.tensor(v)))) for v in points]
         step = np.log(points[1] - points[0])

@@ -17,7 +17,6 @@ from vivace.data.schema import Codes
 from vivace.de.histograms import write_by_gene
 from vivace.de.options import Sampling
 from vivace.errors import MissingExtraError, TrainingError, warn
-from vivace.ops.runtime.workspace import Memory
 from vivace.progress import PassingBar
 from vivace.questions.expression import write_expression_at
 from vivace.questions.importance import Weighting, sample_group
@@ -221,13 +220,11 @@ class _TransposedArray:
 def _decode_all_genes(groups: Sequence[GroupSamples], silent: bool) -> F32:
     """Expression in the samples of all groups, one group after another, shape (g, m)."""
     shape = (groups[0].cells.network.dims.n_genes, sum(len(group) for group in groups))
-    x_gm, memory = np.empty(shape, np.float32), Memory()
+    x_gm = np.empty(shape, np.float32)
     with PassingBar("Decoding", shape[1], "samples", not silent) as bar:
         for positions, segment, code in _segments(groups):
             out = _TransposedArray(x_gm[:, positions])
-            write_expression_at(
-                segment.cells, [code], None, 1, segment.z, segment.log_library, out, memory
-            )
+            write_expression_at(segment.cells, [code], None, 1, segment.z, segment.log_library, out)
             bar.done(len(segment))
     return x_gm
 

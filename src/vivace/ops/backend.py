@@ -1,8 +1,15 @@
-"""Which implementation of an operation runs."""
+"""Which implementation of an operation runs.
+
+The folder of an operation has one module per backend: ``reference.py`` in plain PyTorch,
+and kernels such as ``cpu.py``. All of them define the same two functions. New kernels are
+a module in each folder, a line in the table below and a name in :data:`Backend`.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from functools import cache
+from importlib import import_module
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -11,17 +18,49 @@ from vivace.errors import OptionError
 
 Backend = Literal["auto", "reference", "cpu"]
 
+# the kernels, with the device and the float type of the tensors that they read
+_KERNELS: dict[str, tuple[str, torch.dtype]] = {"cpu": ("cpu", torch.float32)}
 
-def use_cpu_kernel(backend: Backend, *tensors: Tensor | None) -> bool:
-    """Whether the Numba kernel runs: asked for, or "auto" and everything fits it.
 
-    It fits where every tensor is float32 on the CPU.
+def pick(operation: str, backend: Backend, *tensors: Tensor | None) -> Any:
+    """Return the module that computes an operation.
+
+    Parameters
+    ----------
+    operation
+        Name of its folder in ``vivace.ops``.
+    backend
+        "auto" takes the first kernels that can read all tensors, and the reference where
+        there are none.
+    tensors
+        The float tensors that the operation reads; None for one that is absent.
+
+    Raises
+    ------
+    OptionError
+        If there is no such backend, or its kernels cannot read the tensors.
     """
-    if backend == "reference":
-        return False
-    fits = all(t is None or (t.device.type == "cpu" and t.dtype == torch.float32) for t in tensors)
-    if backend == "cpu" and not fits:
+    if backend not in get_args(Backend):
+        listed = ", ".join(map(repr, get_args(Backend)))
+        raise OptionError(f"backend must be one of {listed}, not {backend!r}.")
+    if backend == "auto":
+        fitting = (name for name in _KERNELS if _can_read(name, tensors))
+        return _load(operation, next(fitting, "reference"))
+    if backend != "reference" and not _can_read(backend, tensors):
+        device, dtype = _KERNELS[backend]
         raise OptionError(
-            "backend='cpu' needs float32 tensors on the CPU; use backend='reference' for others."
+            f"backend={backend!r} needs {dtype} tensors on device {device!r}; use "
+            "backend='reference' for others."
         )
-    return fits
+    return _load(operation, backend)
+
+
+def _can_read(kernels: str, tensors: tuple[Tensor | None, ...]) -> bool:
+    device, dtype = _KERNELS[kernels]
+    return all(t is None or (t.device.type == device and t.dtype == dtype) for t in tensors)
+
+
+@cache
+def _load(operation: str, name: str) -> Any:
+    # lazy: importing Numba takes a second
+    return import_module(f"vivace.ops.{operation}.{name}")

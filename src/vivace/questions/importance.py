@@ -15,7 +15,6 @@ from torch.distributions import Normal
 from vivace.cells import Cells, child_seeds, question
 from vivace.core import Core
 from vivace.errors import OptionError, ShapeError
-from vivace.ops.runtime.workspace import Memory
 from vivace.questions.latent import sample_cells
 from vivace.questions.marginal import marginal_ll
 from vivace.types import F64, I64, Indices
@@ -156,7 +155,6 @@ def importance_weights(cells: Cells, z_mk: Tensor, seed: int, weighting: Weighti
         raise OptionError("indices names no cells; importance weights need at least one.")
     if len(z_mk) == 0:
         raise OptionError("zs holds no points; give at least one, or leave it None.")
-    memory = Memory()
     choice_seed, marginal_seed = child_seeds(seed, 2)
     network, max_cells = cells.network, weighting["max_cells"]
     if len(cells) > max_cells:
@@ -177,7 +175,7 @@ def importance_weights(cells: Cells, z_mk: Tensor, seed: int, weighting: Weighti
                 log_proposals_m = torch.logaddexp(log_proposals_m, log_q_m)
                 position = part.start + i
                 cell = cells.take(np.array([position]))
-                log_px_z_m = _log_likelihood(cell, point_mk, log_library_n[i], memory)
+                log_px_z_m = _log_likelihood(cell, point_mk, log_library_n[i])
                 log_ratios_m = torch.logaddexp(log_ratios_m, log_px_z_m - log_px[position])
                 bar.done(1)
     log_weight_m = _log_normal(z_mk, 0.0, 1.0) + log_ratios_m - log_proposals_m
@@ -195,11 +193,11 @@ def _log_normal(z_mk: Tensor, mean: Tensor | float, deviation: Tensor | float) -
     return density.sum(1).cpu().double()
 
 
-def _log_likelihood(cell: Cells, point_mk: Tensor, log_library: Tensor, memory: Memory) -> Tensor:
+def _log_likelihood(cell: Cells, point_mk: Tensor, log_library: Tensor) -> Tensor:
     """Log p(x|z) of one cell at m points, float64 on the CPU, shape (m,)."""
     network, parts = cell.network, []
     for points in torch.split(point_mk, cell.batch_size):
         batch = cell.source.gather(np.repeat(cell.rows, len(points))).to(network.device)
-        nll = network.nll(points, batch, log_library.expand(len(points)), memory)
+        nll = network.nll(points, batch, log_library.expand(len(points)))
         parts.append(-nll.cpu().double())
     return torch.cat(parts)

@@ -8,7 +8,6 @@ from anndata import AnnData
 from vivace.cells import Cells, child_generators, question, sample_latent
 from vivace.core import Core
 from vivace.errors import OptionError
-from vivace.ops.runtime.workspace import Memory
 from vivace.types import F64, Indices
 from vivace.validate import COUNT
 
@@ -78,13 +77,12 @@ def elbo_terms(cells: Cells, n_samples: int, seed: int) -> tuple[F64, F64]:
     """Mean of -log p(x|z) over samples of z, and the KL divergence, nats, shape (n,) each."""
     network = cells.network
     generators = child_generators(seed, n_samples)
-    memory = Memory()
     error_n = np.zeros(len(cells))
     kl_n = np.empty(len(cells))
     for part, batch, inference in cells.encoded("Likelihood"):
         for generator in generators:
             point_nk, log_library_n = sample_latent(network, inference, generator)
-            nll_n = network.nll(point_nk, batch, log_library_n, memory)
+            nll_n = network.nll(point_nk, batch, log_library_n)
             error_n[part] += nll_n.cpu().double().numpy()
         total = inference.z.kl() + network.library_kl(inference, batch)
         kl_n[part] = total.cpu().double().numpy()

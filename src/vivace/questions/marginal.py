@@ -13,7 +13,6 @@ from vivace.cells import Cells, child_generators, question, standard_noise
 from vivace.core import Core
 from vivace.data import CountBatch
 from vivace.nn import VAE, Inference
-from vivace.ops.runtime.workspace import Memory
 from vivace.questions.likelihood import mean_over_cells
 from vivace.types import F64, Indices
 from vivace.validate import COUNT
@@ -80,7 +79,6 @@ def marginal_ll(cells: Cells, n_samples: int, seed: int) -> F64:
     from vivace.progress import PassingBar  # lazy: importing Numba takes a second
 
     generators = child_generators(seed, n_samples)
-    memory = Memory()
     log_px_n = np.empty(len(cells))
     with PassingBar(
         "Marginal likelihood", len(cells) * n_samples, "samples", not cells.silent
@@ -88,7 +86,7 @@ def marginal_ll(cells: Cells, n_samples: int, seed: int) -> F64:
         for part, batch, inference in cells.quiet().encoded():
             total_n = torch.full((len(inference.z.mean),), -math.inf, dtype=torch.float64)
             for generator in generators:
-                log_weight_n = _log_weight(cells.network, batch, inference, generator, memory)
+                log_weight_n = _log_weight(cells.network, batch, inference, generator)
                 total_n = torch.logaddexp(total_n, log_weight_n)
                 bar.done(batch.n_cells)
             log_px_n[part] = total_n.numpy() - math.log(n_samples)
@@ -100,7 +98,6 @@ def _log_weight(
     batch: CountBatch,
     inference: Inference,
     generator: np.random.Generator,
-    memory: Memory,
 ) -> Tensor:
     """Log of p(x, z, l) / q(z, l|x) at one sample per cell, float64 on the CPU, shape (n,).
 
@@ -119,7 +116,7 @@ def _log_weight(
         standard_n = (log_library_n - prior_mean_n) / prior_variance_n.sqrt()
         variance_n = inference.library.variance[:, 0] / prior_variance_n
         ratio_n += _log_ratio(noise[:, k], standard_n, variance_n)
-    nll_n = network.nll(network.place(z_nk), batch, log_library_n, memory)
+    nll_n = network.nll(network.place(z_nk), batch, log_library_n)
     return ratio_n - nll_n.cpu().double()
 
 

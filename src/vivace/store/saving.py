@@ -12,7 +12,7 @@ from vivace.config import ModelConfig
 from vivace.core import Core, hash_names
 from vivace.data.schema import Schema
 from vivace.errors import ModelFileError, OptionError, warn
-from vivace.nn import Surgery, operate
+from vivace.nn import Surgery, freeze_network
 from vivace.seeds import SeedStream, check_seed
 from vivace.state import TrainState
 from vivace.store.folder import (
@@ -153,7 +153,7 @@ def restore(cls: type[M], path: Path, stored: StoredModel, adata: AnnData | None
         model.module.load_state_dict(weights)
         model._unused = {k: v for k, v in stored.weights.items() if k not in weights}
         if "surgery" in sections:
-            operate(model.module, Surgery.from_dict(sections["surgery"]))
+            freeze_network(model.module, Surgery.from_dict(sections["surgery"]))
             model._origins = tuple(map(str, sections["origins"]))
         training = sections["training"]
         model._state = TrainState(

@@ -16,7 +16,6 @@ from vivace.errors import OptionError, TrainingError
 from vivace.nn import VAE, Part, trained_parts
 from vivace.nn.layers import BatchNorm
 from vivace.ops.runtime.threads import Pace, adapted_threads
-from vivace.ops.runtime.workspace import Memory
 from vivace.seeds import numpy_generator, torch_generator
 from vivace.state import TrainState
 from vivace.train.initialise import initialise_from_data
@@ -143,7 +142,6 @@ class _Run:
                 module.momentum = recipe.momentum
         self.device = network.device
         self.noise = torch_generator(options.seed, self.device)
-        self.validation_memory = Memory()
         self.pace = Pace("training", batch_size, network.dims.n_genes, network.config)
         self.good = copy_weights(network)  # as they were after the last epoch that was finite
         self.start_optimizer()
@@ -250,7 +248,7 @@ class _Run:
         sums = torch.zeros(3, device=self.device)
         for part in minibatches(self.watched, _VALIDATION_BATCH):
             batch = self.source.gather(part).to(self.device)
-            losses = self.network(batch, kl_weight, noise, self.validation_memory)
+            losses = self.network(batch, kl_weight, noise)
             sums += len(part) * torch.stack(losses)
         n = len(self.watched)
         return _row(sums / n if n else sums.fill_(math.nan), "validation")

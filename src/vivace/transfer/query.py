@@ -14,7 +14,7 @@ from vivace.core import Core, hash_names, network_dimensions
 from vivace.data.declare import refuse_without_counts
 from vivace.data.schema import Schema
 from vivace.errors import ArgumentTypeError, DataError, NotTrainedError, OptionError, warn
-from vivace.nn import Surgery, grown, operate, trained_parts
+from vivace.nn import Surgery, freeze_network, grow_weights, trained_parts, trains_encoder
 from vivace.seeds import SeedStream, check_seed
 from vivace.store.saving import load
 from vivace.transfer.categories import extend_schema
@@ -136,16 +136,22 @@ def load_query_data(
     model._build(config, schema, seeds, weights_seed=seeds.take())
     model.module.to(reference.device)
     model._attach(adata, library_prior=True)
-    weights = grown(reference.module.state_dict(), model.module, surgery)
+    weights = grow_weights(reference.module.state_dict(), model.module, surgery)
     model.module.load_state_dict(weights)
-    operate(model.module, surgery)
+    freeze_network(model.module, surgery)
 
     # What the model remembers of the reference.
     if surgery.keeps_encoder:
         model._origins = (*reference._origins, reference._fingerprint())
     is_mapped = reference.module.surgery is not None
     model._reference = reference._reference if is_mapped else reference.adata
-    _check_training(model, reference)
+    if not trained_parts(model.module):  # a model with nothing to train counts as trained
+        model._state.summary = {
+            "epochs": 0,
+            "cells": model._own_source().n_cells,
+            "cell_names": hash_names(adata),
+        }
+    _warn_if_no_cell_moves(model, reference)
     if inplace_subset_query_vars:
         adata._inplace_subset_var(list(schema.genes))
         model._attach(adata)
@@ -195,21 +201,12 @@ def _check_query(
         )
 
 
-def _check_training(model: Core, reference: Core) -> None:
-    """Warn if training moves no cell; if there is nothing to train, the model counts as trained."""
-    parts = trained_parts(model.module)
-    if not parts:
-        model._state.summary = {
-            "epochs": 0,
-            "cells": model._own_source().n_cells,
-            "cell_names": hash_names(model._own_adata()),
-        }
+def _warn_if_no_cell_moves(model: Core, reference: Core) -> None:
+    """Warn if training cannot move cells although the query has new categories."""
     schema, known = model.schema, reference.schema
     if (schema.batches, schema.categories) == (known.batches, known.categories):
         return
-    names = {part.name for part in parts}
-    embedded = model.module.encoder.uses_covariates and "batch_embedding.weight" in names
-    if not embedded and not any(name.startswith("encoder.") for name in names):
+    if not trains_encoder(model.module):
         warn(
             "The encoder of the reference does not see batch or covariates; training moves no cell "
             "in the latent space, and only changes how cells are decoded; for a query that moves, "

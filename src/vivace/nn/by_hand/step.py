@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from vivace.data.batch import CountBatch
 from vivace.nn.by_hand.hidden import normed_relu, normed_relu_gradient
 from vivace.nn.by_hand.latent import fill_onehot, latent_draw, latent_draw_gradient
-from vivace.nn.decoder import Decoder
+from vivace.nn.decoders import MLPDecoder
 from vivace.nn.layers import Activation, BatchNorm, Linear, dropout_bits, dropout_threshold
 from vivace.nn.vae import VAE
-from vivace.ops.count_nll import CountHeads
-from vivace.ops.count_nll.autograd import weighted_gradients
+from vivace.ops.count_nll import CountHeads, CountNLLInputs
+from vivace.ops.count_nll.cpu import nll_and_gradients
 from vivace.ops.runtime.products import product
-from vivace.ops.runtime.workspace import Memory, Pair
+from vivace.ops.runtime.workspace import Pair, Workspace
 from vivace.ops.sparse_linear.cpu import (
     fill_dense,
-    log1p_of,
+    log1p,
     product_into,
     weight_gradient_into,
 )
@@ -45,7 +45,7 @@ def supports(network: VAE) -> bool:
         and network.library_encoder is None
         and network.batch_embedding is None
         and not network.encoder.uses_covariates
-        and isinstance(network.decoder, Decoder)
+        and isinstance(network.decoder, MLPDecoder)
         and config.use_batch_norm == "both"
         and config.use_layer_norm == "none"
         and all(t.device.type == "cpu" for t in tensors)
@@ -81,7 +81,7 @@ class HandStep:
 
     def __init__(self, network: VAE) -> None:
         encoder, decoder, config = network.encoder, network.decoder, network.config
-        assert isinstance(decoder, Decoder)
+        assert isinstance(decoder, MLPDecoder)
         self.network = network
         self.log1p = config.log_variational
         self.encoding = _layers(encoder.linears, encoder.activations)
@@ -122,7 +122,7 @@ class HandStep:
             here = self.scratch[n] = _Scratch(self, n)
         csr = batch.counts
         indptr, genes = csr.indptr.numpy(), csr.genes.numpy()
-        values = (log1p_of(csr.values) if self.log1p else csr.values).numpy()
+        values = (log1p(csr.values) if self.log1p else csr.values).numpy()
         dense_ng = None
         if len(values) > _DENSE * n * csr.n_genes:
             dense_ng, dense = here.memory.pair("counts", n, csr.n_genes)
@@ -159,15 +159,15 @@ class HandStep:
             x_nk = out.tensor
 
         # the loss, and back to the decoder's last hidden state
-        by_nll = weighted_gradients(
-            [csr.indptr, csr.genes, csr.values, x_nk],
-            self._heads(batch),
-            self.network.log_library(batch),
-            here.weight,
-            self.network.likelihood.code,
-            self.network.activation == "softplus",
-            here.memory,
+        inputs = CountNLLInputs(
+            counts=csr,
+            hidden_nh=x_nk,
+            heads=self._heads(batch),
+            log_library_n=self.network.log_library(batch),
+            likelihood=self.network.config.gene_likelihood,
+            activation=self.network.activation,
         )
+        by_nll = nll_and_gradients(inputs, here.weight, results=here.memory)
         self._leave(by_nll.heads)
 
         # backward
@@ -228,7 +228,7 @@ class _Scratch:
 
     def __init__(self, step: HandStep, n: int) -> None:
         k, first = step.n_latent, step.encoding[0]
-        self.memory = Memory()  # of the loss, and of dense counts
+        self.memory = Workspace()  # of the loss, and of dense counts
         self.weight = torch.full((n,), 1.0 / n)
         self.encoded, self.by_x = Pair.new(n, first.n_hidden), Pair.new(n, first.n_hidden)
         self.encoding = [Pair.new(n, layer.n_hidden) for layer in step.encoding]

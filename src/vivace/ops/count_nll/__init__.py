@@ -9,16 +9,18 @@ from torch import Tensor
 
 from vivace.config import GeneLikelihood
 from vivace.errors import OptionError, ShapeError
-from vivace.ops.backend import Backend, use_cpu_kernel
-from vivace.ops.count_nll.likelihoods import (
-    LIKELIHOODS,
+from vivace.ops.backend import Backend, pick
+from vivace.ops.count_nll import reference
+from vivace.ops.count_nll.arguments import (
     Activation,
     CountHeads,
-    Likelihood,
+    CountNLLInputs,
+    NLLBackend,
+    NLLGradients,
 )
-from vivace.ops.count_nll.reference import count_nll_reference
+from vivace.ops.count_nll.differentiable import cell_nll, weighted_nll
+from vivace.ops.count_nll.likelihoods import LIKELIHOODS, Likelihood
 from vivace.ops.csr import SparseCounts
-from vivace.ops.runtime.workspace import Memory
 
 Reduction = Literal["none", "sum", "mean"]
 
@@ -26,7 +28,10 @@ __all__ = [
     "LIKELIHOODS",
     "Activation",
     "CountHeads",
+    "CountNLLInputs",
     "Likelihood",
+    "NLLBackend",
+    "NLLGradients",
     "Reduction",
     "count_nll",
 ]
@@ -43,7 +48,6 @@ def count_nll(
     weight_n: Tensor | None = None,
     reduction: Reduction = "none",
     backend: Backend = "auto",
-    memory: Memory | None = None,
 ) -> Tensor:
     """Negative log-likelihood of counts, from the decoder's hidden state.
 
@@ -67,16 +71,15 @@ def count_nll(
     weight_n
         Tensor, shape (n,), weight of each cell in "sum" and "mean"; None for 1.
     reduction
-        "none" gives one value a cell; "sum" the weighted sum; "mean" the weighted sum divided by n.
+        "none" gives one value per cell, "sum" the weighted sum, "mean" the weighted sum divided
+        by n.
     backend
         "auto", "reference" or "cpu" (not for "normal").
-    memory
-        Memory for arrays on the way, where no gradient is asked for; None for new ones.
 
     Returns
     -------
-    Tensor, nats, shape (n,) or a scalar.  Differentiable in ``hidden_nh``,
-    every head and ``log_library_n``.
+    Tensor, nats, shape (n,) or a scalar. Differentiable in ``hidden_nh``, every head and
+    ``log_library_n``.
 
     Raises
     ------
@@ -87,13 +90,12 @@ def count_nll(
 
     Notes
     -----
-    With "sum" and "mean" the CPU kernel computes the gradients in the pass that
-    computes the loss, a block of cells at a time, and no array of size cells x
-    genes outlives its block.  With "none" the gradient computes the heads again.
-    Counts are not checked here; ``data/counts.py`` checks them once.  Theta is held
-    between exp(-15) and exp(15).  Against float64 the kernel errs at most twice
-    as much as the float32 reference.  Source: Lopez et al. 2018,
-    doi:10.1038/s41592-018-0229-2; derivation in ``ops/count_nll/README.md``.
+    With "sum" and "mean" the CPU kernels compute the gradients in the pass that computes the
+    loss, a block of cells at a time, and no array of size cells x genes outlives its block.
+    With "none" the backward pass computes the heads again. Counts are not checked here;
+    ``data/checks.py`` checks them once. Theta is held between exp(-15) and exp(15). Against
+    float64 the kernels err at most twice as much as the float32 reference. Source: Lopez et
+    al. 2018, doi:10.1038/s41592-018-0229-2; derivation in ``ops/count_nll/README.md``.
 
     Examples
     --------
@@ -102,69 +104,75 @@ def count_nll(
     >>> count_nll(counts, torch.zeros(1, 2), heads, torch.zeros(1), likelihood="nb")
     tensor([0.6931])
     """
-    family = LIKELIHOODS[likelihood]
-    _check(counts, hidden_nh, heads, log_library_n, weight_n, family)
-    if backend == "cpu" and not family.counts:
-        raise OptionError(f"backend='cpu' has no {likelihood!r}; use backend='reference'.")
-    inputs = (hidden_nh, *heads.tensors()[:-1], log_library_n, weight_n)
-    if family.counts and use_cpu_kernel(backend, *inputs, counts.values):
-        from vivace.ops.count_nll.autograd import cell_nll, losses, weighted_nll
-
-        csr = (counts.indptr, counts.genes, counts.values)
-        softplus = activation == "softplus"
-        if reduction == "none" or not torch.is_grad_enabled():
-            nll_n: Tensor
-            if torch.is_grad_enabled() or torch.compiler.is_compiling():
-                nll_n = cell_nll(
-                    *csr, hidden_nh, *heads.tensors(), log_library_n, family.code, softplus
-                )
-            else:
-                passing = memory or Memory()
-                nll_n = losses(csr, hidden_nh, heads, log_library_n, family.code, softplus, passing)
-        else:
-            share = 1.0 if reduction == "sum" else 1.0 / counts.n_cells
-            weights = torch.full_like(log_library_n, share)
-            if weight_n is not None:
-                weights *= weight_n
-            return weighted_nll(
-                *csr, hidden_nh, *heads.tensors(), log_library_n, weights, family.code, softplus
-            )
+    inputs = CountNLLInputs(
+        counts=counts,
+        hidden_nh=hidden_nh,
+        heads=heads,
+        log_library_n=log_library_n,
+        likelihood=likelihood,
+        activation=activation,
+    )
+    _check(inputs, weight_n)
+    kernels = _pick_kernels(inputs, backend, weight_n)
+    if kernels is reference:
+        nll_n = reference.nll(inputs)  # torch differentiates it
+    elif not torch.is_grad_enabled():
+        nll_n = kernels.nll(inputs)
+    elif reduction == "none":
+        return cell_nll(kernels, inputs)
     else:
-        nll_n = count_nll_reference(counts, hidden_nh, heads, log_library_n, activation, likelihood)
+        weights = torch.full_like(
+            log_library_n, 1.0 if reduction == "sum" else 1.0 / counts.n_cells
+        )
+        if weight_n is not None:
+            weights *= weight_n
+        return weighted_nll(kernels, inputs, weights)
     if reduction == "none":
         return nll_n
     total = nll_n.sum() if weight_n is None else (nll_n * weight_n.detach()).sum()
     return total if reduction == "sum" else total / counts.n_cells
 
 
-def _check(
-    counts: SparseCounts,
-    hidden_nh: Tensor,
-    heads: CountHeads,
-    log_library_n: Tensor,
-    weight_n: Tensor | None,
-    family: Likelihood,
-) -> None:
-    n, g = counts.n_cells, counts.n_genes
-    hidden = hidden_nh.shape[-1]
-    per_cell = family.dispersed and heads.theta_hg is not None
-    tabled = family.dispersed and not per_cell
-    table_shape = (g,)
+def _pick_kernels(
+    inputs: CountNLLInputs, backend: Backend = "auto", weight_n: Tensor | None = None
+) -> NLLBackend:
+    """Return the module whose ``nll`` and ``nll_and_gradients`` can read these inputs."""
+    if not LIKELIHOODS[inputs.likelihood].counts:
+        if backend not in ("auto", "reference"):
+            raise OptionError(
+                f"backend={backend!r} has no {inputs.likelihood!r}; use backend='reference'."
+            )
+        backend = "reference"
+    weights = inputs.heads.tensors()[:-1]  # all but the row numbers
+    floats = (inputs.hidden_nh, *weights, inputs.log_library_n, inputs.counts.values, weight_n)
+    kernels: NLLBackend = pick("count_nll", backend, *floats)
+    return kernels
+
+
+def _check(inputs: CountNLLInputs, weight_n: Tensor | None) -> None:
+    """Refuse tensors whose shapes disagree, and heads that do not fit the likelihood."""
+    heads, family = inputs.heads, LIKELIHOODS[inputs.likelihood]
+    n, g = inputs.counts.n_cells, inputs.counts.n_genes
+    hidden = inputs.hidden_nh.shape[-1]
+    has_head = family.dispersed and heads.theta_hg is not None
+    has_table = family.dispersed and not has_head
+    table_shape: tuple[int, ...] = (g,)
     if heads.theta_row_n is not None and heads.log_theta_g is not None:
-        table_shape = (len(heads.log_theta_g), g)  # type: ignore[assignment]
+        table_shape = (len(heads.log_theta_g), g)
+    # name, tensor, the shape it must have, and whether it must be there at all
     needed: list[tuple[str, Tensor | None, tuple[int, ...], bool]] = [
-        ("hidden_nh", hidden_nh, (n, hidden), True),
+        ("hidden_nh", inputs.hidden_nh, (n, hidden), True),
         ("scale_hg", heads.scale_hg, (hidden, g), True),
         ("scale_g", heads.scale_g, (g,), True),
-        ("log_theta_g", heads.log_theta_g, table_shape, tabled),
+        ("log_theta_g", heads.log_theta_g, table_shape, has_table),
         ("dropout_hg", heads.dropout_hg, (hidden, g), family.zero_inflated),
         ("dropout_g", heads.dropout_g, (g,), family.zero_inflated),
-        ("theta_hg", heads.theta_hg, (hidden, g), per_cell),
-        ("theta_bias_g", heads.theta_bias_g, (g,), per_cell),
-        ("log_library_n", log_library_n, (n,), True),
+        ("theta_hg", heads.theta_hg, (hidden, g), has_head),
+        ("theta_bias_g", heads.theta_bias_g, (g,), has_head),
+        ("log_library_n", inputs.log_library_n, (n,), True),
     ]
     if heads.theta_row_n is not None:
-        needed.append(("theta_row_n", heads.theta_row_n, (n,), tabled))
+        needed.append(("theta_row_n", heads.theta_row_n, (n,), has_table))
     if weight_n is not None:
         needed.append(("weight_n", weight_n, (n,), True))
     for name, tensor, shape, wanted in needed:
@@ -183,7 +191,7 @@ def _check(
 
 
 def _check_rows(row_n: Tensor, n_rows: int) -> None:
-    """The kernel writes where these point."""
+    """Refuse numbers of rows that do not exist; the kernels write to those rows."""
     if row_n.dtype != torch.int64 or (len(row_n) and not 0 <= row_n.min() <= row_n.max() < n_rows):
         raise OptionError(
             f"theta_row_n must hold int64 numbers from 0 to {n_rows - 1}, the rows of log_theta_g, "

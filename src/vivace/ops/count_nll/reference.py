@@ -11,20 +11,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, logsigmoid, softplus
 
-from vivace.config import GeneLikelihood
-from vivace.ops.count_nll.likelihoods import Activation, CountHeads
-from vivace.ops.csr import SparseCounts
+from vivace.ops.count_nll.arguments import Activation, CountHeads, CountNLLInputs, NLLGradients
 from vivace.ops.runtime.products import linear
 
 LOG_THETA_BOUND = 15.0
 _SOFTPLUS_IS_EXP = -37.0  # below it the two are equal to float64 accuracy
+_FIRST_DIFFERENTIABLE = 3  # of the inputs' tensors, after the three arrays of the counts
 
 
 def log_scale(logits_ng: Tensor, activation: Activation) -> Tensor:
     """Log of the expected expression per unit of library, shape (n, g)."""
     if activation == "softmax":
         return log_softmax(logits_ng, dim=-1)
-    # softplus(s) tends to exp(s) far below zero, where its log would lose it
+    # far below zero softplus(s) tends to exp(s), which underflows before its log is taken
     safe = logits_ng.clamp(min=_SOFTPLUS_IS_EXP)
     return torch.where(logits_ng < _SOFTPLUS_IS_EXP, logits_ng, softplus(safe).log())
 
@@ -62,20 +61,14 @@ def normal_nll(x_ng: Tensor, log_mu_ng: Tensor, log_sigma_g: Tensor) -> Tensor:
     return 0.5 * residual.square() + log_sigma_g + 0.5 * math.log(2 * math.pi)
 
 
-def count_nll_reference(
-    counts: SparseCounts,
-    hidden_nh: Tensor,
-    heads: CountHeads,
-    log_library_n: Tensor,
-    activation: Activation,
-    likelihood: GeneLikelihood,
-) -> Tensor:
-    """Negative log-likelihood of each cell, shape (n,)."""
-    x_ng = counts.dense(hidden_nh.dtype)
+def nll(inputs: CountNLLInputs) -> Tensor:
+    """Negative log-likelihood of each cell, nats, shape (n,); differentiable by torch."""
+    hidden_nh, heads = inputs.hidden_nh, inputs.heads
+    x_ng = inputs.counts.dense(hidden_nh.dtype)
     logits_ng = linear(hidden_nh, heads.scale_hg, heads.scale_g)
-    log_mu_ng = log_scale(logits_ng, activation) + log_library_n[:, None]
-    log_theta = log_theta_of(heads, hidden_nh)
-    if likelihood == "normal":
+    log_mu_ng = log_scale(logits_ng, inputs.activation) + inputs.log_library_n[:, None]
+    log_theta = log_dispersion(heads, hidden_nh)
+    if inputs.likelihood == "normal":
         assert log_theta is not None
         return normal_nll(x_ng, log_mu_ng, log_theta).sum(-1)
     if log_theta is None:
@@ -86,7 +79,22 @@ def count_nll_reference(
     return zinb_nll(x_ng, log_mu_ng, log_theta, zi_logits_ng).sum(-1)
 
 
-def log_theta_of(heads: CountHeads, hidden_nh: Tensor) -> Tensor | None:
+@torch.enable_grad()
+def nll_and_gradients(inputs: CountNLLInputs, weight_n: Tensor) -> NLLGradients:
+    """Sum of the cells' losses times their weights, and its gradients by autograd."""
+    tensors = [None if t is None else t.detach() for t in inputs.tensors()]
+    for tensor in tensors[_FIRST_DIFFERENTIABLE:]:
+        if tensor is not None and tensor.is_floating_point():
+            tensor.requires_grad_()
+    total = (nll(CountNLLInputs.from_tensors(tensors, **inputs.options())) * weight_n).sum()
+    total.backward()  # type: ignore[no-untyped-call]
+    hidden_nh, *heads, log_library_n = (
+        None if t is None else t.grad for t in tensors[_FIRST_DIFFERENTIABLE:]
+    )
+    return NLLGradients(total.detach(), hidden_nh, CountHeads(*heads), log_library_n)  # type: ignore[arg-type]
+
+
+def log_dispersion(heads: CountHeads, hidden_nh: Tensor) -> Tensor | None:
     """Log inverse dispersion, shape (g,) or (n, g); None where the likelihood has none."""
     if heads.theta_hg is not None and heads.theta_bias_g is not None:
         return linear(hidden_nh, heads.theta_hg, heads.theta_bias_g)

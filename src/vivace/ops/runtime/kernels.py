@@ -47,6 +47,16 @@ def inner_kernel(*, fastmath: Set[str] = frozenset()) -> Callable[[F], F]:
     return decorate
 
 
+def inlined_kernel(function: F) -> F:
+    """Make a function part of the kernels that call it, as if its lines stood there.
+
+    A kernel can then be written in parts without a call, and without a function of its
+    own that LLVM would optimise again in every kernel above it. It has the caller's
+    options.
+    """
+    return cast("F", numba.njit(inline="always", error_model="numpy")(function))
+
+
 def parallel_kernel(*, fastmath: Set[str] = frozenset()) -> Callable[[F], F]:
     """The same for a function with a ``prange``, which is called from Python only.
 

@@ -1,7 +1,14 @@
-"""Arrays that are used again in the next call instead of being made anew."""
+"""Arrays that the next call uses again instead of making new ones.
+
+Making and freeing a dozen arrays of a megabyte costs a training step a tenth of a
+millisecond, and evicts the old ones from the processor's cache.
+"""
 
 from __future__ import annotations
 
+import math
+import threading
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -9,52 +16,102 @@ from torch import Tensor
 
 from vivace.types import F32
 
+_MOST_NUMBERS = 64 * 2**20  # kept by one workspace, 256 MB
+
 
 class Pair(NamedTuple):
-    """A float32 CPU tensor, and its memory as an array, as kernels take it."""
+    """A float32 CPU tensor, and its memory as an array for the kernels."""
 
     tensor: Tensor
     array: F32
 
     @classmethod
     def new(cls, *shape: int) -> Pair:
-        """Of that shape; its contents are anything."""
-        tensor = torch.empty(shape)
+        """Make a pair of this shape with undefined contents."""
+        return cls.view(torch.empty(shape))
+
+    @classmethod
+    def view(cls, tensor: Tensor) -> Pair:
+        """Pair a tensor with its own memory."""
         array: Any = tensor.numpy()
         return cls(tensor, array)
 
 
-class Memory:
-    """Float32 CPU tensors by name and shape; what a call takes, the next may overwrite.
+@dataclass
+class _Buffer:
+    flat: Tensor
+    shape: tuple[int, ...]
+    pair: Pair  # the first numbers of ``flat``, in this shape
 
-    Making and freeing a dozen arrays of a megabyte costs a training step a tenth
-    of a millisecond, and the processor's cache what it had of the old ones.
+
+class Workspace:
+    """Float32 CPU arrays by name; the next call that takes a name overwrites its array.
+
+    A name has one buffer, as large as its largest array so far. Shapes that change from
+    call to call share it, so a workspace does not grow with every new minibatch size.
+    Beyond 256 MB the buffers that were made first are dropped. An array that somebody
+    still holds stays valid when its buffer is dropped.
 
     Examples
     --------
-    >>> memory = Memory()
-    >>> memory.take("sums", 2, 3) is memory.take("sums", 2, 3)
+    >>> workspace = Workspace()
+    >>> workspace.take("sums", 2, 3) is workspace.take("sums", 2, 3)
     True
     """
 
-    def __init__(self) -> None:
-        self._kept: dict[tuple[str, tuple[int, ...]], Pair] = {}
+    def __init__(self, most_numbers: int = _MOST_NUMBERS) -> None:
+        self._most_numbers = most_numbers
+        self._buffers: dict[str, _Buffer] = {}
 
     def pair(self, name: str, *shape: int) -> Pair:
-        """The tensor of that name and shape, and its array; the contents are anything."""
-        kept = self._kept.get((name, shape))
-        if kept is None:
-            kept = self._kept[name, shape] = Pair.new(*shape)
-        return kept
+        """Take the tensor and array of a name in this shape; the contents are undefined."""
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.shape != shape:
+            buffer = self._reshape(name, shape)
+        return buffer.pair
 
     def take(self, name: str, *shape: int) -> Tensor:
-        """The tensor of that name and shape; its contents are anything."""
+        """Take the tensor of a name in this shape; the contents are undefined."""
         return self.pair(name, *shape).tensor
 
+    def clear(self) -> None:
+        """Drop all buffers."""
+        self._buffers.clear()
 
-class NoMemory(Memory):
-    """Every tensor is new, for results that somebody keeps."""
+    @property
+    def kept_numbers(self) -> int:
+        """Float32 numbers that the buffers hold in all."""
+        return sum(buffer.flat.numel() for buffer in self._buffers.values())
 
-    def pair(self, name: str, *shape: int) -> Pair:
-        """A new tensor and its array."""
-        return Pair.new(*shape)
+    def _reshape(self, name: str, shape: tuple[int, ...]) -> _Buffer:
+        size = math.prod(shape)
+        old = self._buffers.get(name)
+        if old is not None and size <= old.flat.numel():
+            old.shape, old.pair = shape, Pair.view(old.flat[:size].view(shape))
+            return old
+        self._buffers.pop(name, None)
+        flat = torch.empty(size)
+        made = self._buffers[name] = _Buffer(flat, shape, Pair.view(flat.view(shape)))
+        while self.kept_numbers > self._most_numbers:
+            self._buffers.pop(next(iter(self._buffers)))
+        return made
+
+
+class _ThreadLocal(threading.local):
+    """One workspace per Python thread."""
+
+    def __init__(self) -> None:
+        self.workspace = Workspace()
+
+
+_thread_local = _ThreadLocal()
+
+
+def thread_workspace() -> Workspace:
+    """Return the workspace of this Python thread.
+
+    An array from it is valid until the same thread takes its name again. So take it, use
+    it and copy the result within one function that neither yields nor calls its caller
+    back.
+    """
+    return _thread_local.workspace

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from vivace.errors import ShapeError
-from vivace.ops.backend import Backend, use_cpu_kernel
+from vivace.ops.backend import Backend, pick
 from vivace.ops.csr import SparseCounts
-from vivace.ops.sparse_linear.reference import sparse_linear_reference
+from vivace.ops.sparse_linear import reference
 
 Transform = Literal["none", "log1p"]
+
+__all__ = ["SparseLinearBackend", "Transform", "sparse_linear"]
+
+
+class SparseLinearBackend(Protocol):
+    """The functions of a backend of this operation; a module is one."""
+
+    def log1p(self, values: Tensor) -> Tensor:
+        """Transform of the counts."""
+
+    def product(self, counts: SparseCounts, weight_gh: Tensor) -> Tensor:
+        """``x @ weight``, shape (n, h)."""
+
+    def weight_gradient(self, counts: SparseCounts, grad_nh: Tensor) -> Tensor:
+        """``x.T @ grad``, shape (g, h)."""
 
 
 def sparse_linear(
@@ -37,17 +55,17 @@ def sparse_linear(
 
     Returns
     -------
-    Tensor, shape (n, h).  Differentiable in ``weight_gh``.
+    Tensor, shape (n, h). Differentiable in ``weight_gh``.
 
     Raises
     ------
     ShapeError
-        If the weight does not have one row a gene.
+        If the weight does not have one row per gene.
 
     Notes
     -----
-    Kernel: at most twice the error of the float32 reference.  Source of the
-    layer: Lopez et al. 2018, doi:10.1038/s41592-018-0229-2; derivation in
+    The kernels err at most twice as much as the float32 reference. Source of the layer:
+    Lopez et al. 2018, doi:10.1038/s41592-018-0229-2; derivation in
     ``ops/sparse_linear/README.md``.
 
     Examples
@@ -59,17 +77,29 @@ def sparse_linear(
     if weight_gh.ndim != 2 or len(weight_gh) != counts.n_genes:
         raise ShapeError(
             f"weight_gh has shape {tuple(weight_gh.shape)}, but the counts have "
-            f"{counts.n_genes} genes; give it one row a gene."
+            f"{counts.n_genes} genes; give it one row per gene."
         )
-    # the logarithm in the wider of the two types: a float64 reference is float64 throughout
+    # the logarithm is taken in the wider of the two types
     values = counts.values.to(torch.promote_types(counts.values.dtype, weight_gh.dtype))
-    if use_cpu_kernel(backend, weight_gh, values):
-        from vivace.ops.sparse_linear.cpu import log1p_of, sparse_linear_cpu
+    kernels: SparseLinearBackend = pick("sparse_linear", backend, weight_gh, values)
+    counts = replace(counts, values=kernels.log1p(values) if transform == "log1p" else values)
+    if kernels is reference:
+        return reference.product(counts, weight_gh)
+    out: Tensor = _SparseLinear.apply(kernels, counts, weight_gh)  # type: ignore[no-untyped-call]
+    return out
 
-        values = log1p_of(values) if transform == "log1p" else values
-        out: Tensor = sparse_linear_cpu(counts.indptr, counts.genes, values, weight_gh)
-        return out
-    values = torch.log1p(values) if transform == "log1p" else values
-    return sparse_linear_reference(
-        SparseCounts(counts.indptr, counts.genes, values, counts.n_genes), weight_gh
-    )
+
+class _SparseLinear(Function):
+    """The product of a backend with kernels, and its gradient in the weight."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, kernels: SparseLinearBackend, counts: SparseCounts, weight_gh: Tensor
+    ) -> Tensor:
+        ctx.kernels, ctx.counts = kernels, counts
+        return kernels.product(counts, weight_gh)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_nh: Tensor) -> tuple[None, None, Tensor]:
+        return None, None, ctx.kernels.weight_gradient(ctx.counts, grad_nh)

@@ -1,19 +1,18 @@
-"""Numba kernel: rows of the weight summed for each cell, and the transpose of that.
+"""The CPU backend, float32: Numba kernels.
 
-Forward runs over cells, backward over genes: each thread owns the output rows
-it writes, so that nothing is locked and the sum's order, and with it every bit
-of the result, does not depend on the number of threads.
+The product runs over cells, its gradient over genes. Each thread owns the output rows that it
+writes: nothing is locked, and the order of every sum, and with it every bit of the result,
+does not depend on the number of threads. README.md has the derivation.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import torch
 from numba import prange
 from torch import Tensor
 
+from vivace.ops.csr import SparseCounts
 from vivace.ops.math.fastmath import log1p32
 from vivace.ops.runtime.kernels import EXACT, inner_kernel, kernel, parallel_kernel
 from vivace.ops.runtime.llvm import never_inline, vector_loop
@@ -26,7 +25,49 @@ _INFINITY = np.float32(np.inf)
 _NAN = np.float32(np.nan)
 _CELLS = 16  # handed to a thread at a time
 _GENES = 256  # whose rows of 128 numbers stay in the second-level cache
-_VALUES = 4096
+_VALUES = 4096  # handed to a thread at a time
+
+
+# ---- the functions of the backend ------------------------------------------------------
+
+
+def log1p(values: Tensor) -> Tensor:
+    """``log(1 + x)`` of float32 numbers, within 2 units in the last place."""
+    values = values.detach().contiguous()
+    out = torch.empty_like(values)
+    _log1p_into(out.numpy(), values.numpy())
+    return out
+
+
+def product(counts: SparseCounts, weight_gh: Tensor) -> Tensor:
+    """``x @ weight``, shape (n, h)."""
+    out = torch.empty((counts.n_cells, weight_gh.shape[1]))
+    product_into(out.numpy(), *_arrays(counts), weight_gh.detach().contiguous().numpy())
+    return out
+
+
+def weight_gradient(counts: SparseCounts, grad_nh: Tensor) -> Tensor:
+    """``x.T @ grad``, shape (g, h): the gradient in the weight, from that in the product."""
+    out = torch.empty((counts.n_genes, grad_nh.shape[1]))
+    weight_gradient_into(out.numpy(), *_arrays(counts), grad_nh.detach().contiguous().numpy())
+    return out
+
+
+def weight_gradient_into(out_gh: F32, indptr: I64, genes: I32, values: F32, grad_nh: F32) -> None:
+    """Write ``x.T @ grad``."""
+    entries = indptr[-1] - indptr[0]
+    if _gradient_by_stretches(out_gh, indptr, genes, values, grad_nh) < entries:
+        # the genes of some cell do not ascend: all genes are one stretch
+        _gradient_of_genes(out_gh, 0, len(out_gh), indptr, genes, values, grad_nh)
+
+
+def _arrays(counts: SparseCounts) -> tuple[I64, I32, F32]:
+    tensors = (counts.indptr, counts.genes, counts.values)
+    indptr, genes, values = (t.detach().contiguous().numpy() for t in tensors)
+    return indptr, genes, values
+
+
+# ---- the transform -----------------------------------------------------------------------
 
 
 @inner_kernel(fastmath=EXACT)
@@ -35,6 +76,7 @@ def _log1p_values(out: F32, values: F32) -> None:
     for i in range(values.size):
         x = values[i]
         y = log1p32(x)
+        # beyond the polynomial's range: -1 and below, infinity, NaN
         y = y if x > _MINUS_ONE else (_NAN if x < _MINUS_ONE else -_INFINITY)
         out[i] = y if x < _INFINITY else x
 
@@ -42,18 +84,11 @@ def _log1p_values(out: F32, values: F32) -> None:
 @parallel_kernel(fastmath=EXACT)
 def _log1p_into(out: F32, values: F32) -> None:
     for block in prange((values.size + _VALUES - 1) // _VALUES):
-        here = slice(block * _VALUES, min(values.size, (block + 1) * _VALUES))
-        _log1p_values(out[here], values[here])
+        part = slice(block * _VALUES, min(values.size, (block + 1) * _VALUES))
+        _log1p_values(out[part], values[part])
 
 
-def log1p_of(values: Tensor) -> Tensor:
-    """``log(1 + x)`` of float32 numbers on the CPU, within 2 units of the last place."""
-    if torch.compiler.is_compiling():
-        return torch.log1p(values)
-    values = values.detach().contiguous()
-    out = torch.empty_like(values)
-    _log1p_into(out.numpy(), values.numpy())
-    return out
+# ---- over cells ----------------------------------------------------------------------------
 
 
 @parallel_kernel()
@@ -67,7 +102,7 @@ def product_into(out_nh: F32, indptr: I64, genes: I32, values: F32, weight_gh: F
 
 @parallel_kernel()
 def fill_dense(out_ng: F32, indptr: I64, genes: I32, values: F32) -> None:
-    """Write x as a dense matrix; entries of the same gene add up."""
+    """Write x as a dense matrix; entries of one cell and gene add up."""
     n_rows = out_ng.shape[0]
     for block in prange((n_rows + _CELLS - 1) // _CELLS):
         for n in range(block * _CELLS, min(n_rows, (block + 1) * _CELLS)):
@@ -76,9 +111,12 @@ def fill_dense(out_ng: F32, indptr: I64, genes: I32, values: F32) -> None:
                 out_ng[n, genes[i]] += values[i]
 
 
+# ---- over genes ----------------------------------------------------------------------------
+
+
 @inner_kernel()
-def _first_from(genes: I32, start: int, stop: int, gene: int) -> int:
-    """Where the genes of a cell, ascending, reach ``gene``."""
+def _find_gene(genes: I32, start: int, stop: int, gene: int) -> int:
+    """The first entry of a cell, whose genes ascend, that is of ``gene`` or above."""
     while start < stop:
         middle = (start + stop) // 2
         if genes[middle] < gene:
@@ -89,7 +127,7 @@ def _first_from(genes: I32, start: int, stop: int, gene: int) -> int:
 
 
 @kernel()
-def _genes_gradient(
+def _gradient_of_genes(
     out_gh: F32,
     first: int,
     last: int,
@@ -98,10 +136,10 @@ def _genes_gradient(
     values: F32,
     grad_nh: F32,
 ) -> int:
-    """Rows of the genes from first to last; how many entries were theirs.
+    """Write the gradient of the genes from first to last; return how many entries were theirs.
 
-    From each cell, the entries from the first that reaches these genes to the first that is
-    not of them: all of them where genes ascend.
+    Of each cell these are the entries from the first that reaches these genes up to the
+    first that is not one of them. That is all of them where genes ascend.
     """
     never_inline()
     out = out_gh[first:last]
@@ -111,7 +149,7 @@ def _genes_gradient(
     for n in range(indptr.size - 1):
         begin, end = indptr[n], indptr[n + 1]
         if first > 0:
-            begin = _first_from(genes, begin, end, first)
+            begin = _find_gene(genes, begin, end, first)
         stop = begin
         while stop < end and np.uint32(genes[stop] - first) < number:
             stop += 1
@@ -121,97 +159,13 @@ def _genes_gradient(
 
 
 @parallel_kernel()
-def _backward(out_gh: F32, indptr: I64, genes: I32, values: F32, grad_nh: F32) -> int:
-    """Write the gradient if the genes of each cell ascend; how many entries were taken."""
+def _gradient_by_stretches(out_gh: F32, indptr: I64, genes: I32, values: F32, grad_nh: F32) -> int:
+    """Write the gradient, right where the genes of each cell ascend; return the entries found."""
     n_genes = out_gh.shape[0]
     n_stretches = (n_genes + _GENES - 1) // _GENES
     found = np.zeros(n_stretches, np.int64)
     for part in prange(n_stretches):
         first, last = part * _GENES, min(n_genes, (part + 1) * _GENES)
-        found[part] = _genes_gradient(out_gh, first, last, indptr, genes, values, grad_nh)
+        found[part] = _gradient_of_genes(out_gh, first, last, indptr, genes, values, grad_nh)
     total: int = found.sum()
     return total
-
-
-def sparse_product(indptr: Tensor, genes: Tensor, values: Tensor, weight_gh: Tensor) -> Tensor:
-    """``x @ weight`` for CSR x, shape (n, h); float32 on the CPU."""
-    out = torch.empty((len(indptr) - 1, weight_gh.shape[1]))
-    csr = [t.detach().contiguous().numpy() for t in (indptr, genes, values)]
-    product_into(out.numpy(), *csr, weight_gh.detach().contiguous().numpy())
-    return out
-
-
-def sparse_weight_gradient(
-    indptr: Tensor, genes: Tensor, values: Tensor, grad_nh: Tensor, n_genes: int
-) -> Tensor:
-    """Gradient of the weight, ``x.T @ grad``, shape (g, h)."""
-    out = torch.empty((n_genes, grad_nh.shape[1]))
-    csr = [t.detach().contiguous().numpy() for t in (indptr, genes, values)]
-    weight_gradient_into(out.numpy(), *csr, grad_nh.detach().contiguous().numpy())
-    return out
-
-
-def weight_gradient_into(out_gh: F32, indptr: I64, genes: I32, values: F32, grad_nh: F32) -> None:
-    """Write ``x.T @ grad``."""
-    entries = indptr[-1] - indptr[0]
-    if _backward(out_gh, indptr, genes, values, grad_nh) < entries:  # they do not ascend
-        _genes_gradient(out_gh, 0, len(out_gh), indptr, genes, values, grad_nh)
-
-
-class _SparseLinear(torch.autograd.Function):
-    """The product and its gradient, called directly: a custom op's dispatch takes as long again."""
-
-    @staticmethod
-    def forward(ctx: Any, *args: Tensor) -> Tensor:
-        indptr, genes, values, weight_gh = args
-        _save(ctx, args, None)
-        return sparse_product(indptr, genes, values, weight_gh)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        return (
-            None,
-            None,
-            None,
-            sparse_weight_gradient(*ctx.saved_tensors, grad_outputs[0], ctx.n_genes),
-        )
-
-
-def sparse_linear_cpu(indptr: Tensor, genes: Tensor, values: Tensor, weight_gh: Tensor) -> Tensor:
-    """``x @ weight`` for CSR x, shape (n, h), differentiable in the weight."""
-    call = _product_op if torch.compiler.is_compiling() else _SparseLinear.apply
-    out: Tensor = call(indptr, genes, values, weight_gh)  # type: ignore[no-untyped-call]
-    return out
-
-
-# ---- the same as custom operations, for torch.compile -----------------------
-
-_product_op = torch.library.custom_op(
-    "vivace::sparse_linear", sparse_product, mutates_args=(), device_types="cpu"
-)
-_gradient_op = torch.library.custom_op(
-    "vivace::sparse_linear_backward", sparse_weight_gradient, mutates_args=(), device_types="cpu"
-)
-
-
-@_product_op.register_fake
-def _(indptr: Tensor, genes: Tensor, values: Tensor, weight_gh: Tensor) -> Tensor:
-    return weight_gh.new_empty((len(indptr) - 1, weight_gh.shape[1]))
-
-
-@_gradient_op.register_fake
-def _(indptr: Tensor, genes: Tensor, values: Tensor, grad_nh: Tensor, n_genes: int) -> Tensor:
-    return grad_nh.new_empty((n_genes, grad_nh.shape[1]))
-
-
-def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor | None) -> None:
-    indptr, genes, values, weight_gh = inputs
-    ctx.save_for_backward(indptr, genes, values)
-    ctx.n_genes = len(weight_gh)
-
-
-def _differentiate(ctx: Any, grad_nh: Tensor) -> tuple[None, None, None, Tensor]:
-    return None, None, None, _gradient_op(*ctx.saved_tensors, grad_nh, ctx.n_genes)
-
-
-_product_op.register_autograd(_differentiate, setup_context=_save)

@@ -1,4 +1,4 @@
-"""Parameters and values made tensors of one shape, or refused in one sentence."""
+"""Arguments of distributions, checked and broadcast to tensors of one shape."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.distributions import Distribution
 from vivace.errors import ArgumentTypeError, DataError, OptionError, ShapeError
 
 
-def broadcast(owner: str, **parameters: Tensor | float) -> list[Tensor]:
+def broadcast_parameters(owner: str, **parameters: Tensor | float) -> list[Tensor]:
     """The parameters as float tensors of one type, shape and device.
 
     Raises
@@ -19,7 +19,7 @@ def broadcast(owner: str, **parameters: Tensor | float) -> list[Tensor]:
     ArgumentTypeError
         If one is neither a tensor nor a number.
     ShapeError
-        If their shapes do not broadcast; the message names all.
+        If their shapes do not broadcast; the message names all of them.
     """
     for name, value in parameters.items():
         if isinstance(value, bool) or not isinstance(value, Tensor | int | float):
@@ -48,8 +48,10 @@ def broadcast(owner: str, **parameters: Tensor | float) -> list[Tensor]:
         ) from error
 
 
-def carried(owner: str, name: str, value: Tensor | None, shape: torch.Size) -> Tensor | None:
-    """A tensor that is only carried along, in the shape of the distribution.
+def expand_expression(
+    owner: str, name: str, value: Tensor | None, shape: torch.Size
+) -> Tensor | None:
+    """The normalised expression that a distribution stores, in its shape; None stays None.
 
     Raises
     ------
@@ -67,14 +69,16 @@ def carried(owner: str, name: str, value: Tensor | None, shape: torch.Size) -> T
         ) from error
 
 
-def refuse_parameter(owner: str, name: str, value: Tensor, good: Tensor, must: str) -> None:
-    """Raise :class:`OptionError` unless all of ``good``."""
+def check_parameter(owner: str, name: str, value: Tensor, good: Tensor, must: str) -> None:
+    """Raise :class:`OptionError` unless ``good`` is True everywhere."""
     if not good.all():
-        raise OptionError(f"{name} of {owner} must be {must}, but {_first_bad(value, good)}.")
+        raise OptionError(
+            f"{name} of {owner} must be {must}, but {_describe_first_bad(value, good)}."
+        )
 
 
-def check_fit(owner: Distribution, value: object) -> Tensor:
-    """``value``, if it is a tensor of a shape that broadcasts with that of ``owner``.
+def check_shape(owner: Distribution, value: object) -> Tensor:
+    """Return ``value``, a tensor whose shape broadcasts with that of ``owner``.
 
     Raises
     ------
@@ -100,16 +104,16 @@ def check_fit(owner: Distribution, value: object) -> Tensor:
 
 
 def check_value(owner: Distribution, value: object) -> Tensor:
-    """``value``, if it fits and is of numbers that ``owner`` can have.
+    """Return ``value``, a tensor that broadcasts with ``owner`` and is in its support.
 
     Raises
     ------
     ArgumentTypeError, ShapeError
-        As ``check_fit``.
+        As in :func:`check_shape`.
     DataError
         If an entry is outside the support, and ``validate_args`` is on.
     """
-    value = check_fit(owner, value)
+    value = check_shape(owner, value)
     support = owner.support
     if owner._validate_args and support is not None:
         good: Tensor = support.check(value)  # type: ignore[no-untyped-call]
@@ -117,13 +121,13 @@ def check_value(owner: Distribution, value: object) -> Tensor:
             kind = "counts, whole numbers from 0 up" if support.is_discrete else "numbers"
             raise DataError(
                 f"{type(owner).__name__} has a density for {kind}, but "
-                f"{_first_bad(value, good)}; give such values, or validate_args=False to go "
+                f"{_describe_first_bad(value, good)}; give such values, or validate_args=False to go "
                 "without this check."
             )
     return value
 
 
-def _first_bad(value: Tensor, good: Tensor) -> str:
+def _describe_first_bad(value: Tensor, good: Tensor) -> str:
     if value.dim() == 0:
         return f"it is {value.item():g}"
     at = tuple((~good).nonzero()[0].tolist())

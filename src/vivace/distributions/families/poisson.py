@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from vivace.distributions.base import (
+from vivace.distributions.arguments import broadcast_parameters, check_parameter, expand_expression
+from vivace.distributions.density import log_poisson
+from vivace.distributions.families.base import (
     CountDistribution,
-    draw_poisson,
-    float64_if_there,
-    place_of_draws,
+    float64_if_supported,
+    sample_poisson,
+    sampling_device,
     working_type,
 )
-from vivace.distributions.checks import broadcast, carried, refuse_parameter
-from vivace.distributions.density import log_poisson
 from vivace.distributions.quantile import quantile
 
 
@@ -28,9 +28,10 @@ class Poisson(CountDistribution):
     rate
         Tensor or float, any shape, mean molecules, >= 0.
     validate_args
-        Bool, optional Check parameters and values; None follows torch's default.
+        Whether to check parameters and values; None follows torch's default.
     scale
-        Tensor, optional, normalised expression Only carried along.
+        Tensor, the normalised expression, which is stored and expanded with the parameters; None
+        stores none.
 
     Raises
     ------
@@ -59,12 +60,12 @@ class Poisson(CountDistribution):
     ) -> None:
         if validate_args is not None:
             self._validate_args = validate_args
-        (self.rate,) = broadcast("Poisson", rate=rate)
+        (self.rate,) = broadcast_parameters("Poisson", rate=rate)
         if self._validate_args:
             good = (self.rate >= 0) & self.rate.isfinite()
-            refuse_parameter("Poisson", "rate", self.rate, good, "finite and not negative")
-        self.scale = carried("Poisson", "scale", scale, self.rate.shape)
-        self._begin(self.rate.shape)
+            check_parameter("Poisson", "rate", self.rate, good, "finite and not negative")
+        self.scale = expand_expression("Poisson", "scale", scale, self.rate.shape)
+        self._start(self.rate.shape)
 
     @property
     def mean(self) -> Tensor:
@@ -82,16 +83,16 @@ class Poisson(CountDistribution):
         Parameters
         ----------
         value
-            Tensor, any shape that broadcasts with the batch shape, counts.
+            Tensor of counts, any shape that broadcasts with the batch shape.
 
         Returns
         -------
-        Tensor, broadcast shape.  Differentiable in ``rate``, not in ``value``.
+        Tensor, broadcast shape. Differentiable in ``rate``, not in ``value``.
 
         Raises
         ------
         DataError
-            If a value is no count, and ``validate_args`` is on.
+            If a value is not a count, and ``validate_args`` is on.
 
         Notes
         -----
@@ -104,10 +105,11 @@ class Poisson(CountDistribution):
     def cdf(self, value: Tensor) -> Tensor:
         """Probability of at most ``value``; differentiable in ``rate``.
 
-        By torch's incomplete gamma function, in float64 where there is one: to 2e-9.
+        Uses torch's incomplete gamma function, in float64 if the device has it; the error is
+        at most 2e-9.
         """
         dtype, (x, rate) = self._aligned(value, self.rate)
-        x, rate = float64_if_there(x), float64_if_there(rate)
+        x, rate = float64_if_supported(x), float64_if_supported(rate)
         below = torch.special.gammaincc(x.clamp(min=0).floor() + 1.0, rate)
         return torch.where(x < 0, 0.0, below).to(dtype)
 
@@ -121,9 +123,9 @@ class Poisson(CountDistribution):
         Parameters
         ----------
         sample_shape
-            Sequence of int How many draws.
+            Sequence of int, the shape of the samples.
         generator
-            Torch.Generator, optional Draws are made on its device; None takes torch's global
+            torch.Generator, on whose device the samples are made; None uses torch's global
             generator.
 
         Returns
@@ -136,5 +138,7 @@ class Poisson(CountDistribution):
         """
         shape = self._extended_shape(torch.Size(sample_shape))
         with torch.no_grad():
-            rate = self.rate.to(place_of_draws(self.rate, generator), working_type(self.rate.dtype))
-            return draw_poisson(rate.expand(shape), generator).to(self.rate)
+            rate = self.rate.to(
+                sampling_device(self.rate, generator), working_type(self.rate.dtype)
+            )
+            return sample_poisson(rate.expand(shape), generator).to(self.rate)

@@ -1,4 +1,4 @@
-"""Negative binomial counts of which some are lost."""
+"""Negative binomial counts, some of which are lost and read as zero."""
 
 from __future__ import annotations
 
@@ -8,14 +8,19 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from vivace.distributions.base import (
+from vivace.distributions.arguments import (
+    broadcast_parameters,
+    check_parameter,
+    check_value,
+    expand_expression,
+)
+from vivace.distributions.density import log_zinb
+from vivace.distributions.families.base import (
     CountDistribution,
-    place_of_draws,
+    sampling_device,
     working_type,
 )
-from vivace.distributions.checks import broadcast, carried, check_value, refuse_parameter
-from vivace.distributions.density import log_zinb
-from vivace.distributions.negative_binomial import NegativeBinomial, mean_and_theta
+from vivace.distributions.families.negative_binomial import NegativeBinomial, as_mean_and_theta
 from vivace.distributions.quantile import quantile
 from vivace.errors import OptionError
 
@@ -23,18 +28,18 @@ from vivace.errors import OptionError
 class ZeroInflatedNegativeBinomial(CountDistribution):
     """Zero-inflated negative binomial distribution.
 
-    With probability ``zi_probs = sigmoid(zi_logits)`` a count is zero, else it is drawn
-    from :class:`NegativeBinomial`, which ``mu``, ``theta``, ``total_count``, ``logits``,
-    ``probs`` and ``scale`` describe.  ``mean`` and ``variance`` are those of the mixture.
+    With probability ``zi_probs = sigmoid(zi_logits)`` a count is zero; otherwise it follows the
+    :class:`NegativeBinomial` with ``mu``, ``theta``, ``total_count``, ``logits``, ``probs`` and
+    ``scale``. ``mean`` and ``variance`` are those of the mixture.
 
     Parameters
     ----------
     total_count, probs, logits, mu, theta, scale
         As for :class:`NegativeBinomial`.
     zi_logits
-        Tensor or float Log odds that a count is lost; required.
+        Tensor or float, log odds that a count is lost; required.
     validate_args
-        Bool, optional Check parameters and values; None follows torch's default.
+        Whether to check parameters and values; None follows torch's default.
 
     Raises
     ------
@@ -82,14 +87,16 @@ class ZeroInflatedNegativeBinomial(CountDistribution):
                 "without them use NegativeBinomial."
             )
         given = {"total_count": total_count, "probs": probs, "logits": logits, "mu": mu}
-        mu, theta = mean_and_theta(name, given | {"theta": theta}, self._validate_args)
-        mu, theta, self.zi_logits = broadcast(name, mu=mu, theta=theta, zi_logits=zi_logits)
+        mu, theta = as_mean_and_theta(name, given | {"theta": theta}, self._validate_args)
+        mu, theta, self.zi_logits = broadcast_parameters(
+            name, mu=mu, theta=theta, zi_logits=zi_logits
+        )
         if self._validate_args:
             good = ~self.zi_logits.isnan()
-            refuse_parameter(name, "zi_logits", self.zi_logits, good, "a number")
-        scale = carried(name, "scale", scale, mu.shape)
+            check_parameter(name, "zi_logits", self.zi_logits, good, "a number")
+        scale = expand_expression(name, "scale", scale, mu.shape)
         self._nb = NegativeBinomial(mu=mu, theta=theta, scale=scale, validate_args=False)
-        self._begin(mu.shape)
+        self._start(mu.shape)
 
     @property
     def mu(self) -> Tensor:
@@ -103,7 +110,7 @@ class ZeroInflatedNegativeBinomial(CountDistribution):
 
     @property
     def total_count(self) -> Tensor:
-        """The same as theta."""
+        """Another name of theta."""
         return self._nb.theta
 
     @property
@@ -118,7 +125,7 @@ class ZeroInflatedNegativeBinomial(CountDistribution):
 
     @property
     def scale(self) -> Tensor | None:
-        """Normalised expression, if it was given."""
+        """The normalised expression, if it was given."""
         return self._nb.scale
 
     @property
@@ -142,16 +149,16 @@ class ZeroInflatedNegativeBinomial(CountDistribution):
         Parameters
         ----------
         value
-            Tensor, any shape that broadcasts with the batch shape, counts.
+            Tensor of counts, any shape that broadcasts with the batch shape.
 
         Returns
         -------
-        Tensor, broadcast shape.  Differentiable in the parameters, not in ``value``.
+        Tensor, broadcast shape. Differentiable in the parameters, not in ``value``.
 
         Raises
         ------
         DataError
-            If a value is no count, and ``validate_args`` is on.
+            If a value is not a count, and ``validate_args`` is on.
 
         Notes
         -----
@@ -164,9 +171,9 @@ class ZeroInflatedNegativeBinomial(CountDistribution):
         """Probability of at most ``value``; by SciPy in float64, so without gradient."""
         check_value(self, value)
         lost = self.zi_probs.detach()
-        # 1 - lost would round to 0 where lost is near 1, and the sum must not pass 1
-        found = lost + torch.sigmoid(-self.zi_logits).detach() * self._nb.cdf(value)
-        return torch.where(value < 0, 0.0, found).clamp(max=1.0)
+        # 1 - lost would round to 0 if lost is near 1, and the sum must not exceed 1
+        probability = lost + torch.sigmoid(-self.zi_logits).detach() * self._nb.cdf(value)
+        return torch.where(value < 0, 0.0, probability).clamp(max=1.0)
 
     def icdf(self, value: Tensor) -> Tensor:
         """Smallest count whose cdf is at least ``value``; see :meth:`NegativeBinomial.icdf`."""
@@ -177,7 +184,7 @@ class ZeroInflatedNegativeBinomial(CountDistribution):
         shape = self._extended_shape(torch.Size(sample_shape))
         with torch.no_grad():
             counts = self._nb.sample(sample_shape, generator=generator)
-            place, work = place_of_draws(self.mu, generator), working_type(self.mu.dtype)
-            # in (0, 1]: a probability of 1e-20 is then never hit, nor one of 1 ever missed
+            place, work = sampling_device(self.mu, generator), working_type(self.mu.dtype)
+            # in (0, 1]: counts with a probability of 0 are never lost, those with 1 always
             uniform = 1.0 - torch.rand(shape, dtype=work, device=place, generator=generator)
             return counts.masked_fill(uniform.to(self.mu.device) <= self.zi_probs, 0.0)

@@ -1,4 +1,4 @@
-"""Normal observations, for data that are no counts."""
+"""Normal observations, for data that are not counts."""
 
 from __future__ import annotations
 
@@ -7,24 +7,30 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from vivace.distributions.base import place_of_draws
-from vivace.distributions.checks import broadcast, carried, check_value, refuse_parameter
+from vivace.distributions.arguments import (
+    broadcast_parameters,
+    check_parameter,
+    check_value,
+    expand_expression,
+)
+from vivace.distributions.families.base import sampling_device
 
 
 class Normal(torch.distributions.Normal):
-    """torch's normal distribution, with normalised expression and a generator for draws.
+    """torch's normal distribution, with normalised expression and a generator for samples.
 
     Parameters
     ----------
     mu
-        Tensor or float, mean, kept as ``loc``.
+        Tensor or float, mean, stored as ``loc``.
     scale
-        Tensor or float, standard deviation, > 0 That ``scale`` is no expression here is scvi-tools'
-        naming, and torch's.
+        Tensor or float, standard deviation, > 0. In the other distributions ``scale`` is the
+        normalised expression; the names are scvi-tools' and torch's.
     validate_args
-        Bool, optional Check parameters and values; None follows torch's default.
+        Whether to check parameters and values; None follows torch's default.
     normal_mu
-        Tensor, optional, normalised expression Only carried along.
+        Tensor, the normalised expression, which is stored and expanded with the parameters; None
+        stores none.
 
     Raises
     ------
@@ -49,13 +55,13 @@ class Normal(torch.distributions.Normal):
         if validate_args is not None:
             self._validate_args = validate_args
         checked = self._validate_args
-        loc, deviation = broadcast("Normal", mu=mu, scale=scale)
+        loc, deviation = broadcast_parameters("Normal", mu=mu, scale=scale)
         if checked:
-            refuse_parameter("Normal", "mu", loc, ~loc.isnan(), "a number")
-            refuse_parameter("Normal", "scale", deviation, deviation > 0, "above 0")
+            check_parameter("Normal", "mu", loc, ~loc.isnan(), "a number")
+            check_parameter("Normal", "scale", deviation, deviation > 0, "above 0")
         super().__init__(loc, deviation, validate_args=False)
         self._validate_args = checked
-        self.normal_mu = carried("Normal", "normal_mu", normal_mu, loc.shape)
+        self.normal_mu = expand_expression("Normal", "normal_mu", normal_mu, loc.shape)
 
     @property
     def mu(self) -> Tensor:
@@ -71,12 +77,12 @@ class Normal(torch.distributions.Normal):
         return new
 
     def sample(self, sample_shape: Any = (), *, generator: torch.Generator | None = None) -> Tensor:
-        """Draws of shape ``sample_shape + batch_shape``.
+        """Samples of shape ``sample_shape + batch_shape``.
 
-        ``generator`` makes them on its own device; None takes torch's global one.
+        They are made on the device of ``generator``; None uses torch's global one.
         """
         shape = self._extended_shape(torch.Size(sample_shape))
-        place = place_of_draws(self.loc, generator)
+        place = sampling_device(self.loc, generator)
         with torch.no_grad():
             noise = torch.randn(shape, dtype=self.loc.dtype, device=place, generator=generator)
             return self.loc + self.scale * noise.to(self.loc.device)

@@ -1,4 +1,4 @@
-"""What the count distributions share: checks, expansion, drawing by a passed generator."""
+"""The base of the count distributions, and sampling from a passed generator."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from vivace.distributions.checks import check_value
+from vivace.distributions.arguments import check_value
 
-_NUMBERS_OF_A_DRAW = 512  # more than any draw of torch's CUDA samplers takes
-_LARGEST_POISSON = 1e9  # CUDA's draws are 32-bit integers
+_NUMBERS_PER_SAMPLE = 512  # more than torch's CUDA samplers use for any sample
+_LARGEST_POISSON = 1e9  # CUDA's samples are 32-bit integers
 
 
 class CountDistribution(Distribution):
-    """A distribution of counts, every entry independent.  Abstract.
+    """A distribution of counts whose entries are independent. Abstract.
 
-    A subclass keeps its parameters in ``vars(self)``, as tensors of the batch
-    shape or as distributions of it, and calls :meth:`_begin` when they are there.
+    A subclass sets its parameters as attributes, tensors or distributions of the batch shape,
+    and then calls :meth:`_start`.
     """
 
     support = constraints.nonnegative_integer
-    shown: tuple[str, ...]  # the parameters that repr names
+    shown: tuple[str, ...]  # parameters in the repr
 
-    def _begin(self, batch_shape: torch.Size) -> None:
-        # parameters were checked already, with better messages than torch's
+    def _start(self, batch_shape: torch.Size) -> None:
+        # the parameters are checked before, with better messages than torch's
         checked = self._validate_args
         super().__init__(batch_shape, validate_args=False)
         self._validate_args = checked
@@ -38,7 +38,7 @@ class CountDistribution(Distribution):
         for name, value in vars(self).items():
             expands = isinstance(value, Tensor | Distribution)
             setattr(new, name, value.expand(shape) if expands else value)
-        new._begin(shape)
+        new._start(shape)
         return new
 
     @abstractmethod
@@ -66,49 +66,49 @@ class CountDistribution(Distribution):
 
 
 def working_type(dtype: torch.dtype) -> torch.dtype:
-    """Half precision holds neither counts nor their logarithms: float32 there."""
+    """The type to compute in: float32 for half precision, which cannot hold counts."""
     return torch.float32 if torch.finfo(dtype).bits < 32 else dtype
 
 
-def float64_if_there(tensor: Tensor) -> Tensor:
-    """In float64, but on MPS, which has none."""
+def float64_if_supported(tensor: Tensor) -> Tensor:
+    """The tensor in float64; unchanged on MPS, which has none."""
     return tensor if tensor.device.type == "mps" else tensor.double()
 
 
-def place_of_draws(parameter: Tensor, generator: torch.Generator | None) -> torch.device:
-    """Where random numbers are made: the generator's device."""
+def sampling_device(parameter: Tensor, generator: torch.Generator | None) -> torch.device:
+    """The device that samples are made on: the generator's, if there is one."""
     if generator is not None:
         return generator.device
     # torch has no gamma or Poisson sampler for MPS
     return torch.device("cpu") if parameter.device.type == "mps" else parameter.device
 
 
-def draw_gamma(shape_parameter: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Standard gamma draws."""
-    draws = torch._standard_gamma(shape_parameter, generator=generator)
-    move_on(shape_parameter.device, generator)
-    return draws
+def sample_gamma(shape_parameter: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Standard gamma samples."""
+    samples = torch._standard_gamma(shape_parameter, generator=generator)
+    skip_used_numbers(shape_parameter.device, generator)
+    return samples
 
 
-def move_on(device: torch.device, generator: torch.Generator | None) -> None:
-    """On CUDA, leave behind the random numbers that a sampler may have used.
+def skip_used_numbers(device: torch.device, generator: torch.Generator | None) -> None:
+    """On CUDA, skip the random numbers that a sampler may have used.
 
-    torch's gamma and Poisson kernels move the stream by a fixed 10 or 20 numbers, but take
-    as many as their rejections or their counts ask for; the next draws would be made of
-    some of the same numbers (a Poisson count of 25 and the uniform after it, for one).
+    torch's gamma and Poisson kernels advance the stream by a fixed 10 or 20 numbers, but use
+    more after rejections or for large counts. The next samples would share some of them, for
+    example a Poisson count of 25 and the uniform number after it.
     """
     if device.type != "cuda":
         return
     if generator is None:
         index = torch.cuda.current_device() if device.index is None else device.index
         generator = torch.cuda.default_generators[index]
-    generator.set_offset(generator.get_offset() + _NUMBERS_OF_A_DRAW)
+    generator.set_offset(generator.get_offset() + _NUMBERS_PER_SAMPLE)
 
 
-def draw_poisson(rate: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Poisson counts, in the float type of ``rate``; normal where no one could tell."""
+def sample_poisson(rate: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Poisson counts, in the float type of ``rate``; rounded normal ones above a rate of 1e9."""
     counts = torch.poisson(rate.clamp(max=_LARGEST_POISSON), generator=generator)
-    move_on(rate.device, generator)
+    skip_used_numbers(rate.device, generator)
     large = rate > _LARGEST_POISSON
     if not large.any():
         return counts

@@ -1,8 +1,9 @@
-"""The CPU kernel against the float64 reference, within the error budget."""
+"""The CPU kernels against the float64 reference, within the error budget; memory; autograd."""
 
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numba
@@ -13,9 +14,9 @@ from torch import nan
 from problems import COUNTS, HEADS, check_count_budget, count_problem, count_results
 from vivace.errors import VivaceError
 from vivace.ops import count_nll
-from vivace.ops.count_nll import LIKELIHOODS, CountHeads, autograd
+from vivace.ops.count_nll import CountHeads, CountNLLInputs, cpu, reference
 from vivace.ops.csr import SparseCounts
-from vivace.ops.runtime.workspace import Memory
+from vivace.ops.runtime.workspace import Workspace, thread_workspace
 
 REDUCTIONS = ("none", "sum", "mean")
 each_likelihood = pytest.mark.parametrize("likelihood", COUNTS)
@@ -248,8 +249,8 @@ def test_sizes_of_each_dispersion_and_activation(likelihood, kind, n, g):
 @each_reduction
 @each_likelihood
 def test_blocks_of_each_dispersion_and_activation(likelihood, reduction, kind, monkeypatch):
-    monkeypatch.setattr(autograd, "_BLOCK_CELLS", 1)
-    monkeypatch.setattr(autograd, "_BLOCK_BYTES", 5 * 4 * 120)
+    monkeypatch.setattr(cpu, "_BLOCK_CELLS", 1)
+    monkeypatch.setattr(cpu, "_BLOCK_BYTES", 5 * 4 * 120)
     options = kinds_of(likelihood, kind)
     check_count_budget((count_problem(likelihood, s, **options) for s in range(8)), reduction)
 
@@ -400,7 +401,7 @@ def test_stored_zeros_are_zeros(likelihood, reduction):
 def test_how_many_cells_a_block_has(cells, genes, rows):
     heads = CountHeads(*(torch.empty(n, genes, device="meta") for n in (8, 1)))
     heads = replace(heads, scale_g=heads.scale_g[0], dropout_hg=heads.scale_hg)
-    blocks = autograd._blocks(cells, heads)
+    blocks = cpu._blocks(cells, heads)
     assert [block.stop - block.start for block in blocks] == rows
     assert [block.start for block in blocks] == [sum(rows[:i]) for i in range(len(rows))]
 
@@ -410,9 +411,9 @@ def test_how_many_cells_a_block_has(cells, genes, rows):
 @each_likelihood
 def test_blocks(likelihood, reduction, cells_in_a_block, monkeypatch):
     per_cell = 4 * 120 * (2 if likelihood == "zinb" else 1)
-    monkeypatch.setattr(autograd, "_BLOCK_CELLS", 1)
-    monkeypatch.setattr(autograd, "_BLOCK_BYTES", cells_in_a_block * per_cell)
-    blocks = autograd._blocks(16, count_problem(likelihood, 0).heads)
+    monkeypatch.setattr(cpu, "_BLOCK_CELLS", 1)
+    monkeypatch.setattr(cpu, "_BLOCK_BYTES", cells_in_a_block * per_cell)
+    blocks = cpu._blocks(16, count_problem(likelihood, 0).heads)
     assert len(blocks) == math.ceil(16 / cells_in_a_block)
     assert [n for block in blocks for n in range(16)[block]] == list(range(16))
     check_count_budget((count_problem(likelihood, seed) for seed in range(8)), reduction)
@@ -488,17 +489,106 @@ def test_without_gradients_the_value_is_the_same(likelihood):
     torch.testing.assert_close(found, kernel(problem, "sum", weight=weight)["nll"])
 
 
+def inputs_of(problem):
+    return CountNLLInputs(
+        counts=problem.counts,
+        hidden_nh=problem.hidden,
+        heads=problem.heads,
+        log_library_n=problem.log_library,
+        likelihood=problem.likelihood,
+        activation=problem.activation,
+    )
+
+
+def tensors_of(gradients):
+    """The tensors of a result by name."""
+    found = {k: v for k, v in vars(gradients.heads).items() if v is not None}
+    return found | {k: v for k, v in vars(gradients).items() if k != "heads"}
+
+
 @each_likelihood
-def test_memory_that_is_used_again_changes_no_loss(likelihood):
-    """The losses of one call outlive the next."""
-    memory, found = Memory(), []
-    problems = [count_problem(likelihood, seed=seed) for seed in (1, 2, 1)]
+def test_losses_outlive_the_next_call(likelihood):
+    problems = [count_problem(likelihood, seed=seed, n=n) for seed, n in ((1, 16), (2, 9), (1, 16))]
     with torch.no_grad():
-        for p in problems:
-            arguments = (p.counts, p.hidden, p.heads, p.log_library)
-            found.append(count_nll(*arguments, likelihood=likelihood, backend="cpu", memory=memory))
+        found = [cpu.nll(inputs_of(p)) for p in problems]
     for p, nll in zip(problems, found, strict=True):
         assert torch.equal(nll, kernel(p)["nll"])
+
+
+@pytest.mark.parametrize("kind", [{}, *KINDS.values()], ids=["", *KINDS])
+@each_likelihood
+def test_gradients_outlive_the_next_call(likelihood, kind):
+    problem, other = (count_problem(likelihood, s, **kinds_of(likelihood, kind)) for s in (1, 2))
+    found = tensors_of(cpu.nll_and_gradients(inputs_of(problem), torch.ones(16)))
+    kept = {name: tensor.clone() for name, tensor in found.items()}
+    cpu.nll_and_gradients(inputs_of(other), torch.ones(16))
+    cpu.nll_and_gradients(inputs_of(other), torch.ones(16), results=Workspace())
+    assert_same_bits(found, kept)
+
+
+@pytest.mark.parametrize("kind", [{}, *KINDS.values()], ids=["", *KINDS])
+@each_likelihood
+def test_results_in_a_workspace_are_the_same(likelihood, kind):
+    """Whatever calls of other sizes have left in it."""
+    workspace = Workspace()
+    for seed, n in ((1, 16), (2, 9), (3, 21), (1, 16)):
+        problem = count_problem(likelihood, seed, n=n, **kinds_of(likelihood, kind))
+        weight = torch.rand(n, generator=torch.Generator().manual_seed(seed))
+        found = cpu.nll_and_gradients(inputs_of(problem), weight, results=workspace)
+        expected = cpu.nll_and_gradients(inputs_of(problem), weight)
+        assert_same_bits(tensors_of(found), tensors_of(expected))
+
+
+def test_results_in_a_workspace_that_need_several_blocks_are_the_same(monkeypatch):
+    problem, workspace = count_problem("zinb", seed=1), Workspace()
+    monkeypatch.setattr(cpu, "_BLOCK_CELLS", 1)
+    monkeypatch.setattr(cpu, "_BLOCK_BYTES", 5 * 4 * 120)
+    found = cpu.nll_and_gradients(inputs_of(problem), torch.ones(16), results=workspace)
+    expected = cpu.nll_and_gradients(inputs_of(problem), torch.ones(16))
+    assert_same_bits(tensors_of(found), tensors_of(expected))
+
+
+def test_minibatches_of_every_size_do_not_add_memory():
+    with torch.no_grad():
+        cpu.nll(inputs_of(count_problem("zinb", seed=0, n=40)))
+        kept = thread_workspace().kept_numbers
+        for n in range(1, 40):
+            cpu.nll(inputs_of(count_problem("zinb", seed=0, n=n)))
+    assert thread_workspace().kept_numbers == kept
+
+
+def test_python_threads_do_not_share_memory():
+    """Losses of different cells in four threads at once."""
+    problems = [count_problem("zinb", seed=seed, n=40 + seed, g=300) for seed in range(4)]
+    inputs = [inputs_of(p) for p in problems]
+    expected = [cpu.nll(i) for i in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(cpu.nll, inputs * 25))
+    for i, nll in enumerate(found):
+        assert torch.equal(nll, expected[i % 4])
+
+
+# ---- the two functions of a backend ------------------------------------------
+
+
+@pytest.mark.parametrize("backend", [cpu, reference], ids=["cpu", "reference"])
+@pytest.mark.parametrize("kind", [{}, *KINDS.values()], ids=["", *KINDS])
+@each_likelihood
+def test_the_two_functions_agree_with_autograd(likelihood, kind, backend):
+    problem = count_problem(likelihood, seed=4, **kinds_of(likelihood, kind))
+    weight = torch.rand(16, generator=torch.Generator().manual_seed(0))
+    inputs = inputs_of(problem)
+    found = tensors_of(backend.nll_and_gradients(inputs, weight))
+    total, nll = found.pop("total"), backend.nll(inputs)
+    torch.testing.assert_close(total, (nll * weight).sum())
+    exact = count_results(problem, torch.float64, reduction="sum", weight=weight)
+    exact["hidden_nh"], exact["log_library_n"] = exact.pop("hidden"), exact.pop("log_library")
+    torch.testing.assert_close(total.double(), exact.pop("nll"), rtol=1e-5, atol=1e-3)
+    assert found.keys() == exact.keys()
+    for name, gradient in exact.items():
+        torch.testing.assert_close(
+            found[name].double(), gradient, rtol=1e-3, atol=1e-4 * gradient.abs().max().item()
+        )
 
 
 def test_gradients_add_up_over_calls():
@@ -528,27 +618,3 @@ def test_second_backward_is_refused():
     nll.backward(retain_graph=True)
     with pytest.raises((RuntimeError, VivaceError), match="once"):
         nll.backward()
-
-
-def arguments_of_the_ops(likelihood, transposed=False, **kind):
-    p = count_problem(likelihood, seed=18, n=5, g=12, h=3, **kind)
-    heads = [None if v is None else v.clone() for v in p.heads.tensors()]
-    if transposed:
-        heads = [v.T.contiguous().T if v is not None and v.ndim == 2 else v for v in heads]
-    csr = (p.counts.indptr, p.counts.genes, p.counts.values)
-    options = (LIKELIHOODS[likelihood].code, p.activation == "softplus")
-    return [*csr, p.hidden, *heads, p.log_library], options
-
-
-@pytest.mark.parametrize("transposed", [False, True], ids=["", "transposed"])
-@pytest.mark.parametrize("kind", [{}, *KINDS.values()], ids=["", *KINDS])
-@each_likelihood
-def test_opcheck(likelihood, transposed, kind):
-    inputs, options = arguments_of_the_ops(likelihood, transposed, **kinds_of(likelihood, kind))
-    weight = torch.rand(5, generator=torch.Generator().manual_seed(0))
-    torch.library.opcheck(autograd._weighted_nll, (*inputs, weight, *options))
-    torch.library.opcheck(autograd.cell_nll, (*inputs, *options))
-    for tensor in inputs[3:]:
-        if tensor is not None and tensor.is_floating_point():
-            tensor.requires_grad_()
-    torch.library.opcheck(autograd.cell_nll, (*inputs, *options))

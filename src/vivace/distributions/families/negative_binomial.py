@@ -9,21 +9,21 @@ from scipy import special
 from torch import Tensor
 from torch.distributions import constraints
 
-from vivace.distributions.base import (
+from vivace.distributions.arguments import broadcast_parameters, check_parameter, expand_expression
+from vivace.distributions.density import log_nb
+from vivace.distributions.families.base import (
     CountDistribution,
-    draw_gamma,
-    draw_poisson,
-    place_of_draws,
+    sample_gamma,
+    sample_poisson,
+    sampling_device,
     working_type,
 )
-from vivace.distributions.checks import broadcast, carried, refuse_parameter
-from vivace.distributions.density import log_nb
 from vivace.distributions.quantile import quantile
 from vivace.errors import OptionError
 
 
 class NegativeBinomial(CountDistribution):
-    """Negative binomial distribution: Poisson counts whose rate is gamma distributed.
+    """Negative binomial distribution: Poisson counts with a gamma distributed rate.
 
     Give ``mu`` and ``theta``, or ``total_count`` and one of ``probs`` and ``logits``.
     ``total_count`` is theta; ``logits = log(mu / theta)``; ``probs = mu / (mu + theta)``.
@@ -31,19 +31,20 @@ class NegativeBinomial(CountDistribution):
     Parameters
     ----------
     total_count
-        Tensor or float, > 0 Failures at which the experiment of the textbook stops.
+        Tensor or float, > 0, failures after which the textbook's experiment stops.
     probs
-        Tensor or float, from 0 to below 1 Probability of a success, which counts one.
+        Tensor or float, at least 0 and below 1, probability of a success.
     logits
-        Tensor or float Log odds of a success.
+        Tensor or float, log odds of a success.
     mu
         Tensor or float, mean molecules, >= 0.
     theta
-        Tensor or float, inverse dispersion, > 0 The variance is ``mu + mu**2 / theta``.
+        Tensor or float, inverse dispersion, > 0; the variance is ``mu + mu**2 / theta``.
     scale
-        Tensor, optional, normalised expression Only carried along.
+        Tensor, the normalised expression, which is stored and expanded with the parameters; None
+        stores none.
     validate_args
-        Bool, optional Check parameters and values; None follows torch's default.
+        Whether to check parameters and values; None follows torch's default.
 
     Raises
     ------
@@ -54,8 +55,8 @@ class NegativeBinomial(CountDistribution):
 
     Notes
     -----
-    All parameters broadcast.  ``mu`` is what is kept: where ``logits`` are given, their
-    rounding moves the mean, and so the density of counts in the thousands, by more than
+    All parameters broadcast. The distribution stores ``mu``. If ``logits`` are given, their
+    rounding changes the mean, and with it the density of counts in the thousands, by more than
     the error of :meth:`log_prob`.
     Source: Lopez et al. 2018, doi:10.1038/s41592-018-0229-2.
 
@@ -92,7 +93,7 @@ class NegativeBinomial(CountDistribution):
         if validate_args is not None:
             self._validate_args = validate_args
         name = type(self).__name__
-        self.mu, self.theta = mean_and_theta(
+        self.mu, self.theta = as_mean_and_theta(
             name,
             {
                 "total_count": total_count,
@@ -103,12 +104,12 @@ class NegativeBinomial(CountDistribution):
             },
             self._validate_args,
         )
-        self.scale = carried(name, "scale", scale, self.mu.shape)
-        self._begin(self.mu.shape)
+        self.scale = expand_expression(name, "scale", scale, self.mu.shape)
+        self._start(self.mu.shape)
 
     @property
     def total_count(self) -> Tensor:
-        """The same as theta."""
+        """Another name of theta."""
         return self.theta
 
     @property
@@ -137,16 +138,16 @@ class NegativeBinomial(CountDistribution):
         Parameters
         ----------
         value
-            Tensor, any shape that broadcasts with the batch shape, counts.
+            Tensor of counts, any shape that broadcasts with the batch shape.
 
         Returns
         -------
-        Tensor, broadcast shape.  Differentiable in the parameters, not in ``value``.
+        Tensor, broadcast shape. Differentiable in the parameters, not in ``value``.
 
         Raises
         ------
         DataError
-            If a value is no count, and ``validate_args`` is on.
+            If a value is not a count, and ``validate_args`` is on.
 
         Notes
         -----
@@ -164,37 +165,37 @@ class NegativeBinomial(CountDistribution):
         below = special.betainc(
             theta.numpy(), x.clamp(min=0).floor().numpy() + 1.0, failure.numpy()
         )
-        found = torch.where(x < 0, 0.0, torch.as_tensor(below))
-        return found.to(aligned[0].device, dtype)
+        probability = torch.where(x < 0, 0.0, torch.as_tensor(below))
+        return probability.to(aligned[0].device, dtype)
 
     def icdf(self, value: Tensor) -> Tensor:
         """Smallest count whose cdf is at least ``value``; without gradient.
 
-        Of uniform numbers it makes draws.
+        Applied to uniform random numbers, it gives samples.
 
         Parameters
         ----------
         value
-            Tensor, any shape that broadcasts with the batch shape, probabilities Best in float64:
-            float32 has no number between 1 - 6e-8 and 1.
+            Tensor of probabilities, any shape that broadcasts with the batch shape. Float64 is
+            best: float32 has no number between 1 - 6e-8 and 1.
 
         Returns
         -------
-        Tensor, broadcast shape, counts as floats of the parameters' type; infinite where
+        Tensor, broadcast shape, counts as floats of the parameters' type; infinite if
         ``value`` is 1 and the mean is not 0.
 
         Raises
         ------
         OptionError
-            If a value is not from 0 to 1, and ``validate_args`` is on.
+            If a value is not between 0 and 1, and ``validate_args`` is on.
         ShapeError
             If the shape of ``value`` does not broadcast with the batch shape.
 
         Notes
         -----
         On the CPU, in float64, for theta and mu of 1e-4 to 1e6: the cdf at the result is
-        at least ``value`` and that at one less is below it, to 1e-9.  From 1 - 1e-12 on,
-        the result is that for 1 - 1e-12.
+        at least ``value`` and that at one less is below it, to 1e-9. Values above
+        1 - 1e-12 count as 1 - 1e-12.
 
         Examples
         --------
@@ -210,9 +211,9 @@ class NegativeBinomial(CountDistribution):
         Parameters
         ----------
         sample_shape
-            Sequence of int How many draws.
+            Sequence of int, the shape of the samples.
         generator
-            Torch.Generator, optional Draws are made on its device; None takes torch's global
+            torch.Generator, on whose device the samples are made; None uses torch's global
             generator.
 
         Returns
@@ -221,34 +222,34 @@ class NegativeBinomial(CountDistribution):
 
         Notes
         -----
-        Float32 holds counts exactly up to 2**24, about 17 million.  Gamma draws that
-        underflow, as most do at theta = 1e-4, are rates at which every count is zero.
+        Float32 holds counts exactly up to 2**24, about 17 million. Gamma samples that
+        underflow, as most do at theta = 1e-4, are rates so small that every count is zero.
         """
         shape = self._extended_shape(torch.Size(sample_shape))
         with torch.no_grad():
-            place, work = place_of_draws(self.mu, generator), working_type(self.mu.dtype)
+            place, work = sampling_device(self.mu, generator), working_type(self.mu.dtype)
             mu, theta = self.mu.to(place, work), self.theta.to(place, work)
-            gamma = draw_gamma(theta.expand(shape), generator)
-            return draw_poisson(gamma * (mu / theta), generator).to(self.mu)
+            gamma = sample_gamma(theta.expand(shape), generator)
+            return sample_poisson(gamma * (mu / theta), generator).to(self.mu)
 
 
 _PAIRS = ({"mu", "theta"}, {"total_count", "probs"}, {"total_count", "logits"})
 
 
-def mean_and_theta(
+def as_mean_and_theta(
     owner: str, parameters: dict[str, Tensor | float | None], checked: bool
 ) -> tuple[Tensor, Tensor]:
-    """Mean and inverse dispersion from any of the pairs of parameters; None is not given."""
+    """Mean and inverse dispersion from one of the pairs of parameters; the others are None."""
     given = {name: value for name, value in parameters.items() if value is not None}
     if set(given) not in _PAIRS:
         raise OptionError(
             f"{owner} takes mu and theta, or total_count and one of probs and logits, "
             f"but was given {' and '.join(given) or 'none of them'}."
         )
-    tensors = dict(zip(given, broadcast(owner, **given), strict=True))
+    tensors = dict(zip(given, broadcast_parameters(owner, **given), strict=True))
     if checked:
         for name, tensor in tensors.items():
-            refuse_parameter(owner, name, tensor, *_range_of(name, tensor))
+            check_parameter(owner, name, tensor, *_allowed_range(name, tensor))
     if "mu" in tensors:
         return tensors["mu"], tensors["theta"]
     theta = tensors["total_count"]
@@ -257,12 +258,12 @@ def mean_and_theta(
     mu = theta * tensors["logits"].exp()
     if checked:
         must = "small enough for the mean, total_count exp(logits), to be finite"
-        refuse_parameter(owner, "logits", tensors["logits"], mu.isfinite(), must)
+        check_parameter(owner, "logits", tensors["logits"], mu.isfinite(), must)
     return mu, theta
 
 
-def _range_of(name: str, value: Tensor) -> tuple[Tensor, str]:
-    """Which entries are allowed, and the words for it."""
+def _allowed_range(name: str, value: Tensor) -> tuple[Tensor, str]:
+    """Whether each entry is allowed, and the range in words."""
     if name == "mu":
         return (value >= 0) & value.isfinite(), "finite and not negative"
     if name == "probs":
