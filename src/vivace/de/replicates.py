@@ -6,8 +6,8 @@ If no replicate is on both sides, each has one mean per gene instead. What is es
 mean effect over the population that the replicates were taken from:
 
 * the effect is the mean of what the model expects of the replicates' cells;
-* the variance between replicates is that of their pooled counts: the model was not told of the
-  replicates, shrinks them together, and would find them too much alike;
+* the variance between replicates is that of their pooled counts: the model does not know the
+  replicates and shrinks them together, and its estimates of them are too similar;
 * the variance is moderated over genes (Smyth 2004, doi:10.2202/1544-6115.1027), because few
   replicates say little about it;
 * if the model expects a larger mean effect than was counted, or one of the other sign, the
