@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from anndata import AnnData
 
-from vivace.de.groups import plan, samples_of
+from vivace.de.plan import plan_comparisons, read_replicates
 from vivace.errors import (
     ArgumentTypeError,
     DataError,
@@ -30,7 +30,7 @@ def made(kinds=KINDS, **columns):
 
 
 def asked(adata=None, groupby=None, group1=None, group2=None, idx1=None, idx2=None):
-    return plan(made() if adata is None else adata, groupby, group1, group2, idx1, idx2)
+    return plan_comparisons(made() if adata is None else adata, groupby, group1, group2, idx1, idx2)
 
 
 def rows_of(found):
@@ -245,27 +245,52 @@ def test_a_query_that_cannot_be_asked_is_refused(refused, query):
         asked(idx1=query)
 
 
-# ---- samples -----------------------------------------------------------------
+# ---- replicates --------------------------------------------------------------
 
 
-def test_samples_are_named_by_text():
+def test_replicates_are_named_by_text():
     adata = made(["B"] * 4, donor=[3, 1, 3, 2])
-    found = samples_of(adata, "donor", np.array([0, 1, 3]))
-    assert found.tolist() == ["3", "1", "2"]
+    found = read_replicates(adata, "donor", np.array([0, 1, 3]))
+    assert found.tolist() == ["3", "1", "", "2"]
 
 
 def test_only_cells_that_are_compared_need_a_sample(refused):
     adata = made(["B"] * 4, donor=["a", None, "b", None])
-    assert samples_of(adata, "donor", np.array([2, 0])).tolist() == ["b", "a"]
+    assert read_replicates(adata, "donor", np.array([2, 0])).tolist() == ["a", "", "b", ""]
     with refused(DataError, "'donor'", "sample_key", "2 of the cells"):
-        samples_of(adata, "donor", np.arange(4))
+        read_replicates(adata, "donor", np.arange(4))
     with refused(MissingColumnError, "'donr'", "sample_key", "did you mean 'donor'"):
-        samples_of(adata, "donr", np.arange(4))
+        read_replicates(adata, "donr", np.arange(4))
     with refused(ArgumentTypeError, "sample_key", "7"):
-        samples_of(adata, 7, np.arange(4))
+        read_replicates(adata, 7, np.arange(4))
 
 
 def test_a_side_of_one_cell_is_planned_and_said():
     with pytest.warns(VivaceWarning, match="group1 vs group2: 'group1' is one cell"):
         found = asked(idx1=[0], idx2=[1, 2])
     assert [len(part) for part in found.parts] == [1, 2]
+
+
+def test_a_group_may_be_named_by_nothing(conditions):
+    adata = conditions[:9].copy()
+    adata.obs["kind"] = ["", "", "", "b", "b", "c", "c", "c", "c"]
+    for group1 in (["", "b"], ""):
+        found = plan_comparisons(adata, "kind", group1, None, None, None)
+        first = found.comparisons[0]
+        assert found.parts[first.first].tolist() == [0, 1, 2]
+        assert sorted(found.rows(first.second).tolist()) == [3, 4, 5, 6, 7, 8]
+
+
+def test_a_mask_with_names_is_read_by_them(conditions, refused):
+    mask = conditions.obs["condition"] == "1"
+    shuffled = mask.sample(frac=1.0, random_state=0)
+    one, other = (plan_comparisons(conditions, None, None, None, m, None) for m in (mask, shuffled))
+    np.testing.assert_array_equal(one.parts[0], other.parts[0])
+    with refused(DataError, "idx1", "obs_names"):
+        plan_comparisons(conditions, None, None, None, mask.iloc[:-1].rename({"c0": "x"}), None)
+
+
+@pytest.mark.parametrize("query", ["@pd.io", "donor.__class__", "[1, 2, 3]", "donor"])
+def test_a_query_is_a_condition_and_no_program(conditions, refused, query):
+    with refused(OptionError, "idx1", query):
+        plan_comparisons(conditions, None, None, None, query, None)

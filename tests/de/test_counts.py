@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vivace.de.counts import count_sums
+from vivace.de.counts import sum_counts
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def test_sums_are_of_each_part(covered, dense, batch_size):
     kind = covered.adata.obs["cell_type"].astype("category")
     parts = [np.flatnonzero(kind == name) for name in ("T", "B", "NK")]
     parts[1] = np.random.default_rng(0).permutation(parts[1])
-    found = count_sums(covered._cells(None, None, batch_size, True), parts)
+    found = sum_counts(covered._cells(None, None, batch_size, True), parts)
     groups = kind.cat.codes.map({0: 1, 1: 2, 2: 0}).to_numpy()
     for name, x in (
         ("counts", dense),
@@ -33,10 +33,10 @@ def test_sums_are_of_each_part(covered, dense, batch_size):
 
 def test_groups_together_are_as_if_they_were_one(cells, dense):
     parts = [np.arange(3), np.arange(50, 150), np.array([20])]
-    found = count_sums(cells, parts)
+    found = sum_counts(cells, parts)
     for groups in ([0], [2, 0], [0, 1, 2]):
         x = dense[np.concatenate([parts[i] for i in groups])]
-        mean, share, normalized = found.of(groups)
+        mean, share, normalized = found.means(groups)
         np.testing.assert_allclose(mean, x.mean(0), rtol=1e-12)
         np.testing.assert_allclose(share, (x > 0).mean(0), rtol=1e-12)
         relative = 1e4 * x / x.sum(1, keepdims=True)
@@ -44,5 +44,5 @@ def test_groups_together_are_as_if_they_were_one(cells, dense):
 
 
 def test_cells_outside_of_the_parts_do_not_count(cells, dense):
-    found = count_sums(cells, [np.array([5]), np.array([149, 0])])
+    found = sum_counts(cells, [np.array([5]), np.array([149, 0])])
     np.testing.assert_array_equal(found.counts, [dense[5], dense[[0, 149]].sum(0)])

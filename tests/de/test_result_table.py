@@ -7,44 +7,33 @@ import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
+from comparison_cases import CHANGE, COUNTED, VANILLA, options
 from matplotlib import pyplot as plt
-from test_compare import options
 
-from vivace.de.change import Change
-from vivace.de.result import called_at, table, to_scanpy
+from vivace.de.result_table import (
+    ComparisonResult,
+    EffectSummary,
+    call_genes,
+    make_table,
+    to_scanpy,
+)
 
 GENES = [f"g{i}" for i in range(40)]
-COUNTED = [
-    f"{name}{side}"
-    for name in ("raw_mean", "non_zeros_proportion", "raw_normalized_mean")
-    for side in (1, 2)
-]
-VANILLA = ["proba_m1", "proba_m2", "bayes_factor", "scale1", "scale2"]
-CHANGE = [
-    "proba_de", "proba_not_de", "bayes_factor", "scale1", "scale2", "pseudocounts", "delta",
-    "lfc_mean", "lfc_median", "lfc_std", "lfc_min", "lfc_max",
-]  # fmt: skip
 
 
 def made(seed=0, intervals=None):
     rng = np.random.default_rng(seed)
     plus, minus, _ = rng.dirichlet([0.3, 0.3, 0.1], len(GENES)).T
     named = {n: rng.normal(size=len(GENES)) for n in ("mean", "median", "std", "min", "max")}
-    return Change(plus, minus, rng.random(len(GENES)), **named, intervals=intervals or {})
+    return EffectSummary(plus, minus, rng.random(len(GENES)), **named, intervals=intervals or {})
 
 
-def table_of(change, possible=None, counted=True, delta=0.25, **asks):
+def table_of(effect, has_counts=None, counted=True, delta=0.25, **options_):
     columns = {name: np.arange(40.0) + i for i, name in enumerate(COUNTED)} if counted else None
-    return table(
-        GENES,
-        change,
-        (np.arange(40.0), np.arange(40.0)[::-1]),
-        columns,
-        np.ones(40, bool) if possible is None else possible,
-        1e-5,
-        delta,
-        options(**asks),
-    )
+    scale = (np.arange(40.0), np.arange(40.0)[::-1])
+    result = ComparisonResult(effect, scale, 1e-5, delta, (20, 20), (60, 60))
+    has_counts = np.ones(40, bool) if has_counts is None else has_counts
+    return make_table(GENES, result, columns, has_counts, options(**options_))
 
 
 # ---- calls -------------------------------------------------------------------
@@ -55,7 +44,7 @@ def test_called_is_the_longest_list_whose_expected_fdr_is_at_most_the_target(fdr
     rng = np.random.default_rng(int(1000 * fdr))
     for n in (1, 2, 10, 300):
         proba = np.sort(1 - rng.random(n) ** 3)[::-1]
-        called, expected = called_at(proba, fdr)
+        called, expected = call_genes(proba, fdr)
         number = called.sum()
         assert called[:number].all()
         assert all(expected[i] == pytest.approx(1 - proba[: i + 1].mean()) for i in range(n))
@@ -66,20 +55,20 @@ def test_called_is_the_longest_list_whose_expected_fdr_is_at_most_the_target(fdr
 
 
 def test_called_by_hand():
-    called, expected = called_at(np.array([1.0, 0.9375, 0.9375, 0.8125, 0.5]), 0.078125)
+    called, expected = call_genes(np.array([1.0, 0.9375, 0.9375, 0.8125, 0.5]), 0.078125)
     assert called.tolist() == [True, True, True, True, False]
     np.testing.assert_allclose(expected, [0, 0.03125, 0.125 / 3, 0.078125, 0.1625], atol=1e-12)
-    assert called_at(np.array([0.9, 0.9]), 0.05)[0].tolist() == [False, False]
+    assert call_genes(np.array([0.9, 0.9]), 0.05)[0].tolist() == [False, False]
 
 
 @pytest.mark.parametrize("fdr", [0.05, 0.3, 0.99])
 def test_a_gene_that_was_not_counted_is_never_called(fdr):
-    change = made()
-    change.plus[:] = 0.999
-    change.minus[:] = 0.0
-    possible = np.arange(40) % 4 > 0
-    frame = table_of(change, possible, fdr_target=fdr)
-    not_counted = [g for g, p in zip(GENES, possible, strict=True) if not p]
+    effect = made()
+    effect.plus[:] = 0.999
+    effect.minus[:] = 0.0
+    has_counts = np.arange(40) % 4 > 0
+    frame = table_of(effect, has_counts, fdr_target=fdr)
+    not_counted = [g for g, p in zip(GENES, has_counts, strict=True) if not p]
     assert not frame.loc[not_counted, f"is_de_fdr_{fdr}"].any()
     assert (frame.loc[not_counted, "proba_de"] == 0).all()
     assert frame[f"is_de_fdr_{fdr}"].sum() == 30
@@ -108,16 +97,16 @@ def test_columns_of_intervals_come_before_those_of_counts():
 
 @pytest.mark.parametrize("test_mode", ["two", "three"])
 def test_each_gene_has_its_values(test_mode):
-    change = made()
-    found = table_of(change, test_mode=test_mode).loc[GENES]
-    either = change.plus + change.minus
-    proba = either if test_mode == "two" else np.maximum(change.plus, change.minus)
+    effect = made()
+    found = table_of(effect, test_mode=test_mode).loc[GENES]
+    either = effect.plus + effect.minus
+    proba = either if test_mode == "two" else np.maximum(effect.plus, effect.minus)
     np.testing.assert_allclose(found["proba_de"], proba)
     np.testing.assert_allclose(found["proba_not_de"], 1 - proba)
     wanted = np.log(proba + 1e-8) - np.log(1 - proba + 1e-8)
     np.testing.assert_allclose(found["bayes_factor"], wanted)
     for name in ("mean", "median", "std", "min", "max"):
-        np.testing.assert_array_equal(found[f"lfc_{name}"], getattr(change, name))
+        np.testing.assert_array_equal(found[f"lfc_{name}"], getattr(effect, name))
     np.testing.assert_array_equal(found["scale1"], np.arange(40))
     np.testing.assert_array_equal(found["scale2"], np.arange(40)[::-1])
     np.testing.assert_array_equal(found["raw_normalized_mean2"], np.arange(40) + 5)
@@ -126,29 +115,29 @@ def test_each_gene_has_its_values(test_mode):
 
 
 def test_vanilla_is_whether_a_gene_is_higher():
-    change = made()
-    found = table_of(change, mode="vanilla").loc[GENES]
-    np.testing.assert_array_equal(found["proba_m1"], change.above)
-    np.testing.assert_allclose(found["proba_m2"], 1 - change.above)
-    wanted = np.log(change.above + 1e-8) - np.log(1 - change.above + 1e-8)
+    effect = made()
+    found = table_of(effect, mode="vanilla").loc[GENES]
+    np.testing.assert_array_equal(found["proba_m1"], effect.above)
+    np.testing.assert_allclose(found["proba_m2"], 1 - effect.above)
+    wanted = np.log(effect.above + 1e-8) - np.log(1 - effect.above + 1e-8)
     np.testing.assert_allclose(found["bayes_factor"], wanted)
 
 
-def test_the_surest_come_first_and_of_equally_sure_those_that_change_more():
-    change = made()
-    change.plus[:] = np.arange(40) // 10 / 4
-    change.minus[:] = 0
-    found = table_of(change)
-    by_hand = sorted(range(40), key=lambda i: (-change.plus[i], -abs(change.mean[i])))
+def test_the_most_probable_come_first_and_among_equals_those_that_change_more():
+    effect = made()
+    effect.plus[:] = np.arange(40) // 10 / 4
+    effect.minus[:] = 0
+    found = table_of(effect)
+    by_hand = sorted(range(40), key=lambda i: (-effect.plus[i], -abs(effect.mean[i])))
     assert list(found.index) == [GENES[i] for i in by_hand]
-    vanilla = table_of(change, mode="vanilla")
+    vanilla = table_of(effect, mode="vanilla")
     assert (np.diff(vanilla["bayes_factor"]) <= 0).all()
 
 
 def test_probabilities_of_rounding_stay_probabilities():
-    change = made()
-    change.plus[:], change.minus[:] = 0.6, 0.4 + 1e-9
-    found = table_of(change, test_mode="two")
+    effect = made()
+    effect.plus[:], effect.minus[:] = 0.6, 0.4 + 1e-9
+    found = table_of(effect, test_mode="two")
     assert (found["proba_de"] == 1).all()
     assert np.isfinite(found["bayes_factor"]).all()
 
