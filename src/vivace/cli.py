@@ -448,11 +448,11 @@ def sample(
 
     from vivace.model import load
     from vivace.store.arrays import check_free, write_anndata
-    from vivace.validate import positive
+    from vivace.validate import COUNT
 
     _use_threads(threads)
     n_samples = sampling.pop("n_samples")
-    positive("n_samples", n_samples)
+    COUNT("n_samples", n_samples)
     check_free(_check_suffix(output), overwrite)
     loaded = load(model)
     adata = _read(data)

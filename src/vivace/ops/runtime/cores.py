@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
 _COUNTED = 0.5  # of a core's time that must have been counted, as idle or as anything else
@@ -116,8 +118,6 @@ class FreeCores:
 
 
 def _read() -> _Reading | None:
-    import psutil  # the readings of Linux, macOS and Windows in one form
-
     try:
         cores = psutil.cpu_times(percpu=True)
     except (OSError, RuntimeError, NotImplementedError, ValueError, IndexError):
