@@ -43,7 +43,7 @@ from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 import vivace
 from common import HERE, provenance, report, run_json
-from vivace.transfer import log_normalised
+from vivace.transfer.expression import log_normalised
 
 KEPT = HERE / "results" / "transfer.json"
 N_GENES = 2_000

@@ -18,11 +18,11 @@ import vivace
 from vivace import SCVI
 from vivace.errors import VivaceError
 
-DEVICES = ["cpu"]
+DEVICES = [pytest.param("cpu")]
 if torch.cuda.is_available():
-    DEVICES.append("cuda")
+    DEVICES.append(pytest.param("cuda", marks=pytest.mark.gpu))
 if torch.backends.mps.is_available():
-    DEVICES.append("mps")
+    DEVICES.append(pytest.param("mps", marks=pytest.mark.gpu))
 _SECOND_SENTENCE = re.compile(r"[.?!] [A-Z]")
 
 
@@ -103,7 +103,7 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)
 
 
-@pytest.fixture(params=[d for d in DEVICES if d != "mps"])
+@pytest.fixture(params=[d for d in DEVICES if d.values != ("mps",)])
 def device_with_float64(request: pytest.FixtureRequest) -> torch.device:
     """Each device of this machine but MPS, which has no float64."""
     return torch.device(request.param)

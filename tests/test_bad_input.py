@@ -207,9 +207,7 @@ def test_unseen_categories_are_counted_and_named(tiny, trained, refused):
 
 def test_missing_genes_are_counted_and_named(tiny, trained, refused):
     adata = tiny()[:, 2:].copy()
-    with refused(
-        MissingColumnError, "not all of the model's 30 genes", "2 are missing", "'gene0', 'gene1'"
-    ):
+    with refused(MissingColumnError, "lack 2 of the model's 30 genes", "('gene0', 'gene1')"):
         trained.get_latent_representation(adata)
 
 
@@ -218,8 +216,7 @@ def test_a_few_of_many_missing_genes_are_named(tiny, trained, refused):
     adata.var_names = [f"ENSG{i}" for i in range(30)]
     with refused(
         MissingColumnError,
-        "none of the model's 30 genes",
-        "30 are missing from var_names",
+        "lack 30 of the model's 30 genes",
         "'gene4', ...",
         "same gene identifiers",
     ):

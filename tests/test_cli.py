@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import inspect
+import subprocess
 import sys
 from pathlib import Path
 
@@ -8,9 +10,10 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from typer.main import get_command
 
 import vivace
-from vivace import SCVI
+from vivace import SCVI, cli
 from vivace.cli import main
 
 
@@ -211,7 +214,7 @@ def test_embedding_other_genes(vivace_refuses, saved, tiny, tmp_path):
     adata.write_h5ad(tmp_path / "cells.h5ad")
     vivace_refuses(
         ("embed", saved, tmp_path / "cells.h5ad", "-o", tmp_path / "out.h5ad"),
-        "none of the model's 30 genes",
+        "lack 30 of the model's 30 genes",
         "'gene0'",
     )
 
@@ -242,6 +245,74 @@ def test_help_is_the_docstring_of_each_command(vivace_says):
     _, out, _ = vivace_says("train", "--help")
     assert "Train SCVI on an h5ad of raw counts and save the model." in out
     assert "--batch-key" in out
+
+
+COMMANDS = get_command(cli.app).commands
+API = {  # the functions that a command passes options to, and how many options
+    "train": (24, SCVI.setup_anndata, SCVI, SCVI.train),
+    "map": (
+        7,
+        SCVI.prepare_query_anndata,
+        SCVI.load_query_data,
+        SCVI.train,
+        SCVI.transfer_labels,
+    ),
+    "express": (5, SCVI.get_normalized_expression),
+    "sample": (3, SCVI.posterior_predictive_sample),
+    "de": (13, SCVI.differential_expression),
+    "convert": (1, SCVI.save),
+}
+RENAMED = {
+    "gene": "gene_list",
+    "to": "format",
+    "categorical_covariate_key": "categorical_covariate_keys",
+    "continuous_covariate_key": "continuous_covariate_keys",
+}
+OWN = {  # of the command line, though a parameter of Python has the same name
+    "overwrite",  # a flag of every command that writes
+    "transform_batch",  # may be repeated, and is joined with --transform
+    "key_added",  # a key of obsm
+    "reference",  # a file
+}
+
+
+@pytest.mark.parametrize("command", API)
+def test_options_have_the_defaults_of_the_python_api(command):
+    number, *functions = API[command]
+    known = {}
+    for function in functions:
+        known |= inspect.signature(function).parameters
+    compared = 0
+    for option in COMMANDS[command].params:
+        parameter = known.get(RENAMED.get(option.name, option.name))
+        if option.name in OWN or parameter is None or parameter.default is parameter.empty:
+            continue
+        compared += 1
+        assert str(option.default) == str(parameter.default), option.name  # 1 is read from "1"
+    assert compared == number
+
+
+def test_help_is_the_text_of_the_python_docstring():
+    for option in COMMANDS["train"].params:
+        if option.name in ("batch_key", "size_factor_key", "labels_key"):
+            assert option.help
+            assert option.help in " ".join(
+                inspect.getdoc(SCVI.setup_anndata).replace("``", "").split()
+            )
+
+
+def test_help_does_not_wait_for_torch():
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(('torch', 'numba', 'anndata', 'pandas')))\n"
+        "from vivace.cli import main\n"
+        f"for command in ([], *([c] for c in {list(COMMANDS)})):\n"
+        "    sys.argv = ['vivace', *command, '--help']\n"
+        "    try: main()\n"
+        "    except SystemExit as end: assert not end.code, command\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("Usage: vivace") == 1 + len(COMMANDS) == 10
 
 
 # ---- scvi-tools' format -------------------------------------------------------
@@ -307,7 +378,7 @@ def test_express_writes_the_genes_asked_for_in_their_order(vivace_says, cells, f
 
 
 @pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
-def test_sample_writes_counts_a_draw_after_the_other(vivace_says, cells, fitted, tmp_path, suffix):
+def test_sample_writes_one_sample_after_the_other(vivace_says, cells, fitted, tmp_path, suffix):
     out = tmp_path / f"samples{suffix}"
     options = ("--n-samples", "2", "--seed", "3", "--transform-batch", "b1", "--quiet")
     code, said, err = vivace_says("sample", fitted, cells, "-o", out, *options)
@@ -357,12 +428,12 @@ def test_express_and_sample_refuse(
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
-def test_a_folder_that_is_not_zarr_s_is_never_replaced(vivace_refuses, cells, fitted, tmp_path):
+def test_a_folder_without_a_zarr_store_is_never_replaced(vivace_refuses, cells, fitted, tmp_path):
     mine = tmp_path / "mine.zarr"
     mine.mkdir()
     (mine / "data.txt").write_text("precious")
     for command in ("sample", "express"):
-        vivace_refuses((command, fitted, cells, "-o", mine, "--overwrite"), "not of zarr")
+        vivace_refuses((command, fitted, cells, "-o", mine, "--overwrite"), "without a zarr store")
     assert (mine / "data.txt").read_text() == "precious"
 
 

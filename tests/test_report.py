@@ -1,4 +1,4 @@
-"""Posterior predictive checks in rows and as a picture."""
+"""Summaries and figures of posterior predictive checks and differential expression."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import pytest
 import scipy.sparse as sp
 from anndata import AnnData
 
+from vivace import pl, report
 from vivace.errors import DataError, OptionError
 from vivace.pl import heatmap, volcano
 from vivace.report import draw_check, summarise_check
 
 
 def rows(statistic: str, by: str, observed: list[float], predicted: list[float]) -> pd.DataFrame:
-    """A check whose interval is half a unit to either side of what is predicted."""
+    """A check whose interval is half a unit to either side of the prediction."""
     centre = np.array(predicted)
     return pd.DataFrame(
         {
@@ -30,6 +31,17 @@ def rows(statistic: str, by: str, observed: list[float], predicted: list[float])
     )
 
 
+def test_public_names_are_in_both_places():
+    assert set(report.__all__) >= {
+        "draw_check",
+        "draw_overview",
+        "need_plotting",
+        "summarise_check",
+    }
+    for name in ("draw_check", "heatmap", "volcano"):
+        assert getattr(pl, name) is getattr(report, name)
+
+
 CHECK = pd.concat(
     [
         rows("mean", "gene", [1.0, 2.0, 3.0, 9.0], [1.1, 2.2, 5.0, 4.0]),
@@ -38,7 +50,7 @@ CHECK = pd.concat(
 )
 
 
-def test_a_summary_says_how_many_lie_where_the_draws_do_and_where_the_others_are():
+def test_a_summary_counts_values_inside_above_and_below_the_interval():
     mean, correlation = summarise_check(CHECK).to_dict("records")
     assert (mean["statistic"], mean["by"], mean["n"]) == ("mean", "gene", 4)
     assert (mean["inside"], mean["too_low"], mean["too_high"]) == (0.5, 0.25, 0.25)
@@ -49,20 +61,20 @@ def test_a_summary_says_how_many_lie_where_the_draws_do_and_where_the_others_are
 
 
 def test_a_summary_of_several_models_names_them():
-    found = summarise_check({"NB": CHECK, "ZINB": CHECK})
-    assert found["model"].tolist() == ["NB", "NB", "ZINB", "ZINB"]
+    summary = summarise_check({"NB": CHECK, "ZINB": CHECK})
+    assert summary["model"].tolist() == ["NB", "NB", "ZINB", "ZINB"]
     pd.testing.assert_frame_equal(
-        found.drop(columns="model").iloc[2:].reset_index(drop=True), summarise_check(CHECK)
+        summary.drop(columns="model").iloc[2:].reset_index(drop=True), summarise_check(CHECK)
     )
 
 
 @pytest.mark.parametrize("check", [CHECK, {"NB": CHECK, "ZINB": CHECK}], ids=["one", "two"])
-def test_the_picture_is_drawn_where_statistics_are_missing_too(check, tmp_path):
+def test_a_check_figure_is_drawn_if_statistics_are_missing(check, tmp_path):
     draw_check(tmp_path / "check.png", check)
     assert (tmp_path / "check.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_model_s_own_check_is_drawn(trained, tmp_path):
+def test_the_check_of_a_model_is_drawn(trained, tmp_path):
     check = trained.posterior_predictive_check(n_samples=3, n_correlated=5, seed=0)
     draw_check(tmp_path / "check.png", check)
     assert (tmp_path / "check.png").stat().st_size > 10_000
@@ -89,11 +101,11 @@ def de_table(comparison: str, effects: list[float], called: list[bool]) -> pd.Da
 TABLE = de_table("a vs Rest", [3.0, -2.0, 0.1], [True, True, False])
 
 
-def test_a_volcano_shows_every_gene_and_names_those_that_are_called(tmp_path):
+def test_a_volcano_shows_every_gene_and_names_the_called_ones(tmp_path):
     ax = volcano(TABLE, save=tmp_path / "volcano.png")
     assert (tmp_path / "volcano.png").read_bytes().startswith(b"\x89PNG")
-    drawn = np.concatenate([c.get_offsets() for c in ax.collections])
-    assert sorted(drawn[:, 0]) == [-2.0, 0.1, 3.0]
+    points = np.concatenate([c.get_offsets() for c in ax.collections])
+    assert sorted(points[:, 0]) == [-2.0, 0.1, 3.0]
     assert {t.get_text() for t in ax.texts} == {"gene0", "gene1"}
     assert [t.get_text() for t in ax.get_legend().get_texts()] == [
         "not called (1)",
@@ -102,7 +114,7 @@ def test_a_volcano_shows_every_gene_and_names_those_that_are_called(tmp_path):
     ]
 
 
-def test_a_volcano_is_of_one_comparison(refused):
+def test_a_volcano_shows_one_comparison(refused):
     both = pd.concat([TABLE, de_table("b vs Rest", [1.0], [True])])
     assert volcano(both, "b vs Rest").get_title(loc="left") == "b vs Rest"
     with refused(OptionError, "2 comparisons", "'a vs Rest'"):
@@ -113,7 +125,7 @@ def test_a_volcano_is_of_one_comparison(refused):
         volcano(TABLE.drop(columns="is_de_fdr_0.05"))
 
 
-def test_a_heatmap_has_the_genes_that_are_called_and_up_in_each_group(tmp_path, refused):
+def test_a_heatmap_shows_the_genes_that_are_called_and_up(tmp_path, refused):
     counts = np.array([[9, 1, 0], [8, 0, 2], [0, 5, 5], [1, 4, 5]], np.float32)
     obs = pd.DataFrame({"kind": ["a", "a", "b", "b"]}, index=list("wxyz"))
     var = pd.DataFrame(index=["gene0", "gene1", "gene2"])

@@ -10,8 +10,7 @@ from vivace.config import settings
 
 if TYPE_CHECKING:
     from vivace import datasets, distributions, errors, model, nn, ops, pl, report
-    from vivace.linear import LinearSCVI
-    from vivace.scvi import SCVI
+    from vivace.model import SCVI, LinearSCVI
 
 __version__ = version("vivace")
 __all__ = [
@@ -29,7 +28,7 @@ __all__ = [
     "settings",
 ]
 
-_CLASSES = {"SCVI": "vivace.scvi", "LinearSCVI": "vivace.linear"}
+_CLASSES = {"SCVI": "vivace.model", "LinearSCVI": "vivace.model"}
 _MODULES = ("datasets", "distributions", "errors", "model", "nn", "ops", "pl", "report")
 
 

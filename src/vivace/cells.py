@@ -1,35 +1,68 @@
-"""The cells that a question is about, and passing over them, a minibatch at a time."""
+"""The cells that a question is about, passes over them, and random samples of their latent variables."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from vivace.data import CountBatch, Rows, Source
+from vivace.data import CountBatch, Source
 from vivace.data.schema import Codes
 from vivace.nn import VAE, Inference
-from vivace.ops.runtime.threads import Pace
+from vivace.ops.runtime.threads import Pace, adapted_threads
+from vivace.types import Rows
+from vivace.validate import Check, argument_checker
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def question(**checks: Check) -> Callable[[F], F]:
+    """Decorate a public function that asks a trained model something.
+
+    Its arguments are checked (:mod:`vivace.validate`).  It runs without gradients, on as many
+    threads as the load of the machine allows.
+
+    Parameters
+    ----------
+    checks
+        What each argument may be.
+    """
+
+    def decorate(function: F) -> F:
+        check = argument_checker(function, checks)
+
+        @functools.wraps(function)
+        def answer(*args: Any, **named: Any) -> Any:
+            check(args, named)
+            with torch.no_grad(), adapted_threads():
+                return function(*args, **named)
+
+        return cast("F", answer)
+
+    return decorate
 
 
 @dataclass(frozen=True)
 class Cells:
-    """Cells of a source, as a question to a network passes over them.
+    """Some cells of a source, and the network that they are passed through.
 
     Parameters
     ----------
     network
-        Whom to ask.
+        The network.
     source
-        Where the cells are.
+        Where the cells are read from.
     rows
-        Int64, shape (n,), which ones, in any order and with repeats.
+        Row numbers, int64, shape (n,), in any order and with repeats.
     batch_size
-        Cells at a time.
+        Cells per minibatch.
     silent
-        False shows a bar where it takes long.
+        False shows a progress bar once a pass takes more than two seconds.
     """
 
     network: VAE
@@ -41,26 +74,31 @@ class Cells:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def at(self, places: Rows) -> Cells:
-        """Some of these cells, by their place among them."""
-        return replace(self, rows=self.rows[places])
+    def take(self, positions: Rows) -> Cells:
+        """Some of these cells, by their position among them."""
+        return replace(self, rows=self.rows[positions])
 
     def quiet(self) -> Cells:
-        """The same without a bar, for a question that shows its own."""
+        """The same cells without a bar, for a question that shows its own."""
         return replace(self, silent=True)
 
     def batches(
-        self, what: str = "Cells", *, counts: bool = True
+        self, title: str = "Cells", *, counts: bool = True
     ) -> Iterator[tuple[slice, CountBatch]]:
-        """Each minibatch and its place among the cells; the network is set to evaluation.
+        """Each minibatch with its positions among the cells; sets the network to evaluation.
 
-        Without ``counts`` for a question that only decodes.
+        Parameters
+        ----------
+        title
+            First word of the progress bar.
+        counts
+            False for a question that only decodes: the minibatches then hold no counts.
         """
-        from vivace.progress import PassingBar  # the compiler: only those who ask wait
+        from vivace.progress import PassingBar  # lazy: importing Numba takes a second
 
         self.network.eval()
-        pace = Pace(what, counts, self.batch_size, self.network.dims.n_genes)
-        with PassingBar(what, len(self), "cells", not self.silent) as bar:
+        pace = Pace(title, counts, self.batch_size, self.network.dims.n_genes)
+        with PassingBar(title, len(self), "cells", not self.silent) as bar:
             for start in range(0, len(self), self.batch_size):
                 part = slice(start, min(start + self.batch_size, len(self)))
                 pace.begin()
@@ -69,71 +107,73 @@ class Cells:
                 pace.end(judge=part.stop - part.start == self.batch_size)
                 bar.done(part.stop - part.start)
 
-    def encoded(self, what: str = "Cells") -> Iterator[tuple[slice, CountBatch, Inference]]:
-        """The same with q(z, l|x)."""
-        for part, batch in self.batches(what):
+    def encoded(self, title: str = "Cells") -> Iterator[tuple[slice, CountBatch, Inference]]:
+        """The same, with q(z, l|x) of each minibatch."""
+        for part, batch in self.batches(title):
             yield part, batch, self.network.encode(batch)
 
 
 def with_codes(batch: CountBatch, codes: Codes) -> CountBatch:
-    """The same cells, as if they were of other categories."""
-    of_batch, categorical = batch.batch, batch.categorical
+    """The same cells, as if they belonged to other categories."""
+    batch_n, categorical_nc = batch.batch, batch.categorical
     if codes.batch is not None:
-        of_batch = torch.full_like(of_batch, codes.batch)
+        batch_n = torch.full_like(batch_n, codes.batch)
     if codes.categorical:
-        categorical = categorical.clone()
+        categorical_nc = categorical_nc.clone()
         for column, code in codes.categorical:
-            categorical[:, column] = code
-    return replace(batch, batch=of_batch, categorical=categorical)
+            categorical_nc[:, column] = code
+    return replace(batch, batch=batch_n, categorical=categorical_nc)
 
 
-def noise_of(inference: Inference, generator: np.random.Generator) -> torch.Tensor:
-    """Standard normal noise for one draw a cell: (n, k), and a column more for a latent library.
+def standard_noise(inference: Inference, generator: np.random.Generator) -> Tensor:
+    """Standard normal noise for one sample per cell, shape (n, k) or (n, k + 1).
 
-    NumPy's stream is consumed cell by cell, so that a cell's draw does not
-    depend on how the cells were cut into minibatches, nor on the device.
+    The last column is that of a latent library.  NumPy's stream is consumed cell by cell:
+    the sample of a cell depends neither on the minibatches nor on the device.
     """
-    mean = inference.z.mean
-    n, k = mean.shape
-    extra = 0 if inference.library is None else 1
-    noise = torch.from_numpy(generator.standard_normal((n, k + extra), dtype=np.float32))
-    return noise.to(mean.device, mean.dtype)
+    mean_nk = inference.z.mean
+    n, k = mean_nk.shape
+    columns = k + (inference.library is not None)
+    noise = torch.from_numpy(generator.standard_normal((n, columns), dtype=np.float32))
+    return noise.to(mean_nk.device, mean_nk.dtype)
 
 
-def draw(
+def sample_latent(
     network: VAE, inference: Inference, generator: np.random.Generator
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """One draw a cell: the point that the decoder sees, (n, k), and a latent log library, (n,)."""
-    noise = noise_of(inference, generator)
+) -> tuple[Tensor, Tensor | None]:
+    """One sample per cell: the decoder's input, (n, k), and a latent log library, (n,) or None."""
+    noise = standard_noise(inference, generator)
     k = inference.z.mean.shape[1]
-    point = network.place(inference.z.at(noise[:, :k]))
-    return point, None if inference.library is None else inference.library.at(noise[:, k:])[:, 0]
+    point_nk = network.place(inference.z.at(noise[:, :k]))
+    if inference.library is None:
+        return point_nk, None
+    return point_nk, inference.library.at(noise[:, k:])[:, 0]
 
 
-def points(
+def decoder_inputs(
     network: VAE,
     batch: CountBatch,
     inference: Inference,
     generators: list[np.random.Generator],
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Points that the decoder sees, (n, k), and log libraries, (n,): one pair a generator.
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs of the decoder, (n, k), and log libraries, (n,): one sample per generator.
 
-    Without any, the one pair of the means of q(z|x) (its softmax, where the latent is
-    logistic-normal) and of q(log l|x).
+    Without generators, the one pair of the means of q(z|x) (its softmax where the latent
+    space is logistic-normal) and of q(log l|x).
     """
-    log_library = network.log_library(batch, inference)
+    log_library_n = network.log_library(batch, inference)
     if not generators:
-        yield network.place(inference.z.mean), log_library
+        yield network.place(inference.z.mean), log_library_n
     for generator in generators:
-        point, drawn = draw(network, inference, generator)
-        yield point, log_library if drawn is None else drawn
+        point_nk, sampled_n = sample_latent(network, inference, generator)
+        yield point_nk, log_library_n if sampled_n is None else sampled_n
 
 
-def children(seed: int, n: int) -> list[int]:
-    """One seed for each draw, so that draws do not depend on the minibatches."""
+def child_seeds(seed: int, n: int) -> list[int]:
+    """Independent seeds, one per sample: samples do not depend on the minibatches."""
     return [int(s) for s in np.random.SeedSequence(seed).generate_state(n, np.uint64) >> 1]
 
 
-def generators_of(seed: int, n: int) -> list[np.random.Generator]:
-    """One generator for each draw."""
-    return [np.random.default_rng(s) for s in children(seed, n)]
+def child_generators(seed: int, n: int) -> list[np.random.Generator]:
+    """Independent generators, one per sample."""
+    return [np.random.default_rng(s) for s in child_seeds(seed, n)]

@@ -1,4 +1,4 @@
-"""Settings of the package and the frozen configuration of a model."""
+"""Settings of the package, and the options of a model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Where = Literal["none", "encoder", "decoder", "both"]
 Preset = Literal["mapping"]
 
 
-# chosen on cell lines and on planted batch effects: benchmarks/LOG.md, "Mapping"
+# chosen on cell lines and simulated batch effects: benchmarks/LOG.md, "Mapping"
 _PRESETS: dict[str, dict[str, Any]] = {
     "mapping": {
         "encode_covariates": True,
@@ -38,26 +38,25 @@ class Settings:
     Parameters
     ----------
     seed
-        Where the random stream of a new model starts.
+        Seed of the random stream of a new model.
     batch_size
-        Cells decoded or encoded at a time outside training; None for as many as make four million
-        numbers with their genes, from 256 to 2,048.
+        Cells per minibatch outside training. None chooses 256 to 2,048 cells, about four million
+        numbers of cells x genes.
     """
 
     seed: int = 0
     batch_size: int | None = None
 
     _num_threads: int | None = field(default=None, init=False, repr=False)
-    _torch_threads: int = field(default=0, init=False, repr=False)  # before a number was set
+    _torch_threads: int = field(default=0, init=False, repr=False)  # torch's own number
 
     @property
     def num_threads(self) -> int:
-        """Threads of torch's operations and of the kernels: one number for both.
+        """Number of threads of torch's operations and of the kernels.
 
-        A number that is set is used as it is, and is torch's number from then on.
-        Until then, and again after None is set, it is torch's own at most (the cores, or
-        ``OMP_NUM_THREADS``), and fewer while other processes use the cores: see
-        :mod:`vivace.ops.runtime.threads`.
+        A number that is set becomes torch's number too. Before, and after None is set, it is at
+        most torch's own number (the cores, or ``OMP_NUM_THREADS``), and smaller while other
+        processes use the cores: see :mod:`vivace.ops.runtime.threads`.
         """
         import torch
 
@@ -85,11 +84,14 @@ class Settings:
 
     @property
     def fixed_threads(self) -> int | None:
-        """The number that was set; None where it follows the load of the machine."""
+        """The number that was set; None if it follows the load of the machine."""
         return self._num_threads
 
     def restored_threads(self, before: int) -> int:
-        """Torch's number after work that found it at ``before``; one may have been set meanwhile."""
+        """Torch's number of threads after work that began with ``before``.
+
+        A number that was set during the work is kept.
+        """
         self._torch_threads = before
         return self._num_threads or before
 
@@ -98,7 +100,7 @@ settings = Settings()
 
 
 def _one_thread() -> None:
-    """In a forked process: torch's and Numba's other threads are not in it, and would be waited for."""
+    """Use one thread in a forked process, which would wait for threads that it does not have."""
     if "torch" in sys.modules:
         settings.num_threads = 1
 
@@ -109,7 +111,9 @@ if hasattr(os, "register_at_fork"):
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The options of the network; the constructor arguments of ``SCVI``.
+    """Options of the network: the constructor arguments of ``SCVI``, in one place.
+
+    The formats of ``store`` take the names from here.
 
     Parameters
     ----------
@@ -122,32 +126,32 @@ class ModelConfig:
     dropout_rate
         Dropout in the encoder.
     dispersion
-        What has an inverse dispersion of its own: "gene", "gene-batch", "gene-label", or
+        What has its own inverse dispersion: "gene", "gene-batch", "gene-label", or
         "gene-cell" (a head of the decoder).
     gene_likelihood
         "zinb", "nb", "poisson" or "normal"; "negative_binomial" and
-        "zero_inflated_negative_binomial" are understood.
+        "zero_inflated_negative_binomial" are accepted too.
     latent_distribution
         "normal", or "ln", the softmax of a normal.
     use_observed_lib_size
-        The library is the sum of a cell's counts; False makes it a latent variable with a
-        log-normal prior for each batch.
+        Whether the library is the sum of a cell's counts; False makes it a latent variable with
+        a log-normal prior for each batch.
     encode_covariates
-        The encoder sees batch and covariates.
+        Whether the encoder sees batch and covariates.
     deeply_inject_covariates
-        Categories enter every layer, not only the first.
+        Whether categories enter every layer, not only the first.
     batch_representation
         "one-hot" columns, or an "embedding" that is learned.
     batch_embedding_dim
         Dimensions of that embedding.
     log_variational
-        The encoder sees log(1 + counts).
+        Whether the encoder sees log(1 + counts).
     var_activation
         What makes the variance of q(z|x) positive: "exp" or "softplus".
     use_batch_norm, use_layer_norm
         "none", "encoder", "decoder" or "both".
     linear_decoder
-        The decoder is one linear map, as LinearSCVI has it.
+        Whether the decoder is one linear map, as in LinearSCVI.
 
     Examples
     --------
@@ -179,7 +183,7 @@ class ModelConfig:
         hints = get_type_hints(type(self))
         for option in fields(self):
             value = getattr(self, option.name)
-            if isinstance(value, np.generic):  # from a grid of options, say; JSON has none
+            if isinstance(value, np.generic):  # such as an element of an array; JSON has none
                 object.__setattr__(self, option.name, value := value.item())
             _check_option(option.name, value, hints[option.name])
         for name in ("n_hidden", "n_latent", "n_layers", "batch_embedding_dim"):
@@ -191,11 +195,11 @@ class ModelConfig:
             )
 
     def as_dict(self) -> dict[str, Any]:
-        """The options as JSON can hold them."""
+        """The options as types that JSON can hold."""
         return asdict(self)
 
     def with_preset(self, preset: Preset | None) -> Self:
-        """The same with the options that ``preset`` sets; None sets none.
+        """A copy with the options that ``preset`` sets; None sets none.
 
         Examples
         --------
@@ -206,7 +210,7 @@ class ModelConfig:
             return self
         _check_option("preset", preset, Preset)
         options = dict(_PRESETS[preset])
-        if self.linear_decoder:  # it has no hidden layer to normalise
+        if self.linear_decoder:  # there is no hidden layer to normalise
             options |= {"use_layer_norm": "encoder", "use_batch_norm": "decoder"}
         return replace(self, **options)
 
@@ -217,7 +221,7 @@ class ModelConfig:
 
 
 def _check_option(name: str, value: object, hint: Any) -> None:
-    """Refuse a value of the wrong type, or one that the Literal does not list."""
+    """Refuse a value of the wrong type, or one that its Literal does not list."""
     choices = get_args(hint)
     if choices:
         if value not in choices:

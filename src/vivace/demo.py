@@ -1,4 +1,4 @@
-"""The demonstration: real counts in, latent space, model and picture out."""
+"""The demonstration: from real counts to a latent space, a model and a figure."""
 
 from __future__ import annotations
 
@@ -9,15 +9,30 @@ from rich.console import Console
 
 from vivace import datasets
 from vivace.config import settings
+from vivace.model import SCVI
 from vivace.report import draw_overview, need_plotting
-from vivace.scvi import SCVI
 from vivace.store.folder import write_h5ad
 
-_DRAWS = 25  # of the latent, for the held-out ELBO
+_ELBO_SAMPLES = 25  # of the latent, per held-out cell
 
 
 def run_demo(folder: Path, *, seed: int = 0, progress: bool = True) -> None:
-    """Train SCVI on PBMC 3k and write data, model and picture into ``folder``."""
+    """Train SCVI on PBMC 3k and write data, model and figure into ``folder``.
+
+    Parameters
+    ----------
+    folder
+        Where to write ``pbmc3k.h5ad``, ``model`` and ``overview.png``.
+    seed
+        Random seed of the model, its training and the figure.
+    progress
+        Whether to show a progress bar.
+
+    Raises
+    ------
+    MissingExtraError
+        If the plotting libraries are not installed.
+    """
     need_plotting()
     console = Console()
     adata = datasets.pbmc3k()
@@ -32,7 +47,7 @@ def run_demo(folder: Path, *, seed: int = 0, progress: bool = True) -> None:
         console.print("Training")
     model.train(seed=seed, progress=progress)
     adata.obsm["X_scVI"] = model.get_latent_representation()
-    console.print(_report(model), highlight=False)
+    console.print(_describe_training(model), highlight=False)
 
     _write(folder, adata, model, seed)
     console.print(
@@ -44,17 +59,19 @@ def run_demo(folder: Path, *, seed: int = 0, progress: bool = True) -> None:
     )
 
 
-def _report(model: SCVI) -> str:
+def _describe_training(model: SCVI) -> str:
+    """Size, time and held-out ELBO of a training."""
     history = model.history
-    held_out = model.get_elbo(indices=model.validation_indices, n_samples=_DRAWS, seed=0)
+    held_out = model.get_elbo(indices=model.validation_indices, n_samples=_ELBO_SAMPLES, seed=0)
     seconds = history["seconds"].sum()
-    cells = len(history) * len(model.train_indices)
+    n_encoded = len(history) * len(model.train_indices)  # a cell counts once per epoch
     compiled = history["compile_seconds"].sum()
-    once = f"Compiled: kernels for this processor, once, {compiled:.1f} s\n" if compiled else ""
+    # kernels are compiled once per machine, and not in the seconds of training
+    first = f"Compiled: kernels for this processor, once, {compiled:.1f} s\n" if compiled else ""
     return (
-        f"{once}Trained: {len(model.train_indices):,} cells, {len(history)} epochs, {seconds:.1f} s "
-        f"({cells / seconds:,.0f} cells/s)\n"
-        f"Held-out ELBO: {held_out:.1f} nats a cell ({len(model.validation_indices)} cells not "
+        f"{first}Trained: {len(model.train_indices):,} cells, {len(history)} epochs, {seconds:.1f} s "
+        f"({n_encoded / seconds:,.0f} cells/s)\n"
+        f"Held-out ELBO: {held_out:.1f} nats per cell ({len(model.validation_indices)} cells not "
         "trained on; higher is better)"
     )
 

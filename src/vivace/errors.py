@@ -1,8 +1,7 @@
 """Every error that vivace raises on purpose.
 
-All derive from :class:`VivaceError`, and each also from the built-in class that
-Python users would catch, so that ``except ValueError`` goes on working.  A
-message is one sentence: what is wrong, where, and the fix.
+All derive from :class:`VivaceError`, and each also from the built-in class that Python users
+expect: ``except ValueError`` works. A message is one sentence: what is wrong, where, and the fix.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ class MissingColumnError(DataError, KeyError):
 
 
 class OptionError(VivaceError, ValueError):
-    """An argument has a value that is not allowed, or contradicts another."""
+    """An argument has a value that is not allowed, or that contradicts another argument."""
 
 
 class ArgumentTypeError(VivaceError, TypeError):
@@ -59,11 +58,11 @@ class NotTrainedError(VivaceError, RuntimeError):
 
 
 class VivaceWarning(UserWarning):
-    """Something that is allowed, but probably not meant."""
+    """Something that is allowed, but probably not intended."""
 
 
 def warn(message: str, kind: type[Warning] = VivaceWarning) -> None:
-    """Warn, pointing at the line outside of vivace that called it."""
+    """Warn, pointing at the line outside vivace that made the call."""
     level, frame = 1, sys._getframe()
     while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         level, frame = level + 1, frame.f_back  # type: ignore[assignment]
@@ -71,7 +70,7 @@ def warn(message: str, kind: type[Warning] = VivaceWarning) -> None:
 
 
 def near(name: object, known: Iterable[object]) -> str:
-    """A clause that names close matches to ``name``, or lists what there is.
+    """A clause that suggests names similar to ``name``, or lists the known ones.
 
     Examples
     --------

@@ -1,8 +1,8 @@
-"""Random streams: one that a model carries, and generators made from a seed.
+"""Random seeds: the stream of a model, and generators made from a seed.
 
-Nothing in vivace reads or writes the global random state.  A call with
-``seed=None`` takes the next number of the model's :class:`SeedStream`; a call
-with an integer uses that integer and leaves the stream where it is.
+Nothing in vivace reads or writes the global random state. A call with ``seed=None`` takes the
+next seed of the model's :class:`SeedStream`; a call with an integer uses that integer and does
+not advance the stream.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ class SeedStream:
     Parameters
     ----------
     root
-        Seed of the whole stream.
+        Seed of the stream.
     used
-        How many seeds have been taken so far.
+        Number of seeds taken so far.
 
     Examples
     --------
@@ -38,7 +38,7 @@ class SeedStream:
         self.used = used
 
     def take(self, seed: int | None = None) -> int:
-        """``seed`` itself if it is given, else the next one of the stream."""
+        """``seed`` if it is given, otherwise the next seed of the stream."""
         if seed is not None:
             return check_seed(seed)
         state = np.random.SeedSequence(self.root, spawn_key=(self.used,)).generate_state(1)
@@ -47,7 +47,7 @@ class SeedStream:
 
 
 def check_seed(seed: object) -> int:
-    """An integer seed from 0 to 2**63 - 1, or a sentence that says so."""
+    """Return ``seed``, an integer from 0 to 2**63 - 1."""
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
         raise ArgumentTypeError(f"seed must be an integer or None, not {seed!r}.")
     if not 0 <= int(seed) < 2**63:
@@ -56,10 +56,10 @@ def check_seed(seed: object) -> int:
 
 
 def numpy_generator(seed: int) -> np.random.Generator:
-    """A NumPy generator: rows, splits and latent draws that must not depend on the device."""
+    """A NumPy generator, for rows, splits and latent samples that must not depend on the device."""
     return np.random.default_rng(seed)
 
 
 def torch_generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A torch generator on ``device``: noise inside a training step."""
+    """A torch generator on ``device``, for noise in a training step."""
     return torch.Generator(device=device).manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Types of arrays and arguments that several rooms share."""
+"""Types of arrays and arguments, shared by all of vivace."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ Rows = NDArray[np.int64]  # row numbers of cells
 
 Indices = Sequence[int] | NDArray[Any]  # row numbers, or a boolean mask
 Category = str | int | float | bool
-# what transform_batch takes: a category, several, or a mapping from columns to those
+# transform_batch: a category, several, or a mapping from columns to those
 Transform = Category | Sequence[Category] | Mapping[str, Category | Sequence[Category]] | None

@@ -1,9 +1,9 @@
-"""What arguments may be: declared once, refused in one sentence.
+"""Checks of arguments: declared once; each failure gives one sentence.
 
-A public function lists its checks in :func:`checked`; each is a small object that says what
-a value may be (its type, bounds, choices, whether None will do).  A wrong type raises
+A public function lists its checks in :func:`checked`. Each check is a small object with the
+allowed type, bounds or choices, and whether None is allowed. A wrong type raises
 :class:`~vivace.errors.ArgumentTypeError`, a wrong value :class:`~vivace.errors.OptionError`,
-and a name that no argument has is answered with near matches.
+and for an unknown argument the message suggests similar names.
 """
 
 from __future__ import annotations
@@ -26,17 +26,18 @@ from vivace.errors import ArgumentTypeError, DataError, MissingColumnError, Opti
 from vivace.types import I64, Indices
 
 F = TypeVar("F", bound=Callable[..., Any])
+LARGEST_FLOAT = float(np.finfo(np.float32).max)
 
 
 class Check(Protocol):
-    """Refuses a value that the argument ``name`` may not have."""
+    """Refuses a value that is not allowed for the argument ``name``."""
 
     def __call__(self, name: str, value: Any) -> None: ...
 
 
 @dataclass(frozen=True)
 class Int:
-    """An integer of at least ``at_least``; None too where it is ``optional``."""
+    """An integer of at least ``at_least``; ``optional`` also allows None."""
 
     at_least: int = 1
     optional: bool = False
@@ -52,16 +53,16 @@ class Int:
 
 @dataclass(frozen=True)
 class Number:
-    """A finite number within bounds; None too where it is ``optional``.
+    """A finite number within bounds.
 
     Parameters
     ----------
     at_least, at_most
-        Bounds that the number may have itself.
+        Bounds that are allowed themselves.
     above, below
-        Bounds that it may not have.
+        Bounds that are not allowed themselves.
     optional
-        Whether None will do.
+        Whether None is allowed.
     """
 
     at_least: float | None = None
@@ -75,7 +76,10 @@ class Number:
             return
         if isinstance(value, bool) or not isinstance(value, RealNumber):
             raise ArgumentTypeError(f"{name} must be a number, not {value!r}.")
-        number = float(value)
+        try:
+            number = float(value)
+        except OverflowError:  # an integer of more than 308 digits
+            number = math.inf
         inside = (
             math.isfinite(number)
             and (self.at_least is None or number >= self.at_least)
@@ -97,21 +101,22 @@ class Number:
                 ("at most", self.at_most),
                 ("below", self.below),
             )
-            if bound is not None
+            if bound is not None and bound < LARGEST_FLOAT
         ]
-        return " and ".join(words if self.below or self.at_most else [*words, "finite"])
+        bounded = (self.at_most or self.below or math.inf) < LARGEST_FLOAT
+        return " and ".join(words if bounded else [*words, "finite"])
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One of some words; None too where it is ``optional``.
+    """One of several words.
 
     Parameters
     ----------
     choices
-        The words, or a Literal of them.
+        The words, or a Literal that lists them.
     optional
-        Whether None will do.
+        Whether None is allowed.
     """
 
     choices: Any
@@ -128,7 +133,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Flag:
-    """True or False; None too where it is ``optional``."""
+    """True or False; ``optional`` also allows None."""
 
     optional: bool = False
 
@@ -142,7 +147,7 @@ class Flag:
 
 @dataclass(frozen=True)
 class InstanceOf:
-    """An object of a class, which ``hint`` says how to get."""
+    """An object of a class; ``hint`` says how to get one."""
 
     kind: type
     hint: str = ""
@@ -167,17 +172,17 @@ def checked(**checks: Check) -> Callable[[F], F]:
     Parameters
     ----------
     checks
-        What each argument may be; one without a check may be anything.
+        The check of each argument; an argument without one may be anything.
 
     Examples
     --------
     >>> @checked(n_samples=COUNT)
-    ... def draw(n_samples=1, *, seed=None):
+    ... def sample(n_samples=1, *, seed=None):
     ...     return n_samples
-    >>> draw(n_sample=2)
+    >>> sample(n_sample=2)
     Traceback (most recent call last):
     ...
-    vivace.errors.ArgumentTypeError: draw has no argument 'n_sample'; did you mean 'n_samples'?
+    vivace.errors.ArgumentTypeError: sample has no argument 'n_sample'; did you mean 'n_samples'?
     """
 
     def decorate(function: F) -> F:
@@ -196,7 +201,7 @@ def checked(**checks: Check) -> Callable[[F], F]:
 def argument_checker(
     function: Callable[..., Any], checks: Mapping[str, Check]
 ) -> Callable[[tuple[Any, ...], dict[str, Any]], None]:
-    """What :func:`checked` does with the arguments of each call."""
+    """A function that checks the arguments of a call, as :func:`checked` does."""
     parameters = inspect.signature(function).parameters
     names = list(parameters)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -218,7 +223,7 @@ def argument_checker(
 
 
 def refuse_unknown(function: str, given: Set[str] | Iterable[str], known: Iterable[str]) -> None:
-    """Name the first argument that a function does not have, and near matches."""
+    """Refuse an argument that a function does not have; the message suggests similar names."""
     for name in sorted(set(given) - set(known)):
         raise ArgumentTypeError(f"{function} has no argument {name!r}; {near(name, known)}")
 
@@ -246,9 +251,9 @@ def obs_column(
     ArgumentTypeError
         If ``key`` is not a name.
     MissingColumnError
-        If obs has no such column; the message names near ones.
+        If obs has no such column; the message suggests similar ones.
     DataError
-        If a value is missing, unless ``allow_missing``.
+        If a value is missing, unless ``allow_missing`` is True.
     """
     if not isinstance(key, str):
         raise ArgumentTypeError(f"{argument} must be the name of a column of obs, not {key!r}.")
@@ -271,7 +276,7 @@ def folder_path(value: object) -> Path:
 
 
 def check_accelerator(name: object) -> None:
-    """Refuse a kind of device that this machine does not have; "auto" is any."""
+    """Refuse a kind of device that this machine does not have; "auto" is always allowed."""
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     available = {"auto": True, "cpu": True, "cuda": cuda, "gpu": cuda or mps, "mps": mps}
     if not isinstance(name, str) or name not in available:
@@ -282,7 +287,9 @@ def check_accelerator(name: object) -> None:
 
 
 def row_numbers(indices: Indices | None, n_cells: int) -> I64:
-    """Row numbers from a mask, from indices (negative ones count from the end), or of all cells.
+    """Row numbers from a mask or from indices; those of all cells if ``indices`` is None.
+
+    Negative indices count from the end.
 
     Examples
     --------

@@ -7,8 +7,8 @@ import scipy.sparse as sp
 from anndata import AnnData
 from anndata.io import sparse_dataset, write_elem
 
+from vivace.data import check_counts, count_matrix, read_cells
 from vivace.data import checks as counts_module
-from vivace.data import count_matrix, read_cells
 from vivace.data.schema import Declarations, Schema
 from vivace.errors import ArgumentTypeError, DataError, MissingColumnError
 
@@ -130,6 +130,24 @@ def test_a_library_of_many_molecules_is_summed_exactly():
     x[0] = [1, 2**24 - 3, 1]  # up to 2**24 float32 holds every integer
     adata = AnnData(sp.csr_matrix(x))
     assert read_cells(adata, schema_of(adata)).library[0] == 2**24 - 1
+
+
+@pytest.mark.parametrize("block", [1, 100, 1 << 20])
+def test_one_pass_gives_the_numbers_that_scipy_gives(tiny, monkeypatch, block):
+    monkeypatch.setattr(counts_module, "_BLOCK", block)
+    counts = tiny(n_cells=300).X
+    counts.data = np.random.default_rng(0).normal(40.0, 20.0, counts.nnz).astype(np.float32)
+    counts = sp.vstack([counts, counts[:5] * 0], format="csr")  # the last cells store zeros
+    counts.data[-counts[300:].nnz :] = 0.5
+    adata = AnnData(counts)
+    schema = schema_of(adata, allow_non_integer=True)
+    totals = check_counts(adata, counts, schema, allow_negative=True)
+    expected = counts.sum(axis=1, dtype=np.float64).A1.astype(np.float32)
+    np.testing.assert_array_equal(totals.library, expected)
+    assert totals.library.dtype == np.float32
+    assert totals.smallest == counts.data.min() < 0
+    counts.data = np.abs(counts.data)
+    assert check_counts(adata, counts, schema).smallest == 0
 
 
 def test_genes_are_aligned_by_name_and_others_ignored(tiny):

@@ -242,7 +242,7 @@ def test_read_categories_mixed_types_are_refused(tiny, refused):
 def test_categories_that_read_the_same_are_refused(tiny, refused):
     adata = tiny()
     adata.obs["batch"] = pd.Categorical(["1", 1] * 30, categories=["1", 1])
-    with refused(DataError, "obs['batch']", "same as text", "rename"):
+    with refused(DataError, "obs['batch']", "same text", "rename"):
         SCVI.setup_anndata(adata, batch_key="batch")
 
 

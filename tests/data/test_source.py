@@ -7,7 +7,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from vivace.data import MemorySource, SparseCounts, read_cells
+from vivace.data import MemorySource, Source, SparseCounts, read_cells
 from vivace.data.schema import Declarations, Schema
 
 
@@ -117,6 +117,12 @@ def test_batches_are_frozen(source):
     batch = source.gather(np.arange(3))
     with pytest.raises(dataclasses.FrozenInstanceError):
         batch.library = torch.zeros(3)
+
+
+def test_a_source_has_what_training_reads(source):
+    cells: Source = source
+    assert (cells.n_cells, cells.n_genes, cells.has_counts, cells.smallest) == (60, 30, True, 0)
+    assert cells.library.shape == cells.batch.shape == (60,)
 
 
 def test_sparse_counts_keep_what_a_dense_matrix_holds():

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vivace import de
 from vivace.data.schema import Codes
 from vivace.de import compare
 from vivace.de.change import Sides
 from vivace.de.compare import pairs_of
 from vivace.de.counts import CountSums
+from vivace.de.options import Options
 from vivace.de.sampling import pseudocount_of
 from vivace.errors import OptionError
 
@@ -57,7 +57,7 @@ def options(**changed):
         "m1_domain_fn": None,
         "cred_interval_lvls": (),
     }
-    return de.Options(**arguments | changed)
+    return Options(**arguments | changed)
 
 
 # ---- pairs -------------------------------------------------------------------

@@ -10,8 +10,9 @@ import pytest
 import torch
 from scipy import stats
 
-from vivace import de, model
+from vivace import model
 from vivace.data.schema import Codes
+from vivace.de import draws
 from vivace.de.draws import DrawnExpression, draw_group, gene_blocks
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -169,4 +170,4 @@ def test_the_summary_is_of_each_group(cells):
 
 def test_memory_holds_so_many_numbers_that_a_large_model_needs_blocks():
     """12,000 draws of 36,000 genes are not held at a time."""
-    assert de.draws.AT_ONCE < 12_000 * 36_000
+    assert draws.AT_ONCE < 12_000 * 36_000

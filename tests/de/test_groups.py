@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from anndata import AnnData
 
-from vivace.de import plan, samples_of
+from vivace.de.groups import plan, samples_of
 from vivace.errors import (
     ArgumentTypeError,
     DataError,

@@ -10,9 +10,8 @@ import scanpy as sc
 from matplotlib import pyplot as plt
 from test_compare import options
 
-from vivace.de import to_scanpy
 from vivace.de.change import Change
-from vivace.de.result import called_at, table
+from vivace.de.result import called_at, table, to_scanpy
 
 GENES = [f"g{i}" for i in range(40)]
 COUNTED = [

@@ -9,7 +9,7 @@ import torch
 from anndata import AnnData
 
 from vivace import SCVI
-from vivace.de import plan
+from vivace.de.groups import plan
 from vivace.errors import ArgumentTypeError, DataError, OptionError, TrainingError
 
 

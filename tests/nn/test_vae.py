@@ -1,20 +1,19 @@
-"""Encoder, decoder and objective against plain torch.nn, with the same weights."""
+"""Encoder and decoder against plain torch.nn, with the same weights."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
+from network_cases import G, N, cells, network
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from vivace.config import ModelConfig
 from vivace.data.batch import CountBatch
-from vivace.nn import VAE, Dimensions, Posterior
-from vivace.nn.layers import dropout_mask
-from vivace.ops.csr import SparseCounts
-
-N, G = 12, 9
-DIMS = Dimensions(n_genes=G, n_batches=3, n_categories=(1, 2), n_continuous=2)
+from vivace.nn import Dimensions
 
 CASES = {
     "default": {},
@@ -35,35 +34,6 @@ CASES = {
     "poisson": {"gene_likelihood": "poisson"},
 }
 each_case = pytest.mark.parametrize("options", CASES.values(), ids=CASES)
-
-
-def network(dims=DIMS, *, seed=0, backend="reference", dtype=torch.float64, **options) -> VAE:
-    """Every parameter and running statistic random, so that none can be left out unseen."""
-    options = {"n_hidden": 7, "n_latent": 4, "dropout_rate": 0.0} | options
-    net = VAE(ModelConfig(**options), dims, backend)
-    gen = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in net.state_dict().items():
-            if tensor.is_floating_point():
-                tensor.normal_(std=0.5, generator=gen)
-                if name.endswith("running_var"):
-                    tensor.abs_().add_(0.5)
-    return net.to(dtype)
-
-
-def cells(n=N, *, seed=1, dtype=torch.float64, size_factor=False) -> CountBatch:
-    gen = torch.Generator().manual_seed(seed)
-    x = torch.poisson(torch.full((n, G), 2.0), generator=gen)
-    x[:, 0] += 1  # no cell is empty
-    return CountBatch(
-        counts=SparseCounts.from_dense(x.to(dtype)),
-        library=x.sum(1).to(dtype),
-        batch=torch.randint(3, (n,), generator=gen),
-        labels=torch.zeros(n, dtype=torch.int64),
-        categorical=torch.stack([torch.zeros(n).long(), torch.arange(n) % 2], 1),
-        continuous=torch.randn(n, 2, generator=gen).to(dtype),
-        size_factor=torch.rand(n, generator=gen).to(dtype) + 0.5 if size_factor else None,
-    )
 
 
 # ---- the same network in torch.nn -------------------------------------------
@@ -217,108 +187,56 @@ def test_nothing_but_genes():
     assert net(bare, 1.0).loss.isfinite()
 
 
-# ---- the objective ----------------------------------------------------------
+# ---- dispersion, batch ------------------------------------------------------
 
 
-def test_kl_against_torch_distributions():
-    gen = torch.Generator().manual_seed(0)
-    mean = torch.randn(N, 4, generator=gen).double()
-    posterior = Posterior(mean, torch.rand(N, 4, generator=gen).double() + 0.01)
-    normal = torch.distributions.Normal
-    expected = torch.distributions.kl_divergence(
-        normal(posterior.mean, posterior.variance.sqrt()), normal(0.0, 1.0)
-    )
-    torch.testing.assert_close(posterior.kl(), expected.sum(1))
+@pytest.mark.parametrize(
+    ("dispersion", "column"), [("gene-batch", "batch"), ("gene-label", "labels")]
+)
+def test_each_category_has_a_theta_of_its_own(dispersion, column):
+    net, batch = network(dispersion=dispersion).eval(), cells()
+    theta = net.rates(torch.zeros(N, 4).double(), batch).theta
+    torch.testing.assert_close(theta, net.log_theta.exp()[getattr(batch, column)])
 
 
-def test_draws_have_mean_and_variance_of_the_posterior():
-    posterior = Posterior(torch.tensor([[1.0, -2.0]]), torch.tensor([[4.0, 0.25]]))
-    noise = torch.tensor([[0.0, 0.0], [1.0, 1.0], [-1.0, 2.0]])
-    expected = torch.tensor([[1.0, -2.0], [3.0, -1.5], [-1.0, -1.0]])
-    assert torch.equal(posterior.at(noise), expected)
+def test_a_theta_for_each_cell_and_gene():
+    net, batch = network(dispersion="gene-cell").eval(), cells()
+    assert net.log_theta is None
+    z = torch.randn(N, 4, generator=torch.Generator().manual_seed(6)).double()
+    hidden = net.decoder(z, *net._covariates(batch))
+    expected = (hidden @ net.decoder.theta.weight + net.decoder.theta.bias).exp()
+    torch.testing.assert_close(net.rates(z, batch).theta, expected)
 
 
-@pytest.mark.parametrize("kl_weight", [0.0, 0.3, 1.0])
-def test_objective(kl_weight):
-    """Mean over cells of the loss at one draw of z, plus the weighted KL."""
-    net, batch = network(), cells()
-    found = net.train()(batch, kl_weight, torch.Generator().manual_seed(3))
-    posterior = net.encode(batch).z
-    noise = torch.randn(N, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    reconstruction = net.nll(posterior.at(noise), batch).mean()
-    torch.testing.assert_close(found.reconstruction, reconstruction)
-    torch.testing.assert_close(found.kl, posterior.kl().mean())
-    torch.testing.assert_close(found.loss, reconstruction + kl_weight * posterior.kl().mean())
-    assert not found.reconstruction.requires_grad
-    assert not found.kl.requires_grad
+def test_an_embedded_batch_takes_the_place_of_its_columns():
+    dims = Dimensions(n_genes=G, n_batches=3, n_continuous=2)
+    options = {"batch_representation": "embedding", "batch_embedding_dim": 2}
+    net = network(dims, **options, encode_covariates=True).eval()
+    batch = replace(cells(), categorical=torch.zeros(N, 0, dtype=torch.int64))
+    continuous, one_hot_nc = net._covariates(batch)
+    assert one_hot_nc is None
+    expected = torch.cat([batch.continuous, net.batch_embedding.weight[batch.batch]], 1)
+    torch.testing.assert_close(continuous, expected)
+    assert net.encoder.linears[0].weight.shape[0] == G + 2 + 2
+    assert net.decoder.linears[0].weight.shape[0] == 4 + 2 + 2
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_every_parameter_has_a_gradient(backend):
-    """But the biases that batch norm takes away, whose gradient is rounding."""
-    net = network(backend=backend, dtype=torch.float32, n_layers=2, encode_covariates=True)
-    net.train()(cells(dtype=torch.float32), 1.0, torch.Generator().manual_seed(3)).loss.backward()
-    for name, parameter in net.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.isfinite().all(), name
-        assert parameter.grad.any() or name.endswith("bias"), name
+@pytest.mark.parametrize("likelihood", ["poisson", "nb"])
+def test_nothing_is_made_that_the_likelihood_does_not_use(likelihood):
+    names = set(network(gene_likelihood=likelihood).state_dict())
+    assert not any("dropout" in name or "theta" in name for name in names - {"log_theta"})
+    assert ("log_theta" in names) == (likelihood == "nb")
 
 
-# ---- one cell, dropout ------------------------------------------------------
+# ---- the prior of the library -----------------------------------------------
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_one_cell_trains(backend):
-    """By the running statistics, which stay as they are."""
-    net = network(backend=backend, dtype=torch.float32).train()
-    statistics = {k: v.clone() for k, v in net.named_buffers() if "batch_norm" in k}
-    assert len(statistics) == 6
-    one = cells(1, dtype=torch.float32)
-    losses = net(one, 1.0, torch.Generator().manual_seed(3))
-    losses.loss.backward()
-    assert all(p.grad.isfinite().all() for p in net.parameters())
-    for name, value in statistics.items():
-        assert torch.equal(net.get_buffer(name), value), name
-    expected = net.eval()(one, 1.0, torch.Generator().manual_seed(3))
-    torch.testing.assert_close(losses.loss, expected.loss)
-
-
-def test_dropout_is_drawn_from_the_generator_that_is_passed():
-    net, batch = network(dropout_rate=0.5).train(), cells()
-    before = torch.random.get_rng_state()
-    first, again, other = (
-        net(batch, 1.0, torch.Generator().manual_seed(seed)).loss for seed in (4, 4, 5)
-    )
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-    assert torch.equal(torch.random.get_rng_state(), before)
-
-
-def test_dropout_keeps_the_mean_and_stops_in_evaluation():
-    net = network(dropout_rate=0.25)
-    after = net.encoder.activations[0].train()
-    ones = torch.ones(4000, 7, dtype=torch.float64)
-    with torch.no_grad():
-        after.batch_norm.weight.fill_(0)
-        after.batch_norm.bias.fill_(1)
-        dropped = after(ones, torch.Generator().manual_seed(6))
-        assert torch.equal(after.eval()(ones), ones)
-    assert dropped.unique().tolist() == [0.0, 1 / 0.75]
-    share = (dropped == 0).double().mean().item()
-    assert abs(share - 0.25) < 4 * (0.25 * 0.75 / ones.numel()) ** 0.5
-
-
-@pytest.mark.parametrize("rate", [1e-3, 0.1, 0.5, 0.9, 1 - 1e-9])
-def test_dropout_mask_keeps_the_rate_and_the_mean(rate):
-    x = torch.empty(1001, 333)  # not a multiple of four
-    mask = dropout_mask(x, rate, torch.Generator().manual_seed(6))
-    rounded = min(round(rate * 2**16), 2**16 - 1) / 2**16
-    assert mask.unique().tolist() == pytest.approx([0.0, 1 / (1 - rounded)])
-    dropped = (mask == 0).double().mean().item()
-    assert dropped == pytest.approx(rounded, abs=5 * (rounded * (1 - rounded) / x.numel()) ** 0.5)
-    neighbours = ((mask[:, 1:] == 0) & (mask[:, :-1] == 0)).double().mean().item()
-    assert neighbours == pytest.approx(rounded**2, abs=5 * rounded / x.numel() ** 0.5)
-
-
-def test_decoder_has_no_dropout():
-    assert all(a.dropout == 0 for a in network(dropout_rate=0.9).decoder.activations)
+def test_the_prior_of_a_latent_library_is_the_moments_of_each_batch():
+    net = network(use_observed_lib_size=False)
+    mean, variance = net.library_mean.clone(), net.library_variance.clone()
+    log_library = np.array([1.0, 2.0, 4.0, 5.0])
+    net.set_library_prior(log_library, np.array([0, 0, 0, 2]))
+    expected_mean = [7 / 3, mean[1].item(), 5.0]  # no cell is of batch 1
+    expected_variance = [14 / 9, variance[1].item(), log_library.var() + 1e-6]  # one of batch 2
+    assert net.library_mean.tolist() == pytest.approx(expected_mean)
+    assert net.library_variance.tolist() == pytest.approx(expected_variance)

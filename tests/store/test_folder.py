@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from vivace import SCVI
 from vivace.errors import ModelFileError
-from vivace.store import StoredModel, folder, read_folder, write_folder
+from vivace.store import folder
+from vivace.store.folder import StoredModel, read_folder, write_folder
 
 FILES = ["history.csv", "model.json", "weights.safetensors"]
 

@@ -15,7 +15,7 @@ import torch
 
 from vivace import SCVI, LinearSCVI, model
 from vivace.errors import ModelFileError, OptionError
-from vivace.store import UNUSED, read_scvi_tools
+from vivace.store.scvi_tools.read import UNUSED, read_scvi_tools
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FOLDERS = sorted(p.name for p in GOLDEN.iterdir() if (p / "model.pt").exists())
@@ -382,13 +382,13 @@ def test_only_a_model_folder_is_overwritten(trained, tmp_path, refused):
         (LinearSCVI, {}, {"use_batch_norm": "decoder"}, "use_batch_norm"),
     ],
 )
-def test_what_their_format_cannot_say_is_refused(
+def test_what_their_format_cannot_hold_is_refused(
     cls, setup, options, named, tiny, tmp_path, refused
 ):
     data = tiny()
     cls.setup_anndata(data, batch_key="batch", **setup)
     untrained = cls(data, n_hidden=8, **options)
-    with refused(OptionError, "cannot say", named):
+    with refused(OptionError, "cannot hold", named):
         untrained.save(tmp_path / "theirs", format="scvi-tools")
     assert not (tmp_path / "theirs").exists()
 

@@ -129,6 +129,7 @@ def test_gradients_may_be_other_tensors_each_time():
     torch.testing.assert_close(weight.detach(), expected)
 
 
+@pytest.mark.slow
 def test_weights_that_nothing_but_the_penalty_moves_end_at_zero():
     """Not in subnormal numbers, on which a processor is a hundred times slower."""
     (weight, *_), _ = parameters(0)

@@ -12,11 +12,11 @@ from vivace.data import CountBatch, MemorySource
 from vivace.errors import DataError, TrainingError
 from vivace.train.initialise import initialise_from_data
 
-ACCELERATORS = ["cpu"]
+ACCELERATORS = [pytest.param("cpu")]
 if torch.cuda.is_available():
-    ACCELERATORS.append("cuda")
+    ACCELERATORS.append(pytest.param("cuda", marks=pytest.mark.gpu))
 if torch.backends.mps.is_available():
-    ACCELERATORS.append("mps")
+    ACCELERATORS.append(pytest.param("mps", marks=pytest.mark.gpu))
 
 
 def counts(n_cells: int, n_genes: int = 12, seed: int = 0) -> AnnData:

@@ -120,7 +120,7 @@ def of_batch(tiny: Callable[..., AnnData], *batches: str, n_cells: int = 60) -> 
 def trained_on(adata: AnnData, cls: Any = SCVI, options: dict[str, Any] = SEES, **keys: Any) -> Any:
     """A small reference; ``keys`` go to ``setup_anndata``."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*has the one value", VivaceWarning)
+        warnings.filterwarnings("ignore", ".*has the single value", VivaceWarning)
         cls.setup_anndata(adata, **keys)
     model = cls(adata, **SMALL, **options)
     model.train(**SHORT)

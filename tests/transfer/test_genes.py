@@ -19,7 +19,7 @@ from vivace.errors import (
     ModelFileError,
     OptionError,
 )
-from vivace.transfer import GeneReport, aligned
+from vivace.transfer.genes import GeneReport, aligned
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FORMS = {

@@ -16,20 +16,13 @@ from vivace.errors import (
     OptionError,
     VivaceWarning,
 )
-from vivace.transfer import (
-    Labelled,
-    LabelOptions,
-    LatentCells,
-    labels,
-    log_normalised,
-    novelty,
-    sample_of,
-    transfer_labels,
-)
-from vivace.transfer.expression import claims, components, shares_of
-from vivace.transfer.labels import _folds, _spread
+from vivace.transfer import labels, novelty
+from vivace.transfer.cells import Labelled, LatentCells
+from vivace.transfer.expression import claims, components, log_normalised, shares_of
+from vivace.transfer.labels import _folds, _spread, predict_labels, sample_of
 from vivace.transfer.neighbours import distance_to, near_each_other, neighbour_labels, strangeness
 from vivace.transfer.novelty import share_below, untypical
+from vivace.transfer.options import LabelOptions
 
 SHORT = {"max_steps": 3, "progress": False}
 
@@ -46,7 +39,7 @@ def blobs(n, batch, seed, shift=0.0, labels=3):
 
 def transferred(reference, query):
     """Labels by neighbours alone."""
-    return transfer_labels(reference, reference, query, LabelOptions(), np.random.default_rng(0))
+    return predict_labels(reference, reference, query, LabelOptions(), np.random.default_rng(0))
 
 
 def two_batches(*sizes):
@@ -219,7 +212,7 @@ def test_a_sample_of_a_large_reference_measures_the_same_novelty(monkeypatch):
     reference = whole.at(np.flatnonzero(kept))
     some = reference.at(sample_of(reference.labels, rng))
     asked = query.at(np.flatnonzero((truth == 0) | (rng.random(2_000) < 0.03)))
-    found = transfer_labels(reference, some, asked, LabelOptions(), rng).novelty
+    found = predict_labels(reference, some, asked, LabelOptions(), rng).novelty
     assert (found > 0.95).mean() < 0.1
     assert (found > 0.9).mean() < 0.17
 

@@ -1,4 +1,4 @@
-"""Where cells come from: columns and counts of an AnnData, sources, the order of rows, minibatches."""
+"""Data: columns and counts of an AnnData, sources of cells, the order of rows, minibatches."""
 
 from vivace.data.batch import CountBatch, StoredPosterior
 from vivace.data.checks import check_counts

@@ -1,4 +1,4 @@
-"""A minibatch of cells, the same whatever source it came from."""
+"""A minibatch of cells, the same for every source."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from vivace.ops.csr import SparseCounts
 
 @dataclass(frozen=True)
 class StoredPosterior:
-    """What the encoders said about n cells, kept when their counts were dropped.
+    """The posterior of n cells from the encoders, kept in place of their counts.
 
     Parameters
     ----------
     mean, variance
         Tensor, float32, shape (n, k), of q(z|x), before a logistic-normal's softmax.
     library_mean, library_variance
-        Tensor, float32, shape (n, 1), of q(log l|x); None where the library is observed.
+        Tensor, float32, shape (n, 1), of q(log l|x); None if the library is observed.
     """
 
     mean: Tensor
@@ -28,10 +28,10 @@ class StoredPosterior:
     library_mean: Tensor | None = None
     library_variance: Tensor | None = None
 
-    def each(self, change: Callable[[Tensor], Tensor]) -> StoredPosterior:
-        """The same with every tensor changed."""
-        given = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{n: change(t) for n, t in given.items() if t is not None})
+    def map(self, function: Callable[[Tensor], Tensor]) -> StoredPosterior:
+        """A copy with ``function`` applied to every tensor."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{n: function(t) for n, t in tensors.items() if t is not None})
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ class CountBatch:
     continuous
         Tensor, float32, shape (n, d), continuous covariates.
     size_factor
-        Tensor, float32, shape (n,), or None where none is declared.
+        Tensor, float32, shape (n,), or None if none is declared.
     posterior
-        StoredPosterior of n cells, which stands for encoding them, or None.
+        StoredPosterior of n cells, used in place of encoding them, or None.
     """
 
     counts: SparseCounts
@@ -72,7 +72,7 @@ class CountBatch:
         return self.counts.n_cells
 
     def to(self, device: torch.device) -> CountBatch:
-        """The same cells on ``device``; itself if it is there already."""
+        """The same cells on ``device``; the batch itself if it is already there."""
         if self.library.device == device:
             return self
         return CountBatch(
@@ -85,5 +85,5 @@ class CountBatch:
             size_factor=None if self.size_factor is None else self.size_factor.to(device),
             posterior=None
             if self.posterior is None
-            else self.posterior.each(lambda t: t.to(device)),
+            else self.posterior.map(lambda t: t.to(device)),
         )

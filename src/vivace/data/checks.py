@@ -1,12 +1,13 @@
-"""Are these the raw counts of a model?
+"""Whether values are the raw counts of a model.
 
-Every value is looked at, in blocks, once when data is set up and once when it
-is read: a wrong layer found after training costs more than the scan.
+Every value is read once, in blocks, by ``setup_anndata`` and again when a model reads the
+data. A wrong layer that is found only after training costs more than this pass.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,36 +18,78 @@ from vivace.data.schema import Schema
 from vivace.errors import DataError
 from vivace.types import F32
 
-_BLOCK = 1 << 20  # values looked at in one go
+_BLOCK = 1 << 20  # values per block
+_SAMPLE = 1 << 20  # values of another matrix that are looked at before it is suggested
+
+
+@dataclass(frozen=True)
+class CountTotals:
+    """What one pass over the counts yields.
+
+    Parameters
+    ----------
+    library
+        Array, float32, shape (n,), molecules of each cell.
+    smallest
+        The smallest value, at most 0.
+    """
+
+    library: F32
+    smallest: float
 
 
 def check_counts(
     adata: AnnData, counts: sp.csr_matrix, schema: Schema, *, allow_negative: bool = False
-) -> None:
-    """Refuse counts that are negative, not finite, not integers, and cells without any."""
+) -> CountTotals:
+    """Read all counts once; refuse unusable values, and cells without counts.
+
+    Parameters
+    ----------
+    adata
+        The data, for names in messages.
+    counts
+        CSR matrix, float32, n cells x the genes of ``schema``.
+    schema
+        Genes, and whether values that are not integers are allowed.
+    allow_negative
+        Whether negative values are allowed.
+
+    Raises
+    ------
+    DataError
+        If a value is negative, not finite or not an integer, or a cell has no counts.
+    """
     where = location_of(schema.declarations.layer)
-    for start, values in _value_blocks(counts.data):
-        finite = np.isfinite(values)
-        if not finite.all():
-            at = start + int(np.argmin(finite))
+    library = np.zeros(counts.shape[0], np.float32)
+    smallest = 0.0
+    for first, last in _row_blocks(counts):
+        start, stop = int(counts.indptr[first]), int(counts.indptr[last])
+        values = counts.data[start:stop]
+        if start == stop:
+            continue
+        least, most = values.min(), values.max()  # NaN if one value is
+        if not (np.isfinite(least) and np.isfinite(most)):
+            place = start + int(np.argmin(np.isfinite(values)))
             raise DataError(
-                f"{where} holds {counts.data[at]} {_place(adata, counts, schema, at)}; replace or "
-                "drop such values before setting up."
+                f"{where} holds {counts.data[place]} {_name_entry(adata, counts, schema, place)}; "
+                "replace or drop such values before setting up."
             )
-        if values.min(initial=0) < 0 and not allow_negative:
-            at = start + int(np.argmin(values))
+        if least < 0 and not allow_negative:
+            place = start + int(np.argmin(values))
             raise DataError(
-                f"{where} holds the negative value {counts.data[at]:g} "
-                f"{_place(adata, counts, schema, at)}; give raw counts, not scaled data"
+                f"{where} holds the negative value {counts.data[place]:g} "
+                f"{_name_entry(adata, counts, schema, place)}; give raw counts, not scaled data"
                 f"{_suggest_layer(adata, schema)}."
             )
         if not schema.declarations.allow_non_integer:
             whole = values == np.rint(values)
             if not whole.all():
                 _refuse_fractions(adata, counts, schema, start + int(np.argmin(whole)))
-    empty = np.diff(counts.indptr) == 0
-    if counts.data.min(initial=1) <= 0:  # zeros stored as entries, or negative values
-        empty = np.asarray(counts.sum(axis=1)).ravel() <= 0
+        smallest = min(smallest, float(least))
+        # the sums that SciPy's csr_matrix.sum(axis=1) gives, without a pass of their own
+        filled = first + np.flatnonzero(np.diff(counts.indptr[first : last + 1]))
+        library[filled] = np.add.reduceat(values, counts.indptr[filled] - start)
+    empty = library <= 0  # no entries, stored zeros, or negative values
     if empty.any():
         cell = adata.obs_names[int(np.argmax(empty))]
         raise DataError(
@@ -56,19 +99,20 @@ def check_counts(
         )
     if adata.n_obs == 0:
         raise DataError("The data have no cells; check the selection that made this AnnData.")
+    return CountTotals(library, smallest)
 
 
-def _refuse_fractions(adata: AnnData, counts: sp.csr_matrix, schema: Schema, at: int) -> None:
+def _refuse_fractions(adata: AnnData, counts: sp.csr_matrix, schema: Schema, place: int) -> None:
     where = location_of(schema.declarations.layer)
-    place = _place(adata, counts, schema, at)
+    entry = _name_entry(adata, counts, schema, place)
     raw = _suggest_layer(adata, schema)
     if _looks_log1p(counts):
         raise DataError(
-            f"{where} looks log1p-normalised ({counts.data[at]:g} {place}); give raw counts"
+            f"{where} looks log1p-normalised ({counts.data[place]:g} {entry}); give raw counts"
             f"{raw or ', from before sc.pp.normalize_total and sc.pp.log1p'}."
         )
     raise DataError(
-        f"{where} holds {counts.data[at]:g} {place}, which is not an integer; give raw counts"
+        f"{where} holds {counts.data[place]:g} {entry}, which is not an integer; give raw counts"
         f"{raw}, or pass allow_non_integer=True to setup_anndata if these are meant."
     )
 
@@ -76,7 +120,7 @@ def _refuse_fractions(adata: AnnData, counts: sp.csr_matrix, schema: Schema, at:
 def _looks_log1p(counts: sp.csr_matrix) -> bool:
     """Whether, in most cells, expm1 gives whole multiples of the cell's smallest value.
 
-    Most, not all: a cell without a single count of one has no unit to go by.
+    Most, not all: in a cell without a count of one the smallest value is not the unit.
     """
     if counts.data.max() > 20:
         return False
@@ -94,34 +138,43 @@ def _looks_log1p(counts: sp.csr_matrix) -> bool:
 
 def _suggest_layer(adata: AnnData, schema: Schema) -> str:
     """A clause that names a layer (or X, or raw) whose values all look like counts."""
-    if schema.declarations.layer is not None and _integers(adata.X):
+    if schema.declarations.layer is not None and _all_integers(adata.X):
         return " (X holds integers: leave out layer=)"
     for name, matrix in adata.layers.items():
-        if name != schema.declarations.layer and _integers(matrix):
+        if name != schema.declarations.layer and _all_integers(matrix):
             return f" (adata.layers[{name!r}] holds integers: pass layer={name!r})"
-    if adata.raw is not None and _integers(adata.raw.X):
+    if adata.raw is not None and _all_integers(adata.raw.X):
         return " (adata.raw holds integers: start from adata.raw.to_adata())"
     return ""
 
 
-def _integers(matrix: Any) -> bool:
+def _all_integers(matrix: Any) -> bool:
+    """Whether the first values of a matrix are finite integers of at least 0."""
     values = matrix.data if sp.issparse(matrix) else matrix
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "iuf":
         return False
-    some = values.ravel()[:_BLOCK]
+    some = values.ravel()[:_SAMPLE]
     return bool(
         some.size and np.isfinite(some).all() and (some >= 0).all() and not (some % 1).any()
     )
 
 
-def _value_blocks(values: F32) -> Iterator[tuple[int, F32]]:
-    for start in range(0, len(values), _BLOCK):
-        yield start, values[start : start + _BLOCK]
+def _row_blocks(counts: sp.csr_matrix) -> Iterator[tuple[int, int]]:
+    """Ranges of rows with about ``_BLOCK`` values each."""
+    indptr, first, n_rows = counts.indptr, 0, counts.shape[0]
+    while first < n_rows:
+        end = min(int(indptr[first]) + _BLOCK, int(indptr[-1]))
+        # a number of another type would make NumPy convert the whole array
+        last = int(np.searchsorted(indptr, indptr.dtype.type(end), side="right")) - 1
+        last = min(max(last, first + 1), n_rows)
+        yield first, last
+        first = last
 
 
-def _place(adata: AnnData, counts: sp.csr_matrix, schema: Schema, at: int) -> str:
-    cell = int(np.searchsorted(counts.indptr, at, side="right")) - 1
-    gene = schema.genes[int(counts.indices[at])]
+def _name_entry(adata: AnnData, counts: sp.csr_matrix, schema: Schema, place: int) -> str:
+    """Cell and gene of a stored value."""
+    cell = int(np.searchsorted(counts.indptr, place, side="right")) - 1
+    gene = schema.genes[int(counts.indices[place])]
     return f"(cell {adata.obs_names[cell]!r}, gene {gene!r})"
 
 

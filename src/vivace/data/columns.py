@@ -1,4 +1,4 @@
-"""Genes and columns of an AnnData, checked, as a schema's codes and numbers."""
+"""Genes and columns of an AnnData: checked, and read as codes and numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from anndata import AnnData
 from vivace.errors import DataError, MissingColumnError, near
 from vivace.types import F32, I64, Category
 
-_MANY = 100  # categories; fewer are never taken for names of cells
+_MANY = 100  # categories; a column with fewer is never taken for names of cells
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ def read_gene_names(adata: AnnData) -> tuple[str, ...]:
     """The names of the genes, which must be unique."""
     names = adata.var_names
     if not names.is_unique:
-        twice = names[names.duplicated()].unique()
+        repeated = names[names.duplicated()].unique()
         raise DataError(
-            f"var_names holds {len(twice)} gene names more than once (first: {twice[0]!r}); call "
+            f"var_names holds {len(repeated)} gene names more than once (first: {repeated[0]!r}); call "
             "adata.var_names_make_unique() or sum such genes."
         )
     if len(names) == 0:
@@ -40,7 +40,8 @@ def read_gene_names(adata: AnnData) -> tuple[str, ...]:
     return tuple(str(name) for name in names)
 
 
-def _column(adata: AnnData, key: str, argument: str) -> pd.Series[Any]:
+def _get_column(adata: AnnData, key: str, argument: str) -> pd.Series[Any]:
+    """A column of obs without missing values."""
     if key not in adata.obs:
         raise MissingColumnError(
             f"obs has no column {key!r} ({argument}); {near(key, adata.obs.columns)}"
@@ -58,10 +59,13 @@ def _column(adata: AnnData, key: str, argument: str) -> pd.Series[Any]:
 
 
 def read_categories(adata: AnnData, key: str | None, argument: str) -> tuple[Category, ...]:
-    """The categories of a column that occur, in its own order, else sorted."""
+    """The categories that occur, in the order of a categorical column, otherwise sorted.
+
+    One category, 0, if there is no column.
+    """
     if key is None:
         return (0,)
-    column = _column(adata, key, argument)
+    column = _get_column(adata, key, argument)
     if isinstance(column.dtype, pd.CategoricalDtype):
         values = column.cat.remove_unused_categories().cat.categories
     else:
@@ -82,28 +86,30 @@ def read_categories(adata: AnnData, key: str | None, argument: str) -> tuple[Cat
         )
     if len({str(v) for v in plain}) < len(plain):
         raise DataError(
-            f"obs[{key!r}] ({argument}) has different values that read the same as text; rename one."
+            f"obs[{key!r}] ({argument}) has different values with the same text; rename one."
         )
     return plain
 
 
 def plain_category(value: Any) -> Category:
-    """A category as JSON can hold it."""
+    """A category as a type that JSON can hold."""
     if isinstance(value, np.generic):
         value = value.item()
     return value if isinstance(value, str | int | float | bool) else str(value)
 
 
 def read_codes(adata: AnnData, key: str | None, known: tuple[Category, ...], argument: str) -> I64:
-    """Codes of a column by text of the category, so that dtype does not matter."""
+    """Codes of a column, by the text of each category; the type of the column does not matter."""
     if key is None:
         return np.zeros(adata.n_obs, np.int64)
-    column = _column(adata, key, argument).astype("category")
+    column = _get_column(adata, key, argument).astype("category")
     position = {str(c): i for i, c in enumerate(known)}
-    of_category = np.array(
+    category_codes = np.array(
         [position.get(str(plain_category(c)), -1) for c in column.cat.categories], dtype=np.int64
     )
-    codes = of_category[column.cat.codes.to_numpy()] if len(of_category) else np.zeros(0, np.int64)
+    codes: I64 = np.zeros(0, np.int64)
+    if len(category_codes):
+        codes = category_codes[column.cat.codes.to_numpy()]
     if (codes < 0).any():
         unseen = sorted({str(v) for v in column[codes < 0]})
         named = ", ".join(repr(u) for u in unseen[:5]) + (", ..." if len(unseen) > 5 else "")
@@ -116,10 +122,10 @@ def read_codes(adata: AnnData, key: str | None, known: tuple[Category, ...], arg
 
 
 def read_numbers(adata: AnnData, key: str, argument: str) -> F32:
-    """A column of numbers as float32, every value finite."""
-    column = _column(adata, key, argument)
+    """A column of numbers as float32; every value must be finite."""
+    column = _get_column(adata, key, argument)
     try:
-        if column.dtype.kind in "cmM":  # NumPy would make floats of these
+        if column.dtype.kind in "cmM":  # complex numbers and times, which NumPy would convert
             raise TypeError
         values = np.asarray(column, np.float64)
     except (TypeError, ValueError) as error:
@@ -129,9 +135,9 @@ def read_numbers(adata: AnnData, key: str, argument: str) -> F32:
         ) from error
     fits = np.abs(values) <= np.finfo(np.float32).max
     if not fits.all():
-        at = int(np.argmin(fits))
+        cell = int(np.argmin(fits))
         raise DataError(
-            f"obs[{key!r}] ({argument}) is {values[at]:g} for cell {adata.obs_names[at]!r}, which "
+            f"obs[{key!r}] ({argument}) is {values[cell]:g} for cell {adata.obs_names[cell]!r}, which "
             "is not a finite 32-bit number; replace that value."
         )
     return values.astype(np.float32)

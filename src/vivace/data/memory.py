@@ -13,13 +13,14 @@ from anndata import AnnData
 
 from vivace.data.batch import CountBatch, StoredPosterior
 from vivace.data.checks import check_counts, location_of
+from vivace.data.fingerprint import CsrFingerprint, DataFingerprint
 from vivace.data.minified import read_minified
 from vivace.data.schema import Schema
 from vivace.errors import ArgumentTypeError, DataError, MissingColumnError, near
 from vivace.ops.csr import SparseCounts
 from vivace.types import F32, I32, I64, Rows
 
-Csr = tuple[I64, I32, F32]
+Csr = tuple[I64, I32, F32]  # indptr, genes, values
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,13 @@ class MemorySource:
     size_factor
         Array, float32, shape (n,), or None.
     posterior
-        StoredPosterior of all cells, which stands for encoding them, or None.
+        StoredPosterior of all cells, used in place of encoding them, or None.
     has_counts
-        Whether the counts are there; if not, ``counts`` is empty.
-    total
-        Molecules in all, by which a change in place is noticed.
+        Whether there are counts; if not, ``counts`` is empty.
+    smallest
+        The smallest value, at most 0.
+    origin
+        Fingerprint of the AnnData that the cells were read from; None if there is none.
     """
 
     counts: sp.csr_matrix
@@ -57,34 +60,79 @@ class MemorySource:
     size_factor: F32 | None = None
     posterior: StoredPosterior | None = None
     has_counts: bool = True
-    total: float = field(init=False)
+    smallest: float = 0.0
+    origin: DataFingerprint | None = field(default=None, repr=False)
+    _arrays: CsrFingerprint = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "total", self._sum())
+        object.__setattr__(self, "_arrays", CsrFingerprint.from_matrix(self.counts))
 
     @property
     def n_cells(self) -> int:
         return int(self.counts.shape[0])
 
-    def check_unchanged(self) -> None:
-        """Refuse counts that were changed in place after they had been checked.
+    @property
+    def n_genes(self) -> int:
+        return int(self.counts.shape[1])
 
-        CSR float32 counts are shared with the AnnData, not copied, so that
-        ``sc.pp.log1p(adata)`` would reach them.
+    def check_unchanged(self, adata: AnnData | None = None) -> None:
+        """Refuse to go on if the data changed after they were read.
+
+        CSR float32 counts are shared with the AnnData, not copied, and ``sc.pp.log1p(adata)``
+        would reach them. Questions also read names and columns of the AnnData by row, and its
+        cells must stay the same in number and order. The check costs the same for ten cells and
+        ten million: it compares sizes, and values at up to 2,048 places of each array of the
+        counts, 1,024 entries of X or the layer, and the names and declared columns of 256 cells.
+
+        Parameters
+        ----------
+        adata
+            The AnnData that the cells were read from, as it is now; None checks the counts
+            alone.
+
+        Raises
+        ------
+        DataError
+            If something changed; the message says what, and the fix.
+
+        Notes
+        -----
+        A change of a block of cells, 1 % of them or more, is always found, and so is a random
+        change of 5 % of the entries or cells but for one time in 100,000. Not noticed are
+        changes of a few entries, names or columns' values between the places that are compared;
+        a new X where ``adata`` is a view or on disk, because reading it costs a copy; and new
+        names of genes.
         """
-        if self._sum() != self.total:
+        origin = self.origin
+        fix = _keep_counts(None if origin is None else origin.layer)
+        if adata is not None and origin is not None:
+            change = origin.find_changed_cells(adata)
+            if change is not None:
+                raise DataError(
+                    f"{change} when the model read them; make the model again, or pass adata= to "
+                    "have them read again."
+                )
+            if not origin.has_counts(adata, self.counts):
+                raise DataError(
+                    f"{location_of(origin.layer)} no longer holds the counts that the model read; "
+                    f"{fix} and make the model again."
+                )
+            key = origin.find_changed_column(adata)
+            if key is not None:
+                raise DataError(
+                    f"obs[{key!r}] was changed after the model read it; restore it, make the model "
+                    "again, or pass adata= to have it read again."
+                )
+        if not self._arrays.matches(self.counts):
             raise DataError(
-                "The counts were changed in place after the model was made; keep them in a layer "
-                "(adata.layers['counts'] = adata.X.copy(), layer='counts') and make the model again."
+                f"The counts were changed in place after the model was made; {fix} and make the "
+                "model again."
             )
-
-    def _sum(self) -> float:
-        return float(self.counts.data.sum(dtype=np.float64))
 
     def gather(self, rows: Rows, *, counts: bool = True) -> CountBatch:
         """The cells at ``rows``, in that order; without ``counts`` as if each had none."""
         if counts:
-            indptr, genes, values = self._stretch(rows) or self._picked(rows)
+            indptr, genes, values = self._slice_rows(rows) or self._pick_rows(rows)
         else:
             indptr, genes = np.zeros(len(rows) + 1, np.int64), np.empty(0, np.int32)
             values = np.empty(0, np.float32)
@@ -92,11 +140,11 @@ class MemorySource:
             torch.from_numpy(indptr),
             torch.from_numpy(genes),
             torch.from_numpy(values),
-            int(self.counts.shape[1]),
+            self.n_genes,
         )
         size_factor = None if self.size_factor is None else torch.from_numpy(self.size_factor[rows])
         places = torch.from_numpy(rows)
-        posterior = None if self.posterior is None else self.posterior.each(lambda t: t[places])
+        posterior = None if self.posterior is None else self.posterior.map(lambda t: t[places])
         return CountBatch(
             counts=sparse,
             library=torch.from_numpy(self.library[rows]),
@@ -108,35 +156,51 @@ class MemorySource:
             posterior=posterior,
         )
 
-    def _picked(self, rows: Rows) -> Csr:
-        from vivace.data.gather import gather_rows  # compiles: only when it is needed
+    def _pick_rows(self, rows: Rows) -> Csr:
+        """Rows in any order."""
+        # lazy: importing Numba takes a second
+        from vivace.data.gather import gather_rows
 
         return gather_rows(self.counts.indptr, self.counts.indices, self.counts.data, rows)
 
-    def _stretch(self, rows: Rows) -> Csr | None:
-        """Rows that follow each other, copied as one piece; None where they do not."""
+    def _slice_rows(self, rows: Rows) -> Csr | None:
+        """Consecutive rows, copied as one piece; None if they are not consecutive."""
         x, n = self.counts, len(rows)
         if n == 0 or rows[-1] - rows[0] != n - 1 or not (np.diff(rows) == 1).all():
             return None
         starts = x.indptr[rows[0] : rows[0] + n + 1].astype(np.int64)
-        here = slice(starts[0], starts[-1])
-        return starts - starts[0], x.indices[here].astype(np.int32), x.data[here].copy()
+        part = slice(starts[0], starts[-1])
+        return starts - starts[0], x.indices[part].astype(np.int32), x.data[part].copy()
+
+
+def _keep_counts(layer: str | None) -> str:
+    """The fix for counts that were changed, as a clause."""
+    if layer is not None:
+        return f"restore layers[{layer!r}]"
+    return "keep them in a layer (adata.layers['counts'] = adata.X.copy(), layer='counts')"
 
 
 def read_cells(
     adata: AnnData, schema: Schema, *, allow_negative: bool = False, models: Collection[str] = ()
 ) -> MemorySource:
-    """The cells of ``adata`` as the model with this ``schema`` reads them.
+    """The cells of ``adata``, as the model with this ``schema`` reads them.
 
-    Genes are aligned by name, categories by the schema's codes, and the counts
-    are checked; ``allow_negative`` is for values that are not counts.  Of data that
-    one of ``models`` minified (their digests) the posterior is read.
+    Parameters
+    ----------
+    adata
+        The data. Genes are aligned by name, categories by the schema's codes.
+    schema
+        Genes, columns and categories of the model.
+    allow_negative
+        Whether values may be negative, because they are not counts.
+    models
+        Fingerprints of models. If one of them minified the data, its posterior is read.
 
     Raises
     ------
     DataError
-        Where counts or columns cannot be used; the message says which cell,
-        gene or column, and the fix.
+        If the counts or columns cannot be used; the message names the cell, gene or column,
+        and the fix.
     """
     if not isinstance(adata, AnnData):
         raise ArgumentTypeError(
@@ -146,17 +210,16 @@ def read_cells(
     positions = schema.gene_positions(adata)
     columns = schema.columns(adata)
     posterior, library = read_minified(adata, models)
+    has_counts, smallest = library is None, 0.0
     if library is None:
         counts = count_matrix(adata, schema.declarations.layer)
         if positions is not None:
             counts = counts[:, positions]
             counts.sort_indices()
-        check_counts(adata, counts, schema, allow_negative=allow_negative)
-        library = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel().astype(np.float32)
-        has_counts = True
+        totals = check_counts(adata, counts, schema, allow_negative=allow_negative)
+        library, smallest = totals.library, totals.smallest
     else:
         counts = sp.csr_matrix((adata.n_obs, len(schema.genes)), dtype=np.float32)
-        has_counts = False
     return MemorySource(
         counts=counts,
         library=library,
@@ -167,14 +230,18 @@ def read_cells(
         size_factor=columns.size_factor,
         posterior=posterior,
         has_counts=has_counts,
+        smallest=smallest,
+        origin=DataFingerprint.from_anndata(
+            adata, schema, columns, counts if has_counts else None, positions
+        ),
     )
 
 
 def count_matrix(adata: AnnData, layer: str | None) -> sp.csr_matrix:
-    """X or a layer as float32 CSR with sorted, unique entries; not checked yet.
+    """X or a layer as float32 CSR with sorted, unique entries; the values are not checked.
 
-    CSR float32 is used as it is; CSC, dense and other number types are
-    converted.  Data on disk are refused, with the way to read them.
+    CSR float32 is used as it is; CSC, dense matrices and other number types are converted.
+    Data on disk are refused; the message says how to read them into memory.
     """
     if adata.isbacked and layer is None:
         raise DataError(

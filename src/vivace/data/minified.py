@@ -1,8 +1,7 @@
-"""An AnnData whose counts have given way to what a model's encoders said about them.
+"""Minified data: an AnnData with the posterior of each cell, with or without its counts.
 
-``uns["vivace_minified"]`` says so, and by which model; the posterior of z is in
-``obsm``, the library in ``obs``.  Layers and raw go with the counts; everything else
-stays as it was.
+``uns["vivace_minified"]`` records the type and the model. The posterior of z is in ``obsm``,
+the library in ``obs``. Layers and raw are dropped with the counts; everything else is kept.
 """
 
 from __future__ import annotations
@@ -40,9 +39,24 @@ def minify(
     model: str,
     kind: Minified,
 ) -> AnnData:
-    """A copy of ``adata`` with ``posterior`` and ``library_n``, and ``counts`` or none.
+    """A copy of ``adata`` with the posterior and library of each cell.
 
-    ``model`` tells the weights that the posterior came from.
+    Parameters
+    ----------
+    adata
+        The data, n cells.
+    counts
+        Its counts.
+    layer
+        Layer of the counts; None for X.
+    posterior
+        StoredPosterior of the n cells.
+    library_n
+        Array, float32, shape (n,), molecules of each cell.
+    model
+        Fingerprint of the weights that the posterior came from.
+    kind
+        Whether the counts are kept.
     """
     with_counts = kind.endswith("with_counts")
     kept = counts if with_counts else sp.csr_matrix(adata.shape, dtype=np.float32)
@@ -79,39 +93,41 @@ def minify(
 
 def minified_type(adata: AnnData) -> Minified | None:
     """How ``adata`` was minified; None if it was not."""
-    return None if KEY not in adata.uns else _stamp(adata)["type"]
+    return None if KEY not in adata.uns else _read_stamp(adata)["type"]
 
 
 def read_minified(
     adata: AnnData, models: Collection[str]
 ) -> tuple[StoredPosterior | None, F32 | None]:
-    """The posterior of all cells, and their library where the counts are gone.
+    """The posterior of all cells, and their library if the counts were dropped.
 
-    Nothing, where ``adata`` was not minified, or by none of ``models`` and has its counts.
+    Both are None if ``adata`` was not minified, or if it has its counts and none of ``models``
+    (fingerprints) minified it.
 
     Raises
     ------
     DataError
-        If another model minified it, so that this one can say nothing about the cells,
-        or if what it stored is not there.
+        If the counts were dropped and none of ``models`` minified the data, or if an array
+        that was stored is missing.
     """
     if KEY not in adata.uns:
         return None, None
-    stamp = _stamp(adata)
+    stamp = _read_stamp(adata)
     with_counts = stamp["type"].endswith("with_counts")
     if stamp["model"] not in models:
         if with_counts:
             return None, None
         raise DataError(
             "The counts were dropped by minify_adata of another model, or of this one before it "
-            "was trained further; load the model that was saved with these data, or give the counts."
+            "was trained further; load the model that was saved with these data, or pass data with "
+            "counts."
         )
     try:
         mean, variance = (
             torch.from_numpy(np.array(adata.obsm[key], np.float32)) for key in (MEAN, VARIANCE)
         )
-        of_library = [LIBRARY_MEAN, LIBRARY_VARIANCE] if stamp["latent_library"] else []
-        columns = [_column(adata, key) for key in of_library]
+        keys = [LIBRARY_MEAN, LIBRARY_VARIANCE] if stamp["latent_library"] else []
+        columns = [_read_tensor(adata, key) for key in keys]
         library = np.asarray(adata.obs[LIBRARY], np.float32)
         if not mean.shape == variance.shape == (adata.n_obs, stamp["n_latent"]):
             raise KeyError(f"a posterior of {stamp['n_latent']} dimensions")
@@ -123,18 +139,20 @@ def read_minified(
     return StoredPosterior(mean, variance, *columns), None if with_counts else library
 
 
-def _column(adata: AnnData, key: str) -> torch.Tensor:
+def _read_tensor(adata: AnnData, key: str) -> torch.Tensor:
+    """A column of obs, shape (n, 1)."""
     column: pd.Series[Any] = adata.obs[key]
     return torch.from_numpy(np.array(column, np.float32))[:, None]
 
 
-def _stamp(adata: AnnData) -> dict[str, Any]:
+def _read_stamp(adata: AnnData) -> dict[str, Any]:
+    """The record of the type and the model in ``uns``."""
     try:
         stamp: dict[str, Any] = json.loads(adata.uns[KEY])
-        known = {"type", "model", "latent_library", "n_latent"} <= set(stamp)
+        complete = {"type", "model", "latent_library", "n_latent"} <= set(stamp)
     except (TypeError, ValueError):
-        known = False
-    if not known:
+        complete = False
+    if not complete:
         raise DataError(
             f"adata.uns[{KEY!r}] cannot be read; load the data again from the folder of the model."
         )

@@ -1,4 +1,4 @@
-"""Which rows, in which order: splits and minibatches, apart from how they are read."""
+"""Splits and minibatches: which rows are read, and in which order."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from vivace.types import Rows
 def minibatches(
     rows: Rows, batch_size: int, shuffle: np.random.Generator | None = None
 ) -> Iterator[Rows]:
-    """Cut ``rows`` into minibatches, in order or in an order drawn from ``shuffle``.
+    """Cut ``rows`` into minibatches, in order or shuffled by the generator ``shuffle``.
 
-    Every row comes exactly once.  A tail of a single cell joins the minibatch
-    before it, because batch normalisation has no variance to work with there.
+    Every row occurs exactly once. A single cell left over joins the last minibatch, because
+    batch normalisation needs a variance.
 
     Examples
     --------
@@ -42,21 +42,21 @@ def split_rows(
     validation_size: float | None,
     generator: np.random.Generator,
 ) -> tuple[Rows, Rows]:
-    """Draw training and validation rows; what is in neither is held out.
+    """Choose training and validation rows at random; the other rows are test rows.
 
-    The number of training cells is rounded up and that of validation cells
-    down, as scvi-tools does, so that every data set has a training cell.
+    The number of training cells is rounded up and that of validation cells down, as in
+    scvi-tools. Every data set has a training cell.
 
     Parameters
     ----------
     n_cells
         Number of cells.
     train_size
-        Share of the cells to train on, above 0 and at most 1.
+        Fraction of the cells to train on, above 0 and at most 1.
     validation_size
-        Share to validate on; None takes all that are left.
+        Fraction to validate on; None uses all other cells.
     generator
-        Source of the draw.
+        NumPy generator that chooses the cells.
 
     Returns
     -------
@@ -65,7 +65,7 @@ def split_rows(
     Raises
     ------
     OptionError
-        If a share is out of range or the two exceed 1.
+        If a fraction is out of range, or their sum exceeds 1.
 
     Examples
     --------

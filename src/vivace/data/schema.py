@@ -1,8 +1,8 @@
-"""Columns to schema: what a user declares about an AnnData, and what a model keeps of it.
+"""Declarations of a user about an AnnData, and the schema that a model makes of them.
 
-``setup_anndata`` writes :class:`Declarations` (column names) as one JSON string
-into ``adata.uns["vivace"]``.  A model turns them into a :class:`Schema` (genes
-and categories) that it owns, saves, and checks new data against.
+``setup_anndata`` writes :class:`Declarations` (names of columns) as one JSON string into
+``adata.uns["vivace"]``. A model makes a :class:`Schema` (genes and categories) of them, saves
+it, and checks new data against it.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from vivace.data.columns import (
 )
 from vivace.errors import ArgumentTypeError, DataError, MissingColumnError, near
 from vivace.types import I64, Category, Transform
-from vivace.validate import true_or_false
+from vivace.validate import FLAG
 
 UNS_KEY = "vivace"
 
 
 @dataclass(frozen=True)
 class Declarations:
-    """Which columns of an AnnData mean what; the arguments of ``setup_anndata``."""
+    """The meaning of columns of an AnnData; the arguments of ``setup_anndata``."""
 
     layer: str | None = None
     batch_key: str | None = None
@@ -60,32 +60,32 @@ class Declarations:
                 if not isinstance(key, str):
                     raise ArgumentTypeError(f"{name} must hold names of columns, not {key!r}.")
             object.__setattr__(self, name, tuple(value))
-        true_or_false("allow_non_integer", self.allow_non_integer)
+        FLAG("allow_non_integer", self.allow_non_integer)
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Columns of obs that are read."""
-        one = (self.batch_key, self.labels_key, self.size_factor_key)
+        """Names of all declared columns of obs."""
+        single = (self.batch_key, self.labels_key, self.size_factor_key)
         covariates = (*self.categorical_covariate_keys, *self.continuous_covariate_keys)
-        return (*(key for key in one if key is not None), *covariates)
+        return (*(key for key in single if key is not None), *covariates)
 
     def to_json(self) -> str:
-        """One JSON string, as ``adata.uns["vivace"]`` holds it."""
+        """The declarations as one JSON string, for ``adata.uns["vivace"]``."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read what :meth:`to_json` wrote."""
+        """Read declarations that :meth:`to_json` wrote."""
         return cls(**json.loads(text))
 
 
 def write_declarations(adata: AnnData, declarations: Declarations) -> None:
-    """Record declarations that have been checked in ``adata.uns``."""
+    """Write declarations, already checked, into ``adata.uns``."""
     adata.uns[UNS_KEY] = declarations.to_json()
 
 
 def read_declarations(adata: AnnData) -> Declarations:
-    """The declarations that ``setup_anndata`` left in ``adata.uns``."""
+    """The declarations that ``setup_anndata`` wrote into ``adata.uns``."""
     text = adata.uns.get(UNS_KEY)
     if not isinstance(text, str):
         raise DataError(
@@ -101,14 +101,14 @@ def read_declarations(adata: AnnData) -> Declarations:
 
 @dataclass(frozen=True)
 class Codes:
-    """Categories that take the place of the cells' own.
+    """Categories that replace those of the cells.
 
     Parameters
     ----------
     batch
-        Code of the batch; None leaves each cell its own.
+        Code of the batch; None keeps that of each cell.
     categorical
-        Pairs of (which further covariate, code).
+        Pairs of a categorical covariate, by its number, and a code.
     """
 
     batch: int | None = None
@@ -117,16 +117,16 @@ class Codes:
 
 @dataclass(frozen=True)
 class Schema:
-    """What a model keeps of its data: genes in order, columns and their categories.
+    """Genes, columns and categories of a model, in the order of its weights.
 
     Parameters
     ----------
     declarations
-        The columns.
+        The declared columns.
     genes
-        Names of the genes, in the order of the weights.
+        Names of the genes.
     batches, labels
-        Categories in the order of their codes; one where there is no column.
+        Categories in the order of their codes; a single one if there is no column.
     categories
         Categories of each further categorical covariate.
     """
@@ -143,7 +143,7 @@ class Schema:
 
     @classmethod
     def from_anndata(cls, adata: AnnData, declarations: Declarations) -> Self:
-        """Read genes and categories from the data, checking every declared column."""
+        """Read genes and categories from the data; every declared column is checked."""
         d = declarations
         schema = cls(
             declarations=d,
@@ -159,7 +159,7 @@ class Schema:
         return schema
 
     def columns(self, adata: AnnData) -> Columns:
-        """The covariates of ``adata`` in this schema's codes."""
+        """The covariates of ``adata``, in the codes of this schema."""
         d = self.declarations
         n = adata.n_obs
         categorical = [
@@ -190,18 +190,18 @@ class Schema:
         )
 
     def codes(self, transform: Transform) -> tuple[Codes, ...]:
-        """What ``transform_batch`` asks for, one :class:`Codes` for each combination.
+        """The categories of ``transform_batch``, one :class:`Codes` per combination.
 
         Parameters
         ----------
         transform
-            None for the cells' own; a category of the batch or a list of them; or a
-            mapping from columns (the batch's, or a categorical covariate's) to those.
+            None for those of the cells; a category of the batch or a list of them; or a
+            mapping from columns (of the batch or a categorical covariate) to those.
 
         Raises
         ------
         DataError
-            If there is no such column or category; the message names near ones.
+            If there is no such column or category; the message suggests similar ones.
         """
         if transform is None:
             return (Codes(),)
@@ -209,8 +209,8 @@ class Schema:
         if not isinstance(transform, Mapping):
             if d.batch_key is None:
                 raise DataError(
-                    f"The model has no batch, so that {transform!r} cannot be one; declare a "
-                    "batch_key with setup_anndata, or name the column: "
+                    f"The model has no batch, and {transform!r} cannot be one; declare a batch_key "
+                    "with setup_anndata, or name the column: "
                     "transform_batch={'column': 'category'}."
                 )
             transform = {d.batch_key: transform}
@@ -220,8 +220,8 @@ class Schema:
             if key not in columns and key != d.batch_key:
                 declared = [*columns, *([] if d.batch_key is None else [d.batch_key])]
                 raise DataError(
-                    f"{key!r} is not a column that the model was given as batch or categorical "
-                    f"covariate; {near(key, declared)}"
+                    f"{key!r} is not declared as the batch or a categorical covariate of the model; "
+                    f"{near(key, declared)}"
                 )
             column = None if key == d.batch_key else columns[key]
             known = self.batches if column is None else self.categories[column]
@@ -230,23 +230,23 @@ class Schema:
                 raise ArgumentTypeError(
                     f"transform_batch must be a category or a list of them, in order, not {wanted!r}."
                 )
-            several = isinstance(wanted, Iterable) and not isinstance(wanted, str)
-            several &= getattr(wanted, "ndim", 1) > 0
-            listed = list(wanted) if several else [wanted]  # type: ignore[arg-type]
+            is_list = isinstance(wanted, Iterable) and not isinstance(wanted, str)
+            is_list &= getattr(wanted, "ndim", 1) > 0  # NumPy scalars have a dimension of 0
+            listed = list(wanted) if is_list else [wanted]  # type: ignore[arg-type]
             if not listed:
                 raise DataError(
-                    f"transform_batch names no category of {key!r}; leave it None for the cells' own."
+                    f"transform_batch names no category of {key!r}; use None for those of the cells."
                 )
-            choices.append([(column, _code(key, c, known, argument)) for c in listed])
-        return tuple(_codes_of(chosen) for chosen in itertools.product(*choices))
+            choices.append([(column, _find_code(key, c, known, argument)) for c in listed])
+        return tuple(_make_codes(chosen) for chosen in itertools.product(*choices))
 
     def genes_at(self, gene_list: Sequence[str] | None) -> I64 | None:
-        """Where the genes of ``gene_list`` stand, in its order; None for all.
+        """Positions of the genes of ``gene_list``, in its order; None for all genes.
 
         Raises
         ------
         MissingColumnError
-            If a name is not a gene of the model; the message names near ones.
+            If a name is not a gene of the model; the message suggests similar ones.
         """
         if gene_list is None:
             return None
@@ -256,9 +256,9 @@ class Schema:
             )
         names = [str(g) for g in gene_list]
         if not names:
-            raise DataError("gene_list is empty; name at least one gene, or leave it None for all.")
+            raise DataError("gene_list is empty; name at least one gene, or use None for all.")
         positions = pd.Index(self.genes).get_indexer(pd.Index(names))
-        unknown = [g for g, at in zip(names, positions, strict=True) if at < 0]
+        unknown = [g for g, p in zip(names, positions, strict=True) if p < 0]
         if unknown:
             raise MissingColumnError(
                 f"gene_list holds {len(unknown)} of {len(names)} names that are not genes of the "
@@ -266,8 +266,13 @@ class Schema:
             )
         return np.asarray(positions, np.int64)
 
+    def gene_names(self, positions: I64 | None) -> pd.Index[str]:
+        """Names of the genes at these positions; None for all."""
+        names = pd.Index(self.genes)
+        return names if positions is None else names[positions]
+
     def idle_columns(self, columns: Columns) -> list[str]:
-        """A sentence for each declared covariate that cannot change anything."""
+        """A sentence for each declared covariate with a single value, which has no effect."""
         d = self.declarations
         named = [("batch_key", d.batch_key, self.batches)]
         named += [
@@ -275,21 +280,21 @@ class Schema:
             for key, known in zip(d.categorical_covariate_keys, self.categories, strict=True)
         ]
         idle = [
-            f"obs[{key!r}] ({argument}) has the one value {known[0]!r}, so that it has no effect; "
-            "leave it out, or check that all the data are there."
+            f"obs[{key!r}] ({argument}) has the single value {known[0]!r} and no effect; "
+            "leave it out, or check that the data are complete."
             for argument, key, known in named
             if key is not None and len(known) == 1
         ]
         for key, values in zip(d.continuous_covariate_keys, columns.continuous.T, strict=True):
             if len(values) > 1 and values.min() == values.max():
                 idle.append(
-                    f"obs[{key!r}] (continuous_covariate_keys) is {values[0]:g} for every cell, so "
-                    "that it has no effect; leave it out, or check that all the data are there."
+                    f"obs[{key!r}] (continuous_covariate_keys) is {values[0]:g} for every cell and "
+                    "has no effect; leave it out, or check that the data are complete."
                 )
         return idle
 
     def gene_positions(self, adata: AnnData) -> I64 | None:
-        """Where this schema's genes stand in ``adata``; None if they already agree."""
+        """Positions of this schema's genes in ``adata``; None if its genes are the same."""
         names = read_gene_names(adata)
         if names == self.genes:
             return None
@@ -297,16 +302,15 @@ class Schema:
         missing = [g for g, p in zip(self.genes, positions, strict=True) if p < 0]
         if missing:
             named = ", ".join(repr(g) for g in missing[:5])
-            some = "none" if len(missing) == len(self.genes) else "not all"
             raise MissingColumnError(
-                f"The data have {some} of the model's {len(self.genes)} genes: {len(missing)} are "
-                f"missing from var_names ({named}{', ...' if len(missing) > 5 else ''}); give data "
-                "with the same gene identifiers, before any selection of variable genes."
+                f"The data lack {len(missing):,} of the model's {len(self.genes):,} genes ({named}"
+                f"{', ...' if len(missing) > 5 else ''}); pass data with the same gene identifiers, "
+                "before any selection of variable genes."
             )
         return np.asarray(positions, np.int64)
 
     def as_dict(self) -> dict[str, Any]:
-        """The schema as JSON can hold it."""
+        """The schema as types that JSON can hold."""
         return {
             "declarations": asdict(self.declarations),
             "genes": list(self.genes),
@@ -317,7 +321,7 @@ class Schema:
 
     @classmethod
     def from_dict(cls, parts: dict[str, Any]) -> Self:
-        """Read what :meth:`as_dict` gave."""
+        """Read a schema from the result of :meth:`as_dict`."""
         unknown = set(parts) - {f.name for f in fields(cls)}
         if unknown:
             raise ValueError(f"unknown schema entries {sorted(unknown)}")
@@ -330,7 +334,7 @@ class Schema:
         )
 
     def summary(self) -> list[tuple[str, str, str]]:
-        """Rows of (meaning, where, what) for ``view_anndata_setup``."""
+        """Rows of (meaning, place, content) for ``view_anndata_setup``."""
         d = self.declarations
         rows = [("counts", "X" if d.layer is None else f"layers[{d.layer!r}]", self._shape())]
         for name, key, known in (
@@ -353,8 +357,8 @@ class Schema:
         return f"{len(self.genes)} genes"
 
 
-def _code(key: str, category: Any, known: tuple[Category, ...], argument: str) -> int:
-    """Code of a category, by its text."""
+def _find_code(key: str, category: Any, known: tuple[Category, ...], argument: str) -> int:
+    """The code of a category, found by its text."""
     codes = {str(c): i for i, c in enumerate(known)}
     if str(plain_category(category)) not in codes:
         raise DataError(
@@ -363,7 +367,8 @@ def _code(key: str, category: Any, known: tuple[Category, ...], argument: str) -
     return codes[str(plain_category(category))]
 
 
-def _codes_of(chosen: Iterable[tuple[int | None, int]]) -> Codes:
+def _make_codes(chosen: Iterable[tuple[int | None, int]]) -> Codes:
+    """Codes from pairs of a covariate (None for the batch) and a code."""
     chosen = list(chosen)
     batch = next((code for column, code in chosen if column is None), None)
     return Codes(batch, tuple((column, code) for column, code in chosen if column is not None))

@@ -1,4 +1,4 @@
-"""Real counts that ship with the package; README.md beside this file says where they are from."""
+"""Real counts in the package; README.md in this folder describes their origin."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ from anndata import AnnData, read_h5ad
 def pbmc3k() -> AnnData:
     """10x Genomics PBMC 3k: 2,638 cells x 2,005 genes of raw counts.
 
-    ``obs["cell_type"]`` has eight cell types.  The cells are those that pass
-    the usual filter; the genes are 2,000 variable ones and common markers.
+    ``obs["cell_type"]`` has eight cell types. The cells are those that pass the usual filter. The
+    genes are the 2,000 most variable ones and common markers.
+
+    Returns
+    -------
+    AnnData with sparse counts in X.
 
     Examples
     --------

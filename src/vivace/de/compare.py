@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from vivace.cells import Cells, children
+from vivace.cells import Cells, child_seeds
 from vivace.de.change import Change, Sides, change, change_by_functions, delta_of, intervals
 from vivace.de.counts import CountSums
 from vivace.de.draws import DrawnExpression, draw_group
@@ -40,13 +40,13 @@ def over_cells(
         )
     )
     n_draws = options.draws(len(wanted))
-    part_seeds = children(seeds[0], len(plan.parts))
+    part_seeds = child_seeds(seeds[0], len(plan.parts))
     parts = [
         typical(cells, rows, sampling, seed)
         for rows, seed in zip(plan.parts, part_seeds, strict=True)
     ]
     groups = [
-        draw_group(cells.at(parts[i]).quiet(), n_draws, codes, part_seeds[i], sampling.weighting)
+        draw_group(cells.take(parts[i]).quiet(), n_draws, codes, part_seeds[i], sampling.weighting)
         for i, codes in wanted
     ]
     custom = options.change_fn is not None or options.m1_domain_fn is not None
@@ -121,7 +121,7 @@ def _all_pairs(
     n = options.pairs(len(drawn.groups[0]))
     return [
         pairs_of(drawn, side, n, s)
-        for side, s in zip(sides, children(seed, len(sides)), strict=True)
+        for side, s in zip(sides, child_seeds(seed, len(sides)), strict=True)
     ]
 
 

@@ -56,7 +56,7 @@ def count_sums(cells: Cells, parts: Sequence[I64]) -> CountSums:
     order = np.argsort(rows, kind="stable")
     size = np.zeros(len(parts))
     part = part[order]
-    for place, batch in cells.at(rows[order]).batches("Counting"):
+    for place, batch in cells.take(rows[order]).batches("Counting"):
         csr = (batch.counts.indptr, batch.counts.genes, batch.counts.values)
         indptr, genes, values = (t.cpu().numpy() for t in csr)
         library = batch.library.cpu().numpy()

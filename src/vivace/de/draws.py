@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vivace.cells import Cells, children, with_codes
+from vivace.cells import Cells, child_seeds, with_codes
 from vivace.data import CountBatch
 from vivace.data.schema import Codes
 from vivace.errors import TrainingError
 from vivace.ops.runtime.workspace import Memory
-from vivace.posterior import expression_at, group_draws, moments
+from vivace.questions.expression import write_expression_at
+from vivace.questions.importance import Weighting, sample_group
+from vivace.questions.latent import encode_with_library
 from vivace.types import F32, F64
 
 _HUNDRED = 100
@@ -59,7 +60,7 @@ def draw_group(
     n_draws: int,
     codes: Sequence[Codes],
     seed: int,
-    weighting: Mapping[str, Any] | None,
+    weighting: Weighting | None,
 ) -> GroupDraws:
     """``n_draws`` draws of z, or a few more so that each of the codes has equally many.
 
@@ -69,15 +70,15 @@ def draw_group(
     """
     each = -(-n_draws // len(codes))
     n = each * len(codes)
-    choice, of_z = children(seed, 2)
+    choice, of_z = child_seeds(seed, 2)
     if weighting is not None:
-        rows, z, log_library = group_draws(cells, n, seed, weighting)
-        return GroupDraws(cells.at(rows), z, log_library, tuple(codes))
+        rows, z, log_library = sample_group(cells, n, seed, weighting)
+        return GroupDraws(cells.take(rows), z, log_library, tuple(codes))
     rng = np.random.default_rng(choice)
     rounds = -(-n // len(cells))
     rows = np.concatenate([rng.permutation(len(cells)) for _ in range(rounds)])[:n]
     first = rows[: len(cells)]  # each cell once, or as many of them as are drawn
-    mean, variance = moments(cells.at(first))
+    mean, variance = encode_with_library(cells.take(first))
     place = np.empty(len(cells), np.int64)
     place[first] = np.arange(len(first))
     size = (-(-rounds // 2), *mean.shape)
@@ -86,7 +87,7 @@ def draw_group(
     sign = 1.0 - 2.0 * (turn % 2).astype(np.float32)[:, None]
     at = place[rows]
     drawn = mean[at] + variance[at].sqrt() * torch.from_numpy(sign * noise[turn // 2, at])
-    return GroupDraws(cells.at(rows), drawn[:, :-1], drawn[:, -1], tuple(codes))
+    return GroupDraws(cells.take(rows), drawn[:, :-1], drawn[:, -1], tuple(codes))
 
 
 def gene_blocks(groups: Sequence[GroupDraws], n_genes: int) -> list[slice]:
@@ -117,7 +118,9 @@ def decoded(groups: Sequence[GroupDraws], silent: bool = True) -> F32:
     with PassingBar("Decoding", shape[1], "draws", not silent) as bar:
         for place, group, code in _stretches(groups):
             out = _ByGene(found[:, place])
-            expression_at(group.cells, [code], None, 1, group.z, group.log_library, out, memory)
+            write_expression_at(
+                group.cells, [code], None, 1, group.z, group.log_library, out, memory
+            )
             bar.done(len(group))
     return found
 
@@ -128,7 +131,7 @@ def _stretches(groups: Sequence[GroupDraws]) -> Iterator[tuple[slice, GroupDraws
     for group in groups:
         for stretch, code in group.stretches():
             rows = np.arange(stretch.start, stretch.stop)
-            cells = group.cells.at(rows).quiet()
+            cells = group.cells.take(rows).quiet()
             part = GroupDraws(cells, group.z[stretch], group.log_library[stretch], (code,))
             yield slice(at + stretch.start, at + stretch.stop), part, code
         at += len(group)

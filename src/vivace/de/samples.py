@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from vivace.cells import Cells, children
+from vivace.cells import Cells, child_seeds
 from vivace.data.schema import Codes
 from vivace.de.change import delta_of
 from vivace.de.counts import CountSums, count_sums
@@ -64,8 +64,8 @@ def over_samples(
     )
     n_draws = max(_LEAST_DRAWS, options.draws(len(plan.parts)) * len(plan.parts) // len(wanted))
     groups = [
-        draw_group(cells.at(cut[piece]).quiet(), n_draws, codes, seed, sampling.weighting)
-        for (piece, codes), seed in zip(wanted, children(seeds[0], len(wanted)), strict=True)
+        draw_group(cells.take(cut[piece]).quiet(), n_draws, codes, seed, sampling.weighting)
+        for (piece, codes), seed in zip(wanted, child_seeds(seeds[0], len(wanted)), strict=True)
     ]
     at = {key: i for i, key in enumerate(wanted)}
     drawn = DrawnExpression(groups, cells.network.dims.n_genes, silent=cells.silent)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -15,7 +15,8 @@ from vivace.de.change import Change
 from vivace.de.counts import CountSums
 from vivace.de.options import Options
 from vivace.errors import MissingExtraError, OptionError, VivaceWarning
-from vivace.posterior import latent
+from vivace.questions.importance import Weighting
+from vivace.questions.latent import encode
 from vivace.types import F64, Rows
 
 Design = Literal["paired", "unpaired"]
@@ -38,7 +39,7 @@ class Sampling:
     """
 
     codes: tuple[tuple[Codes, ...], tuple[Codes, ...]]
-    weighting: Mapping[str, Any] | None
+    weighting: Weighting | None
     filter_outliers: bool
 
 
@@ -67,7 +68,7 @@ def typical(cells: Cells, rows: Rows, sampling: Sampling, seed: int) -> Rows:
             "filter_outlier_cells needs scikit-learn, which is not installed; run pip install "
             "'vivace[de]'."
         ) from error
-    place, _ = latent(cells.at(rows).quiet(), None)
+    place, _ = encode(cells.take(rows).quiet())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a covariance that is nearly singular
         try:

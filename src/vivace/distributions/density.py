@@ -1,9 +1,8 @@
 """Log densities of counts, accurate in any float type; derivation in README.md.
 
-The textbook formula subtracts log-gammas of up to 1e7 from one another: at
-theta = 1e6 float32 is left with no digit at all.  Here every term is about as
-large as the result or smaller, so that float32 needs no help from float64,
-which MPS does not have.
+The textbook formula subtracts log-gammas of up to 1e7 from one another: at theta = 1e6
+float32 has no correct digit left. Here every term is about as large as the result or
+smaller. Float32 is enough then, and MPS has no float64.
 
 Source: Loader 2000, "Fast and accurate computation of binomial probabilities".
 """
@@ -27,16 +26,17 @@ _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
 def log_nb(x: Tensor, mu: Tensor, theta: Tensor) -> Tensor:
-    """Negative binomial log density; all of one shape and float type, x >= 0, theta > 0.
+    """Negative binomial log density, in nats.
 
-    Differentiable twice in ``mu`` and ``theta``.
+    Tensors of one shape and float type, with x >= 0 and theta > 0. Differentiable twice in
+    ``mu`` and ``theta``.
     """
     value: Tensor = _LogNB.apply(x, mu, theta)  # type: ignore[no-untyped-call]
     return value
 
 
 def log_zinb(x: Tensor, mu: Tensor, theta: Tensor, zi_logits: Tensor) -> Tensor:
-    """Zero-inflated negative binomial log density; as ``log_nb``."""
+    """Zero-inflated negative binomial log density, in nats; arguments as in ``log_nb``."""
     kept = logsigmoid(-zi_logits) + log_nb(x, mu, theta)
     # mu = 0 < x without inflation: two infinities make NaN in the gradient of the branch not taken
     kept_at_zero = torch.where(x == 0, kept, 0.0)
@@ -44,26 +44,28 @@ def log_zinb(x: Tensor, mu: Tensor, theta: Tensor, zi_logits: Tensor) -> Tensor:
 
 
 def log_poisson(x: Tensor, rate: Tensor) -> Tensor:
-    """Poisson log density; both of one shape and float type, x >= 0.
+    """Poisson log density, in nats.
 
-    Differentiable twice in ``rate``.
+    Tensors of one shape and float type, with x >= 0. Differentiable twice in ``rate``.
     """
     value: Tensor = _LogPoisson.apply(x, rate)  # type: ignore[no-untyped-call]
     return value
 
 
 class _LogNB(torch.autograd.Function):
-    """Value and gradient each written out, because each cancels in a way of its own.
+    """Value and gradient are written out separately, because their large terms cancel differently.
 
-    Zeros, most of the entries of a count matrix, need one logarithm; only the
-    other entries are gathered for the long formula.
+    Zeros, most of the entries of a count matrix, need one logarithm; only the other entries
+    are gathered for the long formula.
     """
 
     @staticmethod
     def forward(x: Tensor, mu: Tensor, theta: Tensor) -> Tensor:
         at_zero = -theta * torch.log1p(mu / theta)
-        seen = x > 0
-        return at_zero.masked_scatter_(seen, _log_nb_seen(x[seen], mu[seen], theta[seen]))
+        positive = x > 0
+        return at_zero.masked_scatter_(
+            positive, _log_nb_positive(x[positive], mu[positive], theta[positive])
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -72,19 +74,23 @@ class _LogNB(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         x, mu, theta = ctx.saved_tensors
-        seen, total = x > 0, theta + mu
+        positive, total = x > 0, theta + mu
         t_theta = (x - mu) / total
         d_mu = d_theta = None
         if ctx.needs_input_grad[1]:
-            d_mu = (-theta / total).masked_scatter(seen, t_theta[seen] * (theta[seen] / mu[seen]))
+            d_mu = (-theta / total).masked_scatter(
+                positive, t_theta[positive] * (theta[positive] / mu[positive])
+            )
             d_mu = upstream * d_mu
         if ctx.needs_input_grad[2]:
-            gammas = torch.zeros_like(x).masked_scatter(seen, _gammas_slope(x[seen], theta[seen]))
+            gammas = torch.zeros_like(x).masked_scatter(
+                positive, _gammas_slope(x[positive], theta[positive])
+            )
             d_theta = upstream * (gammas - excess(t_theta, (theta + x) / total))
         return None, d_mu, d_theta
 
 
-def _log_nb_seen(x: Tensor, mu: Tensor, theta: Tensor) -> Tensor:
+def _log_nb_positive(x: Tensor, mu: Tensor, theta: Tensor) -> Tensor:
     """``log_nb`` where x > 0; without gradient."""
     n, total = x + theta, theta + mu
     t_theta = (x - mu) / total
@@ -96,18 +102,20 @@ def _log_nb_seen(x: Tensor, mu: Tensor, theta: Tensor) -> Tensor:
 
 
 def _gammas_slope(x: Tensor, theta: Tensor) -> Tensor:
-    """Derivative in theta of what ``_log_nb_seen`` has but for its misfit."""
+    """Derivative in theta of ``_log_nb_positive`` without its misfit."""
     n = x + theta
     return stirling_slope(n) - stirling_slope(theta) + 0.5 * (x / n) / theta
 
 
 class _LogPoisson(torch.autograd.Function):
-    """As ``_LogNB``."""
+    """Value and gradient written out, as in ``_LogNB``."""
 
     @staticmethod
     def forward(x: Tensor, rate: Tensor) -> Tensor:
-        seen = x > 0
-        return torch.neg(rate).masked_scatter_(seen, _log_poisson_seen(x[seen], rate[seen]))
+        positive = x > 0
+        return torch.neg(rate).masked_scatter_(
+            positive, _log_poisson_positive(x[positive], rate[positive])
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -116,31 +124,31 @@ class _LogPoisson(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         x, rate = ctx.saved_tensors
-        seen = x > 0
-        slope = (x[seen] - rate[seen]) / rate[seen]
-        return None, upstream * torch.full_like(x, -1.0).masked_scatter(seen, slope)
+        positive = x > 0
+        slope = (x[positive] - rate[positive]) / rate[positive]
+        return None, upstream * torch.full_like(x, -1.0).masked_scatter(positive, slope)
 
 
-def _log_poisson_seen(x: Tensor, rate: Tensor) -> Tensor:
+def _log_poisson_positive(x: Tensor, rate: Tensor) -> Tensor:
     """``log_poisson`` where x > 0; without gradient."""
     misfit = x * excess((rate - x) / x, rate / x)
     return -stirling(x) - (_HALF_LOG_2PI + 0.5 * torch.log(x)) - misfit
 
 
 def excess(t: Tensor, ratio: Tensor) -> Tensor:
-    """``t - log(1 + t)``, relatively accurate near t = 0; ``ratio`` is 1 + t, not yet rounded."""
-    near = (t > -0.5) & (t < 1.0)
-    s = torch.where(near, t, 0.0)
+    """``t - log(1 + t)``, relatively accurate near t = 0; ``ratio`` is 1 + t, before it is rounded."""
+    small = (t > -0.5) & (t < 1.0)
+    s = torch.where(small, t, 0.0)
     r = s / (2.0 + s)  # log(1 + s) = 2 atanh(r), and |r| < 1/3
     r2 = r * r
     series = torch.zeros_like(r2)
     for k in reversed(range(_terms_of_atanh(t.dtype))):
         series = series * r2 + 1.0 / (2 * k + 3)
-    return torch.where(near, r * (s - 2.0 * r2 * series), t - torch.log(ratio))
+    return torch.where(small, r * (s - 2.0 * r2 * series), t - torch.log(ratio))
 
 
 def stirling(z: Tensor) -> Tensor:
-    """How far log Gamma(z + 1) is from Stirling's formula, for z > 0."""
+    """The difference of log Gamma(z + 1) from Stirling's formula, for z > 0."""
     bound = _stirling_bound(z.dtype)
     low, high = z.clamp(max=bound), z.clamp(min=bound)
     direct = torch.lgamma(low + 1.0) - (low + 0.5) * torch.log(low) + (low - _HALF_LOG_2PI)
@@ -166,10 +174,10 @@ def _odd_powers(coefficients: tuple[float, ...], r: Tensor) -> Tensor:
 
 
 def _stirling_bound(dtype: torch.dtype) -> float:
-    """From where on the asymptotic series is exact to rounding."""
+    """The z from which on the asymptotic series is exact to rounding."""
     return 10.0 if dtype == torch.float64 else 3.0
 
 
 def _terms_of_atanh(dtype: torch.dtype) -> int:
-    """How many terms at r = 1/3 leave less than rounding."""
+    """Number of terms that leave an error below rounding at r = 1/3."""
     return 17 if dtype == torch.float64 else 8

@@ -1,9 +1,12 @@
-"""The network: encoder, decoder, and the variational auto-encoder made of them."""
+"""The network: encoder, decoders, and the variational auto-encoder made of them."""
 
-from vivace.nn.decoder import Decoder, LinearDecoder
-from vivace.nn.encoder import Encoder, Posterior
-from vivace.nn.surgery import Part, Surgery, grown, operate, trained_parts
-from vivace.nn.vae import VAE, Dimensions, Inference, Losses, Rates
+from vivace.nn.decoders import Decoder, LinearDecoder, MLPDecoder
+from vivace.nn.encoder import Encoder, Inference, Posterior
+from vivace.nn.freeze import Part, freeze_network, grow_weights, trained_parts, trains_encoder
+from vivace.nn.moments import Moments, compute_moments
+from vivace.nn.objective import Losses, negative_elbo
+from vivace.nn.surgery import Role, Surgery
+from vivace.nn.vae import VAE, Dimensions, Rates
 
 __all__ = [
     "VAE",
@@ -13,11 +16,17 @@ __all__ = [
     "Inference",
     "LinearDecoder",
     "Losses",
+    "MLPDecoder",
+    "Moments",
     "Part",
     "Posterior",
     "Rates",
+    "Role",
     "Surgery",
-    "grown",
-    "operate",
+    "compute_moments",
+    "freeze_network",
+    "grow_weights",
+    "negative_elbo",
     "trained_parts",
+    "trains_encoder",
 ]

@@ -1,9 +1,8 @@
-"""Pieces that encoder and decoder share."""
+"""Layers that encoders and decoders share."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -11,16 +10,95 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import batch_norm
 
+from vivace.nn.category_rows import OneHotRows, TableRows
+from vivace.nn.surgery import Role, Surgery
 from vivace.ops.runtime.products import linear
 from vivace.ops.runtime.threads import on_one_thread
+from vivace.types import F64
+
+# ---- linear maps ------------------------------------------------------------
+
+
+class Linear(nn.Module):
+    """``x @ weight + bias`` with the weight stored input-major, shape (inputs, outputs).
+
+    The CPU kernels read it that way; ``nn.Linear`` stores the transpose. The initial
+    values have the distribution of those of ``nn.Linear``.
+    """
+
+    def __init__(self, n_in: int, n_out: int) -> None:
+        super().__init__()
+        bound = 1.0 / math.sqrt(max(n_in, 1))
+        self.weight = nn.Parameter(torch.empty(n_in, n_out).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(n_out).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+    def fill_bias(self, values: F64) -> None:
+        """Start at these outputs, shape (outputs,), where the inputs are zero."""
+        fill(self.bias, values)
+
+
+class CategoryLinear(Linear):
+    """A linear map whose last inputs are one-hot categories.
+
+    Parameters
+    ----------
+    n_in, n_out
+        Inputs before the one-hot columns, and outputs.
+    one_hot_sizes
+        One-hot columns of each covariate, the batch first; 0 for a covariate without columns.
+    role
+        Part that the layer plays in the network; None if no flag unfreezes the whole layer.
+    """
+
+    def __init__(
+        self, n_in: int, n_out: int, one_hot_sizes: tuple[int, ...] = (), role: Role | None = None
+    ) -> None:
+        super().__init__(n_in + sum(one_hot_sizes), n_out)
+        self.role = role
+        self.category_rows = {"weight": OneHotRows(one_hot_sizes)}
+
+
+class BatchEmbedding(nn.Embedding):
+    """A learned vector for each batch."""
+
+    def __init__(self, n_batches: int, n_dimensions: int) -> None:
+        super().__init__(n_batches, n_dimensions)
+        self.category_rows = {"weight": TableRows("batch")}
+
+
+def join_columns(*parts: Tensor | None) -> Tensor:
+    """The parts side by side, except those that are None or have no columns."""
+    present = [part for part in parts if part is not None and part.shape[1] > 0]
+    return present[0] if len(present) == 1 else torch.cat(present, dim=1)
+
+
+def fill(tensor: Tensor | None, values: F64) -> None:
+    """Copy values into a parameter or buffer, every row of it, unless it is None or frozen."""
+    frozen = isinstance(tensor, nn.Parameter) and not tensor.requires_grad
+    if tensor is not None and not frozen:
+        with torch.no_grad():
+            tensor.copy_(torch.from_numpy(values).to(tensor.dtype))
+
+
+# ---- what follows a hidden linear map ---------------------------------------
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """Batch normalisation that takes a single cell too, and that can be frozen.
+    """Batch normalisation that also takes a single cell, and that can be frozen.
 
-    One cell has no variance: it is normalised by the running statistics, in
-    training as in evaluation, and leaves them as they are.  So are all cells where
-    it is ``frozen``.
+    A single cell has no variance. Training normalises it by the running statistics, as
+    evaluation does, and leaves them unchanged. Where the layer is ``frozen``, this holds
+    for minibatches of any size.
+
+    Parameters
+    ----------
+    n_features
+        Columns.
+    role
+        Part that the layer plays in the network; None if it is always frozen for a query.
     """
 
     running_mean: Tensor
@@ -29,8 +107,9 @@ class BatchNorm(nn.BatchNorm1d):
     momentum: float
     frozen = False
 
-    def __init__(self, n_features: int) -> None:
+    def __init__(self, n_features: int, role: Role | None = None) -> None:
         super().__init__(n_features, eps=1e-3, momentum=0.01)
+        self.role = role
 
     def forward(self, input: Tensor) -> Tensor:
         if self.training and not self.uses_minibatch(len(input)):
@@ -40,26 +119,31 @@ class BatchNorm(nn.BatchNorm1d):
         if self.training and input.device.type == "cpu" and not self.frozen:
             self.num_batches_tracked.add_(1)
             arguments = (input, self.weight, self.bias, self.running_mean, self.running_var)
-            out: Tensor = _OwnNorm.apply(*arguments, self.momentum, self.eps)  # type: ignore[no-untyped-call]
+            out: Tensor = _MinibatchNorm.apply(*arguments, self.momentum, self.eps)  # type: ignore[no-untyped-call]
             return out
         return super().forward(input)
 
     def uses_minibatch(self, n_cells: int) -> bool:
-        """Whether training normalises so many cells by their own statistics."""
+        """Whether training normalises this many cells by their own statistics."""
         return n_cells > 1 and not self.frozen
 
     @torch.no_grad()
     def track(self, mean: Tensor, variance: Tensor, n: int) -> None:
-        """Move the running statistics by those of a minibatch of n cells."""
+        """Move the running statistics towards those of a minibatch of n cells."""
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(variance * (n / (n - 1)), self.momentum)
         self.num_batches_tracked.add_(1)
 
+    def freeze(self, surgery: Surgery) -> None:
+        """Use the running statistics, where the flags say so."""
+        self.frozen = not surgery.trains(self.role)
 
-class _OwnNorm(torch.autograd.Function):
-    """torch's batch norm by the minibatch's statistics, on one thread.
 
-    On several, torch adds a sum for each thread, and their number shows in the last bit.
+class _MinibatchNorm(torch.autograd.Function):
+    """torch's batch norm by the statistics of the minibatch, on one thread.
+
+    On several threads torch adds up one partial sum per thread, and their number shows
+    in the last bit.
     """
 
     @staticmethod
@@ -84,23 +168,41 @@ class _OwnNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, by_out: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         x_nh, weight, mean, inv_std = ctx.saved_tensors
         with on_one_thread():
             gradients = torch.ops.aten.native_batch_norm_backward(
-                by_out, x_nh, weight, None, None, mean, inv_std, True, ctx.eps, [True, True, True]
+                grad_out, x_nh, weight, None, None, mean, inv_std, True, ctx.eps, [True, True, True]
             )
         return (*gradients, None, None, None, None)
 
 
 class Activation(nn.Module):
-    """What follows each hidden linear map: batch norm, layer norm, ReLU, dropout."""
+    """What follows a hidden linear map: batch norm, layer norm, ReLU, dropout.
+
+    Parameters
+    ----------
+    n_hidden
+        Columns.
+    batch_norm, layer_norm
+        Whether each is there; layer norm has no parameters.
+    dropout
+        Share of units that training drops.
+    norm_role
+        Part that batch norm plays in the network.
+    """
 
     def __init__(
-        self, n_hidden: int, *, batch_norm: bool, layer_norm: bool, dropout: float
+        self,
+        n_hidden: int,
+        *,
+        batch_norm: bool,
+        layer_norm: bool,
+        dropout: float,
+        norm_role: Role | None = None,
     ) -> None:
         super().__init__()
-        self.batch_norm = BatchNorm(n_hidden) if batch_norm else nn.Identity()
+        self.batch_norm = BatchNorm(n_hidden, norm_role) if batch_norm else nn.Identity()
         self.layer_norm = (
             nn.LayerNorm(n_hidden, elementwise_affine=False) if layer_norm else nn.Identity()
         )
@@ -112,11 +214,16 @@ class Activation(nn.Module):
             x_nh = x_nh * dropout_mask(x_nh, self.dropout, generator)
         return x_nh
 
+    def freeze(self, surgery: Surgery) -> None:
+        """Train without dropout, where the flags say so."""
+        if surgery.freeze_dropout:
+            self.dropout = 0.0
+
 
 def dropout_bits(shape: tuple[int, ...], generator: torch.Generator | None, device: Any) -> Tensor:
-    """16 uniform random bits a unit, int16, cut from 64-bit draws.
+    """16 random bits per unit, int16, cut from random 64-bit integers.
 
-    A uniform float or a Bernoulli draw a unit takes four times as long.
+    A uniform float or a Bernoulli sample per unit takes four times as long.
     """
     units = math.prod(shape)
     words = torch.empty((units + 3) // 4, dtype=torch.int64, device=device)
@@ -125,45 +232,17 @@ def dropout_bits(shape: tuple[int, ...], generator: torch.Generator | None, devi
 
 
 def dropout_threshold(rate: float) -> tuple[int, float]:
-    """What the bits are compared with, and the scale of the units that are kept.
+    """The threshold of the bits, and the scale of the units that are kept.
 
-    Units whose bits are below the threshold are dropped.  The rate is rounded to
-    a multiple of 2**-16, and the scale is that of the rounded rate.
+    Units whose bits are below the threshold are dropped. The rate is rounded to a
+    multiple of 2**-16, and the scale belongs to the rounded rate.
     """
     steps = min(round(rate * 2**16), 2**16 - 1)
     return steps - 2**15, 2**16 / (2**16 - steps)
 
 
 def dropout_mask(x_nh: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:
-    """1 / (1 - rate) where a unit is kept, 0 elsewhere, shaped as ``x_nh``."""
+    """1 / (1 - rate) where a unit is kept and 0 elsewhere, shaped as ``x_nh``."""
     threshold, scale = dropout_threshold(rate)
     kept = dropout_bits(tuple(x_nh.shape), generator, x_nh.device) >= threshold
     return kept.to(x_nh.dtype).mul_(scale)
-
-
-class Linear(nn.Module):
-    """``x @ weight + bias`` with the weight stored input-major, shape (inputs, outputs).
-
-    The CPU kernels read it that way; ``nn.Linear`` stores the transpose.  The
-    initial values are drawn as ``nn.Linear`` draws them.
-    """
-
-    def __init__(self, n_in: int, n_out: int) -> None:
-        super().__init__()
-        bound = 1.0 / math.sqrt(max(n_in, 1))
-        self.weight = nn.Parameter(torch.empty(n_in, n_out).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(n_out).uniform_(-bound, bound))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
-
-
-def columns_of(n_categories: Iterable[int]) -> tuple[int, ...]:
-    """One-hot columns of each covariate: a single category needs none."""
-    return tuple(n if n > 1 else 0 for n in n_categories)
-
-
-def joined(*parts: Tensor | None) -> Tensor:
-    """The parts that are there and not empty, side by side."""
-    there = [p for p in parts if p is not None and p.shape[1] > 0]
-    return there[0] if len(there) == 1 else torch.cat(there, dim=1)

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from vivace.config import ModelConfig
-from vivace.data.batch import CountBatch, StoredPosterior
-from vivace.nn.decoder import Decoder, LinearDecoder
-from vivace.nn.encoder import Encoder, Posterior
-from vivace.nn.layers import columns_of, joined
+from vivace.data.batch import CountBatch
+from vivace.nn.category_rows import CategoryRows, TableRows, one_hot_sizes
+from vivace.nn.decoders import Decoder, build_decoder
+from vivace.nn.encoder import Encoder, Inference
+from vivace.nn.layers import BatchEmbedding, fill, join_columns
+from vivace.nn.moments import Moments
+from vivace.nn.objective import Losses, negative_elbo
 from vivace.nn.surgery import Surgery
 from vivace.ops import Backend, CountHeads, count_nll
-from vivace.ops.count_nll import LIKELIHOODS, Activation
+from vivace.ops.count_nll import LIKELIHOODS, Activation, Reduction
 from vivace.ops.count_nll.reference import LOG_THETA_BOUND, log_dispersion, log_scale
 from vivace.ops.runtime.products import linear
+from vivace.types import F64, I64
+
+_SMALL_VARIANCE = 1e-6
 
 
 @dataclass(frozen=True)
 class Dimensions:
-    """What the network must know of the data.
+    """Sizes that the network takes from the data.
 
     Parameters
     ----------
@@ -35,7 +41,7 @@ class Dimensions:
     n_continuous
         Continuous covariates.
     size_factor
-        The mean is scaled by a size factor instead of the library.
+        Whether a size factor scales the mean in place of the library.
     n_labels
         Categories of the label column.
     """
@@ -46,40 +52,6 @@ class Dimensions:
     n_continuous: int = 0
     size_factor: bool = False
     n_labels: int = 1
-
-
-class Losses(NamedTuple):
-    """Means over the cells of a minibatch, nats.
-
-    A tuple, because Lightning Fabric looks for tensors in what a module returns.
-
-    Parameters
-    ----------
-    loss
-        Tensor, scalar, reconstruction + kl_weight * kl; differentiable.
-    reconstruction, kl
-        Tensors, scalar, detached; kl is that of z and of a latent library.
-    """
-
-    loss: Tensor
-    reconstruction: Tensor
-    kl: Tensor
-
-
-@dataclass(frozen=True)
-class Inference:
-    """What the encoders say about n cells.
-
-    Parameters
-    ----------
-    z
-        Q(z|x), k dimensions; before the softmax of a logistic-normal latent.
-    library
-        Q(log l|x), one dimension; None where the library is observed.
-    """
-
-    z: Posterior
-    library: Posterior | None
 
 
 @dataclass(frozen=True)
@@ -106,7 +78,7 @@ class Rates:
 
 
 class VAE(nn.Module):
-    """scVI's network: q(z|x), p(x|z, s), and the objective that joins them.
+    """scVI's network: q(z|x) and p(x|z, s).
 
     Parameters
     ----------
@@ -131,40 +103,46 @@ class VAE(nn.Module):
         self.config = config
         self.dims = dims
         self.backend: Backend = backend
-        self.surgery: Surgery | None = None  # what is frozen of a network for a query
+        self.surgery: Surgery | None = None  # set in a network for a query
         self.likelihood = LIKELIHOODS[config.gene_likelihood]
         self.activation: Activation = "softplus" if dims.size_factor else "softmax"
+        self.category_rows: dict[str, CategoryRows] = {}  # of the tensors of this module itself
+
         embedded = config.batch_representation == "embedding"
-        sizes = (0 if embedded else dims.n_batches, *dims.n_categories)
-        self.one_hot_sizes = columns_of(sizes)
+        self.one_hot_sizes = one_hot_sizes((0 if embedded else dims.n_batches, *dims.n_categories))
         n_continuous = dims.n_continuous + (config.batch_embedding_dim if embedded else 0)
-        covariates: dict[str, Any] = {
-            "n_continuous": n_continuous,
-            "n_onehot": sum(self.one_hot_sizes),
-        }
-        self.encoder = self._encoder(covariates, config.n_latent, config.n_layers)
+        # the order of construction is that of the random initial values
+        self.encoder = self._build_encoder(n_continuous, config.n_latent, config.n_layers)
         latent_library = not (config.use_observed_lib_size or dims.size_factor)
-        self.library_encoder = self._encoder(covariates, 1, 1) if latent_library else None
-        self.decoder = self._decoder(covariates)
-        self.batch_embedding = (
-            nn.Embedding(dims.n_batches, config.batch_embedding_dim) if embedded else None
+        self.library_encoder = self._build_encoder(n_continuous, 1, 1) if latent_library else None
+        self.decoder: Decoder = build_decoder(
+            config, dims.n_genes, n_continuous, self.one_hot_sizes
         )
-        self.log_theta = self._log_theta()
+        self.batch_embedding = (
+            BatchEmbedding(dims.n_batches, config.batch_embedding_dim) if embedded else None
+        )
+        self.log_theta = self._build_log_theta()
         if latent_library:
             self.register_buffer("library_mean", torch.zeros(dims.n_batches))
             self.register_buffer("library_variance", torch.ones(dims.n_batches))
-        columns = [n for n in self.one_hot_sizes if n > 0]
-        offsets = torch.tensor([sum(columns[:i]) for i in range(len(columns))], dtype=torch.int64)
+            for name in ("library_mean", "library_variance"):
+                self.category_rows[name] = TableRows("batch", new_from="initial")
+
+        # first one-hot column of each covariate that has any
+        sizes = [n for n in self.one_hot_sizes if n > 0]
+        offsets = torch.tensor([sum(sizes[:i]) for i in range(len(sizes))], dtype=torch.int64)
         self.register_buffer("_offsets", offsets, persistent=False)
 
-    def _encoder(self, covariates: dict[str, Any], n_latent: int, n_layers: int) -> Encoder:
+    def _build_encoder(self, n_continuous: int, n_latent: int, n_layers: int) -> Encoder:
         config = self.config
+        reads_covariates = config.encode_covariates
         return Encoder(
             self.dims.n_genes,
             config.n_hidden,
             n_latent,
             n_layers,
-            **(covariates if config.encode_covariates else {}),
+            n_continuous=n_continuous if reads_covariates else 0,
+            one_hot_sizes=self.one_hot_sizes if reads_covariates else (),
             inject=config.deeply_inject_covariates,
             log1p=config.log_variational,
             batch_norm=config.use_batch_norm in ("encoder", "both"),
@@ -173,57 +151,73 @@ class VAE(nn.Module):
             var_activation=config.var_activation,
         )
 
-    def _decoder(self, covariates: dict[str, Any]) -> Decoder | LinearDecoder:
-        config, family = self.config, self.likelihood
-        heads: dict[str, Any] = {
-            "zero_inflated": family.zero_inflated,
-            "dispersed": family.dispersed and config.dispersion == "gene-cell",
-            "batch_norm": config.use_batch_norm in ("decoder", "both"),
-        }
-        if config.linear_decoder:
-            return LinearDecoder(config.n_latent, self.dims.n_genes, **covariates, **heads)
-        return Decoder(
-            config.n_latent,
-            config.n_hidden,
-            self.dims.n_genes,
-            config.n_layers,
-            **covariates,
-            **heads,
-            inject=config.deeply_inject_covariates,
-            layer_norm=config.use_layer_norm in ("decoder", "both"),
-        )
-
-    def _log_theta(self) -> nn.Parameter | None:
-        if not self.likelihood.dispersed or self.config.dispersion == "gene-cell":
+    def _build_log_theta(self) -> nn.Parameter | None:
+        dispersion = self.config.dispersion
+        if not self.likelihood.dispersed or dispersion == "gene-cell":
             return None
-        rows = {
-            "gene": (),
-            "gene-batch": (self.dims.n_batches,),
-            "gene-label": (self.dims.n_labels,),
-        }[self.config.dispersion]
-        return nn.Parameter(torch.randn(*rows, self.dims.n_genes))
+        if dispersion == "gene":
+            return nn.Parameter(torch.randn(self.dims.n_genes))
+        by_batch = dispersion == "gene-batch"
+        self.category_rows["log_theta"] = TableRows("batch" if by_batch else "label")
+        n_rows = self.dims.n_batches if by_batch else self.dims.n_labels
+        return nn.Parameter(torch.randn(n_rows, self.dims.n_genes))
 
     @property
     def device(self) -> torch.device:
-        return self.decoder.scale.weight.device
+        return self.encoder.latent.weight.device
+
+    # ---- starting values from the data ----------------------------------
+
+    def initialise_from_moments(self, moments: Moments) -> None:
+        """Start the heads of the decoder and the dispersion at the moments of the counts."""
+        self.decoder.initialise_from_moments(moments)
+        fill(self.log_theta, moments.log_theta_g)
+
+    def set_library_prior(self, log_library_n: F64, batch_n: I64) -> None:
+        """Set the prior of a latent library to the moments of its log in each batch.
+
+        A batch without cells keeps the prior that it has. A batch whose cells all have the
+        same library (a single cell, say) takes the variance over all cells, since a prior
+        without variance has no density.
+
+        Parameters
+        ----------
+        log_library_n
+            Shape (n,), log of the library of each cell.
+        batch_n
+            Shape (n,), batch codes.
+        """
+        n_batches = self.dims.n_batches
+        n_cells = np.bincount(batch_n, minlength=n_batches)
+        present, n_cells = n_cells > 0, np.maximum(n_cells, 1)
+        mean = np.bincount(batch_n, log_library_n, minlength=n_batches) / n_cells
+        squares = np.square(log_library_n - mean[batch_n])
+        variance = np.bincount(batch_n, squares, minlength=n_batches) / n_cells
+        overall = log_library_n.var() + _SMALL_VARIANCE
+        variance = np.where(variance > _SMALL_VARIANCE, variance, overall)
+        for prior, moment in ((self.library_mean, mean), (self.library_variance, variance)):
+            fill(prior, np.where(present, moment, prior.numpy(force=True)))
 
     # ---- q(z, l | x) ----------------------------------------------------
 
     def encode(self, batch: CountBatch, generator: torch.Generator | None = None) -> Inference:
-        """q(z|x), and q(l|x) where the library is latent; what is stored is taken as it is."""
+        """q(z|x), and q(log l|x) where the library is latent; a stored posterior is returned."""
         if batch.posterior is not None:
-            return _stored(batch.posterior)
+            return Inference.from_stored(batch.posterior)
         covariates = self._covariates(batch) if self.encoder.uses_covariates else (None, None)
         inputs = (batch.counts, *covariates, generator, self.backend)
         library = None if self.library_encoder is None else self.library_encoder(*inputs)
         return Inference(self.encoder(*inputs), library)
 
     def place(self, z_nk: Tensor) -> Tensor:
-        """A draw of q(z|x) to the point that the decoder sees: its softmax for "ln"."""
+        """The point that the decoder takes: z, or its softmax for a logistic-normal latent."""
         return z_nk.softmax(-1) if self.config.latent_distribution == "ln" else z_nk
 
     def library_kl(self, inference: Inference, batch: CountBatch) -> Tensor:
-        """KL divergence of q(l|x) from its batch's prior, nats, shape (n,); 0 if observed."""
+        """KL divergence of q(log l|x) from the prior of the batch, nats, shape (n,).
+
+        Zero where the library is observed.
+        """
         if inference.library is None:
             return torch.zeros_like(batch.library)
         return inference.library.kl_from(
@@ -237,13 +231,33 @@ class VAE(nn.Module):
         point_nk: Tensor,
         batch: CountBatch,
         log_library_n: Tensor | None = None,
+        *,
+        reduction: Reduction = "none",
     ) -> Tensor:
         """-log p(x|z, l) of each cell, nats, shape (n,).
 
-        ``point_nk`` is what the decoder sees (:meth:`place`); ``log_library_n``
-        None stands for the observed library or size factor, or the mean of q(l|x).
+        Parameters
+        ----------
+        point_nk
+            Shape (n, k), what the decoder takes (:meth:`place`).
+        batch
+            Cells.
+        log_library_n
+            Shape (n,); None for :meth:`log_library`.
+        reduction
+            "none", or "sum" or "mean" over cells.
         """
-        return self._nll(point_nk, batch, log_library_n, "none")
+        hidden_nh, heads = self._decode(point_nk, batch)
+        return count_nll(
+            batch.counts,
+            hidden_nh,
+            heads,
+            self.log_library(batch) if log_library_n is None else log_library_n,
+            likelihood=self.config.gene_likelihood,
+            activation=self.activation,
+            reduction=reduction,
+            backend=self.backend if self.likelihood.counts else "auto",
+        )
 
     def log_scale(self, point_nk: Tensor, batch: CountBatch) -> Tensor:
         """Log of the expected expression per unit of library, dense, shape (n, g); differentiable."""
@@ -258,9 +272,9 @@ class VAE(nn.Module):
     ) -> Tensor:
         """Expected expression per unit of library, dense, shape (n, g).
 
-        The softmax is that of the logits at once, not the exponential of its logarithm:
-        one pass over cells x genes less than :meth:`log_scale`.  The result may be written
-        to ``out_ng``; pages of a new tensor cost as much as the product.
+        The softmax of the logits takes one pass over cells x genes less than the exponential
+        of :meth:`log_scale`. The result may be written to ``out_ng``, because the memory
+        pages of a new tensor cost as much as the product.
         """
         hidden_nh, heads = self._decode(point_nk, batch)
         logits_ng = linear(hidden_nh, heads.scale_hg, heads.scale_g)
@@ -269,7 +283,7 @@ class VAE(nn.Module):
         return torch.exp(log_scale(logits_ng, self.activation), out=out_ng)
 
     def log_normaliser(self, point_nk: Tensor, batch: CountBatch) -> Tensor:
-        """Log of what the softmax over genes divides by, shape (n,); 0 where there is none."""
+        """Log of the divisor of the softmax over genes, shape (n,); 0 if there is no softmax."""
         hidden_nh, heads = self._decode(point_nk, batch)
         if self.activation != "softmax":
             return hidden_nh.new_zeros(len(hidden_nh))
@@ -278,7 +292,7 @@ class VAE(nn.Module):
     def scale_of(
         self, point_nk: Tensor, batch: CountBatch, genes: slice, log_normaliser_n: Tensor
     ) -> Tensor:
-        """:meth:`scale` of a stretch of genes alone, from :meth:`log_normaliser`."""
+        """:meth:`scale` of some genes only, given :meth:`log_normaliser`."""
         hidden_nh, heads = self._decode(point_nk, batch)
         logits_ng = linear(hidden_nh, heads.scale_hg[:, genes], heads.scale_g[genes])
         if self.activation == "softmax":
@@ -307,7 +321,10 @@ class VAE(nn.Module):
         )
 
     def log_library(self, batch: CountBatch, inference: Inference | None = None) -> Tensor:
-        """Log of what scales the mean: size factor, observed library, or the mean of q(l|x)."""
+        """Log of the factor of the mean, shape (n,).
+
+        The factor is the size factor, the observed library, or exp of the mean of q(log l|x).
+        """
         if batch.size_factor is not None:
             return batch.size_factor.log()
         if self.library_encoder is None:
@@ -324,42 +341,13 @@ class VAE(nn.Module):
         kl_weight: float,
         generator: torch.Generator | None = None,
     ) -> Losses:
-        """The objective on a minibatch, with one draw of z (and of a latent library) a cell."""
-        inference = self.encode(batch, generator)
-        point_nk = self.place(_drawn(inference.z, generator))
-        kl = inference.z.kl().mean()
-        if inference.library is None:
-            reconstruction = self._nll(point_nk, batch, self.log_library(batch), "mean")
-            loss = reconstruction + kl_weight * kl
-        else:
-            log_library_n = _drawn(inference.library, generator)[:, 0]
-            reconstruction = self._nll(point_nk, batch, log_library_n, "mean")
-            library_kl = self.library_kl(inference, batch).mean()
-            loss = reconstruction + kl_weight * kl + library_kl
-            kl = kl + library_kl
-        return Losses(loss, reconstruction.detach(), kl.detach())
+        """See :func:`vivace.nn.objective.negative_elbo`."""
+        return negative_elbo(self, batch, kl_weight, generator)
 
-    def _nll(
-        self,
-        point_nk: Tensor,
-        batch: CountBatch,
-        log_library_n: Tensor | None,
-        reduction: str,
-    ) -> Tensor:
-        hidden_nh, heads = self._decode(point_nk, batch)
-        return count_nll(
-            batch.counts,
-            hidden_nh,
-            heads,
-            self.log_library(batch) if log_library_n is None else log_library_n,
-            likelihood=self.config.gene_likelihood,
-            activation=self.activation,
-            reduction=reduction,  # type: ignore[arg-type]
-            backend=self.backend if self.likelihood.counts else "auto",
-        )
+    # ---- covariates -----------------------------------------------------
 
     def _decode(self, point_nk: Tensor, batch: CountBatch) -> tuple[Tensor, CountHeads]:
-        """Hidden state and heads; what a cell's dispersion depends on is in the heads."""
+        """Hidden state and heads, with the dispersion of each cell among the heads."""
         hidden_nh = self.decoder(point_nk, *self._covariates(batch))
         heads = self.decoder.heads(hidden_nh)
         if self.log_theta is None:
@@ -372,27 +360,16 @@ class VAE(nn.Module):
         return {"gene-batch": batch.batch, "gene-label": batch.labels}.get(self.config.dispersion)
 
     def _covariates(self, batch: CountBatch) -> tuple[Tensor | None, Tensor | None]:
-        """Continuous covariates with the embedding of the batch; one-hot ones, batch first."""
-        dtype = self.decoder.scale.weight.dtype
+        """Continuous covariates with the embedding of the batch; one-hot columns, batch first."""
+        dtype = self.encoder.latent.weight.dtype
         continuous = batch.continuous.to(dtype) if self.dims.n_continuous else None
         if self.batch_embedding is not None:
-            continuous = joined(continuous, self.batch_embedding(batch.batch))
+            continuous = join_columns(continuous, self.batch_embedding(batch.batch))
         if not len(self._offsets):
             return continuous, None
         codes = [batch.batch, *batch.categorical.unbind(1)]
-        seen = [c for c, n in zip(codes, self.one_hot_sizes, strict=True) if n > 0]
-        columns = torch.stack(seen, dim=1) + self._offsets
+        read = [c for c, n in zip(codes, self.one_hot_sizes, strict=True) if n > 0]
+        columns = torch.stack(read, dim=1) + self._offsets
         shape = (len(columns), sum(self.one_hot_sizes))
         zeros = torch.zeros(shape, dtype=dtype, device=columns.device)
         return continuous, zeros.scatter_(1, columns, 1.0)
-
-
-def _stored(posterior: StoredPosterior) -> Inference:
-    library = None
-    if posterior.library_mean is not None and posterior.library_variance is not None:
-        library = Posterior(posterior.library_mean, posterior.library_variance)
-    return Inference(Posterior(posterior.mean, posterior.variance), library)
-
-
-def _drawn(posterior: Posterior, generator: torch.Generator | None) -> Tensor:
-    return posterior.at(torch.empty_like(posterior.mean).normal_(generator=generator))

@@ -1,7 +1,9 @@
-"""Pictures of a model; needs the extra ``vivace[plot]``."""
+"""Summaries of a model, and the figures of :mod:`vivace.pl` that belong to them."""
 
-from vivace.report.check import draw_check, summarise_check
-from vivace.report.de import heatmap, volcano
-from vivace.report.overview import draw_overview, need_plotting
+from vivace.pl.canvas import need_plotting
+from vivace.pl.check_figure import draw_check
+from vivace.pl.de_figures import heatmap, volcano
+from vivace.pl.overview_figure import draw_overview
+from vivace.report.check_summary import summarise_check
 
 __all__ = ["draw_check", "draw_overview", "heatmap", "need_plotting", "summarise_check", "volcano"]

@@ -1,7 +1,8 @@
-"""Results larger than memory: matrices that are filled block by block, whole or not there.
+"""Results larger than memory: matrices on disk that are filled block by block.
 
-A path becomes a zarr array, or a zarr group that AnnData reads as a sparse matrix; it is
-written under a temporary name beside its place and renamed when it is whole.
+A path becomes a zarr array, or a zarr group that AnnData reads as a sparse matrix. It is written
+under a temporary name in the same folder and renamed when it is complete, so a path never holds
+a part of a result.
 """
 
 from __future__ import annotations
@@ -22,10 +23,13 @@ import scipy.sparse as sp
 from vivace.errors import ArgumentTypeError, MissingExtraError, OptionError, ShapeError
 from vivace.store.folder import move_into_place
 
-_CHUNK = 1 << 20  # numbers in a chunk, 4 MB
-_DENSE = {"encoding-type": "array", "encoding-version": "0.2.0"}  # as AnnData marks it
-_ZARR = (".zgroup", ".zarray", "zarr.json")  # what a folder of zarr holds one of
-_ENTRIES = 1 << 22  # sparse entries that are written in one go
+_CHUNK = 1 << 20  # numbers in a chunk: 4 MB in float32
+_DENSE = {
+    "encoding-type": "array",
+    "encoding-version": "0.2.0",
+}  # AnnData's attributes of a dense array
+_ZARR = (".zgroup", ".zarray", "zarr.json")  # a zarr folder holds one of them
+_ENTRIES = 1 << 22  # sparse entries to collect before they are written
 
 
 def fill_dense(
@@ -35,25 +39,32 @@ def fill_dense(
     write: Callable[[Any], None],
     cells_axis: int = -2,
 ) -> Any:
-    """A float32 array of ``shape`` that ``write`` has filled.
+    """Fill a float32 array of ``shape`` with ``write``.
 
     Parameters
     ----------
     out
-        None for an array in memory; a path for a zarr array; or an array, in memory or on disk, of
-        the right shape.
+        None for an array in memory, a path for a zarr array, or an array of the right shape, in
+        memory or on disk.
     shape
-        Its shape.
+        Shape of the result.
     batch_size
-        Cells that are written at a time; the rows of a chunk.
+        Number of cells that are written at a time, and of cells in a chunk.
     write
-        Called with the array.
+        Function that is called with the array and fills it.
     cells_axis
-        Which axis is that of cells; genes follow.
+        Axis of the cells; that of the genes follows.
 
     Returns
     -------
-    The array; that of a path is open for reading.
+    The array. If ``out`` is a path, it is open for reading.
+
+    Raises
+    ------
+    ArgumentTypeError, ShapeError, OptionError
+        If ``out`` cannot be filled, or the path exists.
+    MissingExtraError
+        If ``out`` is a path and zarr is not installed.
     """
     if out is None:
         held = np.empty(shape, np.float32)
@@ -83,14 +94,14 @@ def fill_dense(
 
 
 def _local(path: str | Path) -> Path:
-    """A place on this machine."""
+    """Refuse a URL; return a local path."""
     if "://" in str(path):
         raise OptionError(f"{path} is not on this machine; write to a local path and copy it.")
     return Path(path)
 
 
 def _writeable(out: Any) -> bool:
-    """Whether an array, of NumPy, h5py or zarr, may be written to."""
+    """Whether an array of NumPy, h5py or zarr can be written to."""
     if isinstance(out, np.ndarray):
         return bool(out.flags.writeable)
     if isinstance(out, h5py.Dataset):
@@ -101,12 +112,23 @@ def _writeable(out: Any) -> bool:
 def fill_sparse(
     path: str | Path, n_genes: int, n_draws: int, blocks: Iterable[tuple[int, sp.csr_matrix]]
 ) -> Any:
-    """Sparse matrices at ``path``, one a draw, from blocks of their rows in order.
+    """Write one sparse matrix per sample to ``path``, from blocks of their rows in order.
+
+    Parameters
+    ----------
+    path
+        Where to write a zarr group.
+    n_genes
+        Number of columns.
+    n_draws
+        Number of samples.
+    blocks
+        Pairs of a sample's number and its next rows.
 
     Returns
     -------
-    For one draw AnnData's sparse dataset, open for reading; for several a list of them,
-    which lie in the groups "0", "1" and so on.
+    For one sample AnnData's sparse dataset, open for reading. For several a list of them, which
+    are in the groups "0", "1" and so on.
     """
     if not isinstance(path, str | Path):
         raise ArgumentTypeError(
@@ -125,8 +147,8 @@ def fill_sparse(
         places = [f"{new.name}/{name}" for name in names] if n_draws > 1 else [new.name]
         for place in places:
             none = sp.csr_matrix((0, n_genes), dtype=np.int32)
-            none.indptr = none.indptr.astype(np.int64)  # room for more than 2**31 entries
-            # said here, as chunks of an empty array would be of one entry
+            none.indptr = none.indptr.astype(np.int64)  # for more than 2**31 entries
+            # an empty array would otherwise get chunks of one entry
             write_elem(root, place, none, dataset_kwargs={"chunks": (_CHUNK,)})
         for draw, block in _larger(n_draws, blocks):
             sparse_dataset(root[places[draw]]).append(block)
@@ -137,7 +159,7 @@ def fill_sparse(
 
 
 def import_zarr() -> None:
-    """Refuse early, in one sentence, where zarr is missing."""
+    """Raise an error in one sentence if zarr is not installed."""
     if find_spec("zarr") is None:
         raise MissingExtraError(
             "Writing to a path needs zarr, which is not installed; run pip install 'vivace[zarr]'."
@@ -147,13 +169,13 @@ def import_zarr() -> None:
 def _larger(
     n_draws: int, blocks: Iterable[tuple[int, sp.csr_matrix]]
 ) -> Iterator[tuple[int, sp.csr_matrix]]:
-    """The same rows in blocks of some million entries, since a write of few is slow."""
+    """Collect rows into blocks of several million entries, because small writes are slow."""
     waiting: list[list[sp.csr_matrix]] = [[] for _ in range(n_draws)]
     entries = [0] * n_draws
     for draw, block in blocks:
         waiting[draw].append(block)
         entries[draw] += block.nnz
-        if sum(entries) >= _ENTRIES:  # of all draws together, or memory would grow with them
+        if sum(entries) >= _ENTRIES:  # over all samples, or memory would grow with their number
             for i in np.flatnonzero(entries):
                 yield int(i), sp.vstack(waiting[i], format="csr")
                 waiting[i], entries[i] = [], 0
@@ -168,7 +190,7 @@ def dense_file(
 ) -> Iterator[Any]:
     """An empty float32 X, cells x genes, of a file (.h5ad) or folder (.zarr) that AnnData reads.
 
-    What is written to it is there when the context ends without an error, and not before.
+    ``path`` exists once the context has ended without an error, and not before.
     """
     shape, frame = (len(obs), len(var)), anndata.AnnData(obs=obs, var=var)
     chunks = _chunks(shape, batch_size, 0)
@@ -190,7 +212,7 @@ def dense_file(
 
 
 def write_anndata(adata: anndata.AnnData, path: Path, overwrite: bool) -> None:
-    """Write a file (.h5ad) or folder (.zarr), whole or not at all."""
+    """Write a file (.h5ad) or folder (.zarr), completely or not at all."""
     with _whole(path, overwrite) as new:
         if path.suffix == ".zarr":
             _zarr_group(new, adata)
@@ -200,7 +222,7 @@ def write_anndata(adata: anndata.AnnData, path: Path, overwrite: bool) -> None:
 
 @contextmanager
 def _whole(path: Path, overwrite: bool = False) -> Iterator[Path]:
-    """A place to write at, renamed to ``path`` if nothing goes wrong."""
+    """A temporary path, which is renamed to ``path`` if the context ends without an error."""
     check_free(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch:
@@ -210,7 +232,7 @@ def _whole(path: Path, overwrite: bool = False) -> Iterator[Path]:
 
 
 def _zarr_group(path: Path, adata: anndata.AnnData) -> Any:
-    """``adata`` as a zarr group, open for writing; its metadata are not consolidated yet."""
+    """Write ``adata`` as a zarr group, still open for writing, without consolidated metadata."""
     import_zarr()
     import zarr
 
@@ -220,7 +242,7 @@ def _zarr_group(path: Path, adata: anndata.AnnData) -> Any:
 
 
 def check_free(path: Path, overwrite: bool = False) -> None:
-    """Refuse a place where something is."""
+    """Refuse a path that exists, unless it may be overwritten."""
     if not path.exists():
         return
     if not overwrite:
@@ -228,13 +250,13 @@ def check_free(path: Path, overwrite: bool = False) -> None:
     of_zarr = path.is_dir() and any((path / name).exists() for name in _ZARR)
     if path.is_dir() and not of_zarr:
         raise OptionError(
-            f"{path} is a folder that is not of zarr, so it will not be overwritten; choose another "
+            f"{path} is a folder without a zarr store, so it will not be overwritten; choose another "
             "path."
         )
 
 
 def _chunks(shape: tuple[int, ...], batch_size: int, cells_axis: int) -> tuple[int, ...]:
-    """Chunks of as many cells as are written at a time, and of about a million numbers."""
+    """Chunks with the cells of one write, and with about a million numbers."""
     chunks = [1] * len(shape)
     chunks[cells_axis] = max(1, min(batch_size, shape[cells_axis]))
     most = max(1, _CHUNK // chunks[cells_axis])

@@ -1,8 +1,8 @@
 """A model as a folder: ``weights.safetensors``, ``model.json``, ``history.csv``.
 
-Nothing in it is executed on loading.  The folder is written under a temporary
-name beside its place and renamed when it is whole.  Where it replaces another,
-a process killed between two renames leaves the old one as ``.NAME-*/old``.
+Loading executes nothing in it. The folder is written under a temporary name in the same folder
+and renamed when it is complete. If it replaces another and the process is killed between the two
+renames, the old one is left as ``.NAME-*/old``.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _WEIGHTS, _MODEL, _HISTORY, _ADATA = (
     "history.csv",
     "adata.h5ad",
 )
-# what anndata raises for a file that is not, or not quite, an h5ad
+# what anndata raises for a file that is not a valid h5ad
 UNREADABLE = (OSError, AttributeError, KeyError, TypeError, ValueError)
 _SECTIONS = ("class", "config", "schema", "training", "seed")
 
 
 @dataclass(frozen=True)
 class StoredModel:
-    """What a folder holds.
+    """The contents of a model folder.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ class StoredModel:
     sections
         The contents of ``model.json``: class, config, schema, training, seed.
     history
-        One row an epoch.
+        One row per epoch.
     """
 
     weights: dict[str, Tensor]
@@ -57,13 +57,23 @@ class StoredModel:
 def write_folder(
     path: Path, model: StoredModel, adata: anndata.AnnData | None, overwrite: bool
 ) -> None:
-    """Write the folder at ``path``, whole or not at all.
+    """Write the folder at ``path``, completely or not at all.
+
+    Parameters
+    ----------
+    path
+        The folder.
+    model
+        Its contents.
+    adata
+        Data to keep in the folder; None for none.
+    overwrite
+        Whether to replace a model folder.
 
     Raises
     ------
     ModelFileError
-        If something is there already and ``overwrite`` is False, or if what is
-        there is not a model folder.
+        If the path exists and ``overwrite`` is False, or if it is not a model folder.
     """
     check_place(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +92,10 @@ def write_folder(
 
 
 def move_into_place(new: Path, path: Path, old: Path) -> None:
-    """Rename a folder that is whole to ``path``; what was there goes to ``old``, or stays."""
+    """Rename ``new`` to ``path``, and what was at ``path`` to ``old``.
+
+    If that fails, what was at ``path`` is back there.
+    """
     try:
         if path.exists():
             path.rename(old)
@@ -94,7 +107,7 @@ def move_into_place(new: Path, path: Path, old: Path) -> None:
 
 
 def check_place(path: Path, overwrite: bool) -> None:
-    """Refuse to write over anything but a model folder, and over that unless told to."""
+    """Refuse a path that exists, unless it is a model folder and ``overwrite`` is True."""
     if not path.exists():
         return
     if not overwrite:
@@ -136,7 +149,7 @@ def read_folder(path: Path) -> StoredModel:
 
 
 def read_adata(path: Path) -> anndata.AnnData | None:
-    """The data saved with the model, or None where none were."""
+    """The data saved with the model; None if there are none."""
     file = path / _ADATA
     if not file.is_file():
         return None
@@ -147,7 +160,7 @@ def read_adata(path: Path) -> anndata.AnnData | None:
 
 
 def write_h5ad(adata: anndata.AnnData, path: Path) -> None:
-    """Write ``adata`` under a temporary name and rename it when it is whole."""
+    """Write ``adata`` under a temporary name in the same folder and rename it when complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.part")
     try:
@@ -206,7 +219,7 @@ def _damaged(path: Path, file: str, why: object) -> ModelFileError:
 
 
 def damaged_model(path: Path, why: object) -> ModelFileError:
-    """The error for contents that do not fit each other, in our format or in scvi-tools'."""
+    """The error for inconsistent contents, in our format or in that of scvi-tools."""
     return _damaged(path, _MODEL if (path / _MODEL).is_file() else "model.pt", why)
 
 

@@ -1,4 +1,4 @@
-"""Tables as text, written whole or not at all."""
+"""Tables as text files, written completely or not at all."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
 def check_table(path: Path, overwrite: bool) -> None:
-    """Refuse a path that is taken, or whose ending does not say how a table is written."""
+    """Refuse a path that exists, or whose ending does not name a format of tables."""
     if path.suffix not in _SEPARATORS:
-        raise OptionError(f"{path} must end in .csv or .tsv, which says how it is written.")
+        raise OptionError(f"{path} must end in .csv or .tsv, which sets the format.")
     check_free(path, overwrite)
 
 
 def write_table(table: pd.DataFrame, path: Path, index_label: str) -> None:
-    """Write under a temporary name beside the last one, and rename."""
+    """Write ``table`` under a temporary name in the same folder and rename it when complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     waiting = path.with_name(f".{path.name}.part")
     try:

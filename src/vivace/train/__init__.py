@@ -1,5 +1,6 @@
 """Training: the loop, its schedule, its recipes, and what it records."""
 
+from vivace.state import TrainState
 from vivace.train.callbacks import Callback, Listeners
 from vivace.train.loop import fit
 from vivace.train.options import (
@@ -9,7 +10,6 @@ from vivace.train.options import (
     recipe_of,
 )
 from vivace.train.recipes import RECIPES, Recipe
-from vivace.train.state import TrainState
 
 __all__ = [
     "RECIPES",

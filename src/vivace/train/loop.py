@@ -17,10 +17,10 @@ from vivace.nn import VAE, Part, trained_parts
 from vivace.nn.layers import BatchNorm
 from vivace.ops.runtime.threads import Pace, adapted_threads
 from vivace.seeds import numpy_generator, torch_generator
+from vivace.state import TrainState
 from vivace.train.initialise import initialise_from_data
 from vivace.train.options import TrainOptions
 from vivace.train.recipes import Recipe, Schedule
-from vivace.train.state import TrainState
 from vivace.train.subnormal import FLUSH_EVERY, flush_subnormal
 from vivace.train.watch import Waiting, Watch, copy_weights
 

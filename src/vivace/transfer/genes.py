@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,11 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
+from vivace.core import Core
 from vivace.errors import ArgumentTypeError, DataError, MissingColumnError, OptionError, near
+from vivace.store.saving import read_genes
 from vivace.types import I64
-from vivace.validate import number
+from vivace.validate import FLAG, checked, number
 
 _VERSIONED = re.compile(r"^(ENS[A-Z]*G\d{6,})\.\d+(_PAR_Y)?$")
 _SHOWN = 5
@@ -79,6 +82,83 @@ class GeneReport:
             f"{self.present:,} of {self.n_genes:,} genes of the reference are in the query, with "
             f"{100 * self.share_of_counts:.1f} % of its counts{shown}"
         )
+
+
+@checked(return_reference_var_names=FLAG, inplace=FLAG)
+def prepare_query_anndata(
+    adata: AnnData,
+    reference_model: Core | str | Path,
+    return_reference_var_names: bool = False,
+    inplace: bool = True,
+    *,
+    gene_key: str | None = None,
+    min_overlap: float = 0.8,
+) -> GeneReport | AnnData | pd.Index[str]:
+    """Bring the genes of a query into the form of a reference.
+
+    Genes are matched by name, Ensembl identifiers with or without their version;
+    counts of genes with one name are added up (in X and every layer), and genes that
+    are missing are padded with zeros.  ``varm`` and ``varp`` are left behind.
+
+    Parameters
+    ----------
+    adata
+        The query, cells x genes, of raw counts.
+    reference_model
+        A model, its folder, or one that scvi-tools saved.
+    return_reference_var_names
+        Only give the names of the reference's genes.
+    inplace
+        Change ``adata``; False leaves it and returns a new AnnData.
+    gene_key
+        Column of var with identifiers as the reference has them; None for var_names.
+    min_overlap
+        Least share of the reference's genes that the query must have.
+
+    Returns
+    -------
+    A :class:`~vivace.GeneReport`, or the new AnnData with ``inplace=False``;
+    either way the report is in ``uns["query_genes"]`` too.
+
+    Raises
+    ------
+    DataError
+        If fewer genes are found; the message says which column of var has them, or
+        which are missing.  ``adata`` is then as it was.
+
+    Examples
+    --------
+    >>> import vivace
+    >>> adata = vivace.datasets.pbmc3k()[:200].copy()
+    >>> vivace.SCVI.setup_anndata(adata)
+    >>> model = vivace.SCVI(adata)
+    >>> query = adata[:, :1800].copy()
+    >>> report = vivace.SCVI.prepare_query_anndata(query, model)
+    >>> report.present, query.shape
+    (1800, (200, 2005))
+    """
+    if isinstance(reference_model, str | Path):
+        genes, layer = read_genes(Path(reference_model))
+    elif isinstance(reference_model, Core):
+        schema = reference_model.schema
+        genes, layer = schema.genes, schema.declarations.layer
+    else:
+        raise ArgumentTypeError(
+            "reference_model must be a model or the path of its folder, not a "
+            f"{type(reference_model).__name__}."
+        )
+    if return_reference_var_names:
+        return pd.Index(genes)
+    if not isinstance(adata, AnnData):
+        raise ArgumentTypeError(
+            f"prepare_query_anndata takes an AnnData, not {type(adata).__name__}."
+        )
+    new, report = aligned(adata, genes, gene_key, min_overlap, layer)
+    new.uns["query_genes"] = report.as_dict()
+    if not inplace:
+        return new
+    adata._init_as_actual(new)
+    return report
 
 
 def aligned(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,9 +18,13 @@ from anndata import AnnData
 from scipy.optimize import minimize
 from scipy.special import softmax
 
-from vivace.errors import DataError
+from vivace.cells import Cells, question
+from vivace.core import Core
+from vivace.errors import ArgumentTypeError, DataError, OptionError, warn
+from vivace.questions.latent import encode
+from vivace.transfer.categories import extended
 from vivace.transfer.cells import Labelled, LatentCells
-from vivace.transfer.expression import claims, shares_of
+from vivace.transfer.expression import claims, log_normalised, shares_of
 from vivace.transfer.neighbours import neighbour_labels
 from vivace.transfer.novelty import FEWEST, novelty, untypical
 from vivace.transfer.options import LabelOptions
@@ -84,6 +89,210 @@ class _Terms:
     company: int
 
 
+@question()
+def transfer_labels(
+    self: Core,
+    query: AnnData | None,
+    labels_key: str,
+    reference: AnnData | None = None,
+    *,
+    n_neighbors: int = 15,
+    n_samples: int = 10,
+    expression: bool = True,
+    min_probability: float | None = None,
+    max_novelty: float | None = None,
+    all_probabilities: bool = False,
+    key_added: str | None = None,
+    batch_size: int | None = None,
+    seed: int | None = None,
+    silent: bool = False,
+) -> pd.DataFrame:
+    """What the cells of a query are, how sure that is, and how unlike the reference they are.
+
+    Two witnesses are heard: the nearest cells of the reference in the latent space, over
+    draws from the posterior of each cell of the query, and one linear classifier a label
+    on log-normalised counts.  How far each is believed is measured on the reference,
+    with whole batches held out; ``docs/transfer.md`` says how.
+
+    Parameters
+    ----------
+    query
+        Cells to label, of categories that the model knows; None for the model's own data.
+    labels_key
+        Column of the reference's obs with the labels; cells without one, or with
+        "Unknown", are left out.
+    reference
+        Cells with labels; None for those of the reference model (the first, where
+        queries were mapped one after the other), or of this model.
+    n_neighbors
+        Nearest cells of the reference that are looked at.
+    n_samples
+        Draws from the posterior of each cell.
+    expression
+        False asks the neighbours only; so it is where counts were dropped by
+        :meth:`minify_adata`.
+    min_probability, max_novelty
+        Cells whose label is less probable, or that are more novel, become "Unknown".
+    all_probabilities
+        With a column ``probability_...`` for each label.
+    key_added
+        Write ``obs[key_added]``, ``obs[key_added + "_probability"]`` and
+        ``obs[key_added + "_novelty"]`` of the query.
+    batch_size, silent
+        As in :meth:`get_latent_representation`.
+    seed
+        Of the draws; None takes the model's next.
+
+    Returns
+    -------
+    Frame with a row for each cell of the query: ``label``; ``probability`` of it; and
+    ``novelty``, the share of reference cells, of batches that were held out, that are
+    more typical: 0.99 for the least typical hundredth; nan where fewer than 30 could be
+    held out.  ``attrs`` holds how it was made.
+
+    Raises
+    ------
+    DataError
+        If there is no reference at hand, it has no labels, or the query has batches that
+        the model does not know.
+    OptionError
+        If ``key_added`` names a column that the model reads.
+
+    Warns
+    -----
+    VivaceWarning
+        If cells of the query are cells of the reference, or there is no novelty.
+
+    Examples
+    --------
+    >>> import vivace
+    >>> adata = vivace.datasets.pbmc3k()
+    >>> vivace.SCVI.setup_anndata(adata)
+    >>> model = vivace.SCVI(adata[::2].copy(), n_latent=5)
+    >>> model.train(max_epochs=2, progress=False)
+    >>> found = model.transfer_labels(adata[1:200:2].copy(), "cell_type", seed=0)
+    >>> found.shape
+    (100, 3)
+    """
+    options = LabelOptions(
+        n_neighbors, n_samples, expression, min_probability, max_novelty, all_probabilities
+    )
+    columns = _columns_added(self, key_added)
+    known = _labelled_data(self, query, reference)
+    rows, names, codes = labels_of(known, labels_key)
+    if query is not None:
+        _check_known(self, query)
+    rng = np.random.default_rng(self._seeds.take(seed))
+    asked = self._cells(query, None, batch_size, silent)
+    told = self._cells(known, rows, batch_size, silent)
+    query_cells = _latent_cells(self, asked)
+    batch_r = told.source.gather(rows, counts=False).batch.numpy()
+    labelled = Labelled(_latent_cells(self, told), codes, batch_r, len(names))
+    chosen = sample_of(labelled.labels, rng)
+    some = labelled.at(chosen)
+    if expression and asked.source.has_counts and told.source.has_counts:
+        query_cells = replace(query_cells, expression=_log_normalised(self, asked, asked.rows))
+        genes = _log_normalised(self, told, rows[chosen])
+        some = replace(some, cells=replace(some.cells, expression=genes))
+    found = predict_labels(labelled, some, query_cells, options, rng)
+    data = self._asked_adata(query)
+    result = label_table(found, names, data.obs_names, options)
+    result.attrs["labels_key"] = labels_key
+    names_r = known.obs_names[rows]
+    _warn_what_misleads(result, query_cells, names_r, labelled.cells)
+    written = result.astype({"label": "category"})
+    for column, values in zip(columns, ("label", "probability", "novelty"), strict=False):
+        data.obs[column] = written[values]
+    return result
+
+
+def _columns_added(self: Core, key_added: object) -> tuple[str, ...]:
+    """Columns of obs to write, none of which the model reads."""
+    if key_added is None:
+        return ()
+    if not isinstance(key_added, str) or not key_added:
+        raise ArgumentTypeError(f"key_added must be a name, not {key_added!r}.")
+    columns = (key_added, f"{key_added}_probability", f"{key_added}_novelty")
+    for column in columns:
+        if column in self.schema.declarations.columns:
+            raise OptionError(
+                f"key_added={key_added!r} would overwrite obs[{column!r}], which the model reads; "
+                "choose another name."
+            )
+    return columns
+
+
+def _warn_what_misleads(
+    result: pd.DataFrame,
+    query_cells: LatentCells,
+    known: pd.Index[str],
+    known_cells: LatentCells,
+) -> None:
+    """Warn where the answer is better than it can be, or is not there."""
+    if result["novelty"].isna().any():
+        warn(
+            "The reference has too few labelled cells to measure novelty, which is nan; "
+            "max_novelty makes no cell Unknown."
+        )
+    if not known.is_unique:
+        return
+    at = known.get_indexer(result.index)
+    both = np.flatnonzero(at >= 0)
+    near = np.isclose(query_cells.mean[both], known_cells.mean[at[both]], atol=1e-4)
+    n_same = int(near.all(axis=1).sum())
+    if n_same:
+        warn(
+            f"{n_same:,} cells of the query are cells of the reference too, and their own "
+            "neighbours: their probabilities are too high; leave them out of one of the two."
+        )
+
+
+def _labelled_data(self: Core, query: AnnData | None, reference: AnnData | None) -> AnnData:
+    """The reference that labels come from."""
+    if reference is not None:
+        if not isinstance(reference, AnnData):
+            raise ArgumentTypeError(
+                f"reference must be an AnnData, not {type(reference).__name__}."
+            )
+        return reference
+    mapped = self.module.surgery is not None
+    found = self._reference if mapped else self._adata
+    if found is None or (not mapped and query is None):
+        save = "" if mapped else ", or save the reference model with save_anndata=True"
+        raise DataError(
+            f"There is no reference with labels at hand; give its AnnData as reference={save}."
+        )
+    return found
+
+
+def _check_known(self: Core, query: AnnData) -> None:
+    """Refuse categories that have to be mapped first."""
+    if not isinstance(query, AnnData):
+        raise ArgumentTypeError(f"query must be an AnnData, not {type(query).__name__}.")
+    longer = extended(self.schema, query, labels=self.config.dispersion == "gene-label")
+    both = [(self.schema.batches, longer.batches)]
+    both += zip(self.schema.categories, longer.categories, strict=True)
+    for mine, its in both:
+        if new := its[len(mine) :]:
+            raise DataError(
+                f"The query has categories that the model does not know ({', '.join(map(repr, new[:5]))}); "
+                f"map it first: {type(self).__name__}.load_query_data(query, model), then train()."
+            )
+
+
+def _latent_cells(self: Core, cells: Cells) -> LatentCells:
+    """Where they are, without their genes."""
+    mean, variance = encode(cells)
+    softmax = self.config.latent_distribution == "ln"
+    return LatentCells(mean, variance, softmax=softmax)
+
+
+def _log_normalised(self: Core, cells: Cells, rows: Any) -> Any:
+    """Expression of some of them, as classifiers see it."""
+    counts = cells.source.gather(rows).counts.scipy()
+    return log_normalised(counts) if self.module.likelihood.counts else counts
+
+
 def labels_of(adata: AnnData, key: str) -> tuple[I64, list[str], I64]:
     """Rows of a reference with a label, names of the labels, and their codes, of these rows."""
     column = any_column_of(adata, "labels_key, in the reference", key)
@@ -112,7 +321,7 @@ def sample_of(labels: I64, rng: np.random.Generator) -> I64:
     return np.sort(np.concatenate([chosen, others[: _MOST_CELLS - len(chosen)]]))
 
 
-def transfer_labels(
+def predict_labels(
     reference: Labelled,
     some: Labelled,
     query: LatentCells,

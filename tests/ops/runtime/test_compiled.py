@@ -49,6 +49,7 @@ def threads():
     vivace.settings.num_threads = None
 
 
+@pytest.mark.slow
 def test_kernels_are_cached_on_disk(tmp_path):
     cached = "\nassert sum(product_into.threaded.stats.cache_hits.values()) == {}"
     two = {"OMP_NUM_THREADS": "2", "NUMBA_NUM_THREADS": "2"}
@@ -66,6 +67,7 @@ def quarter(x):
     return half(half(x))
 
 
+@pytest.mark.slow
 def test_an_inner_kernel_is_called_by_kernels_only(tmp_path):
     """From Python it has no entry; calling it must not reach for one, compiled or loaded or not."""
     program = (
@@ -105,6 +107,7 @@ def test_a_cache_that_becomes_a_file_is_done_without(tmp_path):
     assert folder.is_file()
 
 
+@pytest.mark.slow
 def test_a_cache_that_goes_away_is_made_again(tmp_path):
     folder = tmp_path / "cache"
     run(PRODUCT, NUMBA_CACHE_DIR=str(folder))

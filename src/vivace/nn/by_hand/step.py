@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vivace.data.batch import CountBatch
 from vivace.nn.by_hand.hidden import normed_relu, normed_relu_gradient
 from vivace.nn.by_hand.latent import fill_onehot, latent_draw, latent_draw_gradient
-from vivace.nn.decoder import Decoder
+from vivace.nn.decoders import MLPDecoder
 from vivace.nn.layers import Activation, BatchNorm, Linear, dropout_bits, dropout_threshold
 from vivace.nn.vae import VAE
 from vivace.ops.count_nll import CountHeads, CountNLLInputs
@@ -45,7 +45,7 @@ def supports(network: VAE) -> bool:
         and network.library_encoder is None
         and network.batch_embedding is None
         and not network.encoder.uses_covariates
-        and isinstance(network.decoder, Decoder)
+        and isinstance(network.decoder, MLPDecoder)
         and config.use_batch_norm == "both"
         and config.use_layer_norm == "none"
         and all(t.device.type == "cpu" for t in tensors)
@@ -81,7 +81,7 @@ class HandStep:
 
     def __init__(self, network: VAE) -> None:
         encoder, decoder, config = network.encoder, network.decoder, network.config
-        assert isinstance(decoder, Decoder)
+        assert isinstance(decoder, MLPDecoder)
         self.network = network
         self.log1p = config.log_variational
         self.encoding = _layers(encoder.linears, encoder.activations)

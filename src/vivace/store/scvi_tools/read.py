@@ -1,10 +1,9 @@
-"""A folder that scvi-tools saved, as one of ours; nothing in it is executed.
+"""Reads a folder that scvi-tools saved; nothing in it is executed.
 
-``model.pt`` is a pickle.  torch's restricted unpickler reads it: tensors, plain
-containers, and stand-ins of ours for the few other names that such a file has:
-NumPy arrays are put together from their bytes, not by NumPy's own unpickling,
-which believes a hostile file; what pandas wrote (the history) is dropped; any
-other name is refused.
+``model.pt`` is a pickle. torch's restricted unpickler reads tensors and plain containers, and
+stand-ins of ours replace the few other names in such a file. NumPy arrays are made from their
+bytes, because NumPy's own unpickling trusts a hostile file. What pandas wrote (the history) is
+dropped. Any other name is refused.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ from vivace.data.columns import plain_category
 from vivace.data.schema import Declarations, Schema
 from vivace.errors import ModelFileError, VivaceError
 from vivace.store.folder import StoredModel
-from vivace.store.scvi_tools.weights import unused_of_scvi_tools, weights_from_scvi_tools
+from vivace.store.scvi_tools.weights import unused_in_scvi_tools, weights_from_scvi_tools
 
 MODEL_PT = "model.pt"
-UNUSED = "unused."  # before the name of a tensor that is only kept
+UNUSED = "unused."  # prefix of tensors that are stored but not used
 CLASSES = ("SCVI", "LinearSCVI")
 TRIED = "1.4.2"
-# scvi-tools' LinearSCVI takes these and makes its encoder without them
+# options that scvi-tools' LinearSCVI accepts and ignores
 _IGNORED_BY_LINEAR = (
     "use_layer_norm",
     "encode_covariates",
@@ -39,11 +38,11 @@ _IGNORED_BY_LINEAR = (
 _NOT_OPTIONS = ("use_size_factor_key", "extra_payload_autotune")
 
 
-# ---- stand-ins: what a file may name, and what we make of it ----------------
+# ---- stand-ins for the names that a file may contain ------------------------
 
 
 class _Inert:
-    """Takes the place of a class of pandas: accepts whatever it is given, and does nothing."""
+    """Stands in for a class of pandas: accepts any arguments, and does nothing."""
 
     def __new__(cls, *_args: object, **_kwargs: object) -> _Inert:
         return super().__new__(cls)
@@ -53,7 +52,7 @@ class _Inert:
 
 
 class _DType:
-    """For ``numpy.dtype``, whose own ``__setstate__`` would believe whatever a file says."""
+    """Stands in for ``numpy.dtype``, whose own ``__setstate__`` trusts the file."""
 
     def __init__(self, code: str, *_flags: object) -> None:
         if code not in _ITEMS:
@@ -69,7 +68,7 @@ _ITEMS = {"O8", "b1", *(f"{kind}{size}" for kind in "iuf" for size in (1, 2, 4, 
 
 
 class _Array:
-    """For ``numpy.ndarray``: numbers from their bytes, anything else from a list."""
+    """Stands in for ``numpy.ndarray``: numbers from their bytes, objects from a list."""
 
     value: NDArray[Any]
 
@@ -81,45 +80,47 @@ class _Array:
             value = np.empty(len(data), object)
             value[:] = data
         else:
-            value = _numbers(dtype, data)
-        self.value = value.reshape(shape)  # of one dimension, where the order has no meaning
+            value = _read_numbers(dtype, data)
+        self.value = value.reshape(
+            shape
+        )  # arrays here are one-dimensional; the order is irrelevant
 
 
-def _numbers(dtype: _DType, data: bytes) -> NDArray[Any]:
+def _read_numbers(dtype: _DType, data: bytes) -> NDArray[Any]:
     return np.frombuffer(bytes(data), (">" if dtype.swapped else "<") + dtype.code).copy()
 
 
-def _array(*_arguments: object) -> _Array:
-    """For NumPy's ``_reconstruct``."""
+def _make_array(*_arguments: object) -> _Array:
+    """Stands in for NumPy's ``_reconstruct``."""
     return _Array()
 
 
-def _scalar(dtype: _DType, data: bytes) -> Any:
-    """For NumPy's ``scalar``."""
-    return _numbers(dtype, data)[0].item()
+def _read_scalar(dtype: _DType, data: bytes) -> Any:
+    """Stands in for NumPy's ``scalar``."""
+    return _read_numbers(dtype, data)[0].item()
 
 
-def _plain_dict(*_factory: object) -> dict[str, object]:
-    """For ``collections.defaultdict``."""
+def _make_dict(*_factory: object) -> dict[str, object]:
+    """Stands in for ``collections.defaultdict``."""
     return {}
 
 
 def _softplus() -> None:
-    """For ``torch.nn.functional.softplus``, which stands for its name."""
+    """Stands in for ``torch.nn.functional.softplus``; only its name is read."""
 
 
 _STAND_INS: dict[str, Any] = {
-    "collections.defaultdict": _plain_dict,
-    "builtins.dict": _plain_dict,
+    "collections.defaultdict": _make_dict,
+    "builtins.dict": _make_dict,
     "builtins.bytes": bytes,
     "builtins.slice": slice,
     "numpy.ndarray": _Array,
     "numpy.dtype": _DType,
     # NumPy 2, and 1
-    "numpy._core.multiarray._reconstruct": _array,
-    "numpy.core.multiarray._reconstruct": _array,
-    "numpy._core.multiarray.scalar": _scalar,
-    "numpy.core.multiarray.scalar": _scalar,
+    "numpy._core.multiarray._reconstruct": _make_array,
+    "numpy.core.multiarray._reconstruct": _make_array,
+    "numpy._core.multiarray.scalar": _read_scalar,
+    "numpy.core.multiarray.scalar": _read_scalar,
     "torch._C._nn.softplus": _softplus,
 }
 
@@ -130,35 +131,35 @@ def is_scvi_tools(path: Path) -> bool:
 
 
 def read_scvi_tools(path: Path) -> StoredModel:
-    """Read the folder; its parts are those that our own folder has.
+    """Read the folder as a :class:`StoredModel`, as our own folders are read.
 
     Raises
     ------
     ModelFileError
-        If the file is damaged, names code, has a legacy layout, or uses an
-        option that vivace does not have; the message says which.
+        If the file is damaged, names code, has a legacy layout, or uses an option that vivace
+        does not have; the message says which.
     """
     file = path / MODEL_PT
     contents = _load(file)
     try:
-        registry, attributes = _layout(file, contents)
+        registry, attributes = _split_layout(file, contents)
         name = registry.get("model_name")
         if name not in CLASSES:
             raise ModelFileError(
                 f"{file} holds a model of class {name!r}; vivace reads {' and '.join(CLASSES)}."
             )
-        config = _config(file, name, attributes["init_params_"])
-        schema = _schema(file, registry, contents["var_names"])
+        config = _read_config(file, name, attributes["init_params_"])
+        schema = _read_schema(file, registry, contents["var_names"])
         state = {k: v for k, v in contents["model_state_dict"].items() if isinstance(v, Tensor)}
         size_factor = schema.declarations.size_factor_key is not None
         weights = weights_from_scvi_tools(state, config, size_factor)
-        unused = unused_of_scvi_tools(state, config, size_factor)
-        training = _training(registry, attributes)
+        unused = unused_in_scvi_tools(state, config, size_factor)
+        training = _read_training(registry, attributes)
     except VivaceError:
         raise
-    except Exception as error:  # whatever a foreign file may lead to
+    except Exception as error:  # a foreign file may raise anything
         raise ModelFileError(
-            f"{file} is not laid out as scvi-tools {TRIED} does it ({error!r}); load it with "
+            f"{file} does not have the layout of scvi-tools {TRIED} ({error!r}); load it with "
             f"scvi-tools {TRIED} and save it again."
         ) from error
     sections = {
@@ -181,14 +182,14 @@ def _load(file: Path) -> dict[str, Any]:
         refused = sorted(n for n, stand_in in known.items() if stand_in is None)
         if refused:
             raise ModelFileError(
-                f"{file} names code ({', '.join(refused[:3])}), which vivace does not run; load it "
-                f"with scvi-tools {TRIED}, if you trust it, and save it without that."
+                f"{file} names code ({', '.join(refused[:3])}), which vivace does not run; if you "
+                f"trust it, load it with scvi-tools {TRIED} and save it without that code."
             )
-        with torch.serialization.safe_globals([(made, n) for n, made in known.items()]):
-            contents = _unwrapped(torch.load(file, map_location="cpu", weights_only=True))
+        with torch.serialization.safe_globals([(stand_in, n) for n, stand_in in known.items()]):
+            contents = _unwrap(torch.load(file, map_location="cpu", weights_only=True))
     except ModelFileError:
         raise
-    except Exception as error:  # a damaged or hostile file may lead to any
+    except Exception as error:  # a damaged or hostile file may raise anything
         reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")[:120]
         raise ModelFileError(
             f"{file} cannot be read ({reason or type(error).__name__}); save the model again."
@@ -198,17 +199,17 @@ def _load(file: Path) -> dict[str, Any]:
     return contents
 
 
-def _unwrapped(value: Any) -> Any:
-    """The arrays that the stand-ins hold, in containers of any depth."""
+def _unwrap(value: Any) -> Any:
+    """The value with each stand-in replaced by its array, in containers of any depth."""
     if isinstance(value, _Array):
         return value.value
     if isinstance(value, dict):
-        return {k: _unwrapped(v) for k, v in value.items()}
-    return [_unwrapped(v) for v in value] if isinstance(value, list) else value
+        return {k: _unwrap(v) for k, v in value.items()}
+    return [_unwrap(v) for v in value] if isinstance(value, list) else value
 
 
-def _layout(file: Path, contents: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The registry and the attributes, or a sentence about a layout from long ago."""
+def _split_layout(file: Path, contents: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The registry and the attributes; a legacy layout is refused."""
     missing = {"model_state_dict", "var_names", "attr_dict"} - set(contents)
     attributes = contents.get("attr_dict", {})
     if missing or "registry_" not in attributes:
@@ -219,7 +220,9 @@ def _layout(file: Path, contents: dict[str, Any]) -> tuple[dict[str, Any], dict[
         )
     registry = attributes["registry_"]
     if any(key.startswith(("latent_qz", "observed_lib")) for key in registry["field_registries"]):
-        raise ModelFileError(f"{file} is a minified model; save the model before minify_adata.")
+        raise ModelFileError(
+            f"{file} holds a minified model; save the model before minify_adata, with scvi-tools."
+        )
     if registry.get("setup_method_name", "setup_anndata") != "setup_anndata":
         raise ModelFileError(
             f"{file} was set up with {registry['setup_method_name']!r}; vivace reads models that "
@@ -228,8 +231,8 @@ def _layout(file: Path, contents: dict[str, Any]) -> tuple[dict[str, Any], dict[
     return registry, attributes
 
 
-def _config(file: Path, name: str, given: dict[str, Any]) -> ModelConfig:
-    """The constructor arguments as our options."""
+def _read_config(file: Path, name: str, given: dict[str, Any]) -> ModelConfig:
+    """The constructor arguments as a :class:`ModelConfig`."""
     options = dict(given["non_kwargs"])
     for extra in given["kwargs"].values():
         options |= extra
@@ -247,22 +250,32 @@ def _config(file: Path, name: str, given: dict[str, Any]) -> ModelConfig:
         normed = options.pop("use_batch_norm", True)
         options["use_batch_norm"] = "both" if normed else "encoder"
         if options.pop("bias", False):
-            raise ModelFileError(f"{file} is a LinearSCVI with bias=True, which vivace has not.")
+            raise ModelFileError(
+                f"{file} holds a LinearSCVI(bias=True), which vivace does not support; use the model "
+                "with scvi-tools."
+            )
     for option in ("extra_encoder_kwargs", "extra_decoder_kwargs"):
         if not options.get(option, True):
             options.pop(option)
     unknown = sorted(set(options) - set(ModelConfig.names()))
     if unknown:
-        raise ModelFileError(f"{file} uses the option {unknown[0]!r}, which vivace does not have.")
+        raise ModelFileError(
+            f"{file} uses the option {unknown[0]!r}, which vivace does not have; use the model with "
+            "scvi-tools."
+        )
     return ModelConfig(**options)
 
 
-def _schema(file: Path, registry: dict[str, Any], var_names: Any) -> Schema:
+def _read_schema(file: Path, registry: dict[str, Any], var_names: Any) -> Schema:
+    """Genes, columns and categories from the registry."""
     arguments = registry["setup_args"]
     known = {k: v for k, v in arguments.items() if v is not None}
     unknown = sorted(set(known) - {*Declarations.__dataclass_fields__})
     if unknown:
-        raise ModelFileError(f"{file} was set up with {unknown[0]!r}, which vivace does not have.")
+        raise ModelFileError(
+            f"{file} was set up with {unknown[0]!r}, which vivace does not have; use the model with "
+            "scvi-tools."
+        )
     for keys in ("categorical_covariate_keys", "continuous_covariate_keys"):
         if keys in known:
             known[keys] = tuple(known[keys])
@@ -271,24 +284,25 @@ def _schema(file: Path, registry: dict[str, Any], var_names: Any) -> Schema:
         fields.get("extra_categorical_covs", {}).get("state_registry", {}).get("mappings", {})
     )
     return Schema(
-        # scvi-tools did not ask for integers either
+        # scvi-tools does not ask for integers
         declarations=Declarations(**known, allow_non_integer=True),
         genes=tuple(str(g) for g in var_names),
-        batches=_mapping(fields["batch"]["state_registry"]["categorical_mapping"]),
-        labels=_mapping(fields["labels"]["state_registry"]["categorical_mapping"]),
+        batches=_read_categories(fields["batch"]["state_registry"]["categorical_mapping"]),
+        labels=_read_categories(fields["labels"]["state_registry"]["categorical_mapping"]),
         categories=tuple(
-            _mapping(mappings[key]) for key in known.get("categorical_covariate_keys", ())
+            _read_categories(mappings[key]) for key in known.get("categorical_covariate_keys", ())
         ),
     )
 
 
-def _mapping(values: Any) -> tuple[Any, ...]:
+def _read_categories(values: Any) -> tuple[Any, ...]:
     return tuple(plain_category(v) for v in np.asarray(values))
 
 
-def _training(registry: dict[str, Any], attributes: dict[str, Any]) -> dict[str, Any]:
+def _read_training(registry: dict[str, Any], attributes: dict[str, Any]) -> dict[str, Any]:
+    """The summary and the split, as our own folders store them."""
     rows = {
-        part: [] if (found := attributes.get(f"{part}_indices_")) is None else found.tolist()
+        part: [] if (indices := attributes.get(f"{part}_indices_")) is None else indices.tolist()
         for part in ("train", "validation")
     }
     summary = {

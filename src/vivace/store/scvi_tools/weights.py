@@ -1,10 +1,9 @@
-"""Weights of scvi-tools' SCVI and LinearSCVI under our names, and back.
+"""Converts weights of scvi-tools' SCVI and LinearSCVI to ours, and back.
 
-Layout of scvi-tools 1.4.2: every linear map stores its weight output-major (ours
-is input-major), each hidden layer is a numbered pair of linear map and batch
-norm, and mean and log-variance are two maps (ours is one).  Its state dict
-always holds a library encoder, a dispersion decoder and a dropout decoder; those
-that the network does not use are kept apart, and given back on the way out.
+In scvi-tools 1.4.2 every linear map stores its weight output-major (ours is input-major), each
+hidden layer is a numbered pair of linear map and batch norm, and mean and log-variance are two
+maps (ours is one). Its state dict always holds a library encoder, a dispersion decoder and a
+dropout decoder. Those that our network does not use are stored apart, and written back.
 """
 
 from __future__ import annotations
@@ -26,34 +25,34 @@ _NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 @dataclass(frozen=True)
 class Pair:
-    """A tensor of ours and the one, or the two side by side, of theirs.
+    """A tensor of our network and the same in scvi-tools'.
 
     Parameters
     ----------
     ours
-        Its name in our network.
+        Name in our network.
     theirs
-        The name or names in theirs.
-    turned
-        Theirs is the transpose.
+        Name in scvi-tools'; two names for two tensors that ours holds side by side.
+    transposed
+        Whether theirs is the transpose of ours.
     """
 
     ours: str
     theirs: tuple[str, ...]
-    turned: bool = False
+    transposed: bool = False
 
 
 def weights_from_scvi_tools(
     state: Mapping[str, Tensor], config: ModelConfig, size_factor: bool = False
 ) -> dict[str, Tensor]:
-    """The tensors that our network has, from those of an scvi-tools model.
+    """The tensors of our network, from those of an scvi-tools model.
 
     Parameters
     ----------
     state
-        ``model_state_dict`` as scvi-tools 1.4.2 saved it.
+        The ``model_state_dict`` that scvi-tools 1.4.2 saved.
     config
-        Options of the model: which of the tensors it uses.
+        Options of the model; they determine which tensors it uses.
     size_factor
         Whether the mean is scaled by a size factor.
 
@@ -68,19 +67,19 @@ def weights_from_scvi_tools(
     """
     weights = {}
     for pair in _pairs(config, size_factor):
-        parts = [_get(state, name) for name in pair.theirs]
+        parts = [_get_tensor(state, name) for name in pair.theirs]
         value = parts[0] if len(parts) == 1 else torch.cat(parts)
-        weights[pair.ours] = _turn(value) if pair.turned else value
+        weights[pair.ours] = _transpose(value) if pair.transposed else value
     for name in ("library_mean", "library_variance"):  # theirs has one row
         if name in weights:
             weights[name] = weights[name].flatten()
     return weights
 
 
-def unused_of_scvi_tools(
+def unused_in_scvi_tools(
     state: Mapping[str, Tensor], config: ModelConfig, size_factor: bool = False
 ) -> dict[str, Tensor]:
-    """The tensors of an scvi-tools model that our network has no use for, under their names."""
+    """The tensors of an scvi-tools model that our network does not use, under their names."""
     used = {name for pair in _pairs(config, size_factor) for name in pair.theirs}
     return {name: value for name, value in state.items() if name not in used}
 
@@ -91,15 +90,15 @@ def weights_to_scvi_tools(
     dims: Dimensions,
     unused: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
-    """The whole state dict of an scvi-tools model.
+    """The complete state dict of an scvi-tools model.
 
-    ``unused`` are tensors that a model was loaded with; what is still missing
-    is initialised as scvi-tools does it, from a fixed seed.
+    ``unused`` are the tensors that :func:`unused_in_scvi_tools` gave when the model was loaded.
+    Those still missing are initialised as in scvi-tools, from a fixed seed.
     """
     state: dict[str, Tensor] = {}
     for pair in _pairs(config, dims.size_factor):
         value = weights[pair.ours].detach().cpu()
-        value = _turn(value) if pair.turned else value
+        value = _transpose(value) if pair.transposed else value
         if pair.ours in ("library_mean", "library_variance"):
             value = value[None, :]
         parts = value.chunk(len(pair.theirs)) if len(pair.theirs) > 1 else (value,)
@@ -112,7 +111,7 @@ def weights_to_scvi_tools(
 
 
 def _pairs(config: ModelConfig, size_factor: bool) -> Iterator[Pair]:
-    """Every tensor that a network with these options has, in both names."""
+    """Every tensor of a network with these options, under both names."""
     family = LIKELIHOODS[config.gene_likelihood]
     per_cell = family.dispersed and config.dispersion == "gene-cell"
     yield from _encoder("encoder", "z_encoder", config, config.n_layers)
@@ -128,7 +127,7 @@ def _pairs(config: ModelConfig, size_factor: bool) -> Iterator[Pair]:
         heads += [("dropout", "px_dropout_decoder")] if family.zero_inflated else []
         for ours, theirs in heads:
             layer = f"decoder.{theirs}.fc_layers.Layer 0"
-            yield Pair(f"decoder.{ours}.weight", (f"{layer}.0.weight",), turned=True)
+            yield Pair(f"decoder.{ours}.weight", (f"{layer}.0.weight",), transposed=True)
             if normed:
                 yield from _norm(f"decoder.{ours}.batch_norm", f"{layer}.1")
     else:
@@ -139,15 +138,15 @@ def _pairs(config: ModelConfig, size_factor: bool) -> Iterator[Pair]:
         if per_cell:
             yield from _linear("decoder.theta", "decoder.px_r_decoder")
     if family.dispersed and not per_cell:
-        yield Pair("log_theta", ("px_r",), turned=True)  # theirs has one column a category
+        yield Pair("log_theta", ("px_r",), transposed=True)  # theirs has one column per category
 
 
 def _encoder(ours: str, theirs: str, config: ModelConfig, n_layers: int) -> Iterator[Pair]:
     normed = config.use_batch_norm in ("encoder", "both")
     yield from _stack(ours, f"{theirs}.encoder", n_layers, normed)
-    for name, turned in (("weight", True), ("bias", False)):
+    for name, transposed in (("weight", True), ("bias", False)):
         heads = (f"{theirs}.mean_encoder.{name}", f"{theirs}.var_encoder.{name}")
-        yield Pair(f"{ours}.latent.{name}", heads, turned)
+        yield Pair(f"{ours}.latent.{name}", heads, transposed)
 
 
 def _stack(ours: str, theirs: str, n_layers: int, normed: bool) -> Iterator[Pair]:
@@ -159,7 +158,7 @@ def _stack(ours: str, theirs: str, n_layers: int, normed: bool) -> Iterator[Pair
 
 
 def _linear(ours: str, theirs: str) -> Iterator[Pair]:
-    yield Pair(f"{ours}.weight", (f"{theirs}.weight",), turned=True)
+    yield Pair(f"{ours}.weight", (f"{theirs}.weight",), transposed=True)
     yield Pair(f"{ours}.bias", (f"{theirs}.bias",))
 
 
@@ -168,11 +167,11 @@ def _norm(ours: str, theirs: str) -> Iterator[Pair]:
         yield Pair(f"{ours}.{name}", (f"{theirs}.{name}",))
 
 
-def _turn(value: Tensor) -> Tensor:
+def _transpose(value: Tensor) -> Tensor:
     return value if value.ndim == 1 else value.T.contiguous()
 
 
-def _get(state: Mapping[str, Tensor], name: str) -> Tensor:
+def _get_tensor(state: Mapping[str, Tensor], name: str) -> Tensor:
     if name not in state:
         raise ModelFileError(
             f"The scvi-tools model holds no tensor {name!r}; save it with scvi-tools 1.4.2."
@@ -180,13 +179,13 @@ def _get(state: Mapping[str, Tensor], name: str) -> Tensor:
     return state[name]
 
 
-# ---- what scvi-tools makes, used or not -------------------------------------
+# ---- tensors that scvi-tools always makes -----------------------------------
 
 Maker = Callable[[torch.Generator], Tensor]
 
 
 def _missing_makers(config: ModelConfig, dims: Dimensions) -> dict[str, Maker]:
-    """How to make each tensor of theirs that our network may not have."""
+    """Functions that make the tensors of scvi-tools that our network may not have."""
     makers: dict[str, Maker] = {}
     g, h = dims.n_genes, config.n_hidden
     n_in = g

@@ -1,4 +1,4 @@
-"""A model as a folder that scvi-tools 1.4.2 loads."""
+"""Writes a model as a folder that scvi-tools 1.4.2 loads."""
 
 from __future__ import annotations
 
@@ -19,6 +19,21 @@ from vivace.store.folder import StoredModel, check_place, move_into_place
 from vivace.store.scvi_tools.read import MODEL_PT, TRIED, UNUSED
 from vivace.store.scvi_tools.weights import weights_to_scvi_tools
 
+# the parameters that scvi-tools' constructors name; the others are their keyword arguments
+_NAMED = (
+    "n_hidden",
+    "n_latent",
+    "n_layers",
+    "dropout_rate",
+    "dispersion",
+    "gene_likelihood",
+    "use_observed_lib_size",
+    "latent_distribution",
+)
+# written in another form, or not at all
+_SPECIAL = ("batch_embedding_dim", "var_activation", "linear_decoder")
+_KEYWORDS = tuple(name for name in ModelConfig.names() if name not in (*_NAMED, *_SPECIAL))
+
 
 def write_scvi_tools(
     path: Path,
@@ -32,12 +47,12 @@ def write_scvi_tools(
     Raises
     ------
     OptionError
-        If scvi-tools has no words for an option; the message names it.
+        If scvi-tools' format cannot hold an option; the message names it.
     """
     check_place(path, overwrite)
     config = ModelConfig(**model.sections["config"])
     schema = Schema.from_dict(model.sections["schema"])
-    _refuse(config, schema)
+    _check_options(config, schema)
     unused = {k.removeprefix(UNUSED): v for k, v in model.weights.items() if k.startswith(UNUSED)}
     state: dict[str, Any] = dict(weights_to_scvi_tools(model.weights, config, dims, unused))
     state["pyro_param_store"] = {"params": {}, "constraints": {}}
@@ -57,14 +72,14 @@ def write_scvi_tools(
         move_into_place(new, path, Path(scratch) / "old")
 
 
-def _refuse(config: ModelConfig, schema: Schema) -> None:
-    """Say which option scvi-tools' format cannot hold."""
+def _check_options(config: ModelConfig, schema: Schema) -> None:
+    """Refuse an option that scvi-tools' format cannot hold."""
     problem = None
     if config.var_activation != "exp":
         problem = f"var_activation={config.var_activation!r}, which it stores as code"
     if config.linear_decoder:
         d = schema.declarations
-        unsaid = {
+        unsupported = {
             "covariates": bool(d.categorical_covariate_keys or d.continuous_covariate_keys),
             "a size factor": d.size_factor_key is not None,
             "encode_covariates=True": config.encode_covariates,
@@ -75,15 +90,16 @@ def _refuse(config: ModelConfig, schema: Schema) -> None:
             f"use_batch_norm={config.use_batch_norm!r}": config.use_batch_norm
             not in ("both", "encoder"),
         }
-        said = [what for what, there in unsaid.items() if there]
-        problem = f"a LinearSCVI with {said[0]}" if said else None
+        used = [option for option, in_use in unsupported.items() if in_use]
+        problem = f"a LinearSCVI with {used[0]}" if used else None
     if problem is not None:
         raise OptionError(
-            f"scvi-tools' format cannot say {problem}; save the model in vivace's own format."
+            f"scvi-tools' format cannot hold {problem}; save the model with format='vivace'."
         )
 
 
 def _attributes(model: StoredModel, config: ModelConfig, schema: Schema) -> dict[str, Any]:
+    """The attributes of the model object, as scvi-tools stores them."""
     training = model.sections["training"]
     train = np.asarray(training["train_rows"], np.int64)
     validation = np.asarray(training["validation_rows"], np.int64)
@@ -103,41 +119,23 @@ def _attributes(model: StoredModel, config: ModelConfig, schema: Schema) -> dict
 
 
 def _init_params(config: ModelConfig) -> dict[str, Any]:
-    named = (
-        "n_hidden",
-        "n_latent",
-        "n_layers",
-        "dropout_rate",
-        "dispersion",
-        "gene_likelihood",
-        "use_observed_lib_size",
-        "latent_distribution",
-    )
+    """The constructor arguments, as scvi-tools stores them."""
     if config.linear_decoder:
         extra: dict[str, Any] = {"use_batch_norm": config.use_batch_norm == "both"}
         extra |= {} if config.log_variational else {"log_variational": False}
     else:
-        extra = {
-            name: getattr(config, name)
-            for name in (
-                "encode_covariates",
-                "deeply_inject_covariates",
-                "log_variational",
-                "use_batch_norm",
-                "use_layer_norm",
-                "batch_representation",
-            )
-        }
+        extra = {name: getattr(config, name) for name in _KEYWORDS}
         if config.batch_representation == "embedding":
             extra["batch_embedding_kwargs"] = {"embedding_dim": config.batch_embedding_dim}
     group = "model_kwargs" if config.linear_decoder else "kwargs"
     return {
         "kwargs": {group: extra},
-        "non_kwargs": {name: getattr(config, name) for name in named},
+        "non_kwargs": {name: getattr(config, name) for name in _NAMED},
     }
 
 
 def _registry(class_name: str, schema: Schema, cells: int) -> dict[str, Any]:
+    """The declarations and categories, in the form of scvi-tools' data manager."""
     d = schema.declarations
     setup: dict[str, Any] = {
         "layer": d.layer,
@@ -168,7 +166,7 @@ def _registry(class_name: str, schema: Schema, cells: int) -> dict[str, Any]:
             "categorical_covariate_keys": list(d.categorical_covariate_keys) or None,
             "continuous_covariate_keys": list(d.continuous_covariate_keys) or None,
         }
-        fields |= _further(schema)
+        fields |= _covariate_fields(schema)
     return {
         "scvi_version": TRIED,
         "model_name": class_name,
@@ -183,15 +181,15 @@ def _column(name: str, key: str | None, categories: tuple[Any, ...]) -> dict[str
     return {
         "data_registry": {"attr_name": "obs", "attr_key": f"_scvi_{name}"},
         "state_registry": {
-            "categorical_mapping": _array(categories),
+            "categorical_mapping": _as_array(categories),
             "original_key": key or f"_scvi_{name}",
         },
         "summary_stats": {f"n_{name}": len(categories)},
     }
 
 
-def _further(schema: Schema) -> dict[str, Any]:
-    """Size factor and covariates: empty entries where there are none."""
+def _covariate_fields(schema: Schema) -> dict[str, Any]:
+    """Entries of the size factor and the covariates; empty if there are none."""
     d = schema.declarations
     empty: dict[str, Any] = {"data_registry": {}, "state_registry": {}, "summary_stats": {}}
     size_factor, categorical, continuous = ({**empty} for _ in range(3))
@@ -204,7 +202,7 @@ def _further(schema: Schema) -> dict[str, Any]:
             "attr_key": "_scvi_extra_categorical_covs",
         }
         categorical["state_registry"] = {
-            "mappings": {k: _array(c) for k, c in zip(keys, schema.categories, strict=True)},
+            "mappings": {k: _as_array(c) for k, c in zip(keys, schema.categories, strict=True)},
             "field_keys": keys,
             "n_cats_per_key": [len(c) for c in schema.categories],
         }
@@ -224,6 +222,6 @@ def _further(schema: Schema) -> dict[str, Any]:
     }
 
 
-def _array(categories: tuple[Any, ...]) -> np.ndarray:
+def _as_array(categories: tuple[Any, ...]) -> np.ndarray:
     text = any(isinstance(c, str) for c in categories)
     return np.array(categories, dtype=object if text else None)

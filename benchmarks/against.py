@@ -1,0 +1,187 @@
+"""This version against an earlier one, in pairs of processes: training, questions, starting.
+
+Usage: python benchmarks/against.py --raw kang_ifnb_dev.h5ad --before <src of another version> --save
+
+Each measurement is a process of its own, and the two versions take turns. The ratio is the median
+over pairs of this version's seconds by the other's: below 1 is faster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import anndata
+import scanpy as sc
+
+from common import provenance, report
+
+STEPS = 400
+CELLS = 20_000
+
+
+def steps(data: Path, likelihood: str) -> float:
+    """Milliseconds per training step of 128 cells, 2,000 genes."""
+    import vivace
+
+    adata = anndata.read_h5ad(data)
+    vivace.SCVI.setup_anndata(adata)
+    model = vivace.SCVI(adata, gene_likelihood=likelihood)
+    options: dict[str, Any] = {"batch_size": 128, "train_size": 1.0, "progress": False, "seed": 0}
+    model.train(max_steps=60, **options)
+    seconds = []
+    for _ in range(4):
+        begun = time.perf_counter()
+        model.train(max_steps=STEPS, **options)
+        seconds.append(time.perf_counter() - begun)
+    return 1e3 * min(seconds) / STEPS
+
+
+def default_train(data: Path) -> float:
+    """Seconds of the default ``train()``, with kernels cached."""
+    import vivace
+
+    adata = anndata.read_h5ad(data)
+    vivace.SCVI.setup_anndata(adata, batch_key="batch")
+    model = vivace.SCVI(adata)
+    begun = time.perf_counter()
+    model.train(progress=False)
+    return time.perf_counter() - begun
+
+
+def questions(data: Path) -> dict[str, float]:
+    """Seconds of questions about 20,000 cells, the least of three."""
+    import numpy as np
+
+    import vivace
+
+    adata = anndata.read_h5ad(data)
+    adata = adata[np.resize(np.arange(adata.n_obs), CELLS)].copy()
+    adata.obs_names_make_unique()
+    vivace.SCVI.setup_anndata(adata, batch_key="batch")
+    model = vivace.SCVI(adata)
+    model.train(max_epochs=1, progress=False)
+    out = np.empty((CELLS, adata.n_vars), np.float32)
+    asked = {
+        "latent": lambda: model.get_latent_representation(),
+        "expression": lambda: model.get_normalized_expression(out=out),
+        "de": lambda: model.differential_expression(
+            groupby="cell_type", group1=adata.obs["cell_type"].iloc[0], silent=True, seed=0
+        ),
+    }
+    seconds = {}
+    for name, ask in asked.items():
+        ask()
+        seconds[name] = min(_seconds(ask) for _ in range(3))
+    return seconds
+
+
+def _seconds(call: Any) -> float:
+    begun = time.perf_counter()
+    call()
+    return time.perf_counter() - begun
+
+
+def first_train(data: Path) -> float:
+    """Seconds from importing vivace to the end of a first ``train()`` of one epoch."""
+    adata = anndata.read_h5ad(data)
+    begun = time.perf_counter()
+    import vivace
+
+    vivace.SCVI.setup_anndata(adata, batch_key="batch")
+    vivace.SCVI(adata).train(max_epochs=1, progress=False)
+    return time.perf_counter() - begun
+
+
+def import_vivace() -> float:
+    """Seconds of ``import vivace; vivace.SCVI``, torch and anndata included."""
+    begun = time.perf_counter()
+    import vivace
+
+    _ = vivace.SCVI
+    return time.perf_counter() - begun
+
+
+def measure(case: str, data: Path) -> dict[str, float]:
+    """What one process measures."""
+    if case in ("zinb", "nb"):
+        return {f"step, {case}, ms": steps(data, case)}
+    if case == "questions":
+        return {f"{name}, s": value for name, value in questions(data).items()}
+    if case == "train":
+        return {"default train(), s": default_train(data)}
+    if case == "import":
+        return {"import, s": import_vivace()}
+    name = "first train() with compilation, s" if case == "compile" else "first train(), s"
+    return {name: first_train(data)}
+
+
+CASES = ("zinb", "nb", "train", "questions", "first", "import", "compile")
+
+
+def run(case: str, data: Path, source: Path, scratch: Path) -> dict[str, float]:
+    """One process of one version."""
+    environment = os.environ | {"PYTHONPATH": str(source)}
+    if case == "compile":  # an empty cache of kernels
+        folder = tempfile.mkdtemp(dir=scratch)
+        environment["NUMBA_CACHE_DIR"] = folder
+    command = [sys.executable, __file__, "--measure", case, "--raw", str(data)]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    values: dict[str, float] = json.loads(found.stdout.splitlines()[-1])
+    return values
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--raw", required=True, type=Path)
+    parser.add_argument("--before", type=Path)
+    parser.add_argument("--pairs", default=7, type=int)
+    parser.add_argument("--only", nargs="*", default=CASES)
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    parser.add_argument("--save", action="store_true")
+    args = parser.parse_args()
+    if args.measure:
+        print(json.dumps(measure(args.measure, args.raw)))
+        return
+    now = Path(__file__).parents[1] / "src"
+    table: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        data = scratch / "kang.h5ad"
+        adata = anndata.read_h5ad(args.raw)
+        normal = sc.pp.log1p(sc.pp.normalize_total(adata, copy=True), copy=True)
+        sc.pp.highly_variable_genes(normal, n_top_genes=2_000)
+        adata = adata[:, normal.var["highly_variable"]].copy()
+        sc.pp.filter_cells(adata, min_counts=1)
+        adata.write_h5ad(data)
+        for case in args.only:
+            pairs: list[tuple[dict[str, float], dict[str, float]]] = []
+            for i in range(2 if case == "compile" else args.pairs):
+                order = (args.before, now) if i % 2 == 0 else (now, args.before)
+                values = {source: run(case, data, source, scratch) for source in order}
+                pairs.append((values[args.before], values[now]))
+            for key in pairs[0][0]:
+                ratios = sorted(b[key] / a[key] for a, b in pairs)
+                table[key] = {
+                    "before": round(median(a[key] for a, _ in pairs), 4),
+                    "now": round(median(b[key] for _, b in pairs), 4),
+                    "ratio": round(median(ratios), 3),
+                    "ratios": [round(r, 3) for r in ratios],
+                }
+                print(key, table[key], file=sys.stderr)
+    commit = ["git", "-C", str(args.before), "rev-parse", "--short", "HEAD"]
+    before = subprocess.run(commit, capture_output=True, text=True, check=True).stdout.strip()
+    result = {"benchmark": "against", **provenance(), "before": before, "cases": table}
+    report("against", result, args.save)
+
+
+if __name__ == "__main__":
+    main()

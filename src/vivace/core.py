@@ -1,0 +1,287 @@
+"""Core: the state of a count model, which every question of it reads.
+
+The classes in ``model.py`` add a constructor and the list of what they answer.  The answers
+are functions of ``self: Core``, one question per file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from torch import Tensor
+
+from vivace.cells import Cells
+from vivace.config import ModelConfig, settings
+from vivace.data import Minified, Source, minified_type, read_cells
+from vivace.data.declare import refuse_without_counts
+from vivace.data.schema import Declarations, Schema, read_declarations
+from vivace.errors import ArgumentTypeError, DataError, NotTrainedError, OptionError
+from vivace.nn import VAE, Dimensions
+from vivace.seeds import SeedStream, check_seed
+from vivace.state import TrainState
+from vivace.summary import summarise
+from vivace.train.initialise import set_library_prior
+from vivace.types import Indices, Rows
+from vivace.validate import OPTIONAL_COUNT, row_numbers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    P = ParamSpec("P")
+    M = TypeVar("M")
+
+    class constructor(Generic[P]):  # noqa: N801
+        """A classmethod that returns a model of the class it is called on, as type checkers see it."""
+
+        def __init__(self, function: Callable[Concatenate[type[Any], P], Any]) -> None: ...
+        def __get__(self, instance: object, owner: type[M]) -> Callable[P, M]: ...
+
+else:
+    constructor = classmethod
+
+
+class Core:
+    """A count model: options, schema, network, data, seeds and training state.
+
+    Parameters
+    ----------
+    adata
+        The data, set up with ``setup_anndata``.
+    config
+        Options of the network.
+
+    Attributes
+    ----------
+    config
+        Options of the network.
+    schema
+        Genes, columns and their categories, as the model was made with them.
+    module
+        The network.
+    """
+
+    config: ModelConfig
+    schema: Schema
+    module: VAE
+
+    def __init__(self, adata: AnnData, config: ModelConfig) -> None:
+        if not isinstance(adata, AnnData):
+            raise ArgumentTypeError(
+                f"{type(self).__name__} takes an AnnData, not {type(adata).__name__}; read one with "
+                "anndata.read_h5ad."
+            )
+        refuse_without_counts(adata)
+        schema = Schema.from_anndata(adata, read_declarations(adata))
+        _check_columns(config, schema.declarations)
+        seeds = SeedStream(check_seed(settings.seed))
+        self._build(config, schema, seeds, weights_seed=seeds.take())
+        self._attach(adata, library_prior=True)
+
+    def _build(
+        self, config: ModelConfig, schema: Schema, seeds: SeedStream, weights_seed: int
+    ) -> None:
+        """Make an untrained network, without data."""
+        self.config = config
+        self.schema = schema
+        self._seeds = seeds
+        self._state = TrainState()
+        self._unused: dict[str, Tensor] = {}  # tensors of scvi-tools' that we only keep
+        self._adata: AnnData | None = None
+        self._source: Source | None = None
+        self._reference: AnnData | None = None  # data of the reference, of a query's model
+        self._origins: tuple[str, ...] = ()  # fingerprints of models with the same encoder
+        with torch.random.fork_rng(devices=[]):  # layers read the global generator
+            torch.default_generator.manual_seed(weights_seed)
+            self.module = VAE(config, network_dimensions(schema))
+        self.module.eval()
+
+    def _attach(self, adata: AnnData, *, library_prior: bool = False) -> None:
+        """Read the model's own data, and set the prior of a latent library from them if asked."""
+        self._source = self._read(adata)
+        self._adata = adata
+        if library_prior and self.module.library_encoder is not None:
+            set_library_prior(self.module, self._source)
+
+    def _read(self, adata: AnnData) -> Source:
+        """The cells of ``adata`` in the model's genes and codes, checked."""
+        normal = self.config.gene_likelihood == "normal"
+        minified = isinstance(adata, AnnData) and minified_type(adata) is not None
+        models = (self._fingerprint(), *self._origins) if minified else ()
+        source = read_cells(adata, self.schema, allow_negative=normal, models=models)
+        if normal and self.config.log_variational and source.smallest < 0:
+            raise OptionError(
+                "log_variational=True takes the logarithm of the values, but some are negative; "
+                "use log_variational=False."
+            )
+        return source
+
+    # ---- helpers of the questions ---------------------------------------------------
+
+    def _cells(
+        self,
+        adata: AnnData | None,
+        indices: Indices | None,
+        batch_size: int | None,
+        silent: bool = True,
+        *,
+        counts: bool = False,
+    ) -> Cells:
+        """The cells that a question is about; ``counts`` if it cannot do without them."""
+        if not self.is_trained:
+            raise NotTrainedError("The model has not been trained; call train() first.")
+        source = self._own_source() if adata is None else self._read(adata)
+        if counts and not source.has_counts:
+            raise DataError(
+                "The counts were dropped by minify_adata, and this question needs them; pass data "
+                "with counts as adata=."
+            )
+        rows = row_numbers(indices, source.n_cells)
+        size = minibatch_size(batch_size, len(self.schema.genes))
+        return Cells(self.module, source, rows, size, bool(silent))
+
+    def _own_source(self) -> Source:
+        """The model's own data, unless they were changed since they were read."""
+        if self._source is None:
+            raise DataError(
+                "This model was loaded without data; pass adata= to load or to the method."
+            )
+        self._source.check_unchanged(self._adata)
+        return self._source
+
+    def _own_adata(self) -> AnnData:
+        self._own_source()
+        assert self._adata is not None
+        return self._adata
+
+    def _asked_adata(self, adata: AnnData | None) -> AnnData:
+        """The AnnData of a question whose cells have been read: ``adata``, or the model's own."""
+        asked = self._adata if adata is None else adata
+        assert asked is not None
+        return asked
+
+    def _seed(self, seed: int | None, random: bool) -> int:
+        """The seed of a question; one that samples nothing leaves the model's stream as it is."""
+        return self._seeds.take(seed) if random else 0 if seed is None else check_seed(seed)
+
+    def _fingerprint(self) -> str:
+        """A hash of the weights."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.module.state_dict().items()):
+            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    # ---- state ------------------------------------------------------------------------
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row per epoch, with scvi-tools' keys as columns.
+
+        ``train_loss``, ``elbo_train``, ``reconstruction_loss_train``, ``kl_local_train`` and
+        the same for validation, in nats per cell; then ``lr``, ``kl_weight``, ``seconds`` and
+        ``compile_seconds``.  Kernels are compiled once on a machine, and ``seconds`` leaves that
+        time out.  "elbo" is the negative ELBO here: lower is better.
+        """
+        return self._state.frame()
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether ``train`` has run."""
+        return self._state.trained
+
+    @property
+    def train_indices(self) -> Rows:
+        """Rows of the data that the model is trained on."""
+        return self._state.train_rows
+
+    @property
+    def validation_indices(self) -> Rows:
+        """Rows that training validates on."""
+        return self._state.validation_rows
+
+    @property
+    def test_indices(self) -> Rows:
+        """Rows that training never looks at."""
+        used = np.concatenate([self.train_indices, self.validation_indices])
+        return np.setdiff1d(np.arange(self._own_source().n_cells), used)
+
+    @property
+    def adata(self) -> AnnData | None:
+        """The model's own data; None on a model loaded without."""
+        return self._adata
+
+    @property
+    def minified_data_type(self) -> Minified | None:
+        """How the model's own data were minified; None if they were not."""
+        return None if self._adata is None else minified_type(self._adata)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.module.device
+
+    def to_device(self, device: str | torch.device) -> None:
+        """Move the weights to ``device``, for example "cpu" or "cuda:0"."""
+        self.module.to(device)
+
+    def view_anndata_setup(self) -> pd.DataFrame:
+        """What was declared: meaning, place in the AnnData, and content."""
+        return pd.DataFrame(self.schema.summary(), columns=["meaning", "where", "content"])
+
+    @property
+    def summary(self) -> str:
+        """A few lines on options, data and training."""
+        n_cells = None if self._source is None else self._source.n_cells
+        return summarise(
+            type(self).__name__,
+            self.config,
+            self.schema,
+            self._state,
+            n_cells,
+            self.minified_data_type,
+        )
+
+    def __repr__(self) -> str:
+        return self.summary
+
+
+def network_dimensions(schema: Schema) -> Dimensions:
+    """The sizes that the network takes from the data."""
+    return Dimensions(
+        n_genes=len(schema.genes),
+        n_batches=len(schema.batches),
+        n_categories=tuple(len(c) for c in schema.categories),
+        n_continuous=schema.n_continuous,
+        size_factor=schema.declarations.size_factor_key is not None,
+        n_labels=len(schema.labels),
+    )
+
+
+def minibatch_size(batch_size: int | None, n_genes: int) -> int:
+    """Cells per minibatch: as given, as the settings say, or as suits the number of genes."""
+    size = settings.batch_size if batch_size is None else batch_size
+    OPTIONAL_COUNT("batch_size", size)
+    return min(2048, max(256, (1 << 22) // n_genes)) if size is None else size
+
+
+def hash_names(adata: AnnData) -> str:
+    """A hash of the names of the cells, in their order."""
+    return hashlib.sha256("\n".join(map(str, adata.obs_names)).encode()).hexdigest()
+
+
+def _check_columns(config: ModelConfig, declared: Declarations) -> None:
+    """Refuse options that need a column which was not declared."""
+    for option, value, key in (
+        ("dispersion", "gene-batch", "batch_key"),
+        ("dispersion", "gene-label", "labels_key"),
+        ("batch_representation", "embedding", "batch_key"),
+    ):
+        if getattr(config, option) == value and getattr(declared, key) is None:
+            raise OptionError(
+                f"{option}={value!r} needs a {key}; declare it with setup_anndata(adata, "
+                f"{key}=...), or leave {option} at its default."
+            )

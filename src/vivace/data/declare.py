@@ -1,0 +1,100 @@
+"""``setup_anndata``: a user declares where the counts and covariates are, and they are checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from anndata import AnnData
+
+from vivace.data.checks import check_counts
+from vivace.data.memory import count_matrix
+from vivace.data.minified import minified_type
+from vivace.data.schema import Declarations, Schema, write_declarations
+from vivace.errors import ArgumentTypeError, DataError, warn
+from vivace.validate import checked
+
+
+@checked()
+def setup_anndata(
+    cls: type[Any],
+    adata: AnnData,
+    layer: str | None = None,
+    batch_key: str | None = None,
+    labels_key: str | None = None,
+    size_factor_key: str | None = None,
+    categorical_covariate_keys: Sequence[str] | None = None,
+    continuous_covariate_keys: Sequence[str] | None = None,
+    *,
+    allow_non_integer: bool = False,
+) -> None:
+    """Declare where the counts and the covariates are, and check them all.
+
+    Writes the declarations, names only, into ``adata.uns["vivace"]`` and
+    changes nothing else.
+
+    Parameters
+    ----------
+    adata
+        Cells x genes.
+    layer
+        Layer with raw counts; None for X.
+    batch_key
+        Column of obs with the batch of each cell.
+    labels_key
+        Column of obs with a label of each cell, read with ``dispersion="gene-label"``.
+    size_factor_key
+        Column of obs with positive size factors, used in place of the library.
+    categorical_covariate_keys, continuous_covariate_keys
+        Columns of obs with further covariates.
+    allow_non_integer
+        Accept counts that are not integers (for example after ambient removal), and
+        negative values for ``gene_likelihood="normal"``.
+
+    Raises
+    ------
+    DataError
+        If the counts or a column cannot be used; the message names the column, cell or
+        gene, and the fix.
+
+    Warns
+    -----
+    VivaceWarning
+        If a covariate has a single value, and so no effect.
+    """
+    if not isinstance(adata, AnnData):
+        raise ArgumentTypeError(f"setup_anndata takes an AnnData, not {type(adata).__name__}.")
+    refuse_without_counts(adata)
+    declarations = Declarations(
+        layer=layer,
+        batch_key=batch_key,
+        labels_key=labels_key,
+        size_factor_key=size_factor_key,
+        categorical_covariate_keys=_as_tuple(categorical_covariate_keys),
+        continuous_covariate_keys=_as_tuple(continuous_covariate_keys),
+        allow_non_integer=allow_non_integer,
+    )
+    schema = Schema.from_anndata(adata, declarations)
+    # negative values are refused later where the model's likelihood is one of counts
+    check_counts(adata, count_matrix(adata, layer), schema, allow_negative=allow_non_integer)
+    for sentence in schema.idle_columns(schema.columns(adata)):
+        warn(sentence)
+    write_declarations(adata, declarations)
+
+
+def refuse_without_counts(adata: AnnData) -> None:
+    """Refuse data whose counts were dropped, for a new model."""
+    kind = minified_type(adata)
+    if kind is not None and not kind.endswith("with_counts"):
+        raise DataError(
+            "The counts of this AnnData were dropped by minify_adata, and a new model needs them; "
+            "load the model that was saved with it instead."
+        )
+
+
+def _as_tuple(keys: Sequence[str] | None) -> tuple[str, ...]:
+    if keys is None:
+        return ()
+    if isinstance(keys, str) or not isinstance(keys, Iterable):
+        return keys  # type: ignore[return-value]  # Declarations refuses it
+    return tuple(keys)

@@ -1,0 +1,1 @@
+"""The families of distributions, one per file, and their base."""

@@ -1,0 +1,226 @@
+"""Figures of differential expression: a volcano plot, and a heat map of the surest genes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from vivace.errors import DataError, OptionError, near
+from vivace.pl.canvas import need_plotting, new_axes, save_axes
+from vivace.types import F64, Bool
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+_LEAST_PROBABILITY = 1e-4  # of no difference; a few thousand samples resolve no smaller one
+_GENE_WIDTH = 0.18  # inches, in the heat map
+_GROUP_HEIGHT = 0.22
+
+
+def volcano(
+    result: pd.DataFrame,
+    comparison: str | None = None,
+    *,
+    n_genes: int = 10,
+    ax: Axes | None = None,
+    save: str | Path | None = None,
+) -> Axes:
+    """Draw each gene's log2 fold change against its probability not to differ.
+
+    Called genes are in colour.
+
+    Parameters
+    ----------
+    result
+        ``model.differential_expression(...)`` of mode "change".
+    comparison
+        A comparison by its name in the column ``comparison``. None if there is only one.
+    n_genes
+        Number of called genes to name on either side, the largest changes first.
+    ax
+        Axes to draw on; None for a new figure.
+    save
+        File to write, such as ``volcano.png``.
+
+    Returns
+    -------
+    The axes.
+
+    Raises
+    ------
+    DataError, OptionError
+        If there is no such comparison, or if the result is of mode "vanilla".
+    MissingExtraError
+        If the plotting libraries are not installed.
+    """
+    need_plotting()
+    table = _select_comparison(result, comparison)
+    called = _called_genes(table)
+    if ax is None:
+        ax = new_axes(5.2, 4.4)
+    change = table["lfc_mean"].to_numpy(float)
+    probability = np.maximum(table["proba_not_de"].to_numpy(float), _LEAST_PROBABILITY)
+    for mask, colour, label in (
+        (~called, "0.7", "not called"),
+        (called & (change > 0), "tab:red", "up"),
+        (called & (change <= 0), "tab:blue", "down"),
+    ):
+        label = f"{label} ({int(mask.sum()):,})"
+        ax.scatter(change[mask], probability[mask], s=7, linewidths=0, color=colour, label=label)
+    delta = float(table["delta"].iloc[0])
+    for threshold in (-delta, delta):
+        if np.isfinite(threshold):
+            ax.axvline(threshold, color="0.5", linewidth=0.7, linestyle=":")
+    ax.set_yscale("log")
+    ax.invert_yaxis()
+    _name_genes(ax, table, change, probability, called, n_genes)
+    ax.set(xlabel="log2 fold change", ylabel="probability not to differ")
+    ax.set_title(str(table["comparison"].iloc[0]), loc="left", fontsize=10)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, fontsize=7, loc="lower right", markerscale=2)
+    save_axes(ax, save)
+    return ax
+
+
+def _name_genes(
+    ax: Axes,
+    table: pd.DataFrame,
+    change: F64,
+    probability: F64,
+    called: Bool,
+    n_genes: int,
+) -> None:
+    """Write the names of the called genes with the largest changes upwards and downwards."""
+    for side in (1, -1):
+        genes = np.flatnonzero(called & (np.sign(change) == side))
+        for gene in genes[np.argsort(-np.abs(change[genes]), kind="stable")][:n_genes]:
+            ax.annotate(
+                str(table.index[gene]),
+                (change[gene], probability[gene]),
+                xytext=(2 * side, 2),
+                textcoords="offset points",
+                ha="left" if side > 0 else "right",
+                fontsize=6,
+            )
+
+
+def heatmap(
+    result: pd.DataFrame,
+    adata: AnnData,
+    *,
+    groupby: str | None = None,
+    layer: str | None = None,
+    n_genes: int = 5,
+    ax: Axes | None = None,
+    save: str | Path | None = None,
+) -> Axes:
+    """Draw the mean expression of the surest genes of each comparison in every group.
+
+    Parameters
+    ----------
+    result
+        ``model.differential_expression(groupby=...)`` of mode "change".
+    adata
+        The cells, with raw counts in X or ``layer``. For the figure they are normalised to 10,000
+        counts per cell and log-transformed; each gene is scaled from its lowest group (0) to its
+        highest (1).
+    groupby
+        Column of obs with the groups; None for that of the result.
+    layer
+        Layer with raw counts; None for X.
+    n_genes
+        Number of genes per comparison, from those that are called and up, the surest first.
+    ax
+        Axes to draw on; None for a new figure.
+    save
+        File to write, such as ``heatmap.png``.
+
+    Returns
+    -------
+    The axes.
+
+    Raises
+    ------
+    DataError, OptionError
+        If a column, layer or gene is missing, no gene is called and up, or the result is of mode
+        "vanilla".
+    MissingExtraError
+        If the plotting libraries are not installed.
+    """
+    need_plotting()
+    groupby = result.attrs.get("groupby") if groupby is None else groupby
+    if groupby is None or groupby not in adata.obs:
+        raise DataError(
+            f"obs has no column {groupby!r} to take groups from; give groupby=, "
+            f"{near(groupby, adata.obs.columns)}"
+        )
+    genes = _called_up_genes(result, n_genes)
+    if not genes:
+        raise DataError("No gene is called and up in any comparison, so there is nothing to draw.")
+    mean = _mean_expression(adata, genes, groupby, layer)
+    # a gene that is equal in all groups is 0, and not 0 / 0
+    scaled = (mean - mean.min()) / (mean.max() - mean.min()).replace(0.0, 1.0)
+    if ax is None:
+        ax = new_axes(2.5 + _GENE_WIDTH * len(genes), 1.3 + _GROUP_HEIGHT * len(mean))
+    image = ax.imshow(scaled.to_numpy(), aspect="auto", cmap="Reds", vmin=0, vmax=1)
+    ax.set_xticks(range(len(genes)), genes, rotation=90, fontsize=6)
+    ax.set_yticks(range(len(mean)), list(mean.index), fontsize=7)
+    figure: Any = ax.figure
+    figure.colorbar(image, ax=ax, label="scaled expression", pad=0.01)
+    save_axes(ax, save)
+    return ax
+
+
+def _mean_expression(
+    adata: AnnData, genes: list[str], groupby: str, layer: str | None
+) -> pd.DataFrame:
+    """Mean log-normalised expression, groups x genes."""
+    missing = [g for g in genes if g not in adata.var_names]
+    if missing:
+        raise DataError(f"adata has no gene {missing[0]!r}; {near(missing[0], adata.var_names)}")
+    if layer is not None and layer not in adata.layers:
+        raise DataError(
+            f"adata.layers has no {layer!r} (layer); {near(layer, adata.layers.keys())}"
+        )
+    counts = sp.csr_matrix(adata.X if layer is None else adata.layers[layer])
+    total = np.maximum(np.asarray(counts.sum(1)).ravel(), 1.0)
+    x = counts[:, adata.var_names.get_indexer(genes)].toarray()
+    expression = pd.DataFrame(np.log1p(1e4 * x / total[:, None]), columns=genes)
+    groups = adata.obs[groupby].astype("category").cat.remove_unused_categories()
+    return expression.groupby(groups.to_numpy(), observed=True).mean()
+
+
+def _called_up_genes(result: pd.DataFrame, n_genes: int) -> list[str]:
+    """The first genes of each comparison that are called and up, without repeats."""
+    genes: dict[str, None] = {}
+    for _, table in result.groupby("comparison", sort=False):
+        up = table.index[_called_genes(table) & (table["lfc_mean"].to_numpy(float) > 0)]
+        genes |= dict.fromkeys(map(str, up[:n_genes]))
+    return list(genes)
+
+
+def _select_comparison(result: pd.DataFrame, comparison: str | None) -> pd.DataFrame:
+    if "comparison" not in result or len(result) == 0:
+        raise DataError("The frame has no comparison; give the result of differential_expression.")
+    names = list(dict.fromkeys(result["comparison"]))
+    if comparison is None and len(names) > 1:
+        raise OptionError(f"The result has {len(names)} comparisons; name one, {near('', names)}")
+    if comparison is not None and comparison not in names:
+        raise DataError(f"The result has no comparison {comparison!r}; {near(comparison, names)}")
+    return result[result["comparison"] == (names[0] if comparison is None else comparison)]
+
+
+def _called_genes(table: pd.DataFrame) -> Bool:
+    """Whether each gene is called."""
+    names = [c for c in table.columns if str(c).startswith("is_de_fdr_")]
+    if not names:
+        raise OptionError(
+            "The result is of mode 'vanilla', which calls no genes; use mode='change'."
+        )
+    called: Bool = table[names[0]].to_numpy(bool)
+    return called

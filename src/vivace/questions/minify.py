@@ -1,0 +1,85 @@
+"""A model without its counts: what the encoders say about them is kept instead."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from anndata import AnnData
+
+from vivace.cells import question
+from vivace.core import Core
+from vivace.data import Minified, StoredPosterior, count_matrix, minify
+from vivace.errors import DataError, ShapeError
+from vivace.questions.latent import encode_with_library
+from vivace.types import F32
+from vivace.validate import Choice, float_tensor
+
+
+@question(minified_data_type=Choice(Minified))
+def minify_adata(
+    self: Core,
+    minified_data_type: Minified = "latent_posterior_parameters",
+    use_latent_qzm_key: str | None = None,
+    use_latent_qzv_key: str | None = None,
+) -> None:
+    """Drop the counts, and keep what the encoders say about them.
+
+    The model goes on with a small copy of its data: the posterior of z in ``obsm``
+    ("X_latent_qzm", "X_latent_qzv"), the library in ``obs``. The AnnData that it was
+    made of stays as it is. All questions that need no counts are answered as before;
+    :meth:`save` keeps the copy with the model.
+
+    Parameters
+    ----------
+    minified_data_type
+        "latent_posterior_parameters", or "latent_posterior_parameters_with_counts" to
+        keep the counts beside them.
+    use_latent_qzm_key, use_latent_qzv_key
+        Keys of obsm with mean and variance of q(z|x); None computes them.
+
+    Raises
+    ------
+    DataError
+        If obsm has no such key, or the data are minified already.
+    """
+    if self.minified_data_type is not None:
+        raise DataError("The model's data are minified already; there is nothing to drop.")
+    cells = self._cells(None, None, None)
+    adata, source = self._own_adata(), self._own_source()
+    k = self.config.n_latent
+    moments = encode_with_library(cells)
+    mean, variance = (np.ascontiguousarray(m[:, :k].numpy()) for m in moments)
+    if use_latent_qzm_key is not None:
+        mean = _stored(adata, "use_latent_qzm_key", use_latent_qzm_key, mean.shape)
+    if use_latent_qzv_key is not None:
+        variance = _stored(adata, "use_latent_qzv_key", use_latent_qzv_key, variance.shape)
+        if not (variance > 0).all():
+            raise DataError(
+                f"obsm[{use_latent_qzv_key!r}] (use_latent_qzv_key) must hold variances above 0."
+            )
+    latent_library = self.module.library_encoder is not None
+    library_moments = [m[:, k:].clone() if latent_library else None for m in moments]
+    posterior = StoredPosterior(
+        torch.from_numpy(mean), torch.from_numpy(variance), *library_moments
+    )
+    layer = self.schema.declarations.layer
+    small = minify(
+        adata,
+        count_matrix(adata, layer),
+        layer,
+        posterior,
+        source.library,
+        self._fingerprint(),
+        minified_data_type,
+    )
+    self._attach(small)
+
+
+def _stored(adata: AnnData, argument: str, key: str, shape: tuple[int, ...]) -> F32:
+    """An array of obsm that takes the place of a computed one."""
+    if not isinstance(key, str) or key not in adata.obsm:
+        raise DataError(f"obsm has no {key!r} ({argument}); leave it out to have it computed.")
+    values = float_tensor(f"obsm[{key!r}] ({argument})", adata.obsm[key]).numpy()
+    if values.shape != shape:
+        raise ShapeError(f"obsm[{key!r}] ({argument}) has shape {values.shape}, not {shape}.")
+    return values

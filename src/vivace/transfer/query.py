@@ -1,0 +1,210 @@
+"""``load_query_data``: the model of a query, which starts as that of a reference."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pandas as pd
+from anndata import AnnData
+
+from vivace.config import settings
+from vivace.core import Core, hash_names, network_dimensions
+from vivace.data.declare import refuse_without_counts
+from vivace.errors import ArgumentTypeError, DataError, NotTrainedError, OptionError, warn
+from vivace.nn import Surgery, freeze_network, grow_weights, trained_parts, trains_encoder
+from vivace.seeds import SeedStream, check_seed
+from vivace.store.saving import load
+from vivace.transfer.categories import extended
+from vivace.validate import FLAG, checked
+
+M = TypeVar("M", bound=Core)
+
+
+@checked(
+    inplace_subset_query_vars=FLAG,
+    unfrozen=FLAG,
+    freeze_dropout=FLAG,
+    freeze_expression=FLAG,
+    freeze_decoder_first_layer=FLAG,
+    freeze_batchnorm_encoder=FLAG,
+    freeze_batchnorm_decoder=FLAG,
+    transfer_batch=FLAG,
+)
+def load_query_data(
+    cls: type[M],
+    adata: AnnData,
+    reference_model: M | str | Path,
+    *,
+    inplace_subset_query_vars: bool = False,
+    unfrozen: bool = False,
+    freeze_dropout: bool = False,
+    freeze_expression: bool = True,
+    freeze_decoder_first_layer: bool = True,
+    freeze_batchnorm_encoder: bool = True,
+    freeze_batchnorm_decoder: bool = False,
+    transfer_batch: bool = True,
+) -> M:
+    """A model of a query, which starts as that of a reference and mostly stays so.
+
+    New batches, and new categories of the categorical covariates, get weights of their
+    own, which :meth:`train` then learns.  With the default flags the latent space of the
+    reference stays as it is, and the query is moved into it.
+    ``docs/transfer.md`` has the table of what is trained under each flag.
+
+    Parameters
+    ----------
+    adata
+        The query: raw counts of the reference's genes (see :meth:`prepare_query_anndata`)
+        and the columns that the reference was set up with, but for its labels.
+    reference_model
+        A trained model of this class, its folder, or one that scvi-tools saved.
+    inplace_subset_query_vars
+        Leave only the reference's genes in ``adata``, in their order.
+    unfrozen
+        Train everything, whatever the other flags say.
+    freeze_dropout
+        Train without dropout.
+    freeze_expression
+        False trains the first layer of the encoder, genes and all.
+    freeze_decoder_first_layer
+        False trains the first layer of the decoder.
+    freeze_batchnorm_encoder, freeze_batchnorm_decoder
+        Batch norm keeps its weights and uses its running statistics; False trains it.
+    transfer_batch
+        False refuses batches that the reference has not.
+
+    Raises
+    ------
+    DataError
+        If genes or a column are missing, or a category has another type than in the
+        reference.
+    OptionError
+        If the reference has neither batch nor categorical covariates to tell the query by.
+    ModelFileError
+        If the folder is missing or damaged.
+
+    Warns
+    -----
+    VivaceWarning
+        If training will move no cell, because the encoder does not see what is new.
+
+    Notes
+    -----
+    Source: Lotfollahi et al. 2022 (scArches), doi:10.1038/s41587-021-01001-7.
+
+    Examples
+    --------
+    >>> import vivace
+    >>> adata = vivace.datasets.pbmc3k()
+    >>> adata.obs["lane"] = ["a", "b"] * (adata.n_obs // 2)
+    >>> reference, query = adata[:2000].copy(), adata[2000:].copy()
+    >>> query.obs["lane"] = "c"
+    >>> vivace.SCVI.setup_anndata(reference, batch_key="lane")
+    >>> model = vivace.SCVI(reference, preset="mapping")
+    >>> model.train(max_epochs=2, progress=False)
+    >>> mapped = vivace.SCVI.load_query_data(query, model)
+    >>> mapped.train(max_epochs=2, progress=False)
+    >>> mapped.get_latent_representation().shape
+    (638, 10)
+    """
+    flags = {
+        "unfrozen": unfrozen,
+        "freeze_dropout": freeze_dropout,
+        "freeze_expression": freeze_expression,
+        "freeze_decoder_first_layer": freeze_decoder_first_layer,
+        "freeze_batchnorm_encoder": freeze_batchnorm_encoder,
+        "freeze_batchnorm_decoder": freeze_batchnorm_decoder,
+    }
+    if not isinstance(adata, AnnData):
+        raise ArgumentTypeError(f"load_query_data takes an AnnData, not {type(adata).__name__}.")
+    refuse_without_counts(adata)
+    reference = _reference(cls, reference_model)
+    by_label = reference.config.dispersion == "gene-label"
+    schema = extended(reference.schema, adata, labels=by_label)
+    _check_query(reference, adata, schema, unfrozen, transfer_batch)
+    known = network_dimensions(reference.schema)
+    surgery = Surgery(known.n_batches, known.n_categories, known.n_labels, **flags)
+    config = reference.config
+    if freeze_dropout and not unfrozen:
+        config = replace(config, dropout_rate=0.0)
+    seeds = SeedStream(check_seed(settings.seed))
+    model = cls.__new__(cls)
+    model._build(config, schema, seeds, weights_seed=seeds.take())
+    model.module.to(reference.device)
+    model._attach(adata, library_prior=True)
+    weights = grow_weights(reference.module.state_dict(), model.module, surgery)
+    model.module.load_state_dict(weights)
+    freeze_network(model.module, surgery)
+    if surgery.keeps_encoder:
+        model._origins = (*reference._origins, reference._fingerprint())
+    is_mapped = reference.module.surgery is not None
+    model._reference = reference._reference if is_mapped else reference.adata
+    _warn_what_moves(model, reference)
+    if inplace_subset_query_vars:
+        adata._inplace_subset_var(list(schema.genes))
+        model._attach(adata)
+    return model
+
+
+def _reference(cls: type[M], given: object) -> M:
+    """The reference, which must be a trained model of this class."""
+    if isinstance(given, str | Path):
+        reference = load(cls, given)
+    elif isinstance(given, cls):
+        reference = given
+    else:
+        raise ArgumentTypeError(
+            f"reference_model must be a trained {cls.__name__} or the path of its folder, not a "
+            f"{type(given).__name__}."
+        )
+    if not reference.is_trained:
+        raise NotTrainedError("The reference model has not been trained; call train() first.")
+    return reference
+
+
+def _check_query(
+    self: Core, adata: AnnData, schema: Any, unfrozen: bool, transfer_batch: bool
+) -> None:
+    """Of the reference: refuse what it cannot take, before anything is made."""
+    d = schema.declarations
+    if d.batch_key is None and not d.categorical_covariate_keys and not unfrozen:
+        raise OptionError(
+            "The reference model has no batch and no categorical covariates, so that there is "
+            "nothing that training could learn about a query; ask it directly with "
+            "adata=query, or declare a batch_key when the reference is trained."
+        )
+    new = schema.batches[len(self.schema.batches) :]
+    if new and not transfer_batch:
+        raise DataError(
+            f"The query has batches that the reference has not ({', '.join(map(repr, new[:5]))}), "
+            "and transfer_batch=False forbids them; rename them, or leave transfer_batch True."
+        )
+    names = pd.Index(adata.var_names.astype(str))
+    missing = [g for g in schema.genes if g not in names]
+    if missing:
+        raise DataError(
+            f"The query has not all of the reference's {len(schema.genes):,} genes: "
+            f"{len(missing):,} are missing from var_names (first: {missing[0]!r}); align them with "
+            f"{type(self).__name__}.prepare_query_anndata(query, model), which says what is missing."
+        )
+
+
+def _warn_what_moves(self: Core, reference: Core) -> None:
+    """Of the query's model: warn where training moves no cell, or has nothing to do."""
+    if not trained_parts(self.module):
+        self._state.summary = {
+            "epochs": 0,
+            "cells": self._own_source().n_cells,
+            "cell_names": hash_names(self._own_adata()),
+        }
+    mine, its = self.schema, reference.schema
+    if (mine.batches, mine.categories) == (its.batches, its.categories):
+        return
+    if not trains_encoder(self.module):
+        warn(
+            "The encoder of the reference does not see batch or covariates, so that training moves "
+            "no cell in the latent space, only how it is decoded; for a query that moves, train "
+            f"the reference as {type(self).__name__}(adata, preset='mapping')."
+        )
