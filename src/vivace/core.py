@@ -25,7 +25,6 @@ from vivace.nn import VAE, Dimensions
 from vivace.seeds import SeedStream, check_seed
 from vivace.state import TrainState
 from vivace.summary import summarise
-from vivace.train.initialise import set_library_prior
 from vivace.types import Indices, Rows
 from vivace.validate import OPTIONAL_COUNT, row_numbers
 
@@ -105,7 +104,9 @@ class Core:
         self._source = self._read(adata)
         self._adata = adata
         if library_prior and self.module.library_encoder is not None:
-            set_library_prior(self.module, self._source)
+            source = self._source
+            log_library_n = np.log(source.library.astype(np.float64))
+            self.module.set_library_prior(log_library_n, source.batch)
 
     def _read(self, adata: AnnData) -> Source:
         """The cells of ``adata`` in the model's genes and codes, checked."""

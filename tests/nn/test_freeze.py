@@ -92,6 +92,14 @@ def test_everything_is_trained_without_surgery_and_unfrozen():
     assert all(p.requires_grad for p in net.parameters())
 
 
+@pytest.mark.parametrize("unfrozen", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_frozen_dropout_is_off(frozen, unfrozen):
+    net = network(dropout_rate=0.3)
+    freeze_network(net, Surgery(**SURGERY, freeze_dropout=frozen, unfrozen=unfrozen))
+    assert net.encoder.activations[0].dropout == (0.0 if frozen and not unfrozen else 0.3)
+
+
 @pytest.mark.parametrize(
     ("options", "flags", "moves"),
     [

@@ -25,7 +25,7 @@ def test_one_cell_trains(backend):
     torch.testing.assert_close(losses.loss, expected.loss)
 
 
-def test_dropout_is_drawn_from_the_generator_that_is_passed():
+def test_dropout_uses_the_generator_that_is_passed():
     net, batch = network(dropout_rate=0.5).train(), cells()
     before = torch.random.get_rng_state()
     first, again, other = (

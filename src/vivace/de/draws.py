@@ -14,7 +14,6 @@ from vivace.cells import Cells, child_seeds, with_codes
 from vivace.data import CountBatch
 from vivace.data.schema import Codes
 from vivace.errors import TrainingError
-from vivace.ops.runtime.workspace import Memory
 from vivace.questions.expression import write_expression_at
 from vivace.questions.importance import Weighting, sample_group
 from vivace.questions.latent import encode_with_library
@@ -114,13 +113,11 @@ def decoded(groups: Sequence[GroupDraws], silent: bool = True) -> F32:
     from vivace.progress import PassingBar  # the compiler: only those who ask wait
 
     shape = (groups[0].cells.network.dims.n_genes, sum(len(group) for group in groups))
-    found, memory = np.empty(shape, np.float32), Memory()
+    found = np.empty(shape, np.float32)
     with PassingBar("Decoding", shape[1], "draws", not silent) as bar:
         for place, group, code in _stretches(groups):
             out = _ByGene(found[:, place])
-            write_expression_at(
-                group.cells, [code], None, 1, group.z, group.log_library, out, memory
-            )
+            write_expression_at(group.cells, [code], None, 1, group.z, group.log_library, out)
             bar.done(len(group))
     return found
 

@@ -16,7 +16,7 @@ from vivace.core import Core
 from vivace.data import CountBatch
 from vivace.data.schema import Codes
 from vivace.errors import OptionError
-from vivace.ops.runtime.workspace import Memory
+from vivace.ops.runtime.workspace import thread_workspace
 from vivace.questions.importance import Weighting, check_weighting, sample_group
 from vivace.store.arrays import fill_dense
 from vivace.types import I64, Indices, Transform
@@ -195,14 +195,13 @@ def write_expression(
         Write each sample instead of their mean.
     """
     generators = child_generators(seed, n_samples)
-    memory = Memory()
     for part, batch, inference in cells.encoded("Expression"):
         inputs = list(decoder_inputs(cells.network, batch, inference, generators))
         if keep_samples:
             for i, pair in enumerate(inputs):
-                _write_mean(cells, [pair], batch, codes, genes, library, out, (i, part), memory)
+                _write_mean(cells, [pair], batch, codes, genes, library, out, (i, part))
         else:
-            _write_mean(cells, inputs, batch, codes, genes, library, out, part, memory)
+            _write_mean(cells, inputs, batch, codes, genes, library, out, part)
 
 
 def write_expression_at(
@@ -213,17 +212,12 @@ def write_expression_at(
     z_nk: Tensor,
     log_library_n: Tensor,
     out: Any,
-    memory: Memory | None = None,
 ) -> None:
-    """The same at one given z (before a softmax) and log library per cell.
-
-    With ``memory``, scratch arrays are used again by the next call that has it.
-    """
-    memory = memory or Memory()
+    """The same at one given z (before a softmax) and log library per cell."""
     device = cells.network.device
     for part, batch in cells.batches("Expression", counts=False):
         pair = cells.network.place(z_nk[part].to(device)), log_library_n[part].to(device)
-        _write_mean(cells, [pair], batch, codes, genes, library, out, part, memory)
+        _write_mean(cells, [pair], batch, codes, genes, library, out, part)
 
 
 def _write_mean(
@@ -235,7 +229,6 @@ def _write_mean(
     library: Library,
     out: Any,
     position: Any,
-    memory: Memory,
 ) -> None:
     """Write the mean, over decoder inputs and codes, of a minibatch's expression."""
     network = cells.network
@@ -249,7 +242,7 @@ def _write_mean(
         target = (
             torch.from_numpy(out[position])
             if in_place
-            else memory.take("scale", batch.n_cells, network.dims.n_genes)
+            else thread_workspace().take("scale", batch.n_cells, network.dims.n_genes)
         )
     total: Tensor | None = None
     for point_nk, log_library_n in inputs:

@@ -19,8 +19,3 @@ def initialise_from_data(
     batch = source.gather(rows)
     moments = compute_moments(batch, network.config.gene_likelihood, network.activation)
     network.initialise_from_moments(moments)
-
-
-def set_library_prior(network: VAE, source: Source) -> None:
-    """Set the prior of a latent library from the cells of a source."""
-    network.set_library_prior(np.log(source.library.astype(np.float64)), source.batch)

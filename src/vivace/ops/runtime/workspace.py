@@ -97,9 +97,6 @@ class Workspace:
         return made
 
 
-Memory = Workspace  # TODO(second house): the old name, until every caller has moved
-
-
 class _ThreadLocal(threading.local):
     """One workspace per Python thread."""
 
