@@ -11,7 +11,7 @@ from vivace.config import GeneLikelihood
 from vivace.errors import OptionError, ShapeError
 from vivace.ops.backend import Backend, pick
 from vivace.ops.count_nll import reference
-from vivace.ops.count_nll.arguments import (
+from vivace.ops.count_nll.interface import (
     Activation,
     CountHeads,
     CountNLLInputs,
