@@ -1,0 +1,154 @@
+"""Do the tests notice a kernel that is wrong?
+
+Breaks one line of the kernels at a time in a copy of a source tree, runs the tests of that
+operation there, and prints whether they failed.
+
+Usage: python tools/mutants.py [--tree FOLDER] [--only NAME ...] [--baseline]
+
+A mutant is killed if a test fails, and survives if all pass. A line is found by its text in
+``src/vivace/ops``, wherever that is, so the script also works on older trees. A mutant takes
+minutes, because all kernels are compiled anew: Numba's cache does not notice a change in an
+imported kernel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+COUNT_NLL = ("ops/test_count_nll*.py", "ops/count_nll/test_*.py")
+SPARSE = ("ops/test_sparse_linear.py", "ops/sparse_linear/test_*.py")
+MATH = ("ops/test_fastmath.py", "ops/test_gamma.py", "ops/math/test_*.py")
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A line of a kernel and what it becomes.
+
+    Parameters
+    ----------
+    name
+        What is wrong with it.
+    before, after
+        Text that occurs once in ``src/vivace/ops``, and what replaces it.
+    tests
+        Patterns of the test files, relative to ``tests``.
+    """
+
+    name: str
+    before: str
+    after: str
+    tests: tuple[str, ...]
+
+
+MUTANTS = [
+    Mutant("softmax-sign", "(e[j] * factor - ", "(e[j] * factor + ", COUNT_NLL),
+    Mutant(
+        "factorial-table-end",
+        "last = np.float32(_LOG_FACTORIAL.size - 1)\n    others",
+        "last = np.float32(_LOG_FACTORIAL.size)\n    others",
+        COUNT_NLL,
+    ),
+    Mutant("share-of-nb", "kept *= whole * inverse", "kept *= inverse", COUNT_NLL),
+    Mutant(
+        "vanishing-zeros", "_VANISHING = np.float32(-28)", "_VANISHING = np.float32(-90)", COUNT_NLL
+    ),
+    Mutant("theta-bound", "] = _ZERO if abs(", "] = _ZERO if 0.5 * abs(", COUNT_NLL),
+    Mutant("stored-zero", "value[i] = 0.0", "value[i] += 0.0", COUNT_NLL),
+    Mutant("softplus-tail", "_SOFTPLUS_IS_EXP = -20.0", "_SOFTPLUS_IS_EXP = -200.0", COUNT_NLL),
+    Mutant("large-ratio", "large = u > 1.0", "large = u > 1e30", COUNT_NLL),
+    Mutant("library-weight", "np.float32(-w * ", "np.float32(-", COUNT_NLL),
+    Mutant(
+        "gene-after-stretch",
+        "np.uint32(genes[stop] - first) < number",
+        "np.uint32(genes[stop] - first) < number - 1",
+        SPARSE,
+    ),
+    Mutant("genes-that-descend", "grad_nh) < entries:", "grad_nh) < 0:", SPARSE),
+    Mutant("last-columns", "out_h[c:] = np.float32(0)", "out_h[c:] += np.float32(0)", SPARSE),
+    Mutant("log1p-of-minus-one", "else -_INFINITY)", "else _INFINITY)", SPARSE),
+    Mutant("log1p-rounding", "lost = u - (w - np.float32(1.0))", "lost = u - u", MATH),
+    Mutant("exp-coefficient", "np.float32(1.6666665459e-1)", "np.float32(1.66667e-1)", MATH),
+    Mutant("digamma", "derivative = (z + z + 5.0)", "derivative = (z + 5.0)", MATH),
+]
+
+
+def find_file(tree: Path, text: str) -> Path:
+    """Find the one file whose kernels contain a text once."""
+    files = (tree / "src/vivace/ops").rglob("*.py")
+    counts = {path: path.read_text().count(text) for path in files}
+    counts = {path: count for path, count in counts.items() if count}
+    if sum(counts.values()) != 1:
+        raise SystemExit(f"{text!r} occurs {sum(counts.values())} times in {tree}, not once.")
+    return next(iter(counts))
+
+
+def copy_tree(tree: Path, scratch: Path) -> None:
+    """Copy what the tests need, without anything compiled."""
+    ignore = shutil.ignore_patterns("__pycache__", "*.nbi", "*.nbc")
+    for folder in ("src", "tests"):
+        shutil.copytree(tree / folder, scratch / folder, ignore=ignore)
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(tree / name, scratch / name)
+
+
+def run_tests(scratch: Path, patterns: tuple[str, ...]) -> int:
+    """Run the test files up to the first failure; the exit status of pytest."""
+    files = [str(f) for p in patterns for f in sorted((scratch / "tests").glob(p))]
+    if not files:
+        raise SystemExit(f"no test files match {patterns} in {scratch}")
+    environment = os.environ | {"PYTHONPATH": str(scratch / "src")}
+    environment.pop("NUMBA_CACHE_DIR", None)
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
+    done = subprocess.run(command, cwd=scratch, env=environment, capture_output=True, text=True)
+    last = done.stdout.strip().splitlines()[-1:]
+    print("   ", *last, *(done.stderr.strip().splitlines()[-1:] if not last else []), flush=True)
+    return done.returncode
+
+
+def verdict(status: int) -> str:
+    if status == 0:
+        return "survived"
+    # 1: a test failed; negative: the process crashed; else pytest could not run the tests
+    return "killed" if status == 1 or status < 0 else f"pytest ended with status {status}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tree", type=Path, default=Path(__file__).parents[1])
+    parser.add_argument("--only", nargs="*", help="names of some mutants")
+    parser.add_argument("--baseline", action="store_true", help="also run the tests unbroken")
+    args = parser.parse_args()
+    mutants = [m for m in MUTANTS if not args.only or m.name in args.only]
+    for mutant in mutants:  # before the first takes minutes
+        find_file(args.tree, mutant.before)
+    verdicts = []
+    with tempfile.TemporaryDirectory() as folder:
+        if args.baseline:
+            scratch = Path(folder) / "baseline"
+            copy_tree(args.tree, scratch)
+            tests = tuple(dict.fromkeys(p for m in mutants for p in m.tests))
+            if run_tests(scratch, tests) != 0:
+                raise SystemExit("The tests fail on the tree as it is.")
+        for mutant in mutants:
+            scratch = Path(folder) / mutant.name
+            copy_tree(args.tree, scratch)
+            path = find_file(scratch, mutant.before)
+            path.write_text(path.read_text().replace(mutant.before, mutant.after))
+            begun = time.perf_counter()
+            verdicts.append(verdict(run_tests(scratch, mutant.tests)))
+            seconds = time.perf_counter() - begun
+            print(f"{mutant.name:22} {verdicts[-1]:10} {seconds:5.0f} s", flush=True)
+            shutil.rmtree(scratch)
+    print(f"{verdicts.count('killed')} of {len(verdicts)} killed")
+
+
+if __name__ == "__main__":
+    main()
