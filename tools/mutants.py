@@ -114,6 +114,7 @@ def run_tests(scratch: Path, patterns: tuple[str, ...]) -> int:
 
 
 def verdict(status: int) -> str:
+    """Name what an exit status of pytest says about a mutant."""
     if status == 0:
         return "survived"
     # 1: a test failed; negative: the process crashed; else pytest could not run the tests
@@ -121,6 +122,7 @@ def verdict(status: int) -> str:
 
 
 def main() -> None:
+    """Run the mutants."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tree", type=Path, default=Path(__file__).parents[1])
     parser.add_argument("--only", nargs="*", help="names of some mutants")
