@@ -75,7 +75,7 @@ MUTANTS = [
     Mutant("last-columns", "out_h[c:] = np.float32(0)", "out_h[c:] += np.float32(0)", SPARSE),
     Mutant("log1p-of-minus-one", "else -_INFINITY)", "else _INFINITY)", SPARSE),
     Mutant("log1p-rounding", "lost = u - (w - np.float32(1.0))", "lost = u - u", MATH),
-    Mutant("exp-coefficient", "np.float32(1.6666665459e-1)", "np.float32(1.66667e-1)", MATH),
+    Mutant("exp-coefficient", "np.float32(1.6666665459e-1)", "np.float32(1.666e-1)", MATH),
     Mutant("digamma", "derivative = (z + z + 5.0)", "derivative = (z + 5.0)", MATH),
 ]
 
