@@ -1,108 +1,168 @@
-"""Break the kernels one line at a time and count how many of the broken ones the tests notice.
+"""Do the tests notice a kernel that is wrong?
 
-Usage: python tools/mutants.py [--tree DIR] [--only WORDS ...]
+Breaks one line of the kernels at a time in a copy of a source tree, runs the tests of that
+operation there, and prints whether they failed.
 
-Each mutant is one textual change to a copy of the tree in a scratch folder, where the tests that
-should notice it run until the first failure. A pattern may have alternatives, so that the same
-mutants can be run on versions in which names differ.
+Usage: python tools/mutants.py [--tree FOLDER] [--only NAME ...] [--baseline]
+
+A mutant is killed if a test fails, and survives if all pass. A line is found by its text in
+``src/vivace``, wherever that is, so the script also works on older trees. A mutant takes
+minutes, because all kernels are compiled anew: Numba's cache does not notice a change in an
+imported kernel.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
-# what is wrong; pattern; replacement; folders or files of tests that should fail
-MUTANTS: list[tuple[str, str, str, str]] = [
-    ("exp32: a coefficient", r"1\.6666665459e-1", "1.6676665459e-1", "ops"),
-    ("log1p32: the rounding of 1 + u", r" \+ lost \* inverse\)", ")", "ops"),
-    ("digamma: the second term", r"- 0\.5 \* r\n", "- 0.4999 * r\n", "ops"),
-    ("log x!: the table", r"math\.lgamma\(i \+ 1\)", "math.lgamma(i + 2)", "ops"),
-    ("NB(0): the sign", r"value\[j\] = -theta\[j\] \*", "value[j] = theta[j] *", "ops"),
-    ("ZINB(0): the odds", r"\(p \* \(_ONE - t\)\)", "(p * (_ONE + t))", "ops"),
-    ("NB: gradient in mu", r"/ \(1\.0 \+ ratio\[i\]\)", "/ (1.001 + ratio[i])", "ops"),
-    ("NB: gradient in theta", r"\* \(digamma_z - spread\)", "* (digamma_z + spread)", "ops"),
-    ("theta: gradient beyond its bounds", r"_ZERO if abs\((\w+)\[j\]\) > _BOUND", r"_ZERO if abs(\1[j]) < -_BOUND", "ops"),
-    ("softmax: gradient", r"e\[j\] \* factor - (\w+)\[j\]", r"e[j] * factor + \1[j]", "ops"),
-    ("large NB: the cancelling logarithm", r"large = u > 1\.0", "large = u > 1e300", "ops"),
-    ("sparse product: the last column", r"for j in range\(c, h\):\n(\s+)out_h", r"for j in range(c, h - 1):\n\1out_h", "ops"),
-    ("sparse gradient: later genes", r"if first > 0:", "if first > 256:", "ops"),
-    ("log1p of counts: of -1", r"_NAN if x < _MINUS_ONE else -_INFINITY", "_NAN", "ops"),
-    ("gather: gene of an entry", r"= genes\[first \+ k\]", "= genes[first]", "data"),
-    ("batch norm: unbiased variance", r"/ \(n - 1\)", "/ n", "step"),
-    ("batch norm: mean in the gradient", r"(shifts?|\w*shift\w*)\[c\] / n\n", r"\1[c] / (n + 1)\n", "step"),
-    ("KL: the mean", r"0\.5 \* kl / n", "0.5 * kl / (n + 1)", "step"),
-    ("one-hot: the column", r"column \+ code\]", "column]", "step"),
-    ("Adam: bias correction", r"1\.0 - beta1\*\*self\.steps", "1.0 - beta1", "train"),
-    ("Adam: decay", r"\+ decay \* w", "- decay * w", "train"),
-    ("fold change: place in a bin", r"= 0\.5 - shift", "= 0.4 - shift", "de"),
-    ("fold change: the least", r"- largest\), max", "- least), max", "de"),
-    ("sums of counts: stored zeros", r"\+= value != 0", "+= value >= 0", "de"),
-]  # fmt: skip
-TESTS = {
-    "ops": ["tests/ops"],
-    "data": ["tests/data"],
-    "step": ["tests/train/step", "tests/nn/test_by_hand.py"],
-    "train": ["tests/train/test_adam.py"],
-    "de": ["tests/de"],
-}
+COUNT_NLL = ("ops/test_count_nll*.py", "ops/count_nll/test_*.py")
+SPARSE = ("ops/test_sparse_linear.py", "ops/sparse_linear/test_*.py")
+STEP = ("nn/test_by_hand.py", "train/step/test_*.py")
+ADAM = ("train/test_adam.py",)
+DATA = ("data/test_source.py",)
+DE = ("de/test_kernels.py", "de/test_histograms.py", "de/test_count*.py")
+MATH = ("ops/test_fastmath.py", "ops/test_gamma.py", "ops/math/test_*.py")
 
 
-def find(tree: Path, pattern: str) -> Path | None:
-    """The kernel file that the pattern is in."""
-    for path in sorted((tree / "src").rglob("*.py")):
-        text = path.read_text()
-        if ("kernel" in text or "vector_loop" in text) and re.search(pattern, text):
-            return path
-    return None
+@dataclass(frozen=True)
+class Mutant:
+    """A line of a kernel and what it becomes.
+
+    Parameters
+    ----------
+    name
+        What is wrong with it.
+    before, after
+        Text that occurs once in ``src/vivace``, and what replaces it.
+    tests
+        Patterns of the test files, relative to ``tests``.
+    """
+
+    name: str
+    before: str
+    after: str
+    tests: tuple[str, ...]
 
 
-def is_killed(tree: Path, path: Path, pattern: str, replacement: str, tests: list[str]) -> bool:
-    """Whether the tests fail once the change is made in a copy of the tree."""
-    with tempfile.TemporaryDirectory() as scratch:
-        copy = Path(scratch) / "tree"
-        ignore = shutil.ignore_patterns(".git", ".venv", "__pycache__", "results", ".*_cache")
-        shutil.copytree(tree, copy, ignore=ignore)
-        file = copy / path.relative_to(tree)
-        file.write_text(re.sub(pattern, replacement, file.read_text(), count=1))
-        there = [t for t in tests if (copy / t).exists()]
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *there]
-        environment = os.environ | {"PYTHONPATH": str(copy / "src")}
-        done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
-        if done.returncode not in (0, 1):
-            raise RuntimeError(done.stdout[-2000:] + done.stderr[-2000:])
-        return done.returncode == 1
+MUTANTS = [
+    Mutant("softmax-sign", "(e[j] * factor - ", "(e[j] * factor + ", COUNT_NLL),
+    Mutant(
+        "factorial-table-end",
+        "last = np.float32(_LOG_FACTORIAL.size - 1)\n    others",
+        "last = np.float32(_LOG_FACTORIAL.size)\n    others",
+        COUNT_NLL,
+    ),
+    Mutant("share-of-nb", "kept *= whole * inverse", "kept *= inverse", COUNT_NLL),
+    Mutant(
+        "vanishing-zeros", "_VANISHING = np.float32(-28)", "_VANISHING = np.float32(-90)", COUNT_NLL
+    ),
+    Mutant("theta-bound", "] = _ZERO if abs(", "] = _ZERO if 0.5 * abs(", COUNT_NLL),
+    Mutant("stored-zero", "value[i] = 0.0", "value[i] += 0.0", COUNT_NLL),
+    Mutant("softplus-tail", "_SOFTPLUS_IS_EXP = -20.0", "_SOFTPLUS_IS_EXP = -200.0", COUNT_NLL),
+    Mutant("large-ratio", "large = u > 1.0", "large = u > 1e30", COUNT_NLL),
+    Mutant("library-weight", "np.float32(-w * ", "np.float32(-", COUNT_NLL),
+    Mutant(
+        "gene-after-stretch",
+        "np.uint32(genes[stop] - first) < number",
+        "np.uint32(genes[stop] - first) < number - 1",
+        SPARSE,
+    ),
+    Mutant("genes-that-descend", "grad_nh) < entries:", "grad_nh) < 0:", SPARSE),
+    Mutant("last-columns", "out_h[c:] = np.float32(0)", "out_h[c:] += np.float32(0)", SPARSE),
+    Mutant("log1p-of-minus-one", "else -_INFINITY)", "else _INFINITY)", SPARSE),
+    Mutant("log1p-rounding", "lost = u - (w - np.float32(1.0))", "lost = u - u", MATH),
+    Mutant("exp-coefficient", "np.float32(1.6666665459e-1)", "np.float32(1.666e-1)", MATH),
+    Mutant("digamma", "derivative = (z + z + 5.0)", "derivative = (z + 5.0)", MATH),
+    Mutant("gathered-gene", "genes[first + k]", "genes[first]", DATA),
+    Mutant("unbiased-variance", "squares[c] / (n - 1)", "squares[c] / n", STEP),
+    Mutant("batch-variance", "gap * gap", "abs(gap)", STEP),
+    Mutant("mean-divergence", "0.5 * kl / n", "0.5 * kl / (n + 1)", STEP),
+    Mutant("one-hot-column", "column + code]", "column]", STEP),
+    Mutant("adam-bias", "1.0 - beta1**self.steps", "1.0 - beta1", ADAM),
+    Mutant("adam-decay", "+ decay * w", "- decay * w", ADAM),
+    Mutant("place-in-a-bin", "= 0.5 - shift", "= 0.4 - shift", DE),
+    Mutant("stored-zeros", "+= value != 0", "+= value >= 0", DE),
+]
+
+
+def find_file(tree: Path, text: str) -> Path:
+    """Find the one file whose kernels contain a text once."""
+    files = (tree / "src/vivace").rglob("*.py")
+    counts = {path: path.read_text().count(text) for path in files}
+    counts = {path: count for path, count in counts.items() if count}
+    if sum(counts.values()) != 1:
+        raise SystemExit(f"{text!r} occurs {sum(counts.values())} times in {tree}, not once.")
+    return next(iter(counts))
+
+
+def copy_tree(tree: Path, scratch: Path) -> None:
+    """Copy what the tests need, without anything compiled."""
+    ignore = shutil.ignore_patterns("__pycache__", "*.nbi", "*.nbc")
+    for folder in ("src", "tests"):
+        shutil.copytree(tree / folder, scratch / folder, ignore=ignore)
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(tree / name, scratch / name)
+
+
+def run_tests(scratch: Path, patterns: tuple[str, ...]) -> int:
+    """Run the test files up to the first failure; the exit status of pytest."""
+    files = [str(f) for p in patterns for f in sorted((scratch / "tests").glob(p))]
+    if not files:
+        raise SystemExit(f"no test files match {patterns} in {scratch}")
+    environment = os.environ | {"PYTHONPATH": str(scratch / "src")}
+    environment.pop("NUMBA_CACHE_DIR", None)
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
+    done = subprocess.run(command, cwd=scratch, env=environment, capture_output=True, text=True)
+    last = done.stdout.strip().splitlines()[-1:]
+    print("   ", *last, *(done.stderr.strip().splitlines()[-1:] if not last else []), flush=True)
+    return done.returncode
+
+
+def verdict(status: int) -> str:
+    """Name what an exit status of pytest says about a mutant."""
+    if status == 0:
+        return "survived"
+    # 1: a test failed; negative: the process crashed; else pytest could not run the tests
+    return "killed" if status == 1 or status < 0 else f"pytest ended with status {status}"
 
 
 def main() -> None:
-    """Run the mutants and print how many the tests killed."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Run the mutants."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tree", type=Path, default=Path(__file__).parents[1])
-    parser.add_argument("--only", nargs="*", default=[""])
+    parser.add_argument("--only", nargs="*", help="names of some mutants")
+    parser.add_argument("--baseline", action="store_true", help="also run the tests unbroken")
     args = parser.parse_args()
-    killed = run = 0
-    for name, pattern, replacement, kind in MUTANTS:
-        if not any(word in name for word in args.only):
-            continue
-        path = find(args.tree, pattern)
-        if path is None:
-            print(f"not found  {name}")
-            continue
-        begun = time.perf_counter()
-        dead = is_killed(args.tree, path, pattern, replacement, TESTS[kind])
-        run, killed = run + 1, killed + dead
-        seconds = time.perf_counter() - begun
-        print(
-            f"{'killed' if dead else 'SURVIVED'}  {name} ({path.name}, {seconds:.0f} s)", flush=True
-        )
-    print(f"{killed} of {run} killed")
+    mutants = [m for m in MUTANTS if not args.only or m.name in args.only]
+    for mutant in mutants:  # before the first takes minutes
+        find_file(args.tree, mutant.before)
+    verdicts = []
+    with tempfile.TemporaryDirectory() as folder:
+        if args.baseline:
+            scratch = Path(folder) / "baseline"
+            copy_tree(args.tree, scratch)
+            tests = tuple(dict.fromkeys(p for m in mutants for p in m.tests))
+            if run_tests(scratch, tests) != 0:
+                raise SystemExit("The tests fail on the tree as it is.")
+        for mutant in mutants:
+            scratch = Path(folder) / mutant.name
+            copy_tree(args.tree, scratch)
+            path = find_file(scratch, mutant.before)
+            path.write_text(path.read_text().replace(mutant.before, mutant.after))
+            begun = time.perf_counter()
+            verdicts.append(verdict(run_tests(scratch, mutant.tests)))
+            seconds = time.perf_counter() - begun
+            print(f"{mutant.name:22} {verdicts[-1]:10} {seconds:5.0f} s", flush=True)
+            shutil.rmtree(scratch)
+    print(f"{verdicts.count('killed')} of {len(verdicts)} killed")
 
 
 if __name__ == "__main__":

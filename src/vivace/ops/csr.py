@@ -17,7 +17,7 @@ class SparseCounts:
     Parameters
     ----------
     indptr
-        Tensor, int64, shape (n + 1,), where each cell's entries begin.
+        Tensor, int64, shape (n + 1,), first entry of each cell.
     genes
         Tensor, int32, shape (nnz,), gene of each entry.
     values
@@ -43,7 +43,7 @@ class SparseCounts:
 
     @classmethod
     def from_dense(cls, x_ng: Tensor) -> Self:
-        """Keep the non-zero entries of a dense matrix (for tests and small inputs)."""
+        """Keep the non-zero entries of a dense matrix, for tests and small inputs."""
         cells, genes = torch.nonzero(x_ng, as_tuple=True)
         per_cell = torch.bincount(cells, minlength=len(x_ng))
         indptr = torch.zeros(len(x_ng) + 1, dtype=torch.int64, device=x_ng.device)
@@ -64,7 +64,7 @@ class SparseCounts:
         return out
 
     def scipy(self) -> sp.csr_matrix:
-        """The counts as SciPy's CSR; of the same memory, on the CPU."""
+        """The counts as SciPy's CSR matrix, on the CPU, sharing memory."""
         arrays = (self.values.numpy(), self.genes.numpy(), self.indptr.numpy())
         return sp.csr_matrix(arrays, shape=(self.n_cells, self.n_genes))
 

@@ -22,7 +22,6 @@ from vivace.ops.runtime.threads import (
     adapted_threads,
     kernel_threads,
     on_one_thread,
-    question,
 )
 
 SOURCE = Path(vivace.__file__).parents[1]
@@ -287,30 +286,6 @@ def test_each_python_thread_has_its_own_scope(free):
         other.start()
         other.join()
     assert inside == [0]
-
-
-def test_a_question_has_no_gradients_and_follows_the_load(free):
-    free(1.0)
-    x = torch.ones(1, requires_grad=True)
-
-    @question
-    def ask(number):
-        """What it is."""
-        return (number * x).requires_grad, torch.get_num_threads()
-
-    @question
-    def ask_in_turn(number):
-        for _ in range(number):
-            yield (2 * x).requires_grad, torch.get_num_threads()
-
-    assert ask(2) == (False, 1)
-    assert ask.__doc__ == "What it is."
-    assert list(ask_in_turn(2)) == [(False, 1)] * 2
-    unfinished = ask_in_turn(2)
-    next(unfinished)
-    unfinished.close()
-    assert torch.get_num_threads() == 3
-    assert (2 * x).requires_grad
 
 
 def test_on_one_thread(torch_threads):

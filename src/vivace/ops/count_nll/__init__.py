@@ -11,14 +11,14 @@ from vivace.config import GeneLikelihood
 from vivace.errors import OptionError, ShapeError
 from vivace.ops.backend import Backend, pick
 from vivace.ops.count_nll import reference
-from vivace.ops.count_nll.arguments import (
+from vivace.ops.count_nll.differentiable import cell_nll, weighted_nll
+from vivace.ops.count_nll.interface import (
     Activation,
     CountHeads,
     CountNLLInputs,
     NLLBackend,
     NLLGradients,
 )
-from vivace.ops.count_nll.differentiable import cell_nll, weighted_nll
 from vivace.ops.count_nll.likelihoods import LIKELIHOODS, Likelihood
 from vivace.ops.csr import SparseCounts
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vivace.ops.count_nll.arguments import CountHeads, CountNLLInputs, NLLGradients
+from vivace.ops.count_nll.interface import CountHeads, CountNLLInputs, NLLGradients
 from vivace.ops.count_nll.nll_kernels import kernel_for
 from vivace.ops.csr import SparseCounts
 from vivace.ops.runtime.products import product

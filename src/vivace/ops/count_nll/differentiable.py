@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from vivace.ops.count_nll.arguments import CountNLLInputs, NLLBackend, NLLGradients
+from vivace.ops.count_nll.interface import CountNLLInputs, NLLBackend, NLLGradients
 
 
 def weighted_nll(kernels: NLLBackend, inputs: CountNLLInputs, weight_n: Tensor) -> Tensor:

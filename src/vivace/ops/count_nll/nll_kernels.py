@@ -16,7 +16,7 @@ import numpy as np
 from numba import prange
 
 from vivace.config import GeneLikelihood
-from vivace.ops.count_nll.arguments import Activation
+from vivace.ops.count_nll.interface import Activation
 from vivace.ops.count_nll.likelihoods import LIKELIHOODS
 from vivace.ops.count_nll.passes import (
     Dense,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, logsigmoid, softplus
 
-from vivace.ops.count_nll.arguments import Activation, CountHeads, CountNLLInputs, NLLGradients
+from vivace.ops.count_nll.interface import Activation, CountHeads, CountNLLInputs, NLLGradients
 from vivace.ops.runtime.products import linear
 
 LOG_THETA_BOUND = 15.0

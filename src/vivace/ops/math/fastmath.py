@@ -1,16 +1,16 @@
 """Vectorisable float32 ``exp``, ``log`` and ``log1p`` for the Numba kernels.
 
-LLVM cannot vectorise a call into libm, and ``np.exp`` inside Numba is such a
-call.  These are short polynomials on the bits of the number instead: no
-branch, no table, no call, so that a loop over them becomes SIMD code.  Their terms
-are added in pairs, not one after another: a loop waits for the longest chain of
-operations that need each other (on Zen 3 half of the time of ``log32``).
+LLVM cannot vectorise a call into libm, and ``np.exp`` inside Numba is such a call. These
+functions are short polynomials on the bits of the number instead, without a branch, table
+or call, and a loop over them becomes SIMD code. Their terms are added in pairs rather than
+one after the other: a loop waits for its longest chain of dependent operations (on Zen 3
+that took half of the time of ``log32``).
 
-Accuracy over the ranges the kernels use (``tests/ops/test_fastmath.py``):
-within 2 units in the last place of the exact value.
+Accuracy over the ranges that the kernels use (``tests/ops/math/test_fastmath.py``): within
+2 units in the last place of the exact value.
 
-Integer arithmetic is cast back to int32 after every operation, because Numba
-would widen it to int64 and halve the number of lanes.
+Integers are cast back to int32 after every operation, because Numba would widen them to
+int64 and halve the number of lanes.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _unbits(typingctx: Any, i: Any) -> Any:
 
 @kernel(fastmath=EXACT)
 def exp32(x: float) -> float:
-    """E to the x for x up to 88.3; below -87.3 it is that of -87.3, NaN stays NaN."""
+    """``exp(x)`` for x up to 88.3; below -87.3 it is exp(-87.3), and NaN stays NaN."""
     x = _EXP_MIN if x < _EXP_MIN else x
     shifted = x * _LOG2E + _ROUND
     k = shifted - _ROUND
@@ -90,7 +90,7 @@ def log32(x: float) -> float:
     m = _unbits(np.int32(i - np.int32(e << np.int32(23))))
     k = np.float32(e)
     y = np.float32((_log_reduced(m - np.float32(1.0)) + k * _LN2_LO) + k * _LN2_HI)
-    return np.float32(y + (x - x))  # the bits of NaN would pass for a large number
+    return np.float32(y + (x - x))  # the bits of NaN alone would give a large number
 
 
 @inner_kernel(fastmath=EXACT)
@@ -124,7 +124,7 @@ def log1p32(u: float) -> float:
 
 @inner_kernel(fastmath=EXACT)
 def _ordered(i: int) -> int:
-    """Bits of a float32 to an int32 of the same order, and back."""
+    """Map the bits of float32 numbers to int32 numbers in the same order, or back."""
     return np.int32(i ^ np.int32(np.int32(i >> np.int32(31)) & np.int32(0x7FFFFFFF)))
 
 
@@ -132,8 +132,8 @@ def _ordered(i: int) -> int:
 def largest32(x: F32) -> float:
     """Largest of the values, NaN if one of them is a positive NaN; x must not be empty.
 
-    Compared as integers: LLVM does not vectorise a maximum of floats, which
-    would be the slowest loop of the softmax (0.47 against 0.03 ns an element).
+    They are compared as integers, because LLVM does not vectorise a maximum of floats. That
+    would be the slowest loop of the softmax (0.47 against 0.03 ns per element).
     """
     top = _ordered(_bits(x[0]))
     for j in range(x.size):

@@ -1,11 +1,11 @@
 """Vectorisable float64 logarithm, log-gamma and digamma for the Numba kernels.
 
-libm's functions are calls, which keep LLVM from vectorising the loop around
-them.  These are polynomials and a division or three.
+Calls of libm's functions would keep LLVM from vectorising the loop around them. These
+functions are polynomials with one to three divisions.
 
-The gamma functions shift their argument up by six, where the asymptotic series
-are exact to 1e-10, and shift back with the product z (z + 1) ... (z + 5) and its
-derivative: one logarithm and no loop whose length depends on z.
+The gamma functions shift their argument up by six, where the asymptotic series are exact to
+1e-10. They shift back with the product z (z + 1) ... (z + 5) and its derivative, which takes
+one logarithm and no loop whose length depends on z.
 
 Source: Abramowitz and Stegun 1964, 6.1.15, 6.1.41, 6.3.5 and 6.3.18.
 """
@@ -57,7 +57,7 @@ def log64(x: float) -> float:
     # adding the distance from sqrt(1/2) to 1 carries into the exponent from sqrt(2) up
     shifted = _bits64(x) + (_ONE_BITS - _SQRT_HALF_BITS)
     mantissa = _unbits64((shifted & _MANTISSA) + _SQRT_HALF_BITS)
-    # AVX2 cannot convert 64-bit integers: put the exponent behind the bits of 2**52 instead
+    # AVX2 cannot convert 64-bit integers, so the exponent is put behind the bits of 2**52
     exponent = _unbits64((shifted >> _FRACTION_BITS) | _TWO_52) - (4503599627370496.0 + 1023.0)
     s = (mantissa - 1.0) / (mantissa + 1.0)
     z = s * s
@@ -65,7 +65,7 @@ def log64(x: float) -> float:
     p = ((2.0 / 17.0) * z + 2.0 / 15.0) * z2 + ((2.0 / 13.0) * z + 2.0 / 11.0)
     q = ((2.0 / 9.0) * z + 2.0 / 7.0) * z2 + ((2.0 / 5.0) * z + 2.0 / 3.0)
     y = 2.0 * s + (s * z) * (p * (z2 * z2) + q) + (exponent * _LN2_LO) + exponent * _LN2_HI
-    return y + (x - x)  # the bits of NaN would pass for a large number
+    return y + (x - x)  # the bits of NaN alone would give a large number
 
 
 @kernel(fastmath=EXACT, inline=True)

@@ -1,4 +1,4 @@
-"""The compilation of kernels: announced, counted, and timed apart from the work."""
+"""The compilation of kernels, counted and timed apart from the work."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from numba.core import event
 
 
 class Compilation(event.Listener):
-    """Counts and times the kernels that are compiled inside it; what is cached is not compiled.
+    """Counts and times the kernels that are compiled inside it.
+
+    A kernel that is loaded from the cache is not compiled.
 
     Parameters
     ----------
     begins, ends
-        Called where compilation begins, and where it has ended for now.
+        Called when compilation begins, and when it has ended for now.
 
     Examples
     --------
@@ -33,22 +35,22 @@ class Compilation(event.Listener):
     ) -> None:
         self.kernels = 0
         self._begins, self._ends = begins, ends
-        self._finished = 0.0  # seconds
-        self._depth = 0  # a kernel is compiled where another that calls it is
-        self._since = 0.0
+        self._finished = 0.0  # seconds of what has ended
+        self._depth = 0  # compiling a kernel compiles those that it calls
+        self._since = 0.0  # when the running compilation began
 
     @property
     def running(self) -> bool:
-        """Whether something is being compiled now."""
+        """Whether a kernel is being compiled now."""
         return self._depth > 0
 
     @property
     def seconds(self) -> float:
-        """What it has taken so far."""
+        """Seconds of compilation so far."""
         return self._finished + (time.perf_counter() - self._since if self.running else 0.0)
 
     def on_start(self, event: Any) -> None:
-        """A function is about to be compiled."""
+        """Note that a function is about to be compiled."""
         self._depth += 1
         if self._depth == 1:
             self._since = time.perf_counter()
@@ -56,7 +58,7 @@ class Compilation(event.Listener):
                 self._begins()
 
     def on_end(self, event: Any) -> None:
-        """It has been, or could not be."""
+        """Note that it has been compiled, or could not be."""
         self.kernels += 1
         self._depth -= 1
         if self._depth == 0:

@@ -11,14 +11,14 @@ import psutil
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
-_COUNTED = 0.5  # of a core's time that must have been counted, as idle or as anything else
-_SHORTEST = 0.1  # seconds: processor times are counted in hundredths
+_COUNTED = 0.5  # cores' worth of time that the counters must have counted, idle or not
+_SHORTEST = 0.1  # seconds between readings; the counters have a resolution of 0.01
 
 
 def allowed_cores() -> int:
-    """Cores that this process may use: of its affinity mask, and within its cgroup's quota.
+    """Count the cores that this process may use, at least 1.
 
-    A quota that is not whole is rounded; at least 1.
+    The affinity mask and the cgroup's quota limit them. A quota that is not whole is rounded.
     """
     cores = len(_affinity() or ()) or os.cpu_count() or 1
     quota = _quota()
@@ -26,7 +26,7 @@ def allowed_cores() -> int:
 
 
 def _affinity() -> set[int] | None:
-    """Numbers of the cores this process may run on; None where the system does not say."""
+    """Numbers of the cores this process may run on; None where the system has no such mask."""
     if not hasattr(os, "sched_getaffinity"):  # macOS, Windows
         return None
     return os.sched_getaffinity(0)
@@ -35,12 +35,12 @@ def _affinity() -> set[int] | None:
 def _quota(root: Path = _CGROUPS, own: Path = _OWN_CGROUPS) -> float | None:
     """Cores' worth of time that this process's cgroups grant; None for no limit.
 
-    Every group up to the root counts.  Inside a container, where the path of the group is the
-    host's and not there, the root of the mount is the container's own group.
+    Every group up to the root counts. Inside a container the path of the group is the
+    host's and may not exist; there the root of the mount is the container's own group.
     """
     try:
         lines = own.read_text().splitlines()
-    except (OSError, UnicodeDecodeError):  # not Linux, or nothing that it writes
+    except (OSError, UnicodeDecodeError):  # not Linux, or no text
         return None
     quotas = []
     for line in lines:
@@ -78,21 +78,18 @@ def _quota_v1(folder: Path) -> float | None:
 
 @dataclass(frozen=True)
 class _Reading:
-    """Seconds since some start.
-
-    By the clock, idle and in all over the allowed cores, used by this process.
-    """
+    """Counters in seconds, whose differences mean something."""
 
     clock: float
-    idle: float
-    total: float
-    own: float
+    idle: float  # of the allowed cores together
+    total: float  # the same, idle or not
+    own: float  # used by this process
 
 
 class FreeCores:
-    """Cores that no other process uses, from what was idle between two readings.
+    """Measures how many cores no other process uses.
 
-    A core that this process uses counts as free, one that waits for a disk too.
+    Cores that this process uses count as free, and so do cores that wait for a disk.
     """
 
     def __init__(self) -> None:
@@ -100,10 +97,10 @@ class FreeCores:
         self._free: float | None = None
 
     def look(self) -> float | None:
-        """Mean number of free cores between the last two readings, a tenth of a second or more apart.
+        """Mean number of free cores between the last two readings.
 
-        Reads anew where the last reading is older than that.  None where there are no
-        two yet, or the system does not say.
+        Takes a new reading if the last is at least a tenth of a second old. None where there
+        are no two readings yet, or the system has no counters.
         """
         last = self._last
         if last is None or time.perf_counter() - last.clock < _SHORTEST:
@@ -112,7 +109,7 @@ class FreeCores:
         if now is not None:
             self._last, seconds = now, now.clock - last.clock
             free = (now.idle - last.idle + now.own - last.own) / seconds
-            # some sandboxes have counters that stand still
+            # in some sandboxes the counters stand still
             self._free = free if now.total - last.total > _COUNTED * seconds else None
         return self._free
 

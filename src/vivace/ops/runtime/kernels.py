@@ -13,12 +13,22 @@ import numba
 from vivace.ops.runtime.threads import kernel_threads
 
 F = TypeVar("F", bound=Callable[..., Any])
-EXACT = {"contract"}  # fused multiply-add, and nothing else
-SUMS = {"contract", "reassoc", "nsz"}  # a sum may be split over lanes
+EXACT = {"contract"}  # allows fused multiply-add, nothing else
+SUMS = {"contract", "reassoc", "nsz"}  # also allows a sum to be split over vector lanes
 
 
 def kernel(*, fastmath: Set[str] = frozenset(), inline: bool = False) -> Callable[[F], F]:
-    """Compile a function with Numba when it is first called, without the GIL, cached on disk."""
+    """Compile a function with Numba when it is first called; it releases the GIL.
+
+    The compiled code is cached on disk.
+
+    Parameters
+    ----------
+    fastmath
+        What LLVM may do to float operations: :data:`EXACT` or :data:`SUMS`.
+    inline
+        Whether LLVM must inline the function in every kernel that calls it.
+    """
 
     def decorate(function: F) -> F:
         return cast("F", _compiled(function, fastmath=set(fastmath), forceinline=inline))
@@ -27,10 +37,10 @@ def kernel(*, fastmath: Set[str] = frozenset(), inline: bool = False) -> Callabl
 
 
 def inner_kernel(*, fastmath: Set[str] = frozenset()) -> Callable[[F], F]:
-    """The same for a function that only kernels call: without a way in from Python.
+    """Compile a function that only kernels call, without an entry for Python.
 
-    The way in takes as long to compile as a short loop does, and there are dozens of them.
-    Called from Python it raises a TypeError.
+    The entry would take as long to compile as a short loop, and there are dozens of these
+    functions. A call from Python raises a TypeError.
     """
 
     def decorate(function: F) -> F:
@@ -40,7 +50,7 @@ def inner_kernel(*, fastmath: Set[str] = frozenset()) -> Callable[[F], F]:
         def refuse(*_args: object, **_named: object) -> None:
             raise TypeError(f"{function.__qualname__} can be called by kernels only.")
 
-        compiled._insert = lambda *_overload: None  # what was compiled is not offered to Python
+        compiled._insert = lambda *_overload: None  # hides what was compiled from Python
         compiled._compile_for_args = refuse
         return cast("F", compiled)
 
@@ -48,22 +58,21 @@ def inner_kernel(*, fastmath: Set[str] = frozenset()) -> Callable[[F], F]:
 
 
 def inlined_kernel(function: F) -> F:
-    """Make a function part of the kernels that call it, as if its lines stood there.
+    """Copy the lines of a function into the kernels that call it.
 
-    A kernel can then be written in parts without a call, and without a function of its
-    own that LLVM would optimise again in every kernel above it. It has the caller's
-    options.
+    A long kernel can then be written in parts. As functions of their own they would take
+    longer to compile, because LLVM optimises a function again in each kernel above it.
+    The caller's options apply.
     """
     return cast("F", numba.njit(inline="always", error_model="numpy")(function))
 
 
 def parallel_kernel(*, fastmath: Set[str] = frozenset()) -> Callable[[F], F]:
-    """The same for a function with a ``prange``, which is called from Python only.
+    """Compile a function with a ``prange``, which is called from Python only.
 
-    It runs on as many threads as torch.  A process that never has more than one
-    compiles it without threads, which takes less time.  So does a forked process, and
-    stays with it: Numba's threads do not survive ``os.fork``, and would take the
-    process with them.
+    It runs on as many threads as torch. A process that never has more than one thread
+    compiles it without threads, which takes less time. So does a forked process from then
+    on: Numba's threads do not survive ``os.fork``, and using them would end the process.
     """
 
     def decorate(function: F) -> F:
@@ -84,7 +93,7 @@ class _ParallelKernel:
 
     @cached_property
     def serial(self) -> Any:
-        """The same function without threads."""
+        """The function compiled without threads."""
         return _compiled(specialised(self.function, "serial"), fastmath=self.fastmath)
 
     def __call__(self, *args: Any) -> Any:
@@ -98,18 +107,19 @@ class _ParallelKernel:
 
 
 def specialised(function: FunctionType, name: str, **constants: Any) -> FunctionType:
-    """A copy of a function, not compiled yet, to which some globals of its module are constants.
+    """Copy a function that is not compiled yet, with other values for some of its globals.
 
-    A kernel compiles only the branches that its constants lead to, and the kernels that those
-    call.  The copy's name ends in ``name``, since the cache on disk goes by names.
+    Numba takes globals as constants: it compiles only the branches that they lead to, and
+    only the kernels that those call. The copy's name ends in ``name``, because the cache on
+    disk tells functions apart by name.
 
     Examples
     --------
-    >>> specialised(lambda: SIZE + 1, "of_two", SIZE=2)()
+    >>> specialised(lambda: SIZE + 1, "two", SIZE=2)()
     3
     """
-    seen = {**function.__globals__, **constants}
-    copy = FunctionType(function.__code__, seen, function.__name__, function.__defaults__)
+    namespace = {**function.__globals__, **constants}
+    copy = FunctionType(function.__code__, namespace, function.__name__, function.__defaults__)
     copy.__qualname__ = f"{function.__qualname__}_{name}"
     copy.__module__, copy.__doc__ = function.__module__, function.__doc__
     return copy
@@ -119,22 +129,24 @@ def _compiled(function: Callable[..., Any], **options: Any) -> Any:
     options |= {"error_model": "numpy", "nogil": True}
     try:
         compiled = numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # no folder that can be written: compiled in every process
+    except RuntimeError:  # no folder can be written: every process compiles
         return numba.njit(**options)(function)
     cache = compiled._cache
-    for method in ("load_overload", "save_overload"):  # a disk that is full, a folder that is gone
-        setattr(cache, method, _or_without(getattr(cache, method)))
+    for method in ("load_overload", "save_overload"):
+        setattr(cache, method, _ignore_os_errors(getattr(cache, method)))
     return compiled
 
 
-def _or_without(method: Callable[..., Any]) -> Callable[..., Any]:
-    def forgiving(*args: Any) -> Any:
+def _ignore_os_errors(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Do without the cache where the disk is full or the folder has gone."""
+
+    def attempt(*args: Any) -> Any:
         try:
             return method(*args)
         except OSError:
             return None
 
-    return forgiving
+    return attempt
 
 
 _forked = False

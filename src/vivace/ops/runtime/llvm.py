@@ -1,4 +1,4 @@
-"""Hints for LLVM inside kernels, and memory that kernels are given by its address."""
+"""Hints for LLVM inside kernels, and arrays made from an address."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _INT = ir.IntType(32)
 
 @intrinsic
 def _vector_loop(typingctx: Any) -> Any:
-    """Mark a kernel that is one loop over long arrays: wide vectors, and never inlined.
+    """Mark a kernel that loops over long arrays: wide vectors, and never inlined.
 
-    Left alone LLVM takes vectors of 256 bits on processors that have 512 too, for
-    fear of a lower clock; the matrix products around take 512 in any case.  A copy
-    of the loop in every caller would be optimised, and compiled, again.
+    By default LLVM uses vectors of 256 bits on processors that also have 512, because those
+    may lower the clock; the matrix products around the kernels use 512 in any case. If the
+    kernel were inlined, its loop would be compiled again in every caller.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         builder.function.attributes.add("noinline")
-        # llvmlite's own list of attributes has none with a value; LLVM reads it as text
+        # llvmlite's class allows no attribute with a value; LLVM reads this one from the text
         set.add(builder.function.attributes, '"prefer-vector-width"="512"')
         return context.get_dummy_value()
 
@@ -36,7 +36,7 @@ def _vector_loop(typingctx: Any) -> Any:
 
 @intrinsic
 def _never_inline(typingctx: Any) -> Any:
-    """Keep the kernel that calls this a function of its own, so that it is compiled once."""
+    """Keep the kernel that calls this a function of its own, which is compiled once."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         builder.function.attributes.add("noinline")
@@ -47,14 +47,15 @@ def _never_inline(typingctx: Any) -> Any:
 
 @intrinsic
 def _prefetch(typingctx: Any, array: Any, index: Any) -> Any:
-    """Ask for the item of a contiguous array to be on its way to the cache."""
+    """Start to load an item of a contiguous array into the cache."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
         address = builder.bitcast(builder.gep(data, [args[1]]), _BYTE)
         kind = ir.FunctionType(ir.VoidType(), [_BYTE, _INT, _INT, _INT])
         hint = builder.module.declare_intrinsic("llvm.prefetch", [_BYTE], kind)
-        builder.call(hint, [address, _INT(0), _INT(3), _INT(1)])  # to read, soon, data
+        # for reading, into all levels of the cache, data
+        builder.call(hint, [address, _INT(0), _INT(3), _INT(1)])
         return context.get_dummy_value()
 
     return types.none(array, index), codegen
@@ -62,7 +63,7 @@ def _prefetch(typingctx: Any, array: Any, index: Any) -> Any:
 
 @intrinsic
 def _floats_at(typingctx: Any, address: Any) -> Any:
-    """The pointer to float32 numbers that ``Tensor.data_ptr()`` gives as an integer."""
+    """Turn the integer of ``Tensor.data_ptr()`` into a pointer to float32 numbers."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.inttoptr(args[0], ir.FloatType().as_pointer())
@@ -70,10 +71,10 @@ def _floats_at(typingctx: Any, address: Any) -> Any:
     return types.CPointer(types.float32)(types.intp), codegen  # type: ignore[no-untyped-call]
 
 
-# as a kernel calls them
+# with the types that the kernels' callers see
 vector_loop = cast("Callable[[], None]", _vector_loop)
 never_inline = cast("Callable[[], None]", _never_inline)
 prefetch = cast("Callable[[NDArray[Any], int], None]", _prefetch)
 floats_at = cast("Callable[[int], Any]", _floats_at)
 as_array = cast("Callable[[Any, int], NDArray[Any]]", numba.carray)  # type: ignore[attr-defined]
-LINE = 64 // np.dtype(np.float32).itemsize  # numbers of 32 bits in a cache line
+LINE = 64 // np.dtype(np.float32).itemsize  # 32-bit numbers in a cache line

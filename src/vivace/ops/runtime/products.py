@@ -1,25 +1,25 @@
 """Float32 matrix products on the CPU whose bits do not depend on the number of threads.
 
 The number of threads follows the load of the machine while a model trains
-(``vivace.ops.runtime.threads``), so a product must come out the same on any number of
-them.  torch has two libraries:
+(``vivace.ops.runtime.threads``), so a product must give the same bits on any number of
+them. torch has two libraries:
 
-* MKL, behind ``torch.mm``, cuts some products differently on two threads than on
-  one, and many on three or more.
-* oneDNN does not, in 40,000 products of shapes that occur here, on 1 to 32
-  threads, with AVX-512 and with AVX2.  The exception is an inner axis of more than
-  2**14 with AVX-512, which is cut into pieces here.
+* MKL, behind ``torch.mm``, splits some products differently on two threads than on one,
+  and many on three or more.
+* oneDNN does not: 40,000 products of the shapes that occur in vivace were the same on 1 to
+  32 threads, with AVX-512 and with AVX2. The exception is an inner axis of more than 2**14
+  with AVX-512; such an axis is split into pieces in this module.
 
-So oneDNN computes every large product, on all threads.  Small ones are MKL's, on
-one thread: its call takes less (128 x 12 x 128 on Zen 5: 5 against 13 us), and a
-second thread has nothing to gain there.  Where torch has no oneDNN, ``torch.mm``
-computes all of them on one thread.
+oneDNN therefore computes every large product, on all threads. MKL computes small ones on
+one thread, because its call takes less time (128 x 12 x 128 on Zen 5: 5 us, oneDNN 13 us)
+and a second thread gains nothing. Where torch has no oneDNN, ``torch.mm`` computes all
+products on one thread.
 
-On processors with AVX-512 that are not Intel's oneDNN is about twice as fast as
-MKL; elsewhere it is a tenth to a sixth slower (``benchmarks/LOG.md``).
+On processors with AVX-512 that are not Intel's, oneDNN is about twice as fast as MKL; on
+others it is a tenth to a sixth slower (``benchmarks/LOG.md``).
 
-oneDNN is fast when the second operand is a plain or a transposed contiguous
-matrix, so the callers keep their weights in that form.
+oneDNN is fast when the second operand is a contiguous matrix or the transpose of one, so
+the callers keep their weights in that form.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_SMALL = 2**20  # multiplications of a product whose call costs more than they do
-_LONGEST = 2**14  # inner axis up to which oneDNN adds in one order on any number of threads
+_SMALL = 2**20  # multiplications up to which MKL's shorter call is worth more
+_LONGEST = 2**14  # inner axis up to which oneDNN adds in the same order on any threads
 
 
 def _onednn_linear() -> object | None:
@@ -42,16 +42,17 @@ def _onednn_linear() -> object | None:
 
 
 def _keep_freed_memory() -> None:
-    """Have glibc keep what is freed, up to 62 MB, instead of giving the pages back.
+    """Make glibc keep freed memory, up to 62 MB, instead of returning its pages.
 
-    oneDNN makes a new array for each product.  Pages that come new from the system cost a step of
-    128 cells a twentieth, one of 1,024 a fifth.  glibc takes arrays from what it keeps up to the size
-    of the largest that has been freed, if that is below 32 MB; so one is, which is never written to.
+    oneDNN makes a new array for each product. Fresh pages from the system cost a step of 128
+    cells 5 % of its time, a step of 1,024 cells 20 %. glibc keeps arrays up to the size of
+    the largest that has been freed, if that is below 32 MB. So one of nearly that size is
+    made and freed here; it is never written to.
     """
     torch.empty(31 * 2**18)
 
 
-# whether torch.func is at work; if torch no longer says, it may always be
+# whether a torch.func transform is active; assumed if a torch version cannot tell
 _transformed = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
 _ONEDNN = _onednn_linear()
 _keep_freed_memory()
@@ -60,13 +61,13 @@ _keep_freed_memory()
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
     """``a @ b + bias`` for float32 CPU matrices (n, k) and (k, m), without autograd.
 
-    ``out``, of shape (n, m), may be overwritten and returned, or left alone.
+    The result is either ``out``, of shape (n, m), or a new tensor; then ``out`` stays as it is.
     """
     if _ONEDNN is None or a.numel() * b.shape[1] <= _SMALL:
         return _on_one_thread(a, b, bias, out)
     a = a if a.is_contiguous() or a.T.is_contiguous() else a.contiguous()
     b = b if b.is_contiguous() or b.T.is_contiguous() else b.contiguous()
-    bias = None if bias is None else bias.contiguous()  # oneDNN does not look at its stride
+    bias = None if bias is None else bias.contiguous()  # oneDNN ignores its stride
     if a.shape[1] > _LONGEST:
         return _in_pieces(a, b, bias)
     return _ONEDNN(a, b.T, bias, "none", [], "")  # type: ignore[operator,no-any-return]
@@ -84,13 +85,13 @@ def _on_one_thread(a: Tensor, b: Tensor, bias: Tensor | None, out: Tensor | None
 
 
 def _in_pieces(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
-    """The product as a sum over even pieces of a long inner axis."""
+    """Add the products of even pieces of a long inner axis."""
     length = a.shape[1]
     size = math.ceil(length / math.ceil(length / _LONGEST))
     total: Tensor | None = None
     for start in range(0, length, size):
         rows = b[start : start + size]
-        if not rows.is_contiguous():  # oneDNN takes a thousand times as long for such a weight
+        if not rows.is_contiguous():  # for which oneDNN takes a thousand times as long
             rows = rows.T.contiguous().T
         piece: Tensor = _ONEDNN(  # type: ignore[operator]
             a[:, start : start + size], rows.T, bias if total is None else None, "none", [], ""
@@ -101,20 +102,20 @@ def _in_pieces(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``x @ weight + bias``, differentiable; of any type, on any device.
+    """``x @ weight + bias`` for any type and device; differentiable once.
 
-    Float32 on the CPU goes to :func:`product`, its gradients too.
+    :func:`product` computes float32 on the CPU, and its gradients.
     """
     if x.device.type != "cpu" or x.dtype != torch.float32:
         return x @ weight if bias is None else torch.addmm(bias, x, weight)
     if not torch.is_grad_enabled() and not _transformed():
-        return product(x, weight, bias)  # the function below takes 45 us more
+        return product(x, weight, bias)  # autograd's function takes 45 us more
     out: Tensor = _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
     return out
 
 
 class _Linear(torch.autograd.Function):
-    """:func:`product` with its gradients, and its derivative along a direction."""
+    """:func:`product` with reverse-mode and forward-mode derivatives."""
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -128,22 +129,22 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, by_out: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        of_x, of_weight, of_bias = ctx.needs_input_grad
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         return (
-            product(by_out, weight.T) if of_x else None,
-            product(x.T, by_out) if of_weight else None,
-            by_out.sum(0) if of_bias else None,
+            product(grad_out, weight.T) if needs_x else None,
+            product(x.T, grad_out) if needs_weight else None,
+            grad_out.sum(0) if needs_bias else None,
         )
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
         x, weight = ctx.saved_tensors
-        of_x, of_weight, of_bias = tangents
+        x_tangent, weight_tangent, bias_tangent = tangents
         out: Tensor = x.new_zeros(len(x), weight.shape[1])
-        if of_x is not None:
-            out = out + product(of_x, weight)
-        if of_weight is not None:
-            out = out + product(x, of_weight)
-        return out if of_bias is None else out + of_bias
+        if x_tangent is not None:
+            out = out + product(x_tangent, weight)
+        if weight_tangent is not None:
+            out = out + product(x, weight_tangent)
+        return out if bias_tangent is None else out + bias_tangent

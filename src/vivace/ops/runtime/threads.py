@@ -1,49 +1,47 @@
-"""How many threads run: what somebody has set, or what the load of the machine lets run well.
+"""How many threads run: the number that was set, or what the load of the machine allows.
 
-Threads that share one product or kernel wait for each other at its end, and they wait by spinning.
-That is fast while each has a core to itself.  It is very slow when another process takes the core
-of one of them, since the others wait until it comes back, dozens of times in a training step.  So
-the number of threads follows the load while vivace works:
+Threads that share a product or kernel wait for each other at its end, and they wait by
+spinning. That is fast while each has a core to itself. It is very slow when another process
+takes the core of one of them, because the others wait until it comes back, dozens of times
+per training step. So the number of threads follows the load while vivace works:
 
 * A number that was set (``vivace.settings.num_threads``, ``--threads``) is used as it is.
 * Otherwise it is at most torch's number (``OMP_NUM_THREADS``, ``MKL_NUM_THREADS``,
-  ``torch.set_num_threads``; else the cores), at most the cores that this process may use (its
-  affinity mask, its cgroup's quota), and at most the cores that no other process uses.
-* Of that number and its halves, the one is used with which a unit of work (a training step, a
-  block of cells) takes the least time.  They are tried again every few seconds, and as soon as
-  units become slow.
+  ``torch.set_num_threads``; by default the cores), at most the cores that this process may
+  use (its affinity mask, its cgroup's quota), and at most the cores that no other process
+  uses.
+* Of that number and its halves, the one is used with which a unit of work (a training step,
+  a minibatch of cells) takes the least time. They are tried again every few seconds, and as
+  soon as units become slow.
 
-Results do not depend on it: every product and kernel gives the same bits on any number of threads.
+Results do not depend on the number: every product and kernel gives the same bits on any
+number of threads.
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
 import os
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from statistics import median
-from typing import Any, TypeVar, cast
 
 import torch
 
 from vivace.config import settings
 from vivace.ops.runtime.cores import FreeCores, allowed_cores
 
-F = TypeVar("F", bound=Callable[..., Any])
-_LEEWAY = 0.3  # of a core: what others may use of the threads' cores
+_LEEWAY = 0.3  # of a core; others may use that much of the threads' cores
 _TRIES = 3  # units by which a number of threads is judged
-_LONG = 0.03  # seconds; of longer units one must do
-_GAIN = 0.9  # fewer threads are taken for less than this share of the time
-_WORSE = 1.3  # times the best: not worth another unit
-_HOPELESS = 2.0  # times what was usual with another number: the same
-_SLOW = 1.5  # times the usual: slow
+_LONG = 0.03  # seconds; above it one unit is enough
+_GAIN = 0.9  # fewer threads must take less than this share of the time
+_WORSE = 1.3  # times the best number's time: not worth another unit
+_HOPELESS = 2.0  # times the usual time before the trial: not worth another unit either
+_SLOW = 1.5  # times the usual time
 _PATIENCE = 3  # slow units in a row after which all numbers are tried again
 _AGAIN = 5.0  # seconds after which they are tried again in any case,
-_SHARE = 50  # or so many times as long as trying takes
+_SHARE = 50  # or this many times as long as the last trial took, if that is longer
 
 
 class Tuner:
@@ -62,35 +60,35 @@ class Tuner:
 
     def __init__(self) -> None:
         self._halvings = 0  # of the number that may run
-        self._most = 0
-        self._usual: float | None = None  # seconds of a unit
-        self._warm = False  # the first unit may have loaded kernels
-        self._slow = 0
+        self._most = 0  # threads that may run
+        self._usual: float | None = None  # seconds per unit with the chosen number
+        self._warm = False  # false until the first unit, which may load kernels, is over
+        self._slow = 0  # slow units in a row
         self._next_trial = 0.0
         self._begin_trial()
 
     def _begin_trial(self) -> None:
         self._trying = True
-        self._spent = 0.0
+        self._spent = 0.0  # seconds
         self._halvings = 0
-        self._times: list[float] = []
-        self._best: tuple[float, int] | None = None
+        self._times: list[float] = []  # of the number that is being tried
+        self._best: tuple[float, int] | None = None  # seconds per unit, halvings
 
     def renew(self) -> None:
-        """Other work of the same kind begins: what was chosen stays, what was usual does not."""
+        """Other work of the same kind begins: keep the chosen number, forget the usual time."""
         self._usual, self._slow = None, 0
         if self._trying:
             self._begin_trial()
 
     def threads(self, most: int) -> int:
-        """The number for the next unit, if ``most`` may run."""
+        """Number of threads for the next unit, where ``most`` may run."""
         if not 0.8 * self._most <= most <= 1.25 * self._most:
             self._most = most
             self._begin_trial()
         return max(1, most >> self._halvings)
 
     def took(self, seconds: float, now: float) -> None:
-        """A unit took so long with the number that was given, and ended ``now``."""
+        """Note how long a unit took with the number that was given, and when it ended."""
         if not self._warm:
             self._warm = True
         elif self._trying:
@@ -108,13 +106,11 @@ class Tuner:
             hopeless = self._usual is not None and seconds > _HOPELESS * self._usual
         if len(self._times) < tries and not hopeless:
             return
-        found = median(self._times)
-        better = self._best is None or found < _GAIN * self._best[0]
-        if better:
-            self._best = found, self._halvings
-        assert self._best is not None
-        if found <= _WORSE * self._best[0] and self._most >> self._halvings > 1:
-            self._halvings += 1
+        typical = median(self._times)
+        if self._best is None or typical < _GAIN * self._best[0]:
+            self._best = typical, self._halvings
+        if typical <= _WORSE * self._best[0] and self._most >> self._halvings > 1:
+            self._halvings += 1  # half as many may be faster still
             self._times = []
             return
         self._usual, self._halvings = self._best
@@ -130,10 +126,10 @@ class Tuner:
 
 
 class _Scope(threading.local):
-    """Of each Python thread: what :func:`adapted_threads` has found; 0 outside it."""
+    """What :func:`adapted_threads` has set up in this Python thread."""
 
-    ceiling = 0  # threads at most, whatever the load
-    fixed = False
+    ceiling = 0  # threads at most, whatever the load; 0 outside of adapted_threads
+    fixed = False  # whether the user has set the number
 
 
 _scope = _Scope()
@@ -143,9 +139,9 @@ _tuners: dict[tuple[Hashable, ...], Tuner] = {}
 
 @contextmanager
 def adapted_threads() -> Iterator[None]:
-    """Inside, the number of threads follows the load; afterwards it is what it was.
+    """Let the number of threads follow the load inside; afterwards restore it.
 
-    One inside another does nothing.
+    One of these inside another does nothing.
     """
     if _scope.ceiling:
         yield
@@ -162,8 +158,8 @@ def adapted_threads() -> Iterator[None]:
 
 
 def _available() -> int:
-    """Threads that have a core each."""
-    if settings.fixed_threads is not None:  # perhaps since a moment ago, by a callback
+    """Threads that can have a core each."""
+    if settings.fixed_threads is not None:  # a callback may have set it meanwhile
         return settings.fixed_threads
     if _scope.ceiling == 1:
         return 1
@@ -174,12 +170,12 @@ def _available() -> int:
 class Pace:
     """Times the units of one kind of work, and sets the number of threads for each.
 
-    Outside :func:`adapted_threads`, and where the number is fixed, it does nothing.
+    It does nothing outside of :func:`adapted_threads`, or where the user has set the number.
 
     Parameters
     ----------
     kind
-        What the units of two paces must have in common for their times to be alike.
+        What two paces must have in common for the times of their units to be alike.
 
     Examples
     --------
@@ -199,15 +195,18 @@ class Pace:
             self._set()
 
     def begin(self) -> None:
-        """A unit begins."""
+        """Note that a unit begins."""
         if self._follows and torch.get_num_threads() != self._threads:
-            self._set()  # another pace has been at work in between
+            self._set()  # another pace has set it in between
         self._begun = time.perf_counter()
 
     def end(self, *, judge: bool = True) -> None:
-        """It has ended; the number of threads is set for the next.
+        """Note that the unit has ended, and set the number of threads for the next.
 
-        Without ``judge`` where it was smaller than the others.
+        Parameters
+        ----------
+        judge
+            False for a unit that was smaller than the others.
         """
         if self._follows:
             now = time.perf_counter()
@@ -216,7 +215,7 @@ class Pace:
             self._set()
 
     def _set(self) -> None:
-        if not _scope.ceiling:  # a generator that outlived the scope it was made in
+        if not _scope.ceiling:  # used by a generator that outlives adapted_threads
             self._follows = False
             return
         most = _available()
@@ -224,29 +223,9 @@ class Pace:
         torch.set_num_threads(self._threads)
 
 
-def question(function: F) -> F:
-    """A function that asks a network something: without gradients, in :func:`adapted_threads`.
-
-    It may be a generator function.
-    """
-    without_gradients = torch.no_grad()(function)
-
-    @functools.wraps(function)
-    def asked(*args: Any, **named: Any) -> Any:
-        with adapted_threads():
-            return without_gradients(*args, **named)
-
-    @functools.wraps(function)
-    def asked_in_turn(*args: Any, **named: Any) -> Iterator[Any]:
-        with adapted_threads():
-            yield from without_gradients(*args, **named)
-
-    return cast("F", asked_in_turn if inspect.isgeneratorfunction(function) else asked)
-
-
 @contextmanager
 def on_one_thread() -> Iterator[None]:
-    """Inside, torch's operations run on one thread: for those whose bits depend on the number."""
+    """Run torch's operations on one thread inside: for those whose bits depend on the number."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -256,15 +235,15 @@ def on_one_thread() -> Iterator[None]:
 
 
 def kernel_threads() -> tuple[int, bool]:
-    """Threads for a kernel now, and whether this process uses several at times."""
+    """Threads for a kernel at this moment, and whether this process ever uses several."""
     threads = torch.get_num_threads()
     return threads, threads > 1 or _scope.ceiling > 1
 
 
-def _forget() -> None:
-    """In a forked process, which has one thread: the others did not survive."""
+def _note_fork() -> None:
+    """Limit a forked process to one thread; the others did not survive the fork."""
     _scope.ceiling = min(_scope.ceiling, 1)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+    os.register_at_fork(after_in_child=_note_fork)

@@ -1,10 +1,9 @@
-"""Weighted rows of a table summed, and a row added to those of a table, weighted.
+"""Two kernels: a weighted sum of a table's rows, and a row added to a table's rows, weighted.
 
-What belongs to all entries, the sum or the row that is added, is kept in the
-processor's registers.  Written in Numba's own words, LLVM reads and writes it in
-memory for every few entries, and checks before each loop that no two arrays
-overlap: half of the time where a row is 128 numbers.  Here its instructions are
-given directly.
+What all entries share, the sum or the added row, stays in the processor's registers. From
+Numba's own loops LLVM makes code that reads and writes it in memory every few entries, and
+that checks before each loop that no two arrays overlap: half of the time where a row has 128
+numbers. So this module gives the instructions itself.
 """
 
 from __future__ import annotations
@@ -25,19 +24,20 @@ from vivace.types import F32, I32
 Columns = Callable[[F32, int, int, int, int, I32, F32, F32], None]
 
 _FLOAT, _INT, _LONG = ir.FloatType(), ir.IntType(32), ir.IntType(64)
-_WIDTH = 16  # numbers in a vector of 512 bits, which LLVM cuts to what there is
+_WIDTH = 16  # numbers in a vector of 512 bits, which LLVM splits if the processor has none
 _VECTOR = ir.VectorType(_FLOAT, _WIDTH)
 _ROUND = ("contract",)  # fused multiply-add
 
 
 def _vectors(builder: Any, array: Any, offset: Any, number: int) -> list[Any]:
-    """Pointers to that many vectors of an array's numbers, side by side from ``offset`` on."""
+    """Pointers to ``number`` adjacent vectors of an array, from ``offset`` on."""
     start = builder.gep(array.data, [offset])
     places = (builder.gep(start, [_LONG(i * _WIDTH)]) for i in range(number))
     return [builder.bitcast(place, _VECTOR.as_pointer()) for place in places]
 
 
-def _in_all_lanes(builder: Any, number: Any) -> Any:
+def _broadcast(builder: Any, number: Any) -> Any:
+    """Copy a number to all lanes of a vector."""
     first = builder.insert_element(_VECTOR(ir.Undefined), number, _INT(0))
     lanes = ir.VectorType(_INT, _WIDTH)([0] * _WIDTH)
     return builder.shuffle_vector(first, _VECTOR(ir.Undefined), lanes)
@@ -46,15 +46,15 @@ def _in_all_lanes(builder: Any, number: Any) -> Any:
 def _add(builder: Any, total: Any, value: Any, numbers: Any) -> None:
     """Add value * numbers to the vector at ``total``, rounded once."""
     product = builder.fmul(value, numbers, flags=_ROUND)
-    so_far = builder.load(total, align=4)
-    builder.store(builder.fadd(product, so_far, flags=_ROUND), total, align=4)
+    old = builder.load(total, align=4)
+    builder.store(builder.fadd(product, old, flags=_ROUND), total, align=4)
 
 
 def _columns(n_vectors: int, summed: bool) -> Columns:
-    """Kernel of ``n_vectors * 16`` columns, from ``column`` on.
+    """Make the kernel for ``n_vectors * 16`` columns from ``column`` on.
 
-    Of the entries from start to stop, value * table[row - first] is summed in
-    ``row_h``; or, where it is not ``summed``, value * row_h added to that row of the table.
+    Over the entries from start to stop it sums value * table[row - first] in ``row_h``.
+    Without ``summed`` it adds value * row_h to table[row - first] instead.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -63,25 +63,25 @@ def _columns(n_vectors: int, summed: bool) -> Columns:
             context.make_array(signature.args[i])(context, builder, args[i]) for i in (0, 5, 6, 7)
         )
         width = builder.extract_value(table.shape, 1)
-        ours = _vectors(builder, row_h, column, n_vectors)
-        # LLVM keeps in registers what is allocated here
-        kept = [cgutils.alloca_once(builder, _VECTOR) for _ in ours]  # type: ignore[no-untyped-call]
-        for one, place in zip(kept, ours, strict=True):
-            nothing = _VECTOR([0.0] * _WIDTH)
-            builder.store(nothing if summed else builder.load(place, align=4), one)
+        row_places = _vectors(builder, row_h, column, n_vectors)
+        # LLVM keeps these stack slots in registers
+        registers = [cgutils.alloca_once(builder, _VECTOR) for _ in row_places]  # type: ignore[no-untyped-call]
+        for register, place in zip(registers, row_places, strict=True):
+            zero = _VECTOR([0.0] * _WIDTH)
+            builder.store(zero if summed else builder.load(place, align=4), register)
         with cgutils.for_range_slice(builder, start, stop, _LONG(1), _LONG) as (entry, _):
             row = builder.zext(builder.load(builder.gep(rows.data, [entry])), _LONG)
-            value = _in_all_lanes(builder, builder.load(builder.gep(values.data, [entry])))
+            value = _broadcast(builder, builder.load(builder.gep(values.data, [entry])))
             offset = builder.add(builder.mul(builder.sub(row, first), width), column)
-            theirs = _vectors(builder, table, offset, n_vectors)
-            for one, place in zip(kept, theirs, strict=True):
+            table_places = _vectors(builder, table, offset, n_vectors)
+            for register, place in zip(registers, table_places, strict=True):
                 if summed:
-                    _add(builder, one, value, builder.load(place, align=4))
+                    _add(builder, register, value, builder.load(place, align=4))
                 else:
-                    _add(builder, place, value, builder.load(one))
+                    _add(builder, place, value, builder.load(register))
         if summed:
-            for one, place in zip(kept, ours, strict=True):
-                builder.store(builder.load(one), place, align=4)
+            for register, place in zip(registers, row_places, strict=True):
+                builder.store(builder.load(register), place, align=4)
         return context.get_dummy_value()
 
     @intrinsic
@@ -108,10 +108,10 @@ _add_4, _add_2, _add_1 = (_columns(n, summed=False) for n in (4, 2, 1))
 
 @kernel(fastmath=SUMS)
 def weighted_rows(out_h: F32, start: int, stop: int, rows: I32, values: F32, table: F32) -> None:
-    """Out = sum over entries from start to stop of value * table[row].
+    """Write the sum, over entries from start to stop, of value * table[row].
 
-    Every array must be contiguous, every row one of the table.  The sum goes from
-    the first entry to the last.
+    Every array must be contiguous, and every row must be one of the table. The sum goes
+    from the first entry to the last.
     """
     vector_loop()
     h = out_h.size
@@ -142,7 +142,7 @@ def add_to_rows(
 ) -> None:
     """Add value * row_h to table[row - first], for the entries from start to stop in turn.
 
-    Every array must be contiguous, every row one of the table.
+    Every array must be contiguous, and every row must be one of the table.
     """
     vector_loop()
     h = row_h.size
