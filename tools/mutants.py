@@ -64,7 +64,7 @@ MUTANTS = [
     Mutant(
         "vanishing-zeros", "_VANISHING = np.float32(-28)", "_VANISHING = np.float32(-90)", COUNT_NLL
     ),
-    Mutant("theta-bound", "] = _ZERO if abs(", "] = _ZERO if 0.5 * abs(", COUNT_NLL),
+    Mutant("theta-bound", "out[j] = _ZERO if abs(", "out[j] = _ZERO if 0.5 * abs(", COUNT_NLL),
     Mutant("stored-zero", "value[i] = 0.0", "value[i] += 0.0", COUNT_NLL),
     Mutant("softplus-tail", "_SOFTPLUS_IS_EXP = -20.0", "_SOFTPLUS_IS_EXP = -200.0", COUNT_NLL),
     Mutant("large-ratio", "large = u > 1.0", "large = u > 1e30", COUNT_NLL),
