@@ -275,15 +275,15 @@ def folder_path(value: object) -> Path:
     return Path(value)
 
 
-def check_accelerator(name: object) -> None:
+def check_accelerator(name: str, value: object) -> None:
     """Refuse a kind of device that this machine does not have; "auto" is always allowed."""
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     available = {"auto": True, "cpu": True, "cuda": cuda, "gpu": cuda or mps, "mps": mps}
-    if not isinstance(name, str) or name not in available:
+    if not isinstance(value, str) or value not in available:
         listed = ", ".join(map(repr, available))
-        raise OptionError(f"accelerator must be one of {listed}, not {name!r}.")
-    if not available[name]:
-        raise OptionError(f"This machine has no device for accelerator={name!r}; use 'auto'.")
+        raise OptionError(f"{name} must be one of {listed}, not {value!r}.")
+    if not available[value]:
+        raise OptionError(f"This machine has no device for {name}={value!r}; use 'auto'.")
 
 
 def row_numbers(indices: Indices | None, n_cells: int) -> I64:

@@ -27,10 +27,6 @@ def _check_max_steps(name: str, value: object) -> None:
         Int(optional=True)(name, value)
 
 
-def _check_accelerator(name: str, value: object) -> None:
-    check_accelerator(value)
-
-
 def _check_mapping(name: str, value: object) -> None:
     if value is not None and not isinstance(value, Mapping):
         raise ArgumentTypeError(f"{name} must be a dict or None, not {value!r}.")
@@ -49,7 +45,7 @@ def _check_mapping(name: str, value: object) -> None:
     early_stopping_min_delta=Number(),
     early_stopping_mode=Choice(("min", "max")),
     early_stopping_warmup_epochs=Int(at_least=0, optional=True),
-    accelerator=_check_accelerator,
+    accelerator=check_accelerator,
     plan_kwargs=_check_mapping,
     progress=Flag(),
 )
