@@ -119,6 +119,9 @@ def _softplus_mean(s: F32, log_library: float, dense: Dense) -> Mean:
 # Each takes log mu of the non-zero genes in ``nonzero.value`` and returns log p, the sum of
 # its derivatives in log mu, and its derivative in the log library. It leaves the derivatives
 # in log mu and log theta in ``dense``, and those in the zero-inflation logits in their place.
+#
+# Arrays are taken out of the tuples before a loop: inside, each would be counted as one more
+# reference and released again for every gene.
 
 
 def _poisson(  # compiled by kernel_for
@@ -133,8 +136,9 @@ def _poisson(  # compiled by kernel_for
 ) -> tuple[float, float, float]:
     grad_mu = dense.grad_mu
     if SOFTPLUS:
+        rate, e = mean.rate, dense.e
         for j in range(grad_mu.size):
-            grad_mu[j] = -mean.rate * dense.e[j]
+            grad_mu[j] = -rate * e[j]
     else:  # the means add up to the library, whatever the logits are: grad_mu is x alone
         grad_mu[:] = _ZERO
     nonzero_poisson(genes, x, grad_mu, nonzero.value)
@@ -157,8 +161,9 @@ def _nb_of_counts(
         gather(genes, theta.digamma, nonzero.digamma)
     else:
         gamma_functions(nonzero.inv_theta, nonzero.log_theta, nonzero.log_gamma, nonzero.digamma)
+    value, log_theta = nonzero.value, nonzero.log_theta
     for i in range(x.size):
-        nonzero.value[i] -= nonzero.log_theta[i]
+        value[i] -= log_theta[i]  # log mu becomes log(mu/theta)
     nonzero_value(x, nonzero.ratio, nonzero.theta, nonzero.value, nonzero.grad_theta)
     if gradients:
         nonzero_gradient(x, nonzero.ratio, nonzero.theta, nonzero.grad_mu, nonzero.grad_theta)
@@ -182,21 +187,24 @@ def _separate(genes: U32, x: F32, dense: Dense, nonzero: Nonzero) -> None:
 
     A stored zero is a zero like any other.
     """
+    zero_value, count_value = dense.value, nonzero.value
     for i in range(x.size):
         if x[i] != _ZERO:
-            dense.value[genes[i]] = _ZERO
+            zero_value[genes[i]] = _ZERO
         else:
-            nonzero.value[i] = 0.0
+            count_value[i] = 0.0
 
 
 @inlined_kernel
 def _scatter_gradients(genes: U32, x: F32, dense: Dense, nonzero: Nonzero) -> None:
     """Put the derivatives of the non-zero genes in their places."""
+    grad_mu, grad_theta = dense.grad_mu, dense.grad_theta
+    nonzero_grad_mu, nonzero_grad_theta = nonzero.grad_mu, nonzero.grad_theta
     for i in range(x.size):
         if x[i] != _ZERO:
             j = genes[i]
-            dense.grad_mu[j] = np.float32(nonzero.grad_mu[i])
-            dense.grad_theta[j] = np.float32(nonzero.grad_theta[i])
+            grad_mu[j] = np.float32(nonzero_grad_mu[i])
+            grad_theta[j] = np.float32(nonzero_grad_theta[i])
 
 
 @inlined_kernel
@@ -235,11 +243,13 @@ def _zinb(
     _nb_of_zeros(mean, theta, dense, gradients)
 
     # non-zero counts were not dropped
+    nonzero_logits, log_kept, grad_logits = nonzero.logits, nonzero.log_kept, nonzero.grad_logits
+    value = nonzero.value
     for i in range(x.size):
-        nonzero.logits[i] = logits[genes[i]]
-    not_dropped(nonzero.logits, nonzero.log_kept, nonzero.grad_logits)
+        nonzero_logits[i] = logits[genes[i]]
+    not_dropped(nonzero_logits, log_kept, grad_logits)
     for i in range(x.size):
-        nonzero.value[i] += np.float64(nonzero.log_kept[i])
+        value[i] += np.float64(log_kept[i])
 
     # zeros were dropped, or come from the negative binomial
     _separate(genes, x, dense, nonzero)
@@ -250,17 +260,18 @@ def _zinb(
         exponential(dense.value)
         odds_kept(logits)
         zero_zinb(dense.value, logits, dense.grad_mu, dense.grad_theta)
+        probabilities = dense.value
         for i in range(x.size):
             if x[i] != _ZERO:
-                dense.value[genes[i]] = _ONE  # whose log is 0
-        zeros = total_of_logs(dense.value)
+                probabilities[genes[i]] = _ONE  # whose log is 0
+        zeros = total_of_logs(probabilities)
     log_p = total(nonzero.value) + zeros
 
     if gradients:
         _scatter_gradients(genes, x, dense, nonzero)
         for i in range(x.size):
             if x[i] != _ZERO:
-                logits[genes[i]] = nonzero.grad_logits[i]
+                logits[genes[i]] = grad_logits[i]
     grad_mu_sum = total(dense.grad_mu)
     return log_p, grad_mu_sum, grad_mu_sum
 
