@@ -43,7 +43,7 @@ from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 import vivace
 from common import HERE, provenance, report, run_json
-from vivace.transfer.expression import log_normalised
+from vivace.transfer.classifiers import log_normalise
 
 KEPT = HERE / "results" / "transfer.json"
 N_GENES = 2_000
@@ -190,8 +190,8 @@ def logistic(
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Label, its probability, and seconds of a logistic regression."""
     begun = time.process_time()
-    model = LogisticRegression(max_iter=1_000).fit(log_normalised(reference.X), labels)
-    shares = model.predict_proba(log_normalised(query.X))
+    model = LogisticRegression(max_iter=1_000).fit(log_normalise(reference.X), labels)
+    shares = model.predict_proba(log_normalise(query.X))
     seconds = round(time.process_time() - begun, 1)
     return model.classes_[shares.argmax(1)], shares.max(1), seconds
 

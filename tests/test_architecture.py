@@ -76,9 +76,12 @@ IMPORTED_LATE = {
     "lightning_fabric",  # a second; only training on other devices or with loggers needs it
     "rich",  # only those who see a progress bar
     "typer",  # only the command line
+    "torch",  # config.py: ``vivace.settings`` does not wait for it
+    "scipy",  # distributions/quantile.py: scipy.stats takes a second, and small counts need none
 }
+# the command line imports models when a command runs: help does not wait for torch
+WAITS_FOR_NOTHING = "vivace/cli.py"
 TREE = SourceTree(SOURCE)
-under_way = pytest.mark.xfail(reason="second house under way", strict=True, raises=AssertionError)
 
 
 def shown(violations: list[str]) -> str:
@@ -97,16 +100,14 @@ def test_a_class_has_at_most_one_ancestor_of_our_own() -> None:
     assert not tall, shown(tall)
 
 
-@under_way
 def test_no_file_name_occurs_twice() -> None:
     # an operation's folder holds the same three files as every other's
     repeated = TREE.repeated_stems(allowed={"__init__", "reference", "cpu", "gpu"})
     assert not repeated, shown(repeated)
 
 
-@under_way
 def test_functions_import_only_extras_and_kernels() -> None:
-    late = TREE.late_imports(allowed=IMPORTED_LATE)
+    late = [at for at in TREE.late_imports(IMPORTED_LATE) if not at.startswith(WAITS_FOR_NOTHING)]
     assert not late, shown(late)
 
 

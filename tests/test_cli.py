@@ -556,7 +556,7 @@ def test_map_refuses_before_it_trains(vivace_refuses, cells, mapping, tmp_path):
     vivace_refuses((*command, "--reference", cells), "--labels-key")
     for option in ("--max-novelty", "--min-probability"):
         vivace_refuses((*command, option, "0.5"), option, "--labels-key")
-        vivace_refuses((*command, *labels, "cell_type", option, "95"), "from 0 to 1")
+        vivace_refuses((*command, *labels, "cell_type", option, "95"), "at most 1")
     vivace_refuses((*command, "--key-added", ""), "--key-added must be a name")
     vivace_refuses((*command, "--min-overlap", "0.95"), "27 of the reference's 30 genes")
     vivace_refuses(("map", reference, query, "-o", tmp_path / "out.csv"), "must end in .h5ad")

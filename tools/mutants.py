@@ -6,7 +6,7 @@ operation there, and prints whether they failed.
 Usage: python tools/mutants.py [--tree FOLDER] [--only NAME ...] [--baseline]
 
 A mutant is killed if a test fails, and survives if all pass. A line is found by its text in
-``src/vivace/ops``, wherever that is, so the script also works on older trees. A mutant takes
+``src/vivace``, wherever that is, so the script also works on older trees. A mutant takes
 minutes, because all kernels are compiled anew: Numba's cache does not notice a change in an
 imported kernel.
 """
@@ -25,6 +25,10 @@ from pathlib import Path
 
 COUNT_NLL = ("ops/test_count_nll*.py", "ops/count_nll/test_*.py")
 SPARSE = ("ops/test_sparse_linear.py", "ops/sparse_linear/test_*.py")
+STEP = ("nn/test_by_hand.py", "train/step/test_*.py")
+ADAM = ("train/test_adam.py",)
+DATA = ("data/test_source.py",)
+DE = ("de/test_kernels.py", "de/test_histograms.py", "de/test_count*.py")
 MATH = ("ops/test_fastmath.py", "ops/test_gamma.py", "ops/math/test_*.py")
 
 
@@ -37,7 +41,7 @@ class Mutant:
     name
         What is wrong with it.
     before, after
-        Text that occurs once in ``src/vivace/ops``, and what replaces it.
+        Text that occurs once in ``src/vivace``, and what replaces it.
     tests
         Patterns of the test files, relative to ``tests``.
     """
@@ -60,7 +64,7 @@ MUTANTS = [
     Mutant(
         "vanishing-zeros", "_VANISHING = np.float32(-28)", "_VANISHING = np.float32(-90)", COUNT_NLL
     ),
-    Mutant("theta-bound", "] = _ZERO if abs(", "] = _ZERO if 0.5 * abs(", COUNT_NLL),
+    Mutant("theta-bound", "out[j] = _ZERO if abs(", "out[j] = _ZERO if 0.5 * abs(", COUNT_NLL),
     Mutant("stored-zero", "value[i] = 0.0", "value[i] += 0.0", COUNT_NLL),
     Mutant("softplus-tail", "_SOFTPLUS_IS_EXP = -20.0", "_SOFTPLUS_IS_EXP = -200.0", COUNT_NLL),
     Mutant("large-ratio", "large = u > 1.0", "large = u > 1e30", COUNT_NLL),
@@ -77,12 +81,21 @@ MUTANTS = [
     Mutant("log1p-rounding", "lost = u - (w - np.float32(1.0))", "lost = u - u", MATH),
     Mutant("exp-coefficient", "np.float32(1.6666665459e-1)", "np.float32(1.666e-1)", MATH),
     Mutant("digamma", "derivative = (z + z + 5.0)", "derivative = (z + 5.0)", MATH),
+    Mutant("gathered-gene", "genes[first + k]", "genes[first]", DATA),
+    Mutant("unbiased-variance", "squares[c] / (n - 1)", "squares[c] / n", STEP),
+    Mutant("batch-variance", "gap * gap", "abs(gap)", STEP),
+    Mutant("mean-divergence", "0.5 * kl / n", "0.5 * kl / (n + 1)", STEP),
+    Mutant("one-hot-column", "column + code]", "column]", STEP),
+    Mutant("adam-bias", "1.0 - beta1**self.steps", "1.0 - beta1", ADAM),
+    Mutant("adam-decay", "+ decay * w", "- decay * w", ADAM),
+    Mutant("place-in-a-bin", "= 0.5 - shift", "= 0.4 - shift", DE),
+    Mutant("stored-zeros", "+= value != 0", "+= value >= 0", DE),
 ]
 
 
 def find_file(tree: Path, text: str) -> Path:
     """Find the one file whose kernels contain a text once."""
-    files = (tree / "src/vivace/ops").rglob("*.py")
+    files = (tree / "src/vivace").rglob("*.py")
     counts = {path: path.read_text().count(text) for path in files}
     counts = {path: count for path, count in counts.items() if count}
     if sum(counts.values()) != 1:

@@ -321,8 +321,7 @@ def map_query(
     from vivace.model import load
     from vivace.store.arrays import check_free
     from vivace.store.folder import check_place, write_h5ad
-    from vivace.transfer.labels import labels_of
-    from vivace.transfer.options import LabelOptions
+    from vivace.transfer.labels import CHECKS, read_labels
 
     # What can be refused is refused before anything is trained.
     _use_threads(threads)
@@ -334,7 +333,8 @@ def map_query(
     if not key_added:
         raise OptionError("--key-added must be a name.")
     limits = {name: labelling[name] for name in ("max_novelty", "min_probability")}
-    LabelOptions(**limits)
+    for name, value in limits.items():
+        CHECKS[name](name, value)
     for name, value in {"reference": reference, **limits}.items():
         if value is not None and labels_key is None:
             flag = name.replace("_", "-")
@@ -349,7 +349,7 @@ def map_query(
                 f"{model} holds no data to take labels from; give --reference too, or save the "
                 "reference model with its data."
             )
-        labels_of(source, labels_key)
+        read_labels(source, labels_key)
     query = _read(data)
 
     # The query itself keeps its genes; a copy has those of the reference.
@@ -448,11 +448,11 @@ def sample(
 
     from vivace.model import load
     from vivace.store.arrays import check_free, write_anndata
-    from vivace.validate import positive
+    from vivace.validate import COUNT
 
     _use_threads(threads)
     n_samples = sampling.pop("n_samples")
-    positive("n_samples", n_samples)
+    COUNT("n_samples", n_samples)
     check_free(_check_suffix(output), overwrite)
     loaded = load(model)
     adata = _read(data)

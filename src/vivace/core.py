@@ -151,7 +151,9 @@ class Core:
             raise DataError(
                 "This model was loaded without data; pass adata= to load or to the method."
             )
-        self._source.check_unchanged(self._adata)
+        labels_key = self.schema.declarations.labels_key
+        unread = self.config.dispersion != "gene-label" and labels_key is not None
+        self._source.check_unchanged(self._adata, ignore=[str(labels_key)] if unread else ())
         return self._source
 
     def _own_adata(self) -> AnnData:

@@ -1,67 +1,56 @@
-"""Progress bars: of a training run, and of a question that takes long."""
+"""Progress bars of a training and of a pass over cells, and the notice of compilation."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
+
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.status import Status
 
 from vivace.ops.runtime.compilation import Compilation
 
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.progress import Progress
-    from rich.status import Status
-
-_LONG = 2.0  # seconds after which a question shows a bar
-_EVERY = 20  # minibatches between two moves of the bar: moving it costs as much as a small step
-
-
-_live: list[Status | Progress] = []  # what is shown: an old rich refuses a second
+_LONG = 2.0  # seconds after which a pass over cells shows a bar
+_EVERY = 20  # minibatches per move of the training bar: a move costs as much as a small step
 _COMPILING = "Compiling kernels for this processor, once"
 
-
-def _error_console() -> Console:
-    from rich.console import Console  # a terminal library: only those who see a bar wait for it
-
-    return Console(stderr=True)
+_live: list[Status | Progress] = []  # what is shown: rich may refuse a second one
 
 
-def _training_bar(compilation: Compilation) -> Progress:
-    from collections.abc import Iterable
+class _TrainingProgress(Progress):
+    """A bar that is replaced by a line of text while kernels are compiled."""
 
-    from rich.console import RenderableType
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    def __init__(self, compilation: Compilation) -> None:
+        self._compilation = compilation
+        super().__init__(
+            TextColumn("Training"),
+            BarColumn(bar_width=12),  # the whole line fits 80 columns
+            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            TextColumn("{task.fields[losses]}"),
+            console=Console(stderr=True),
+        )
 
-    class TrainingProgress(Progress):
-        """Says what the wait is for while kernels are compiled."""
-
-        def get_renderables(self) -> Iterable[RenderableType]:
-            if compilation.running:
-                yield f"{_COMPILING}: {compilation.kernels} so far, {compilation.seconds:.0f} s"
-            else:
-                yield from super().get_renderables()
-
-    return TrainingProgress(
-        TextColumn("Training"),
-        BarColumn(bar_width=12),  # the whole line fits 80 columns
-        TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-        TextColumn("{task.fields[losses]}"),
-        console=_error_console(),
-    )
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """What is shown now."""
+        compilation = self._compilation
+        if compilation.running:
+            yield f"{_COMPILING}: {compilation.kernels} so far, {compilation.seconds:.0f} s"
+        else:
+            yield from super().get_renderables()
 
 
-def _passing_bar() -> Progress:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
+def _make_pass_bar() -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=12),
@@ -69,7 +58,7 @@ def _passing_bar() -> Progress:
         TextColumn("{task.fields[unit]},"),
         TimeRemainingColumn(),
         TextColumn("left"),
-        console=_error_console(),
+        console=Console(stderr=True),
         transient=True,
     )
 
@@ -80,11 +69,11 @@ class CompilingNotice:
     Parameters
     ----------
     show
-        False for none; neither is there one inside another, or beside a bar.
+        False for no line. There is none inside another notice or beside a bar either.
     """
 
     def __init__(self, show: bool) -> None:
-        self._compilation = Compilation(self._begins, self._ends) if show else None
+        self._compilation = Compilation(self._start, self._stop) if show else None
         self._status: Status | None = None
 
     def __enter__(self) -> Self:
@@ -96,13 +85,13 @@ class CompilingNotice:
         if self._compilation is not None:
             self._compilation.__exit__()
 
-    def _begins(self) -> None:
+    def _start(self) -> None:
         if not _live:
-            self._status = _error_console().status(f"{_COMPILING} ...")
+            self._status = Console(stderr=True).status(f"{_COMPILING} ...")
             self._status.start()
             _live.append(self._status)
 
-    def _ends(self) -> None:
+    def _stop(self) -> None:
         if self._status is not None:
             self._status.stop()
             _live.remove(self._status)
@@ -110,18 +99,18 @@ class CompilingNotice:
 
 
 class PassingBar:
-    """A bar that appears where a pass over cells has taken two seconds and is not done.
+    """A bar that appears when a pass over cells has taken two seconds and is not done.
 
     Parameters
     ----------
     what
-        The first word of the line.
+        The first words of the line.
     number
-        Of cells, or of what else is counted, in all.
+        Number of cells, or of other units, in the pass.
     unit
         What is counted.
     show
-        False for none.
+        False for no bar.
     """
 
     def __init__(self, what: str, number: int, unit: str, show: bool) -> None:
@@ -130,7 +119,7 @@ class PassingBar:
         self._unit = unit
         self._show = show
         self._done = 0
-        self._begun = time.monotonic()
+        self._start = time.monotonic()
         self._bar: Progress | None = None
         self._notice = CompilingNotice(show)
 
@@ -145,11 +134,11 @@ class PassingBar:
             _live.remove(self._bar)
 
     def done(self, number: int) -> None:
-        """So many more are done."""
+        """Count ``number`` more as done."""
         self._done += number
-        waited = time.monotonic() - self._begun > _LONG
-        if self._bar is None and self._show and waited and self._done < self._number:
-            self._bar = _passing_bar()
+        is_long = time.monotonic() - self._start > _LONG
+        if self._bar is None and self._show and is_long and self._done < self._number:
+            self._bar = _make_pass_bar()
             self._task = self._bar.add_task(
                 self._what, total=self._number, completed=self._done, unit=self._unit
             )
@@ -160,16 +149,26 @@ class PassingBar:
 
 
 class TrainingBar:
-    """A bar over epochs with the latest losses; silent where ``show`` is False.
+    """A bar over epochs with the latest losses, and a line below it at the end.
 
-    While kernels are compiled it says so instead; ``compilation`` has how long that took.
+    Parameters
+    ----------
+    n_epochs, n_steps
+        Epochs and minibatches of the training.
+    show
+        False for no bar.
+
+    Attributes
+    ----------
+    compilation
+        Number and seconds of the kernels that were compiled meanwhile.
     """
 
     def __init__(self, n_epochs: int, n_steps: int, show: bool) -> None:
         self.compilation = Compilation()
-        self._bar = _training_bar(self.compilation) if show else None
-        self._waiting = 0
-        self._verdict = ""
+        self._bar = _TrainingProgress(self.compilation) if show else None
+        self._waiting = 0  # minibatches that the bar does not show yet
+        self._conclusion = ""
         if self._bar is not None:
             self._task = self._bar.add_task("", total=n_steps, epoch=0, epochs=n_epochs, losses="")
 
@@ -194,40 +193,40 @@ class TrainingBar:
         kernels, seconds = self.compilation.kernels, self.compilation.seconds
         if kernels:
             number = f"{kernels} kernel{'s' * (kernels != 1)}"
-            said = f"Compiled {number} for this processor in {seconds:.1f} s, once"
-            self._bar.console.print(said, highlight=False)
-        if self._verdict:
-            self._bar.console.print(f"Training {self._verdict}", highlight=False, soft_wrap=True)
+            line = f"Compiled {number} for this processor in {seconds:.1f} s, once"
+            self._bar.console.print(line, highlight=False)
+        if self._conclusion:
+            self._bar.console.print(self._conclusion, highlight=False, soft_wrap=True)
 
-    def step(self) -> None:
-        """One minibatch is done."""
+    def advance(self) -> None:
+        """Count one more minibatch as done."""
         self._waiting += 1
         if self._waiting == _EVERY:
-            self._advance()
+            self._move()
 
-    def _advance(self) -> None:
+    def _move(self) -> None:
         if self._bar is not None:
             self._bar.advance(self._task, self._waiting)
         self._waiting = 0
 
-    def back(self, step: int) -> None:
-        """An epoch was undone: go back to the step it began with."""
+    def rewind(self, step: int) -> None:
+        """Go back to the step at which an undone epoch began."""
         self._waiting = 0
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
 
-    def ends(self, n_steps: int) -> None:
-        """There will be ``n_steps`` in all."""
+    def shorten(self, n_steps: int) -> None:
+        """Let the training end after ``n_steps``."""
         if self._bar is not None:
             self._bar.update(self._task, total=n_steps)
 
-    def say(self, verdict: str) -> None:
-        """The last word, below the bar."""
-        self._verdict = verdict
+    def conclude(self, sentence: str) -> None:
+        """Print a sentence below the bar when it ends."""
+        self._conclusion = sentence
 
-    def epoch(self, epoch: int, row: dict[str, float]) -> None:
-        """So many epochs are done: show the last one's negative ELBO."""
-        self._advance()
+    def show_epoch(self, epoch: int, row: dict[str, float]) -> None:
+        """Show the number of epochs that are done, and the negative ELBO of the last one."""
+        self._move()
         if self._bar is None:
             return
         losses = f"-ELBO {row['elbo_train']:.1f}"

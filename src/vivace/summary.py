@@ -7,7 +7,7 @@ import math
 from vivace.config import ModelConfig
 from vivace.data import Minified
 from vivace.data.schema import Schema
-from vivace.state import TrainState
+from vivace.state import TrainState, verdict
 
 _LEAST_COMPILATION = 0.05  # seconds; less is not mentioned
 
@@ -51,6 +51,6 @@ def _training_lines(state: TrainState) -> list[str]:
     ]
     if (seconds := facts.get("compile_seconds", 0.0)) >= _LEAST_COMPILATION:
         lines.append(f"compiled: kernels for this processor in {seconds:.1f} s, once")
-    if "verdict" in facts:  # the first release stored none
-        lines.append(f"verdict: {facts['verdict']}")
+    if (sentence := verdict(facts)) is not None:  # the first release stored none
+        lines.append(f"verdict: {sentence}")
     return lines

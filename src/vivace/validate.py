@@ -318,33 +318,3 @@ def row_numbers(indices: Indices | None, n_cells: int) -> I64:
     if len(outside):
         raise OptionError(f"indices holds {outside[0]}, but there are {n_cells} cells.")
     return np.where(rows < 0, rows + n_cells, rows)
-
-
-# TODO(second house): the old names, until every caller has moved
-def positive(name: str, value: object) -> None:  # noqa: D103
-    OPTIONAL_COUNT(name, value)
-
-
-def whole(name: str, value: object) -> None:  # noqa: D103
-    COUNT(name, value)
-
-
-def true_or_false(name: str, value: object) -> None:  # noqa: D103
-    FLAG(name, value)
-
-
-def number(name: str, value: object) -> None:  # noqa: D103
-    if value is not None and (isinstance(value, bool) or not isinstance(value, RealNumber)):
-        raise ArgumentTypeError(f"{name} must be a number, not {value!r}.")
-
-
-numbers = float_tensor
-folder = folder_path
-accelerator_here = check_accelerator
-
-
-def any_column_of(adata: AnnData, name: str, key: object) -> pd.Series[Any]:  # noqa: D103
-    return obs_column(adata, name, key, allow_missing=True)
-
-
-column_of = obs_column

@@ -476,3 +476,15 @@ def test_zeros_that_are_stored_count_as_zeros(adata):
     wide.data -= 1  # every entry is stored
     assert wide.nnz == N_CELLS * 30
     assert entries.matches(wide)
+
+
+def test_labels_that_the_network_does_not_read_may_be_edited(tiny, refused):
+    adata = tiny()
+    SCVI.setup_anndata(adata, labels_key="cell_type")
+    models = {d: SCVI(adata, n_hidden=8, dispersion=d) for d in ("gene", "gene-label")}
+    for model in models.values():
+        model.train(max_epochs=1, progress=False)
+    adata.obs["cell_type"] = adata.obs["cell_type"].replace("NK", "natural killer")
+    assert len(models["gene"].get_latent_representation()) == adata.n_obs
+    with refused(DataError, "obs['cell_type'] was changed"):
+        models["gene-label"].get_latent_representation()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
+from anndata import AnnData
 
 from vivace import SCVI, datasets
 
@@ -40,3 +42,26 @@ def pbmc():
     model = SCVI(adata, n_hidden=32, n_latent=5)
     model.train(20, seed=0, progress=False)
     return model
+
+
+@pytest.fixture(scope="package")
+def conditions():
+    """Two conditions of four donors; the first ten of sixty genes are up in the second."""
+    rng = np.random.default_rng(0)
+    n = 400
+    condition, donor = rng.integers(2, size=n), rng.integers(4, size=n)
+    rate = np.tile(rng.gamma(2.0, 1.0, 60) + 0.2, (n, 1))
+    rate[condition == 1, :10] *= 4.0
+    counts = rng.poisson(rate).astype(np.float32)
+    obs = pd.DataFrame(
+        {
+            "condition": condition.astype(str),
+            "donor": donor.astype(str),
+            "size": counts.sum(1) / counts.sum(1).mean(),
+            "batch": rng.integers(2, size=n).astype(str),
+            "lane": rng.integers(3, size=n).astype(str),
+        },
+        index=[f"c{i}" for i in range(n)],
+    )
+    var = pd.DataFrame(index=[f"g{i}" for i in range(60)])
+    return AnnData(counts, obs=obs, var=var)

@@ -9,11 +9,19 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from comparison_cases import CHANGE, COUNTED, VANILLA, fitted
 from scipy import stats
-from test_result import CHANGE, COUNTED, VANILLA
 
 from vivace import SCVI, model
-from vivace.errors import ArgumentTypeError, DataError, OptionError, VivaceWarning
+from vivace.de.differential import _choose_codes
+from vivace.errors import (
+    ArgumentTypeError,
+    DataError,
+    OptionError,
+    TrainingError,
+    VivaceWarning,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FOLDERS = sorted(p.name for p in GOLDEN.iterdir() if (p / "model.pt").exists())
@@ -68,7 +76,7 @@ def test_what_was_counted(covered):
 
 
 def test_scales_and_fold_changes_are_of_the_model(covered):
-    """Against the mean of the expression of many draws by another method."""
+    """Against the mean of the expression of many samples by another method."""
     found = by_gene(asked(covered, n_samples_overall=4000, pseudocounts=1e-5), covered)
     kind = covered.adata.obs["cell_type"].to_numpy()
     logs = []
@@ -259,7 +267,7 @@ def test_outliers_are_left_out(covered):
     found = asked(covered, filter_outlier_cells=True)
     assert found.notna().all().all()
     assert (found["scale1"] != asked(covered)["scale1"].loc[found.index]).any()
-    with pytest.warns(VivaceWarning, match="Outliers could not be told among 1 cells"):
+    with pytest.warns(VivaceWarning, match="Could not detect outliers among 1 cells"):
         covered.differential_expression(
             idx1=[0], idx2=range(2, 100), filter_outlier_cells=True, **FEW
         )
@@ -508,3 +516,57 @@ def test_surer_genes_differ_more_in_counts(pbmc):
     counted = np.log2((found["raw_normalized_mean1"] + 1) / (found["raw_normalized_mean2"] + 1))
     expressed = found[["raw_mean1", "raw_mean2"]].max(axis=1) > 0.5
     assert stats.spearmanr(found["lfc_mean"][expressed], counted[expressed]).statistic > 0.7
+
+
+def test_weights_that_are_not_finite_are_refused(conditions, refused):
+    model = fitted(conditions)
+    with torch.no_grad():
+        model.module.decoder.scale.bias[3] = torch.nan
+    with refused(TrainingError, "not finite", "train it again"):
+        model.differential_expression(groupby="condition", seed=0)
+
+
+def test_the_declarations_are_not_written_over(conditions, refused):
+    model = fitted(conditions)
+    for taken in ("vivace", ""):
+        with refused(OptionError, "key_added"):
+            model.differential_expression(groupby="condition", key_added=taken)
+
+
+def test_columns_named_beside_a_batch_are_corrected_too(conditions):
+    model = fitted(conditions, batch_key="batch", categorical_covariate_keys=["lane"])
+    codes, _ = _choose_codes(model, ["batch", "lane"], "0", "0")
+    assert {(c.batch, c.categorical) for c in codes} == {(0, ((0, k),)) for k in range(3)}
+
+
+def test_blocks_of_genes_give_the_same_table(conditions, monkeypatch):
+    """Blocks give what all genes together do, for size factors too."""
+    for setup in ({}, {"size_factor_key": "size"}):
+        model = fitted(conditions, **setup)
+        ask = {"groupby": "condition", "group1": "1", "group2": "0", "seed": 0}
+        whole = model.differential_expression(**ask, n_samples_overall=200)
+        with monkeypatch.context() as patch:
+            patch.setattr("vivace.de.samples.MAX_VALUES", 400 * 7)
+            blocks = model.differential_expression(**ask, n_samples_overall=200)
+        pd.testing.assert_frame_equal(
+            blocks.loc[whole.index].drop(columns="bayes_factor"),
+            whole.drop(columns="bayes_factor"),
+            rtol=1e-4,
+            atol=1e-4,
+        )
+
+
+def test_levels_that_would_share_a_column_are_refused(conditions, refused):
+    with refused(OptionError, "cred_interval_lvls"):
+        fitted(conditions).differential_expression(
+            groupby="condition", cred_interval_lvls=[0.9991, 0.9992]
+        )
+
+
+def test_functions_of_users_must_give_numbers_and_regions(conditions, refused):
+    model = fitted(conditions)
+    ask = {"groupby": "condition", "group1": "1", "seed": 0, "n_samples_overall": 50}
+    with refused(OptionError, "change_fn", "not finite"):
+        model.differential_expression(**ask, change_fn=lambda a, b, p: a * np.nan)
+    with refused(ArgumentTypeError, "m1_domain_fn", "True and False"):
+        model.differential_expression(**ask, m1_domain_fn=lambda effects: effects)

@@ -1,20 +1,260 @@
-"""Effects over samples: against SciPy's t tests, limma's moderation, and integrals done otherwise."""
+"""Comparisons across replicates: which of them, which design, and that one decides nothing.
+
+Statistics are compared with SciPy's t tests, limma's moderation, and integrals.
+"""
 
 from __future__ import annotations
 
+import warnings
 from itertools import pairwise
 
 import numpy as np
+import pandas as pd
 import pytest
+from anndata import AnnData
+from comparison_cases import fitted
 from scipy import integrate, special, stats
 
+from vivace import SCVI
+from vivace.de import replicates
 from vivace.de.replicates import (
-    Effects,
-    change_over_samples,
-    moderated,
-    paired_effects,
-    unpaired_effects,
+    ObservedEffects,
+    infer_mean_effects,
+    moderate_variances,
+    observe_paired,
+    observe_unpaired,
 )
+from vivace.errors import (
+    ArgumentTypeError,
+    DataError,
+    MissingColumnError,
+    OptionError,
+    VivaceWarning,
+)
+
+SMALL = {"n_samples_overall": 200, "seed": 0}
+
+
+def labelled(model, side, sample):
+    """The model's data with other sides and samples."""
+    adata = model.adata.copy()
+    adata.obs["side"], adata.obs["mouse"] = side, sample
+    return adata
+
+
+def laid_out(model, *numbers):
+    """So many cells of (side, sample), in turn; the others are of no side."""
+    side, sample = [], []
+    for a, b, n in numbers:
+        side += [a] * n
+        sample += [b] * n
+    left = model.adata.n_obs - len(side)
+    assert left >= 0
+    return labelled(model, side + ["none"] * left, sample + ["m?"] * left)
+
+
+def asked(model, adata, **options):
+    arguments = {"groupby": "side", "group1": "A", "group2": "B", "sample_key": "mouse"}
+    return model.differential_expression(adata, **arguments | SMALL | options)
+
+
+def about(found, name="A vs B"):
+    return found.attrs["comparisons"][name]
+
+
+# ---- design ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("numbers", "design", "n_samples"),
+    [
+        ([("A", "m0", 20), ("A", "m1", 20), ("B", "m0", 20), ("B", "m1", 20)], "paired", [2, 2]),
+        ([("A", "m0", 20), ("A", "m1", 20), ("B", "m2", 20), ("B", "m3", 20)], "unpaired", [2, 2]),
+        # 9 cells are too few of a sample
+        (
+            [("A", "m0", 20), ("A", "m1", 20), ("A", "m2", 9), ("B", "m0", 20), ("B", "m1", 10),
+             ("B", "m2", 20)],
+            "paired",
+            [2, 2],
+        ),
+        # half of the smaller side's are on both sides: those alone
+        (
+            [("A", "m0", 12), ("A", "m1", 12), ("A", "m2", 12), ("A", "m3", 12), ("B", "m0", 12),
+             ("B", "m1", 12), ("B", "m4", 12), ("B", "m5", 12), ("A", "m6", 12)],
+            "paired",
+            [2, 2],
+        ),
+        # one of three is fewer than half
+        (
+            [("A", "m0", 12), ("A", "m1", 12), ("A", "m2", 12), ("B", "m0", 12), ("B", "m4", 12),
+             ("B", "m5", 12), ("B", "m6", 12)],
+            "unpaired",
+            [3, 4],
+        ),
+    ],
+)  # fmt: skip
+def test_the_design_follows_from_the_samples(covered, numbers, design, n_samples):
+    found = about(asked(covered, laid_out(covered, *numbers)))
+    assert found["design"] == design
+    assert found["n_samples"] == n_samples
+
+
+def test_the_rest_is_the_same_samples_in_other_groups(covered):
+    found = covered.differential_expression(
+        covered.adata, groupby="cell_type", sample_key="batch", **SMALL
+    )
+    assert found.attrs["sample_key"] == "batch"
+    assert list(found.attrs["comparisons"]) == ["B vs Rest", "NK vs Rest", "T vs Rest"]
+    for each in found.attrs["comparisons"].values():
+        assert (each["design"], each["n_samples"]) == ("paired", [2, 2])
+    assert list(found["comparison"].unique()) == list(found.attrs["comparisons"])
+    assert found.notna().all().all()
+
+
+def test_a_comparison_of_too_few_samples_is_left_out_with_a_warning(covered):
+    numbers = [("A", "m0", 15), ("A", "m1", 15), ("C", "m0", 15), ("C", "m1", 9)]
+    adata = laid_out(covered, *numbers, ("B", "m0", 15), ("B", "m1", 15))
+    with pytest.warns(VivaceWarning, match="C vs B is left out: 1 and 2 samples"):
+        found = asked(covered, adata, group1=["A", "C"])
+    assert list(found.attrs["comparisons"]) == ["A vs B"]
+    assert set(found["comparison"]) == {"A vs B"}
+    assert len(found) == 30
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        [("A", "m0", 30), ("B", "m0", 30)],
+        [("A", "m0", 30), ("A", "m1", 9), ("B", "m2", 30), ("B", "m3", 30)],
+        [("A", "m0", 9), ("A", "m1", 9), ("B", "m2", 9), ("B", "m3", 9)],
+    ],
+)
+def test_too_few_samples_in_all_comparisons_are_refused(covered, refused, numbers):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", VivaceWarning)
+        with refused(DataError, "two samples", "10 cells", "sample_key"):
+            asked(covered, laid_out(covered, *numbers))
+
+
+def test_bad_input(covered, refused):
+    adata = labelled(covered, ["A", "B"] * 75, [None, "m0", "m1", "m1", "m0"] * 30)
+    with refused(DataError, "'mouse'", "sample_key", "30 of the cells"):
+        asked(covered, adata)
+    with refused(MissingColumnError, "'mous'", "did you mean 'mouse'"):
+        asked(covered, adata, sample_key="mous")
+    with refused(ArgumentTypeError, "sample_key", "4"):
+        asked(covered, adata, sample_key=4)
+    for options in (
+        {"mode": "vanilla"},
+        {"change_fn": lambda a, b, p: a - b},
+        {"m1_domain_fn": lambda e: e > 0},
+    ):
+        with refused(OptionError, "sample_key", "mode='change'"):
+            asked(covered, adata, **options)
+
+
+# ---- what is found -----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mice():
+    """Four donors in two conditions.  Most cells are of one of them, in which alone g1 is up.
+
+    g0 is up in condition B in every donor.
+    """
+    rng = np.random.default_rng(0)
+    numbers = [150, 25, 25, 25]
+    donor = np.repeat([f"m{i}" for i in range(4)] * 2, numbers * 2)
+    condition = np.repeat(["A", "B"], sum(numbers))
+    profile = np.tile(rng.gamma(2.0, 1.0, 50) + 0.5, (len(donor), 1))
+    up = condition == "B"
+    profile[up, 0] *= 6.0
+    profile[up & (donor == "m0"), 1] *= 6.0
+    profile *= np.array([rng.lognormal(0, 0.05, 50) for _ in range(4)])[[int(d[1]) for d in donor]]
+    counts = rng.poisson(2.0 * profile).astype(np.float32)
+    obs = pd.DataFrame({"condition": condition, "donor": donor})
+    adata = AnnData(counts, obs=obs.set_index(pd.Index([f"c{i}" for i in range(len(donor))])))
+    adata.var_names = [f"g{i}" for i in range(50)]
+    SCVI.setup_anndata(adata)
+    model = SCVI(adata, n_hidden=32, n_latent=5)
+    model.train(40, batch_size=32, seed=0, progress=False)
+    return model
+
+
+def test_one_sample_makes_a_gene_significant_among_cells_and_not_among_samples(mice):
+    asks = {"groupby": "condition", "group1": "B", "group2": "A", "seed": 0, "fdr_target": 0.1}
+    by_cells = mice.differential_expression(**asks)
+    by_samples = mice.differential_expression(**asks, sample_key="donor")
+    called = "is_de_fdr_0.1"
+    assert by_cells.loc["g0", called]
+    assert by_cells.loc["g1", called]
+    assert by_samples.loc["g0", called]
+    assert not by_samples.loc["g1", called]
+    assert by_samples[called].sum() == 1
+    assert by_samples.loc["g0", "lfc_mean"] > 1
+    assert about(by_samples, "B vs A")["n_samples"] == [4, 4]
+    assert list(by_samples) == list(by_cells)
+
+
+def test_samples_that_differ_by_nothing_are_not_called(mice):
+    """The same condition, two donors against two."""
+    found = mice.differential_expression(
+        idx1="condition == 'A' and donor in ['m1', 'm2']",
+        idx2="condition == 'A' and donor in ['m0', 'm3']",
+        sample_key="donor",
+        seed=0,
+    )
+    assert found["is_de_fdr_0.05"].sum() == 0
+    assert about(found, "group1 vs group2")["design"] == "unpaired"
+
+
+def test_samples_count_the_same_whatever_their_cells(mice):
+    """Expression of a side is the mean over samples of what the model expects, not over cells."""
+    found = mice.differential_expression(
+        groupby="condition", group1="B", group2="A", sample_key="donor", seed=0
+    )
+    obs = mice.adata.obs
+    x = mice.get_normalized_expression(n_samples=20, seed=1)
+    for column, name in (("scale1", "B"), ("scale2", "A")):
+        inside = (obs["condition"] == name).to_numpy()
+        wanted = x[inside].groupby(obs["donor"][inside].to_numpy()).mean().mean()
+        np.testing.assert_allclose(found.loc[wanted.index, column], wanted, rtol=0.1)
+
+
+def test_swapped_sides_mirror_effects(mice):
+    one, other = (
+        mice.differential_expression(
+            groupby="condition", group1=a, group2=b, sample_key="donor", seed=0
+        ).loc[mice.adata.var_names]
+        for a, b in ("AB", "BA")
+    )
+    np.testing.assert_allclose(one["lfc_mean"], -other["lfc_mean"], atol=0.05)
+    np.testing.assert_allclose(one["proba_de"], other["proba_de"], atol=0.05)
+    np.testing.assert_allclose(one["scale1"], other["scale2"], rtol=0.05)
+
+
+def test_random_samples_are_reported(covered, monkeypatch):
+    """As many as there are, also if each of the categories gets equally many."""
+    made, sample_latents = [], replicates.sample_latents
+
+    def counting(*arguments):
+        made.append(sample_latents(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(replicates, "sample_latents", counting)
+    found = covered.differential_expression(
+        groupby="cell_type",
+        group1="B",
+        group2="T",
+        sample_key="batch",
+        batch_correction="donor",
+        n_samples_overall=301,
+        seed=0,
+    )
+    assert sum(about(found, "B vs T")["n_draws"]) == sum(map(len, made))
+    assert about(found, "B vs T")["n_cells"] == [
+        (covered.adata.obs["cell_type"] == kind).sum() for kind in "BT"
+    ]
 
 
 def every(n):
@@ -44,7 +284,7 @@ def by_limma(variance, dof):
 @pytest.mark.parametrize("dof", [1, 3, 6])
 def test_variances_are_moderated_as_limma_does(dof):
     variance = np.array([0.001, 0.02, 0.5, 3.0, 40.0, 0.0004, 7.0, 900.0])
-    found, together = moderated(variance, dof, every(8))
+    found, together = moderate_variances(variance, dof, every(8))
     wanted, wanted_dof = by_limma(variance, dof)
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
     assert together == pytest.approx(wanted_dof, rel=1e-6)
@@ -56,7 +296,7 @@ def test_the_prior_that_variances_were_drawn_from_is_found(prior_dof, dof):
     rng = np.random.default_rng(0)
     true = 0.3 * prior_dof / rng.chisquare(prior_dof, 20_000)
     variance = true * rng.chisquare(dof, len(true)) / dof
-    found, together = moderated(variance, dof, every(len(true)))
+    found, together = moderate_variances(variance, dof, every(len(true)))
     assert together - dof == pytest.approx(prior_dof, rel=0.15)
     prior = (found * together - dof * variance) / (together - dof)
     np.testing.assert_allclose(prior, 0.3, rtol=0.05)
@@ -66,7 +306,7 @@ def test_the_prior_that_variances_were_drawn_from_is_found(prior_dof, dof):
 def test_variances_that_differ_by_chance_only_become_one():
     rng = np.random.default_rng(1)
     variance = np.full(5000, 0.2) * np.repeat(rng.chisquare(3, 500) / 3, 10) ** 0.5
-    found, together = moderated(variance, 3, every(5000))
+    found, together = moderate_variances(variance, 3, every(5000))
     assert np.ptp(found) == 0
     assert together >= 1e6
 
@@ -74,8 +314,8 @@ def test_variances_that_differ_by_chance_only_become_one():
 def test_only_genes_that_fit_say_what_is_usual():
     variance = np.concatenate([[0.1, 0.4, 1.0, 0.2, 5.0, 0.02], [1e-9, 1e5, 0.0]])
     fit = np.arange(9) < 6
-    found, together = moderated(variance, 2, fit)
-    alone, of_those = moderated(variance[:6], 2, every(6))
+    found, together = moderate_variances(variance, 2, fit)
+    alone, of_those = moderate_variances(variance[:6], 2, every(6))
     np.testing.assert_allclose(found[:6], alone)
     assert together == of_those
     assert found[8] > 0
@@ -83,7 +323,7 @@ def test_only_genes_that_fit_say_what_is_usual():
 
 def test_of_fewer_than_three_genes_variances_stay():
     variance = np.array([0.5, 0.0, 2.0])
-    found, dof = moderated(variance, 4, every(3))
+    found, dof = moderate_variances(variance, 4, every(3))
     np.testing.assert_allclose(found, variance, atol=1e-300)
     assert (found > 0).all()
     assert dof == 4
@@ -95,7 +335,7 @@ def test_of_fewer_than_three_genes_variances_stay():
 @pytest.mark.parametrize("n", [2, 3, 8])
 def test_paired_effects_are_those_of_a_paired_t_test(n):
     first, second = np.random.default_rng(n).normal(size=(2, n, 2))
-    found = paired_effects((first, second), (first, second), every(2))
+    found = observe_paired((first, second), (first, second), every(2))
     test = stats.ttest_rel(first, second)
     np.testing.assert_allclose(found.mean, (first - second).mean(0))
     np.testing.assert_allclose(found.mean / found.error, test.statistic)
@@ -105,10 +345,10 @@ def test_paired_effects_are_those_of_a_paired_t_test(n):
 
 
 @pytest.mark.parametrize(("n", "m"), [(2, 2), (3, 7), (5, 2)])
-def test_unpaired_effects_are_those_of_students_t_test(n, m):
+def test_observe_unpaired_are_those_of_students_t_test(n, m):
     rng = np.random.default_rng(n)
     first, second = rng.normal(size=(n, 2)), rng.normal(1, 1, (m, 2))
-    found = unpaired_effects((first, second), (first, second), every(2))
+    found = observe_unpaired((first, second), (first, second), every(2))
     test = stats.ttest_ind(first, second, equal_var=True)
     np.testing.assert_allclose(found.mean / found.error, test.statistic)
     assert found.dof == n + m - 2
@@ -121,8 +361,8 @@ def test_the_effect_is_expected_and_its_error_counted():
     rng = np.random.default_rng(0)
     expected, counted = rng.normal(size=(2, 2, 4, 2))
     for effects, test in (
-        (paired_effects, stats.ttest_rel),
-        (unpaired_effects, stats.ttest_ind),
+        (observe_paired, stats.ttest_rel),
+        (observe_unpaired, stats.ttest_ind),
     ):
         found = effects(tuple(expected), tuple(counted), every(2))
         wanted = test(*counted)
@@ -141,7 +381,7 @@ def test_the_effect_is_expected_and_its_error_counted():
 def effects_of(mean, error, dof=5.0):
     mean = np.asarray(mean, float)
     error = np.broadcast_to(np.asarray(error, float), mean.shape)
-    return Effects(mean, error, dof, mean - error, mean + error)
+    return ObservedEffects(mean, error, dof, mean - error, mean + error)
 
 
 def integral(function, low, high, points):
@@ -202,7 +442,7 @@ def by_integration(effects, delta, gene):
 
 def test_the_posterior_is_that_of_integrals():
     effects = effects_of([0.05, 0.6, -1.0, 0.3], [0.2, 0.3, 0.25, 0.4])
-    found = change_over_samples(effects, 0.25, every(4), ())
+    found = infer_mean_effects(effects, 0.25, every(4), ())
     for gene in (1, 2, 3):
         plus, minus, above, mean, std = by_integration(effects, 0.25, gene)
         assert found.plus[gene] == pytest.approx(plus, abs=0.01)
@@ -215,7 +455,7 @@ def test_the_posterior_is_that_of_integrals():
 def test_intervals_and_the_median_are_quantiles():
     """Of genes that say much more than the prior: those of Student's t."""
     effects = effects_of(np.linspace(-4, 4, 60), 0.15, 12.0)
-    found = change_over_samples(effects, 0.25, every(60), (0.5, 0.9))
+    found = infer_mean_effects(effects, 0.25, every(60), (0.5, 0.9))
     far = (np.abs(effects.mean) > 2) & (np.abs(effects.mean) < 3.3)
     law = stats.t(12.0, effects.mean[far], 0.15)
     np.testing.assert_allclose(found.median[far], law.median(), atol=0.04)
@@ -228,25 +468,25 @@ def test_intervals_and_the_median_are_quantiles():
 def test_the_gene_that_changes_most_is_not_cut_off():
     """It could change more than it was seen to."""
     effects = effects_of([*np.linspace(-2, 2, 40), 4.0], 0.4, 12.0)
-    found = change_over_samples(effects, 0.25, every(41), (0.9,))
+    found = infer_mean_effects(effects, 0.25, every(41), (0.9,))
     assert found.intervals[0.9][1][-1] > 4.3
     assert found.std[-1] > 0.3
 
 
 def test_a_gene_that_is_far_away_keeps_its_place_in_blocks_of_genes():
     effects = effects_of(np.linspace(-1, 1, 1100), 0.05)
-    found = change_over_samples(effects, 0.25, every(1100), ())
+    found = infer_mean_effects(effects, 0.25, every(1100), ())
     assert (np.diff(found.mean) > -1e-9).all()
     np.testing.assert_allclose(found.mean, -found.mean[::-1], atol=1e-6)
     np.testing.assert_allclose(found.std, found.std[::-1], atol=1e-6)
 
 
 def observed(true, n, noise, seed):
-    """Effects of ``n`` paired samples that vary by ``noise`` around the true ones."""
+    """Effects of ``n`` paired replicates that vary by ``noise`` around the true ones."""
     rng = np.random.default_rng(seed)
     first = true + rng.normal(0, noise, (n, len(true)))
     second = np.zeros((n, len(true)))
-    return paired_effects((first, second), (first, second), every(len(true)))
+    return observe_paired((first, second), (first, second), every(len(true)))
 
 
 def surest(found):
@@ -256,37 +496,48 @@ def surest(found):
 @pytest.mark.parametrize("delta", [0.1, 0.25, 0.5])
 @pytest.mark.parametrize("seed", range(5))
 def test_where_no_gene_differs_none_is_called(seed, delta):
-    found = change_over_samples(observed(np.zeros(1000), 4, 0.3, seed), delta, every(1000), ())
+    found = infer_mean_effects(observed(np.zeros(1000), 4, 0.3, seed), delta, every(1000), ())
     assert surest(found).max() < 0.5
 
 
 def test_where_no_gene_differs_none_is_called_with_a_threshold_of_nothing():
     """No change at all is neither upwards nor downwards."""
-    found = change_over_samples(observed(np.zeros(1000), 4, 0.3, 0), 0.0, every(1000), ())
+    found = infer_mean_effects(observed(np.zeros(1000), 4, 0.3, 0), 0.0, every(1000), ())
     assert surest(found).max() < 0.95
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
-def test_genes_that_differ_in_all_samples_are_called(sign):
+def test_genes_that_differ_in_all_replicates_are_called(sign):
     true = np.where(np.arange(1000) < 100, sign * 1.5, 0.0)
-    found = change_over_samples(observed(true, 4, 0.2, 0), 0.25, every(1000), ())
+    found = infer_mean_effects(observed(true, 4, 0.2, 0), 0.25, every(1000), ())
     assert (surest(found)[:100] > 0.95).mean() > 0.95
     assert (surest(found)[100:] > 0.95).mean() < 0.01
     assert (np.sign(found.mean[:100]) == sign).all()
 
 
-def test_one_deviating_sample_calls_no_gene():
+def test_one_deviating_replicate_calls_no_gene():
     rng = np.random.default_rng(0)
     first = rng.normal(0, 0.1, (4, 500))
     first[2, :5] += 4.0
     first[:, 5:10] += 1.0
     sides = first, np.zeros((4, 500))
-    found = change_over_samples(paired_effects(sides, sides, every(500)), 0.25, every(500), ())
+    found = infer_mean_effects(observe_paired(sides, sides, every(500)), 0.25, every(500), ())
     assert (surest(found)[:5] < 0.9).all()
     assert (surest(found)[5:10] > 0.95).all()
 
 
 def test_genes_that_fit_nothing_say_nothing():
     """Without a gene to learn the prior from, none has an effect."""
-    found = change_over_samples(effects_of([3.0, -1.0], 0.1), 0.25, np.zeros(2, bool), ())
+    found = infer_mean_effects(effects_of([3.0, -1.0], 0.1), 0.25, np.zeros(2, bool), ())
     assert surest(found).max() < 1e-6
+
+
+def test_across_samples_a_size_factor_is_no_library(conditions):
+    """Expression is then in molecules, and so must be what was counted."""
+    model = fitted(conditions, size_factor_key="size")
+    found = model.differential_expression(
+        groupby="condition", group1="1", group2="0", sample_key="donor", seed=0
+    )
+    up = [f"g{i}" for i in range(10)]
+    assert found.loc[up, "is_de_fdr_0.05"].all()
+    assert (found.loc[up, "lfc_mean"] > 1).all()

@@ -1,244 +1,180 @@
-"""Comparisons across samples: which samples, which design, and that one of them decides nothing."""
+"""Random samples of groups: which cells, where in the latent space, decoded as what."""
 
 from __future__ import annotations
 
-import warnings
+from pathlib import Path
 
+import anndata
 import numpy as np
-import pandas as pd
 import pytest
-from anndata import AnnData
+import torch
+from scipy import stats
 
-from vivace import SCVI
+from vivace import model
+from vivace.data.schema import Codes
 from vivace.de import samples
-from vivace.errors import (
-    ArgumentTypeError,
-    DataError,
-    MissingColumnError,
-    OptionError,
-    VivaceWarning,
-)
+from vivace.de.samples import ExpressionSamples, gene_blocks, sample_latents
 
-SMALL = {"n_samples_overall": 200, "seed": 0}
-
-
-def labelled(model, side, sample):
-    """The model's data with other sides and samples."""
-    adata = model.adata.copy()
-    adata.obs["side"], adata.obs["mouse"] = side, sample
-    return adata
+GOLDEN = Path(__file__).parents[1] / "golden"
+FOLDERS = sorted(p.name for p in GOLDEN.iterdir() if (p / "model.pt").exists())
+OWN = (Codes(),)
+BATCHES = (Codes(0), Codes(1))
+DONORS = tuple(Codes(None, ((0, i),)) for i in range(3))
+WEIGHTING = {"max_cells": 20, "truncation": False, "n_mc_samples": 3}
 
 
-def laid_out(model, *numbers):
-    """So many cells of (side, sample), in turn; the others are of no side."""
-    side, sample = [], []
-    for a, b, n in numbers:
-        side += [a] * n
-        sample += [b] * n
-    left = model.adata.n_obs - len(side)
-    assert left >= 0
-    return labelled(model, side + ["none"] * left, sample + ["m?"] * left)
+@pytest.fixture(autouse=True)
+def _no_gradients():
+    """As in every question."""
+    with torch.no_grad():
+        yield
 
 
-def asked(model, adata, **options):
-    arguments = {"groupby": "side", "group1": "A", "group2": "B", "sample_key": "mouse"}
-    return model.differential_expression(adata, **arguments | SMALL | options)
+def expression_of(groups, **options):
+    return ExpressionSamples(groups, groups[0].cells.network.dims.n_genes, **options)
 
 
-def about(found, name="A vs B"):
-    return found.attrs["comparisons"][name]
+def whole(expression):
+    """Expression of all genes in all samples, shape (g, m)."""
+    blocks = list(expression.blocks())
+    at = np.concatenate([np.arange(genes.start, genes.stop) for genes, _ in blocks])
+    np.testing.assert_array_equal(at, np.arange(expression.n_genes))
+    return np.concatenate([x for _, x in blocks])
 
 
-# ---- design ------------------------------------------------------------------
+def decoded_as(asked, group, transform):
+    """What the model's public ``decode`` says at the same points, (m, g)."""
+    z = torch.softmax(group.z, -1) if asked.config.latent_distribution == "ln" else group.z
+    found = asked.decode(z, indices=group.cells.rows, transform_batch=transform)
+    name = "normal_mu" if asked.config.gene_likelihood == "normal" else "scale"
+    return getattr(found, name).numpy()
 
 
-@pytest.mark.parametrize(
-    ("numbers", "design", "n_samples"),
-    [
-        ([("A", "m0", 20), ("A", "m1", 20), ("B", "m0", 20), ("B", "m1", 20)], "paired", [2, 2]),
-        ([("A", "m0", 20), ("A", "m1", 20), ("B", "m2", 20), ("B", "m3", 20)], "unpaired", [2, 2]),
-        # 9 cells are too few of a sample
-        (
-            [("A", "m0", 20), ("A", "m1", 20), ("A", "m2", 9), ("B", "m0", 20), ("B", "m1", 10),
-             ("B", "m2", 20)],
-            "paired",
-            [2, 2],
-        ),
-        # half of the smaller side's are on both sides: those alone
-        (
-            [("A", "m0", 12), ("A", "m1", 12), ("A", "m2", 12), ("A", "m3", 12), ("B", "m0", 12),
-             ("B", "m1", 12), ("B", "m4", 12), ("B", "m5", 12), ("A", "m6", 12)],
-            "paired",
-            [2, 2],
-        ),
-        # one of three is fewer than half
-        (
-            [("A", "m0", 12), ("A", "m1", 12), ("A", "m2", 12), ("B", "m0", 12), ("B", "m4", 12),
-             ("B", "m5", 12), ("B", "m6", 12)],
-            "unpaired",
-            [3, 4],
-        ),
-    ],
-)  # fmt: skip
-def test_the_design_follows_from_the_samples(covered, numbers, design, n_samples):
-    found = about(asked(covered, laid_out(covered, *numbers)))
-    assert found["design"] == design
-    assert found["n_samples"] == n_samples
+# ---- which cells -------------------------------------------------------------
 
 
-def test_the_rest_is_the_same_samples_in_other_groups(covered):
-    found = covered.differential_expression(
-        covered.adata, groupby="cell_type", sample_key="batch", **SMALL
+@pytest.mark.parametrize("codes", [OWN, BATCHES, DONORS], ids=len)
+@pytest.mark.parametrize("n_samples", [1, 2, 7, 39, 40, 41, 400, 1001])
+def test_every_cell_is_sampled_equally_often(cells, n_samples, codes):
+    rows = np.arange(100, 140)
+    group = sample_latents(cells.take(rows), n_samples, codes, 3, None)
+    assert len(group) == -(-n_samples // len(codes)) * len(codes)
+    assert group.codes == codes
+    assert len(group.z) == len(group.log_library) == len(group.cells) == len(group)
+    assert set(group.cells.rows) <= set(rows)
+    often = np.bincount(group.cells.rows, minlength=140)[rows]
+    assert often.max() - often.min() <= 1
+
+
+def test_which_cells_come_more_often_and_when_is_chance(cells):
+    first = np.concatenate(
+        [sample_latents(cells.take(np.arange(10)), 4, OWN, s, None).cells.rows for s in range(300)]
     )
-    assert found.attrs["sample_key"] == "batch"
-    assert list(found.attrs["comparisons"]) == ["B vs Rest", "NK vs Rest", "T vs Rest"]
-    for each in found.attrs["comparisons"].values():
-        assert (each["design"], each["n_samples"]) == ("paired", [2, 2])
-    assert list(found["comparison"].unique()) == list(found.attrs["comparisons"])
-    assert found.notna().all().all()
+    assert stats.chisquare(np.bincount(first, minlength=10)).pvalue > 1e-3
 
 
-def test_a_comparison_of_too_few_samples_is_left_out_with_a_warning(covered):
-    numbers = [("A", "m0", 15), ("A", "m1", 15), ("C", "m0", 15), ("C", "m1", 9)]
-    adata = laid_out(covered, *numbers, ("B", "m0", 15), ("B", "m1", 15))
-    with pytest.warns(VivaceWarning, match="C vs B is left out: 1 and 2 samples"):
-        found = asked(covered, adata, group1=["A", "C"])
-    assert list(found.attrs["comparisons"]) == ["A vs B"]
-    assert set(found["comparison"]) == {"A vs B"}
-    assert len(found) == 30
+@pytest.mark.parametrize("codes", [OWN, BATCHES, DONORS], ids=len)
+def test_segments_are_equal_and_cover_all_samples(cells, codes):
+    group = sample_latents(cells, 50, codes, 0, None)
+    found = list(group.segments())
+    assert [code for _, code in found] == list(codes)
+    places = np.concatenate([np.arange(len(group))[s] for s, _ in found])
+    np.testing.assert_array_equal(places, np.arange(len(group)))
+    assert len({s.stop - s.start for s, _ in found}) == 1
 
 
-@pytest.mark.parametrize(
-    "numbers",
-    [
-        [("A", "m0", 30), ("B", "m0", 30)],
-        [("A", "m0", 30), ("A", "m1", 9), ("B", "m2", 30), ("B", "m3", 30)],
-        [("A", "m0", 9), ("A", "m1", 9), ("B", "m2", 9), ("B", "m3", 9)],
-    ],
-)
-def test_too_few_samples_in_all_comparisons_are_refused(covered, refused, numbers):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", VivaceWarning)
-        with refused(DataError, "two samples", "10 cells", "sample_key"):
-            asked(covered, laid_out(covered, *numbers))
+def test_z_is_sampled_from_the_posterior_of_its_cell(covered, cells):
+    group = sample_latents(cells, 3000, OWN, 5, None)
+    mean, variance = covered.get_latent_representation(return_dist=True)
+    rows = group.cells.rows
+    standard = (group.z.numpy() - mean[rows]) / np.sqrt(variance[rows])
+    for column in standard.T:
+        assert stats.kstest(column, "norm").pvalue > 1e-3
+    np.testing.assert_allclose(np.corrcoef(standard.T), np.eye(3), atol=0.1)
+    library = np.asarray(covered.adata.X.sum(1)).ravel()
+    np.testing.assert_allclose(group.log_library.exp(), library[rows], rtol=1e-5)
 
 
-def test_bad_input(covered, refused):
-    adata = labelled(covered, ["A", "B"] * 75, [None, "m0", "m1", "m1", "m0"] * 30)
-    with refused(DataError, "'mouse'", "sample_key", "30 of the cells"):
-        asked(covered, adata)
-    with refused(MissingColumnError, "'mous'", "did you mean 'mouse'"):
-        asked(covered, adata, sample_key="mous")
-    with refused(ArgumentTypeError, "sample_key", "4"):
-        asked(covered, adata, sample_key=4)
-    for options in (
-        {"mode": "vanilla"},
-        {"change_fn": lambda a, b, p: a - b},
-        {"m1_domain_fn": lambda e: e > 0},
-    ):
-        with refused(OptionError, "sample_key", "mode='change'"):
-            asked(covered, adata, **options)
+@pytest.mark.parametrize("weighting", [None, WEIGHTING], ids=["uniform", "importance"])
+def test_samples_follow_from_the_seed(cells, weighting):
+    first, again, other = (sample_latents(cells, 60, BATCHES, s, weighting) for s in (1, 1, 2))
+    np.testing.assert_array_equal(first.cells.rows, again.cells.rows)
+    assert torch.equal(first.z, again.z)
+    assert not torch.equal(first.z, other.z)
+    assert (first.cells.rows != other.cells.rows).any()
+    assert len(first) == 60
 
 
-# ---- what is found -----------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def mice():
-    """Four donors in two conditions.  Most cells are of one of them, in which alone g1 is up.
-
-    g0 is up in condition B in every donor.
-    """
-    rng = np.random.default_rng(0)
-    numbers = [150, 25, 25, 25]
-    donor = np.repeat([f"m{i}" for i in range(4)] * 2, numbers * 2)
-    condition = np.repeat(["A", "B"], sum(numbers))
-    profile = np.tile(rng.gamma(2.0, 1.0, 50) + 0.5, (len(donor), 1))
-    up = condition == "B"
-    profile[up, 0] *= 6.0
-    profile[up & (donor == "m0"), 1] *= 6.0
-    profile *= np.array([rng.lognormal(0, 0.05, 50) for _ in range(4)])[[int(d[1]) for d in donor]]
-    counts = rng.poisson(2.0 * profile).astype(np.float32)
-    obs = pd.DataFrame({"condition": condition, "donor": donor})
-    adata = AnnData(counts, obs=obs.set_index(pd.Index([f"c{i}" for i in range(len(donor))])))
-    adata.var_names = [f"g{i}" for i in range(50)]
-    SCVI.setup_anndata(adata)
-    model = SCVI(adata, n_hidden=32, n_latent=5)
-    model.train(40, batch_size=32, seed=0, progress=False)
-    return model
-
-
-def test_one_sample_makes_a_gene_significant_among_cells_and_not_among_samples(mice):
-    asks = {"groupby": "condition", "group1": "B", "group2": "A", "seed": 0, "fdr_target": 0.1}
-    by_cells = mice.differential_expression(**asks)
-    by_samples = mice.differential_expression(**asks, sample_key="donor")
-    called = "is_de_fdr_0.1"
-    assert by_cells.loc["g0", called]
-    assert by_cells.loc["g1", called]
-    assert by_samples.loc["g0", called]
-    assert not by_samples.loc["g1", called]
-    assert by_samples[called].sum() == 1
-    assert by_samples.loc["g0", "lfc_mean"] > 1
-    assert about(by_samples, "B vs A")["n_samples"] == [4, 4]
-    assert list(by_samples) == list(by_cells)
-
-
-def test_samples_that_differ_by_nothing_are_not_called(mice):
-    """The same condition, two donors against two."""
-    found = mice.differential_expression(
-        idx1="condition == 'A' and donor in ['m1', 'm2']",
-        idx2="condition == 'A' and donor in ['m0', 'm3']",
-        sample_key="donor",
-        seed=0,
+@pytest.mark.parametrize("weighting", [None, WEIGHTING], ids=["uniform", "importance"])
+def test_samples_do_not_depend_on_the_batch_size(covered, weighting):
+    few, many = (
+        sample_latents(covered._cells(None, None, size, True), 70, BATCHES, 1, weighting)
+        for size in (7, 512)
     )
-    assert found["is_de_fdr_0.05"].sum() == 0
-    assert about(found, "group1 vs group2")["design"] == "unpaired"
+    np.testing.assert_array_equal(few.cells.rows, many.cells.rows)
+    torch.testing.assert_close(few.z, many.z, rtol=1e-5, atol=1e-5)
+    x, y = (whole(expression_of([group])) for group in (few, many))
+    np.testing.assert_allclose(x, y, rtol=1e-4)
 
 
-def test_samples_count_the_same_whatever_their_cells(mice):
-    """Expression of a side is the mean over samples of what the model expects, not over cells."""
-    found = mice.differential_expression(
-        groupby="condition", group1="B", group2="A", sample_key="donor", seed=0
-    )
-    obs = mice.adata.obs
-    x = mice.get_normalized_expression(n_samples=20, seed=1)
-    for column, name in (("scale1", "B"), ("scale2", "A")):
-        inside = (obs["condition"] == name).to_numpy()
-        wanted = x[inside].groupby(obs["donor"][inside].to_numpy()).mean().mean()
-        np.testing.assert_allclose(found.loc[wanted.index, column], wanted, rtol=0.1)
+# ---- what is decoded ---------------------------------------------------------
 
 
-def test_swapped_sides_mirror_effects(mice):
-    one, other = (
-        mice.differential_expression(
-            groupby="condition", group1=a, group2=b, sample_key="donor", seed=0
-        ).loc[mice.adata.var_names]
-        for a, b in ("AB", "BA")
-    )
-    np.testing.assert_allclose(one["lfc_mean"], -other["lfc_mean"], atol=0.05)
-    np.testing.assert_allclose(one["proba_de"], other["proba_de"], atol=0.05)
-    np.testing.assert_allclose(one["scale1"], other["scale2"], rtol=0.05)
-
-
-def test_draws_are_reported(covered, monkeypatch):
-    """As many as were drawn, also where each of the categories gets equally many."""
-    drawn, draw_group = [], samples.draw_group
-
-    def counting(*arguments):
-        drawn.append(draw_group(*arguments))
-        return drawn[-1]
-
-    monkeypatch.setattr(samples, "draw_group", counting)
-    found = covered.differential_expression(
-        groupby="cell_type",
-        group1="B",
-        group2="T",
-        sample_key="batch",
-        batch_correction="donor",
-        n_samples_overall=301,
-        seed=0,
-    )
-    assert sum(about(found, "B vs T")["n_draws"]) == sum(map(len, drawn))
-    assert about(found, "B vs T")["n_cells"] == [
-        (covered.adata.obs["cell_type"] == kind).sum() for kind in "BT"
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_expression_is_what_the_model_decodes(folder):
+    """Every likelihood, library and latent distribution; cells with their own categories."""
+    asked = model.load(GOLDEN / folder, anndata.read_h5ad(GOLDEN / "adata.h5ad"))
+    cells = asked._cells(None, None, None, True)
+    groups = [
+        sample_latents(cells.take(np.arange(50)), 30, OWN, 0, None),
+        sample_latents(cells.take(np.arange(60, 300)), 41, OWN, 1, None),
     ]
+    wanted = np.concatenate([decoded_as(asked, group, None) for group in groups])
+    np.testing.assert_allclose(whole(expression_of(groups)), wanted.T, rtol=2e-5, atol=1e-9)
+
+
+def test_each_segment_is_decoded_as_its_categories(covered, cells):
+    group = sample_latents(cells, 60, DONORS, 0, None)
+    other = sample_latents(cells.take(np.arange(9)), 20, BATCHES, 1, None)
+    found = whole(expression_of([group, other]))
+    for i in range(3):
+        wanted = decoded_as(covered, group, {"donor": f"d{i}"})
+        at = slice(20 * i, 20 * (i + 1))
+        np.testing.assert_allclose(found[:, at], wanted[at].T, rtol=2e-5)
+    for i in range(2):
+        at = slice(10 * i, 10 * (i + 1))
+        wanted = decoded_as(covered, other, f"b{i}")[at]
+        np.testing.assert_allclose(found[:, 60:][:, at], wanted.T, rtol=2e-5)
+
+
+@pytest.mark.parametrize("genes_at_once", [1, 7, 29, 30, 31])
+def test_blocks_of_genes_are_the_same_as_all_together(cells, monkeypatch, genes_at_once):
+    groups = [sample_latents(cells, 50, BATCHES, 0, None), sample_latents(cells, 33, OWN, 1, None)]
+    once = expression_of(groups)
+    wanted, (mean, largest) = whole(once), once.summarise()
+    monkeypatch.setattr("vivace.de.samples.MAX_VALUES", genes_at_once * 83 + 82)
+    blocks = gene_blocks(groups, 30)
+    assert len(blocks) == -(-30 // genes_at_once)
+    expression = expression_of(groups)
+    # exp of a difference of logarithms near 10: a unit in their last place is 1e-6 of it
+    np.testing.assert_allclose(whole(expression), wanted, rtol=5e-6)
+    for found, expected in zip(expression.summarise(), (mean, largest), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=5e-6)
+    assert whole(expression_of(groups, all_genes=True)).shape == (30, 83)
+    assert len(list(expression_of(groups, all_genes=True).blocks())) == 1
+
+
+def test_the_summary_is_of_each_group(cells):
+    groups = [sample_latents(cells, n, OWN, n, None) for n in (1, 50, 20)]
+    expression = expression_of(groups)
+    x = whole(expression).astype(np.float64)
+    mean, largest = expression.summarise()
+    for i, (start, stop) in enumerate([(0, 1), (1, 51), (51, 71)]):
+        np.testing.assert_array_equal(expression.positions[i], np.arange(start, stop))
+        np.testing.assert_allclose(mean[i], x[:, start:stop].mean(1), rtol=1e-12)
+        np.testing.assert_array_equal(largest[i], x[:, start:stop].max(1))
+
+
+def test_a_large_model_is_decoded_in_blocks():
+    """12,000 samples of 36,000 genes are not held at a time."""
+    assert samples.MAX_VALUES < 12_000 * 36_000

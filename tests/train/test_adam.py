@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from vivace.train.adam import FusedAdam, Group
+from vivace.train.adam import FusedAdam, Segment
 from vivace.train.subnormal import flush_subnormal
 
 SETTINGS = {"lr": 1e-2, "eps": 1e-4}
@@ -16,8 +17,38 @@ SHAPES = [(7, 5), (5,), (3, 2), (1,), (130, 97)]
 
 def parameters(seed, dtype=torch.float32):
     gen = torch.Generator().manual_seed(seed)
-    drawn = [torch.randn(shape, generator=gen) for shape in SHAPES]
-    return [torch.nn.Parameter(t.to(dtype)) for t in drawn], gen
+    samples = [torch.randn(shape, generator=gen) for shape in SHAPES]
+    return [torch.nn.Parameter(t.to(dtype)) for t in samples], gen
+
+
+class Ours:
+    """Parameters in one buffer and the kernel over it, which is handed their ``.grad``."""
+
+    def __init__(self, params, groups=None, elsewhere=(), **settings):
+        groups = groups or [(params, 0.0, 1.0)]
+        sizes = [p.numel() for p in params]
+        self.params, ends = params, np.cumsum(sizes)
+        self.weights, self.gradients = torch.zeros(sum(sizes)), torch.zeros(sum(sizes))
+        self.elsewhere = elsewhere
+        of_each = {p: more for group, *more in groups for p in group}
+        segments = []
+        for p, size, end in zip(params, sizes, ends, strict=True):
+            view = self.weights[end - size : end].view(p.shape)
+            view.copy_(p.detach())
+            p.data = view
+            segments.append(Segment(int(end - size), int(end), *of_each[p]))
+        self.segments = segments
+        self.adam = FusedAdam(self.weights, self.gradients, segments, **settings)
+
+    def step(self):
+        elsewhere = {}
+        for i, (p, s) in enumerate(zip(self.params, self.segments, strict=True)):
+            if i in self.elsewhere:
+                elsewhere[i] = p.grad
+                self.gradients[s.start : s.stop] = torch.nan  # nobody reads it
+            else:
+                self.gradients[s.start : s.stop] = p.grad.reshape(-1)
+        self.adam.step(elsewhere)
 
 
 @pytest.fixture(params=[1, 2])
@@ -29,14 +60,15 @@ def threads(request):
 
 
 @pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("elsewhere", [(), (0, 3, 4)], ids=["in the buffer", "elsewhere"])
 @pytest.mark.parametrize("decay", [0.0, 3e-3])
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.8, 0.95)])
-def test_as_near_to_float64_as_torchs_fused_adam(decay, betas):
+def test_as_near_to_float64_as_torchs_fused_adam(decay, betas, elsewhere):
     ours, gen = parameters(0)
     theirs, _ = parameters(0)
     exact, _ = parameters(0, torch.float64)
-    groups = [Group(ours[::2], decay, lr_factor=3.0), Group(ours[1::2], 0.0)]
-    adam = FusedAdam(groups, betas=betas, **SETTINGS)
+    groups = [(ours[::2], decay, 3.0), (ours[1::2], 0.0, 1.0)]
+    adam = Ours(ours, groups, elsewhere, betas=betas, **SETTINGS)
     peers = [
         torch.optim.Adam(
             [{"params": p[::2], "weight_decay": decay}, {"params": p[1::2]}],
@@ -47,10 +79,10 @@ def test_as_near_to_float64_as_torchs_fused_adam(decay, betas):
         for p, fused in ((theirs, True), (exact, False))
     ]
     for step in range(30):
-        adam.lr = 0.01 / (1 + step)
+        adam.adam.lr = 0.01 / (1 + step)
         for peer in peers:
             for group, factor in zip(peer.param_groups, (3.0, 1.0), strict=True):
-                group["lr"] = adam.lr * factor
+                group["lr"] = adam.adam.lr * factor
         for a, b, c in zip(ours, theirs, exact, strict=True):
             a.grad = torch.randn(a.shape, generator=gen) * 10.0 ** (step % 5 - 3)
             b.grad, c.grad = a.grad.clone(), a.grad.double()
@@ -65,7 +97,7 @@ def test_as_near_to_float64_as_torchs_fused_adam(decay, betas):
 
 def test_strided_gradients_are_read_as_they_are():
     weight = torch.nn.Parameter(torch.zeros(3, 2))
-    adam = FusedAdam([Group([weight], 0.0)], **SETTINGS)
+    adam = Ours([weight], elsewhere=[0], **SETTINGS)
     weight.grad = torch.tensor([[1.0, -1.0, 1.0], [-1.0, 1.0, -1.0]]).T
     adam.step()
     assert torch.equal(weight.detach().sign(), -weight.grad)
@@ -74,7 +106,7 @@ def test_strided_gradients_are_read_as_they_are():
 def test_a_gradient_whose_square_is_beyond_float32_does_not_become_nan():
     (ours, *_), _ = parameters(0)
     (theirs, *_), _ = parameters(0)
-    adam = FusedAdam([Group([ours], 0.0)], **SETTINGS)
+    adam = Ours([ours], **SETTINGS)
     peer = torch.optim.Adam([theirs], fused=True, **SETTINGS)
     for size in (2e19, 1.0, 1e21, 1.0, 1.0):
         ours.grad, theirs.grad = torch.full_like(ours, size), torch.full_like(ours, size)
@@ -86,7 +118,7 @@ def test_a_gradient_whose_square_is_beyond_float32_does_not_become_nan():
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_a_gradient_that_is_no_number_shows_in_its_weight_alone(bad):
     (weight, *_), _ = parameters(0)
-    adam = FusedAdam([Group([weight], 0.0)], **SETTINGS)
+    adam = Ours([weight], **SETTINGS)
     weight.grad = torch.ones_like(weight)
     weight.grad[2, 3] = bad
     adam.step()
@@ -96,7 +128,7 @@ def test_a_gradient_that_is_no_number_shows_in_its_weight_alone(bad):
 @pytest.mark.parametrize("size", [0, 1, 4095, 4096, 4097, 8193])
 def test_every_number_of_every_parameter_is_moved(size):
     params = [torch.nn.Parameter(torch.zeros(n)) for n in (3, size, 5)]
-    adam = FusedAdam([Group(params, 0.0)], lr=0.1, eps=1e-8)
+    adam = Ours(params, lr=0.1, eps=1e-8)
     for p in params:
         p.grad = torch.ones_like(p)
     adam.step()
@@ -107,20 +139,42 @@ def test_every_number_of_every_parameter_is_moved(size):
 @pytest.mark.parametrize(
     "given",
     [
-        torch.zeros(3, 2).T,
+        torch.zeros(6)[::2],
         torch.zeros(3, dtype=torch.float64),
         torch.zeros(3, device="meta"),
     ],
 )
-def test_what_the_kernel_cannot_move_is_refused(given):
+def test_memory_that_the_kernel_cannot_read_is_refused(given):
+    segments = [Segment(0, 3, 0.0)]
+    for buffers in ((given, torch.zeros(3)), (torch.zeros(3), given)):
+        with pytest.raises(ValueError, match="contiguous float32"):
+            FusedAdam(*buffers, segments, **SETTINGS)
+    adam = FusedAdam(torch.zeros(3), torch.zeros(3), segments, **SETTINGS)
+    if not given.is_contiguous():
+        adam.step({0: given})  # a copy is read
+        return
     with pytest.raises(ValueError, match="contiguous float32"):
-        FusedAdam([Group([given], 0.0)], **SETTINGS)
+        adam.step({0: given})
+
+
+def test_a_gradient_of_another_size_is_refused():
+    adam = FusedAdam(torch.zeros(3), torch.zeros(3), [Segment(0, 3, 0.0)], **SETTINGS)
+    with pytest.raises(ValueError, match="segment 0 has 3 weights, its gradient 2"):
+        adam.step({0: torch.zeros(2)})
+
+
+def test_numbers_outside_the_segments_stay():
+    weights = torch.ones(40)
+    segments = [Segment(3, 7, 0.1), Segment(20, 21, 0.0)]
+    adam = FusedAdam(weights, torch.ones(32), segments, **SETTINGS)
+    adam.step()
+    assert (weights != 1).nonzero().flatten().tolist() == [3, 4, 5, 6, 20]
 
 
 def test_gradients_may_be_other_tensors_each_time():
     (weight, *_), _ = parameters(0)
     before = weight.detach().clone()
-    adam = FusedAdam([Group([weight], 0.0)], **SETTINGS)
+    adam = Ours([weight], **SETTINGS)
     for sign in (1.0, -1.0):
         weight.grad = torch.full_like(weight, sign)
         adam.step()
@@ -133,22 +187,22 @@ def test_gradients_may_be_other_tensors_each_time():
 def test_weights_that_nothing_but_the_penalty_moves_end_at_zero():
     """Not in subnormal numbers, on which a processor is a hundred times slower."""
     (weight, *_), _ = parameters(0)
-    adam = FusedAdam([Group([weight], 3e-3)], lr=1e-2, eps=1e-4)
+    adam = Ours([weight], [([weight], 3e-3, 1.0)], lr=1e-2, eps=1e-4)
     for _ in range(6000):
         weight.grad = torch.zeros_like(weight)
         adam.step()
-    averages, _ = adam.moments
+    averages, _ = adam.adam.moments
     assert not weight.detach().any()
     assert not averages.any()
 
 
 def test_moments_that_have_become_tiny_end_at_zero():
     (weight, *_), _ = parameters(0)
-    adam = FusedAdam([Group([weight], 0.0)], betas=(0.5, 0.5), lr=1e-2, eps=1e-4)
+    adam = Ours([weight], betas=(0.5, 0.5), lr=1e-2, eps=1e-4)
     for step in range(240):
         weight.grad = torch.full_like(weight, 1.0 if step == 0 else 0.0)
         adam.step()
-        moments = adam.moments
+        moments = adam.adam.moments
         assert ((moments == 0) | (moments >= 1e-30)).all()
     assert not moments.any()
 

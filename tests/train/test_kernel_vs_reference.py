@@ -12,7 +12,7 @@ from vivace.config import ModelConfig
 from vivace.data.batch import CountBatch
 from vivace.nn import VAE, Dimensions, Posterior
 from vivace.ops.csr import SparseCounts
-from vivace.train.recipes import RECIPES
+from vivace.train import RECIPES
 
 STEPS, CELLS, GENES, LATENT = 10, 32, 60, 4
 SEEDS = range(16)

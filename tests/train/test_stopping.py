@@ -1,4 +1,4 @@
-"""Best weights, early stopping, schedules, verdicts, callbacks and loggers."""
+"""Judging epochs, early stopping, the weights that stay, callbacks and loggers."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from anndata import AnnData
 import vivace
 from vivace.errors import OptionError
 from vivace.train import RECIPES, Callback
-from vivace.train.recipes import Schedule
-from vivace.train.watch import Patience, Watch, copy_weights
+from vivace.train.schedule import Schedule
+from vivace.train.stopping import Judge, Patience
 
 
 @pytest.fixture(scope="module")
@@ -33,121 +33,121 @@ def model(adata):
     return vivace.SCVI(adata, n_hidden=16, n_latent=3)
 
 
-# ---- the watch, by itself ----------------------------------------------------
+# ---- the judge, by itself ------------------------------------------------------
 
 
-def network(value):
-    """Stands for a network whose weights are one number."""
-    net = torch.nn.Linear(1, 1, bias=False)
-    torch.nn.init.constant_(net.weight, value)
-    return net
-
-
-def weights(value):
-    return copy_weights(network(value))
-
-
-def watched(elbos, patience=None, full_from=0, **more):
-    """A watch after these epochs, and the epoch after which it had enough."""
-    watch = Watch(patience, keep_best=True)
+def judged(elbos, patience=None, full_from=0, **more):
+    """A judge after these epochs, and the epoch after which it was out of patience."""
+    judge = Judge(patience, keep_best=True)
     for epoch, elbo in enumerate(elbos):
-        row = {"elbo_validation": elbo, **{k: v[epoch] for k, v in more.items()}}
-        watch.epoch(weights(elbo), row, epoch >= full_from)
-        if watch.out_of_patience(row, epoch >= full_from):
-            return watch, epoch
-    return watch, None
+        row = {"elbo_validation": elbo, "kl_weight": float(epoch >= full_from)}
+        row |= {k: v[epoch] for k, v in more.items()}
+        judge.add(row)
+        if judge.patience_is_over(row):
+            return judge, epoch
+    return judge, None
 
 
-def test_the_best_weights_are_restored():
-    watch, _ = watched([5.0, 3.0, 4.0])
-    net = network(0.0)
-    watch.restore(net)
-    assert net.weight.item() == 3.0
+def test_the_best_epoch_is_known():
+    assert judged([5.0, 3.0, 4.0])[0].best_epoch == 2
 
 
-def test_weights_of_the_warm_up_are_not_chosen():
-    watch, _ = watched([1.0, 5.0, 4.0, 4.5], full_from=1)
-    net = network(0.0)
-    watch.restore(net)
-    assert net.weight.item() == 4.0
+def test_epochs_of_the_warm_up_are_not_judged():
+    judge, _ = judged([1.0, 5.0, 4.0, 4.5], full_from=1)
+    assert judge.best_epoch == 3
+
+
+def test_epochs_of_the_warm_up_are_judged_where_the_recipe_says_so():
+    judge = Judge(None, keep_best=False, judge_warmup=True)
+    assert judge.add({"elbo_validation": 5.0, "kl_weight": 0.0})
+    assert judge.best_epoch == 1
 
 
 def test_patience():
     elbos = [5.0, 4.0, 4.5, 4.2, 4.1, 3.0]
-    assert watched(elbos, Patience(epochs=3))[1] == 4
-    assert watched(elbos, Patience(epochs=4))[1] is None
-    assert watched(elbos, Patience(epochs=3, warmup_epochs=3))[1] is None
-    assert watched(elbos, Patience(epochs=3), full_from=2)[1] is None
-    assert watched(elbos, Patience(epochs=2, min_delta=1.5))[1] == 2
-    assert watched(elbos, Patience("score", 2, lower_is_better=False), score=range(6))[1] is None
-    assert watched(elbos, Patience("score", 2, lower_is_better=True), score=range(6))[1] == 2
+    assert judged(elbos, Patience(epochs=3))[1] == 4
+    assert judged(elbos, Patience(epochs=4))[1] is None
+    assert judged(elbos, Patience(epochs=3, warmup_epochs=3))[1] is None
+    assert judged(elbos, Patience(epochs=3), full_from=2)[1] is None
+    assert judged(elbos, Patience(epochs=2, min_delta=1.5))[1] == 2
+    assert judged(elbos, Patience("score", 2, lower_is_better=False), score=range(6))[1] is None
+    assert judged(elbos, Patience("score", 2, lower_is_better=True), score=range(6))[1] == 2
 
 
 VERDICTS = {
-    "stopped": ([9.0, 5.0, 5.1, 5.2], Patience(epochs=2), "converged after 2 epochs; 2 more did"),
+    "stopped": ([9.0, 5.0, 5.1, 5.2], Patience(epochs=2), "Converged after 2 epochs; 2 more did"),
     "best long ago": (
         [9.0, 5.0, *[5.1] * 6],
         None,
-        "converged after 2 epochs; 6 more did not help",
+        "Converged after 2 epochs; 6 more did not help",
     ),
     "worse from the first on": (
         [5.0, *[5.1] * 6],
         None,
-        "best at epoch 1, the first that counts; 6 more did not help: train for fewer epochs",
+        "Best at epoch 1, the first with the full KL weight; 6 more did not help, so train for fewer",
     ),
-    "falling": ([9.0, 8.0, 7.0, 6.0], None, "stopped by the budget of 4 epochs while still impr"),
+    "falling": ([9.0, 8.0, 7.0, 6.0], None, "Stopped after 4 epochs while still improving"),
     "level": (
         [9.0, 5.0, 4.5, 4.5, 4.49, 4.48],
         None,
-        "went through its schedule of 6 epochs, of",
+        "Finished 6 epochs; the last 1 improved the ELBO by 0.0 nats per cell",
     ),
-    "one epoch": ([9.0], None, "stopped by the budget of 1 epoch while still improving"),
-    "no validation": ([math.nan] * 3, None, "trained for 3 epochs without validation cells"),
+    "level, eight epochs": (
+        [900.0, 800.0, 500.0, 497.0, 495.0, 494.2, 494.0, 493.8],
+        None,
+        "Finished 8 epochs; the last 2 improved the ELBO by 0.4 nats per cell",
+    ),
+    "one epoch": ([9.0], None, "Stopped after 1 epoch while still improving"),
+    "no validation": ([math.nan] * 3, None, "Trained for 3 epochs without validation cells"),
 }
 
 
-@pytest.mark.parametrize(("elbos", "patience", "said"), VERDICTS.values(), ids=VERDICTS)
-def test_verdicts(elbos, patience, said):
-    assert watched(elbos, patience)[0].verdict(1.0, 1.0).startswith(said)
+@pytest.mark.parametrize(("elbos", "patience", "sentence"), VERDICTS.values(), ids=VERDICTS)
+def test_verdicts(elbos, patience, sentence):
+    assert judged(elbos, patience)[0].convergence().describe().startswith(sentence)
 
 
 def test_improving_after_the_plateau_is_said():
-    watch = Watch(Patience(epochs=1), keep_best=True)
+    judge = Judge(Patience(epochs=1), keep_best=True)
     for elbo in (5.0, 5.1):
-        watch.epoch(weights(elbo), {"elbo_validation": elbo}, True)
-        watch.out_of_patience({"elbo_validation": elbo}, True)
-    watch.epoch(weights(4.0), {"elbo_validation": 4.0}, True)
-    assert watch.verdict(1.0, 1.0) == (
-        "converged: level at epoch 2, then 1 epoch with a falling learning rate"
+        row = {"elbo_validation": elbo, "kl_weight": 1.0}
+        judge.add(row)
+        judge.patience_is_over(row)
+    judge.add({"elbo_validation": 4.0, "kl_weight": 1.0})
+    assert judge.convergence().describe() == (
+        "Converged: the ELBO levelled off at epoch 2, and 1 epoch with a falling learning rate "
+        "followed"
     )
 
 
 def test_a_callback_that_stopped_it_is_said():
-    watch, _ = watched([9.0, 8.0])
-    watch.by_callback = True
-    assert watch.verdict(1.0, 1.0) == "stopped by a callback after 2 epochs"
+    judge, _ = judged([9.0, 8.0])
+    convergence = judge.convergence(stopped_by_callback=True)
+    assert convergence.describe() == "Stopped by a callback after 2 epochs"
 
 
 @pytest.mark.parametrize(("least", "most"), [(0.1, 0.9), (0.3, 0.7), (0.0, 1e-3)])
 def test_the_full_kl_weight_is_reached_whatever_its_rounding(model, least, most):
     plan = {"min_kl_weight": least, "max_kl_weight": most}
     model.train(6, plan_kwargs=plan, progress=False)
-    assert "KL weight" not in model.summary.splitlines()[-1]
+    assert model._state.summary["convergence"]["status"] != "warming up"
+    assert "with the KL weight at" not in model.summary
 
 
 def test_a_warm_up_that_was_not_finished_is_said():
-    said = watched([9.0, 8.0])[0].verdict(0.02, 1.0)
-    assert "KL weight at 0.02 of 1: train longer" in said
+    judge = Judge(None, keep_best=True)
+    for elbo in (9.0, 8.0):
+        judge.add({"elbo_validation": elbo, "kl_weight": 0.02})
+    assert "KL weight at 0.02 of 1; train longer" in judge.convergence().describe()
 
 
 def test_a_second_run_that_does_not_help_is_said():
-    watch = Watch(None, keep_best=True)
-    watch.before(weights(1.0), 4.0)
-    watch.epoch(weights(2.0), {"elbo_validation": 5.0}, True)
-    assert watch.verdict(1.0, 1.0) == "1 epoch more did not help: the weights stay as they were"
-    net = network(0.0)
-    watch.restore(net)
-    assert net.weight.item() == 1.0
+    judge = Judge(None, keep_best=True)
+    judge.start_from(4.0)
+    assert not judge.add({"elbo_validation": 5.0, "kl_weight": 1.0})
+    convergence = judge.convergence()
+    assert convergence.describe() == "1 more epoch did not help; the weights stay as they were"
+    assert convergence.best_epoch == 0
 
 
 # ---- the schedule --------------------------------------------------------------
@@ -156,19 +156,19 @@ def test_a_second_run_that_does_not_help_is_said():
 def test_after_an_early_stop_the_learning_rate_falls_to_zero():
     schedule = Schedule(RECIPES["fast"], 1000)
     assert schedule.learning_rate(300) == 1e-2
-    assert not schedule.falling(300)
-    schedule.finish(300, 100)
+    assert not schedule.is_decaying(300)
+    schedule.decay_from(300, 100)
     assert schedule.n_steps == 400
     rates = [schedule.learning_rate(step) for step in range(300, 401)]
     assert rates[0] == 1e-2
     assert rates[100] == 0.0
     assert all(a > b for a, b in pairwise(rates))
-    assert schedule.falling(300)
+    assert schedule.is_decaying(300)
 
 
-def test_a_finish_does_not_outlast_the_budget():
+def test_a_decay_does_not_outlast_the_budget():
     schedule = Schedule(RECIPES["fast"], 350)
-    schedule.finish(300, 100)
+    schedule.decay_from(300, 100)
     assert schedule.n_steps == 350
 
 
@@ -219,7 +219,7 @@ def test_early_stopping_holds_the_learning_rate_and_then_lets_it_fall(model):
     assert (h["lr"].iloc[full:plateau] == 1e-2).all()
     assert h["lr"].iloc[plateau:].is_monotonic_decreasing
     assert h["lr"].iloc[-1] < 0.2e-2
-    assert f"level at epoch {plateau}, then {fall} epochs" in model.summary or (
+    assert f"levelled off at epoch {plateau}, and {fall} epochs" in model.summary or (
         "more did not help" in model.summary
     )
 
@@ -313,8 +313,8 @@ class Interrupt(Callback):
 @pytest.mark.parametrize(
     ("epochs", "verdict"),
     [  # the KL weight is not full before the third
-        (1, "interrupted after 1 epoch; the weights are of the last whole epoch"),
-        (3, "interrupted after 3 epochs; the weights are of the best epoch"),
+        (1, "Interrupted after 1 epoch; the weights are those of the last complete epoch"),
+        (3, "Interrupted after 3 epochs; the weights are those of the best epoch"),
     ],
 )
 def test_an_interrupted_run_says_so_and_keeps_whole_epochs(model, tmp_path, epochs, verdict):
@@ -332,7 +332,7 @@ def test_an_interrupted_second_run_keeps_the_best_weights(model):
     before = {k: v.clone() for k, v in model.module.state_dict().items()}
     with pytest.raises(KeyboardInterrupt):
         model.train(5, plan_kwargs={"lr": 0.5}, callbacks=Interrupt(1), progress=False)
-    assert "interrupted after 1 epoch; the weights are of the best epoch" in model.summary
+    assert "Interrupted after 1 epoch; the weights are those of the best epoch" in model.summary
     assert all(torch.equal(v, before[k]) for k, v in model.module.state_dict().items())
 
 
@@ -378,7 +378,7 @@ def test_a_second_run_of_the_scvi_tools_recipe_keeps_its_last_weights(model):
     model.train(8, recipe="scvi-tools", plan_kwargs=plan, progress=False)
     before = {k: v.clone() for k, v in model.module.state_dict().items()}
     model.train(2, recipe="scvi-tools", plan_kwargs=plan | {"lr": 0.5}, progress=False)
-    assert "2 epochs more did not help: the weights are those of the last one" in model.summary
+    assert "2 more epochs did not help; the weights are those of the last epoch" in model.summary
     assert any(not torch.equal(v, before[k]) for k, v in model.module.state_dict().items())
 
 
@@ -433,7 +433,7 @@ def test_a_callback_may_ask_the_model_and_stop_it(model):
 
     model.train(20, callbacks=Enough(), progress=False)
     assert len(model.history) == 3
-    assert model.summary.endswith("verdict: stopped by a callback after 3 epochs")
+    assert model.summary.endswith("verdict: Stopped by a callback after 3 epochs")
     assert asked == [(model.adata.n_obs, 3)] * 3
 
 
@@ -441,7 +441,7 @@ def test_a_callback_may_save_the_model(model, tmp_path):
     class Save(Callback):
         def on_epoch_end(self, model, row):
             model.save(tmp_path / f"epoch {len(model.history)}")
-            assert "verdict: not finished" in repr(model)
+            assert "verdict: Not finished; " in repr(model)
 
     model.train(2, callbacks=Save(), progress=False)
     for epoch in (1, 2):

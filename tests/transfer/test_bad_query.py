@@ -36,13 +36,15 @@ def reference(reference):
 
 def test_a_query_without_a_shared_gene(reference, query, refused_whole):
     query.var_names = [f"other{i}" for i in range(30)]
-    with refused_whole(query, DataError, "30 are missing", "'gene0'", "prepare_query_anndata"):
+    with refused_whole(
+        query, DataError, "lacks 30 of the reference's 30 genes", "'gene0'", "prepare_query_anndata"
+    ):
         SCVI.load_query_data(query, reference, inplace_subset_query_vars=True)
 
 
 def test_a_query_with_a_gene_missing(reference, query, refused_whole):
     fewer = query[:, query.var_names != "gene7"].copy()
-    with refused_whole(fewer, DataError, "30 genes", "1 are missing", "'gene7'"):
+    with refused_whole(fewer, DataError, "lacks 1 of the reference's 30 genes", "'gene7'"):
         SCVI.load_query_data(fewer, reference)
 
 

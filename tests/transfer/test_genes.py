@@ -19,7 +19,7 @@ from vivace.errors import (
     ModelFileError,
     OptionError,
 )
-from vivace.transfer.genes import GeneReport, aligned
+from vivace.transfer.genes import GeneReport, align_genes
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FORMS = {
@@ -76,7 +76,7 @@ def unchanged(before: AnnData, after: AnnData) -> None:
 @pytest.mark.parametrize(("dtype", "wider"), [(np.uint8, np.int64), (np.int16, np.int16)])
 def test_sums_that_the_type_of_the_counts_cannot_hold_are_kept(form, dtype, wider):
     adata = data("aab", ((200, 200, 1), (5, 0, 255)), form, dtype)
-    found, _ = aligned(adata, ("a", "b"), None, 0.8, None)
+    found, _ = align_genes(adata, ("a", "b"), None, 0.8, None)
     np.testing.assert_array_equal(dense(found.X), [[400, 1], [5, 255]])
     assert found.X.dtype == wider
 
@@ -85,7 +85,7 @@ def test_sums_that_the_type_of_the_counts_cannot_hold_are_kept(form, dtype, wide
 @pytest.mark.parametrize("form", FORMS)
 def test_genes_come_in_the_order_of_the_reference_padded_with_zeros(form, dtype):
     query = data(["C", "X", "A"], form=FORMS[form], dtype=dtype)
-    new, _ = aligned(query, ("A", "B", "C", "D"), min_overlap=0.5)
+    new, _ = align_genes(query, ("A", "B", "C", "D"), min_overlap=0.5)
     assert list(new.var_names) == ["A", "B", "C", "D"]
     np.testing.assert_array_equal(dense(new.X), [[3, 0, 1, 0], [6, 0, 4, 0]])
     assert new.X.dtype == dtype
@@ -96,7 +96,7 @@ def test_genes_come_in_the_order_of_the_reference_padded_with_zeros(form, dtype)
 def test_counts_of_genes_with_one_name_are_added_up_in_every_matrix(form):
     query = data(["A", "B", "A"], form=FORMS[form])
     query.layers["twice"] = FORMS[form](2 * dense(query.X))
-    new, report = aligned(query, ("B", "A"))
+    new, report = align_genes(query, ("B", "A"))
     np.testing.assert_array_equal(dense(new.X), [[2, 4], [5, 10]])
     np.testing.assert_array_equal(dense(new.layers["twice"]), [[4, 8], [10, 20]])
     assert report.duplicated == ("A",)
@@ -104,7 +104,7 @@ def test_counts_of_genes_with_one_name_are_added_up_in_every_matrix(form):
 
 def test_large_counts_are_added_up_exactly():
     query = data(["A", "A"], [(2**24, 1), (2**40, 3)], dtype=np.int64)
-    new, _ = aligned(query, ("A",))
+    new, _ = align_genes(query, ("A",))
     np.testing.assert_array_equal(dense(new.X), [[2**24 + 1], [2**40 + 3]])
 
 
@@ -114,7 +114,7 @@ def test_data_with_a_layer_only_are_aligned():
         var=pd.DataFrame(index=["B", "A"]),
         layers={"counts": np.array([[1, 2], [3, 4]])},
     )
-    new, report = aligned(query, ("A", "B"), layer="counts")
+    new, report = align_genes(query, ("A", "B"), layer="counts")
     assert new.X is None
     np.testing.assert_array_equal(new.layers["counts"], [[2, 1], [4, 3]])
     assert report.share_of_counts == 1.0
@@ -156,7 +156,7 @@ ONE, TWO, THREE = "ENSG00000000001", "ENSG00000000002", "ENSMUSG00000000003"
 )
 def test_a_name_is_matched_as_it_is_or_without_its_version(genes, names, found):
     """``found``: which gene of the reference each gene of the query is."""
-    new, report = aligned(data(names), genes, min_overlap=0.1)
+    new, report = align_genes(data(names), genes, min_overlap=0.1)
     expected = np.zeros((2, len(genes)))
     for at, place in enumerate(found):
         if place is not None:
@@ -166,13 +166,13 @@ def test_a_name_is_matched_as_it_is_or_without_its_version(genes, names, found):
 
 
 def test_identifiers_that_several_genes_share_are_reported():
-    _, report = aligned(data([TWO]), (f"{ONE}.1", f"{ONE}.2", TWO), min_overlap=0.1)
+    _, report = align_genes(data([TWO]), (f"{ONE}.1", f"{ONE}.2", TWO), min_overlap=0.1)
     assert report.ambiguous == (ONE,)
     assert report.missing == (f"{ONE}.1", f"{ONE}.2")
 
 
 def test_versions_of_one_gene_of_the_query_are_added_up():
-    new, report = aligned(data([f"{ONE}.1", TWO, ONE]), (f"{ONE}.5", TWO))
+    new, report = align_genes(data([f"{ONE}.1", TWO, ONE]), (f"{ONE}.5", TWO))
     np.testing.assert_array_equal(dense(new.X), [[4, 2], [10, 5]])
     assert report.duplicated == (f"{ONE}.5",)
 
@@ -180,7 +180,7 @@ def test_versions_of_one_gene_of_the_query_are_added_up():
 def test_genes_are_matched_by_a_column_of_var():
     query = data(["a", "b", "c"])
     query.var["ensembl"] = pd.Categorical([f"{TWO}.4", None, ONE])
-    new, report = aligned(query, (ONE, TWO), gene_key="ensembl")
+    new, report = align_genes(query, (ONE, TWO), gene_key="ensembl")
     np.testing.assert_array_equal(dense(new.X), [[3, 1], [6, 4]])
     assert report.share_of_counts == pytest.approx((1 + 3 + 4 + 6) / 21)
     assert list(new.var["ensembl"]) == [ONE, f"{TWO}.4"]
@@ -192,7 +192,7 @@ def test_genes_are_matched_by_a_column_of_var():
 def test_every_number_of_the_report_is_that_of_a_case_by_hand():
     genes = ("A", "B", f"{ONE}.1", f"{ONE}.2", "C")
     query = data(["B", "other", "A", "B"], [(1, 10, 2, 3), (4, 20, 5, 6)])
-    _, report = aligned(query, genes, min_overlap=0.4)
+    _, report = align_genes(query, genes, min_overlap=0.4)
     assert report == GeneReport(
         n_genes=5,
         present=2,
@@ -219,7 +219,7 @@ def test_the_share_of_counts_is_that_of_the_layer_of_the_reference():
 
 def test_long_lists_of_genes_are_cut_short_in_words():
     genes = tuple(f"g{i}" for i in range(10))
-    _, report = aligned(data(["g0", "g1"]), genes, min_overlap=0)
+    _, report = align_genes(data(["g0", "g1"]), genes, min_overlap=0)
     assert repr(report).endswith("missing: 'g2', 'g3', 'g4', 'g5', 'g6', ...")
     assert len(report.missing) == 8
 

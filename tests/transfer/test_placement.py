@@ -410,6 +410,6 @@ def test_a_model_read_by_its_class_maps_as_one_read_by_name(reference, query, tm
 def test_in_scvi_tools_format_a_mapped_model_gives_the_same_numbers(reference, query, tmp_path):
     mine = mapped(query, reference("two layers, deep"))
     mine.train(**DECAYING)
-    with pytest.warns(VivaceWarning, match="does not say what of this model of a query is frozen"):
+    with pytest.warns(VivaceWarning, match="does not record which weights of a query"):
         mine.save(tmp_path / "mapped", format="scvi-tools")
     assert_same_answers(SCVI.load(tmp_path / "mapped"), mine, query)

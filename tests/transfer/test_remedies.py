@@ -100,7 +100,7 @@ def test_the_gene_key_that_is_advised_makes_the_query_one_that_is_mapped(
 ):
     query.var["gene_ids"] = query.var_names
     query.var_names = list(query.var["symbol"])
-    with refused_whole(query, DataError, "30 are missing", "prepare_query_anndata"):
+    with refused_whole(query, DataError, "lacks 30 of", "prepare_query_anndata"):
         SCVI.load_query_data(query, reference("seeing"))
     with refused_whole(query, DataError, "30 in var['gene_ids']", "gene_key='gene_ids'"):
         prepare(query, reference("seeing"))

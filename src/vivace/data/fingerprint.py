@@ -7,7 +7,7 @@ thousand entries; it cannot find a change of a few entries between those places.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -309,9 +309,11 @@ class DataFingerprint:
                 return f"The cells were reordered or renamed (cell {str(now)!r} was {name!r})"
         return None
 
-    def find_changed_column(self, adata: AnnData) -> str | None:
+    def find_changed_column(self, adata: AnnData, ignore: Collection[str] = ()) -> str | None:
         """The first declared column that changed or is missing; None if there is none."""
         for column in self.columns:
+            if column.key in ignore:
+                continue
             if column.key not in adata.obs:
                 return column.key
             if not column.matches(adata.obs[column.key], self.places):

@@ -75,7 +75,9 @@ class MemorySource:
     def n_genes(self) -> int:
         return int(self.counts.shape[1])
 
-    def check_unchanged(self, adata: AnnData | None = None) -> None:
+    def check_unchanged(
+        self, adata: AnnData | None = None, *, ignore: Collection[str] = ()
+    ) -> None:
         """Refuse to go on if the data changed after they were read.
 
         CSR float32 counts are shared with the AnnData, not copied, and ``sc.pp.log1p(adata)``
@@ -89,6 +91,8 @@ class MemorySource:
         adata
             The AnnData that the cells were read from, as it is now; None checks the counts
             alone.
+        ignore
+            Declared columns that may change, because the model does not read them.
 
         Raises
         ------
@@ -117,7 +121,7 @@ class MemorySource:
                     f"{location_of(origin.layer)} no longer holds the counts that the model read; "
                     f"{fix} and make the model again."
                 )
-            key = origin.find_changed_column(adata)
+            key = origin.find_changed_column(adata, ignore)
             if key is not None:
                 raise DataError(
                     f"obs[{key!r}] was changed after the model read it; restore it, make the model "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Protocol
 
 from anndata import AnnData
@@ -50,7 +51,9 @@ class Source(Protocol):
         """The cells at ``rows``, in that order; without ``counts`` as if each had none."""
         ...
 
-    def check_unchanged(self, adata: AnnData | None = None) -> None:
+    def check_unchanged(
+        self, adata: AnnData | None = None, *, ignore: Collection[str] = ()
+    ) -> None:
         """Refuse to go on if the data changed after they were read.
 
         The cost does not depend on the number of cells.
@@ -60,6 +63,8 @@ class Source(Protocol):
         adata
             The AnnData that the cells were read from, as it is now; None checks the counts
             alone.
+        ignore
+            Declared columns that may change, because the model does not read them.
 
         Raises
         ------

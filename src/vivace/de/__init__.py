@@ -1,7 +1,8 @@
 """Differential expression: which genes differ between groups of cells, and how sure that is.
 
-Read in this order: ``differential.py``, which calls the others; ``groups.py`` (which cells),
-``sampling.py`` and ``draws.py`` (samples of their expression); ``compare.py`` (between cells:
-``change.py`` has the fold changes) or ``samples.py`` (between samples: ``replicates.py`` has
-the statistics); ``counts.py`` and ``result.py`` (the table).
+Start with ``differential.py``, the public function, which calls the others in this order:
+``options.py`` and ``plan.py`` (what is compared with what), ``counts.py`` (sums of counts), then
+``effects.py`` (between cells) or ``replicates.py`` (across donors), and ``result_table.py``.
+``samples.py`` samples the expression of groups; ``thresholds.py`` chooses the pseudocount and
+delta; ``pairs.py`` computes intervals and users' effects; ``histograms.py`` holds the kernels.
 """

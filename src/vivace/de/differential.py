@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from numpy.typing import NDArray
 
-from vivace.cells import Cells, child_seeds, question
+from vivace.cells import child_seeds, question
 from vivace.core import Core
 from vivace.data.schema import UNS_KEY, Codes
-from vivace.de.compare import over_cells
-from vivace.de.counts import CountSums, count_sums
-from vivace.de.groups import Comparison, Plan, plan, samples_of
-from vivace.de.options import Mode, Options, TestMode, change_function, levels
-from vivace.de.result import table, to_scanpy
-from vivace.de.samples import over_samples
-from vivace.de.sampling import Found, Sampling
+from vivace.de.options import CHECKS, Mode, Options, Sampling, TestMode, Weights, read_levels
+from vivace.de.plan import Comparison, Plan, plan_comparisons, read_replicates
+from vivace.de.result_table import ComparisonResult, make_table, to_scanpy
 from vivace.errors import ArgumentTypeError, OptionError, warn
 from vivace.questions.importance import check_weighting
 from vivace.types import F64, Bool, Indices, Transform
-from vivace.validate import Choice
+
+if TYPE_CHECKING:
+    from vivace.de.counts import CountSums
 
 
-@question(weights=Choice(("uniform", "importance"), optional=True))
+@question(**CHECKS)
 def differential_expression(
     self: Core,
     adata: AnnData | None = None,
@@ -44,7 +41,7 @@ def differential_expression(
     batchid2: Transform = None,
     fdr_target: float = 0.05,
     silent: bool = False,
-    weights: Literal["uniform", "importance"] | None = "uniform",
+    weights: Weights | None = "uniform",
     filter_outlier_cells: bool = False,
     importance_weighting_kwargs: Mapping[str, Any] | None = None,
     *,
@@ -63,10 +60,10 @@ def differential_expression(
 ) -> pd.DataFrame:
     """Which genes are expressed differently in two groups of cells, and how sure that is.
 
-    Draws from the posterior of a cell of one group and of a cell of the other give the
-    distribution of the log2 fold change of every gene.  A gene is called where it is
-    probable enough that the change is at least ``delta``, so that among all called genes
-    the share of wrong ones is expected to be at most ``fdr_target``.
+    Random samples from the posterior of the cells of both groups give the distribution of the
+    log2 fold change of every gene. A gene is called if it is probable enough that the change is
+    at least ``delta``: the expected share of wrong ones among all called genes is at most
+    ``fdr_target``.
 
     Parameters
     ----------
@@ -75,82 +72,83 @@ def differential_expression(
     groupby
         Column of obs with the groups.
     group1
-        A group of it, or several, each compared in turn; None for all of them.
+        One of its groups, or several, each compared in turn; None for all of them.
     group2
-        What they are compared with; None for all other cells.
+        The group to compare with; None for all other cells.
     idx1, idx2
         Instead of groups: a mask, row numbers, or a query of obs such as
         ``"cell_type == 'B cells' and donor == 'd1'"``; ``idx2`` None for all other cells.
     mode
-        "change", or "vanilla", which asks for the probability that a gene is higher, without
-        a threshold or FDR (Lopez et al. 2018).
+        "change", or "vanilla" for the probability that a gene is higher, without a threshold or
+        an FDR (Lopez et al. 2018).
     delta
-        Least log2 fold change that counts; None finds one in the fold changes of all genes.
+        Least log2 fold change that counts; None chooses one from the fold changes of all genes.
     all_stats
-        With columns of the counts themselves.
+        Include columns about the counts themselves.
     batch_correction
-        Compare cells as if they were of the same batch.  The name of a categorical covariate,
-        or a list of them and of the batch's column, does it for those.
+        Compare cells as if they were of the same batch. The name of a categorical covariate, or
+        a list of such names and that of the batch's column, does so for those columns.
     batchid1, batchid2
-        Categories that each side is decoded as, as ``transform_batch`` takes them, instead
-        of all of them; both sides as the same, or as different ones to compare batches.
+        Categories that each side is decoded as, in the form of ``transform_batch``; None for all.
+        Give both sides the same ones, or give them different ones to compare batches.
     fdr_target
-        Expected share of wrong calls among the called.
+        Expected share of wrong calls among the called genes.
     weights
-        "uniform", or "importance" for draws weighted by how well they stand for the group
-        (Boyeau et al. 2023).
+        "uniform", or "importance" for samples that are weighted by how well they represent the
+        group (Boyeau et al. 2023).
     filter_outlier_cells
-        Leave out cells whose place in the latent space is far from their group's.
+        Leave out cells that are far from their group in the latent space.
     importance_weighting_kwargs
         Arguments of :meth:`get_importance_weights`.
     sample_key
-        Column of obs with the sample (donor, mouse) of each cell.  What is tested is then
-        the mean effect over samples, against how much samples vary: one sample cannot
-        make a gene significant.  ``docs/differential_expression.md`` says how.
+        Column of obs with the sample (donor, mouse) of each cell. The test is then about the
+        mean effect over samples, relative to how much samples vary: a single sample cannot make
+        a gene significant. ``docs/differential_expression.md`` describes the method.
     key_added
-        Write the result to ``adata.uns[key_added]`` too, where scanpy's
-        ``rank_genes_groups`` functions find it.
+        Also write the result to ``adata.uns[key_added]``, where scanpy's ``rank_genes_groups``
+        functions read it.
     seed
-        Of the draws; None takes the model's next.
+        Random seed; None uses the model's next seed.
     n_samples_overall
-        Draws of each group; None for 5,000, or where more than two groups share them 12,000
-        in all, but at least 1,000 of each.
+        Random samples per group. None for 5,000; if several comparisons share more than two
+        groups, for 12,000 in all, but at least 1,000 per group.
     use_permutation, m_permutation
-        All pairs of draws are compared.  Only intervals, ``change_fn`` and ``m1_domain_fn``
-        see a part of them: ``m_permutation``, or else 5,000, or one for each draw.
+        Pairs of samples for intervals, ``change_fn`` and ``m1_domain_fn``: ``m_permutation`` if
+        ``use_permutation``, else 5,000 or as many as samples per group. Everything else is
+        computed from all pairs.
     change_fn
-        ``f(scale1, scale2, pseudocounts)``, arrays pairs x genes, instead of the log2 fold
-        change.
+        ``f(scale1, scale2, pseudocounts)`` of arrays pairs x genes, to use instead of the log2
+        fold change.
     m1_domain_fn
-        ``f(effects)`` that gives the pairs with a relevant effect upwards and those
-        downwards, two boolean arrays, or one for both.
+        ``f(effects)`` that returns the pairs with a relevant effect upwards and those with one
+        downwards, as two boolean arrays, or as one for both.
     pseudocounts
-        Added to the expression before its logarithm; None finds it, so that genes with fewer
-        than ``threshold_counts`` counts a cell hardly change.
+        Added to the expression before its logarithm. None chooses it: genes with fewer than
+        ``threshold_counts`` counts per cell then hardly change.
     threshold_counts
-        Mean counts below which a gene is as good as not expressed.
+        Mean counts per cell below which a gene is taken as not expressed.
     test_mode
-        "three": the probability that a gene changes upwards, or downwards, whichever is
-        larger.  "two": that it changes in either direction.
+        "three" for the larger of the probabilities that a gene changes upwards and downwards,
+        "two" for the probability that it changes in either direction.
     cred_interval_lvls
         Levels, such as 0.95, of credible intervals of the effect.
 
     Returns
     -------
-    Frame with a row for each gene and comparison, the surest first; scvi-tools' columns,
-    described in ``docs/differential_expression.md``.  ``attrs`` holds how it was made: cells,
-    samples and draws a side, delta, pseudocount, expected FDR, seed.
+    Frame with one row per gene and comparison, the most probable first. It has scvi-tools'
+    columns, which ``docs/differential_expression.md`` describes. ``attrs`` says how it was made:
+    cells, biological and random samples per side, delta, pseudocount, expected FDR, seed.
 
     Raises
     ------
     DataError
-        If a group is empty, or groups overlap; the message names near ones.
+        If a group is empty or unknown, or groups overlap; the message names near matches.
     OptionError, ArgumentTypeError
         If arguments are out of range or contradict each other.
 
     Notes
     -----
-    A gene without a count in either group is never called.  Sources: Boyeau et al. 2019,
+    A gene without a count in either group is never called. Sources: Boyeau et al. 2019,
     doi:10.1101/794289, and 2023, doi:10.1073/pnas.2209124120.
 
     Examples
@@ -160,272 +158,225 @@ def differential_expression(
     >>> vivace.SCVI.setup_anndata(adata)
     >>> model = vivace.SCVI(adata, n_latent=5)
     >>> model.train(max_epochs=2, progress=False)
-    >>> found = model.differential_expression(
+    >>> genes = model.differential_expression(
     ...     groupby="cell_type", group1="B cells", group2="NK cells", seed=0
     ... )
-    >>> bool(found.loc["CD79A", "lfc_mean"] > 0)
+    >>> bool(genes.loc["CD79A", "lfc_mean"] > 0)
     True
     """
     options = Options(
         mode=mode,
         delta=delta,
         test_mode=test_mode,
-        fdr_target=_plain(fdr_target),
+        fdr_target=_as_python_number(fdr_target),
         pseudocounts=pseudocounts,
         threshold_counts=threshold_counts,
         n_samples_overall=n_samples_overall,
         use_permutation=use_permutation,
         m_permutation=m_permutation,
-        change_fn=change_function(change_fn),
+        change_fn=None if change_fn == "log-fold" else change_fn,  # scvi-tools' name for it
         m1_domain_fn=m1_domain_fn,
-        cred_interval_lvls=levels(cred_interval_lvls),
+        cred_interval_lvls=read_levels(cred_interval_lvls),
     )
     weighting = check_weighting("differential_expression", importance_weighting_kwargs or {})
-    if importance_weighting_kwargs and weights != "importance":
+    weighted = weights == "importance"
+    if importance_weighting_kwargs and not weighted:
         raise OptionError(
-            "importance_weighting_kwargs is about importance weights; give weights='importance' "
-            "too, or leave it out."
+            "importance_weighting_kwargs needs weights='importance'; give that too, or leave "
+            "importance_weighting_kwargs out."
         )
-    if sample_key is not None and (
-        mode != "change" or options.change_fn is not None or m1_domain_fn is not None
-    ):
+    if sample_key is not None and (mode != "change" or options.has_user_functions):
         raise OptionError(
-            "sample_key tests mean log2 fold changes over samples; it goes with mode='change' and "
-            "without change_fn and m1_domain_fn."
+            "sample_key tests mean log2 fold changes over samples; it needs mode='change', and "
+            "neither change_fn nor m1_domain_fn."
         )
+    _check_key_added(key_added)
+
+    # Which cells are compared, and as which categories they are decoded.
+    needs_counts = weighted or sample_key is not None
+    cells = self._cells(adata, None, batch_size, silent, counts=needs_counts)
+    data = self._asked_adata(adata)
+    plan = plan_comparisons(data, groupby, group1, group2, idx1, idx2)
+    columns = _corrected_columns(self, batch_correction)
+    codes = _choose_codes(self, columns, batchid1, batchid2)
+    _warn_about_confounding(data, plan, columns)
+    sampling = Sampling(codes, weighting if weighted else None, bool(filter_outlier_cells))
+    replicates = None
+    if sample_key is not None:
+        replicates = read_replicates(data, sample_key, plan.rows(range(len(plan.parts))))
+
+    # lazy: importing Numba takes a second
+    from vivace.de.counts import sum_counts
+    from vivace.de.effects import compare_cells
+    from vivace.de.replicates import compare_replicates
+    from vivace.progress import CompilingNotice
+
+    seed = self._seeds.take(seed)
+    samples_seed, pairs_seed, delta_seed = child_seeds(seed, 3)
+    results: Sequence[ComparisonResult | None]
+    with CompilingNotice(not cells.silent):
+        sums = sum_counts(cells, plan.parts) if cells.source.has_counts else None
+        if replicates is None:
+            seeds = samples_seed, pairs_seed, delta_seed
+            results = compare_cells(cells, plan, options, sampling, sums, seeds)
+        else:
+            assert sums is not None  # needs_counts
+            results = compare_replicates(
+                cells, plan, options, sampling, sums, replicates, (samples_seed, delta_seed)
+            )
+
+    # One table per comparison, below each other. Comparisons that were left out have no result.
+    genes = self.schema.genes
+    tables, comparisons = [], {}
+    for comparison, result in zip(plan.comparisons, results, strict=True):
+        if result is None:
+            continue
+        counted, has_counts = _count_columns(sums, comparison, len(genes))
+        table = make_table(genes, result, counted if all_stats else None, has_counts, options)
+        comparisons[comparison.name] = _describe(result, table, options)
+        table["comparison"] = comparison.name
+        table["group1"] = comparison.group1
+        table["group2"] = comparison.group2
+        tables.append(table)
+    answer = pd.concat(tables)
+    answer.attrs |= {
+        "mode": mode,
+        "test_mode": test_mode,
+        "fdr_target": options.fdr_target,
+        "filter_outlier_cells": sampling.filter_outliers,
+        "weights": "importance" if weighted else "uniform",
+        "groupby": plan.groupby,
+        "seed": seed,
+        "comparisons": comparisons,
+        "batch_correction": batch_correction,
+    }
+    if sample_key is not None:
+        answer.attrs["sample_key"] = sample_key
+    if key_added is not None:
+        data.uns[key_added] = to_scanpy(answer, groupby)
+    return answer
+
+
+def _as_python_number(value: Any) -> Any:
+    """A NumPy number as Python's with as few digits as identify it: it names a column."""
+    return float(str(value)) if isinstance(value, np.floating) else value
+
+
+def _check_key_added(key_added: object) -> None:
     if key_added is not None and not isinstance(key_added, str):
         raise ArgumentTypeError(f"key_added must be a name, not {key_added!r}.")
     if key_added in ("", UNS_KEY):
-        raise OptionError(f"key_added={key_added!r} is taken or empty; choose another name.")
-    counts = weights == "importance" or sample_key is not None
-    cells = self._cells(adata, None, batch_size, silent, counts=counts)
-    data = self._asked_adata(adata)
-    planned = plan(data, groupby, group1, group2, idx1, idx2)
-    codes = _side_codes(self, batch_correction, batchid1, batchid2)
-    _warn_of_confounding(self, data, planned, batch_correction)
-    sampling = Sampling(
-        codes, weighting if weights == "importance" else None, bool(filter_outlier_cells)
-    )
-    samples = None
-    if sample_key is not None:
-        used = planned.rows(range(len(planned.parts)))
-        names = samples_of(data, sample_key, used)
-        samples = np.full(data.n_obs, "", dtype=names.dtype)
-        samples[used] = names
-    result = compare_groups(
-        cells,
-        self.schema.genes,
-        planned,
-        options,
-        sampling,
-        self._seeds.take(seed),
-        samples,
-        bool(all_stats),
-    )
-    result.attrs["batch_correction"] = batch_correction
-    if sample_key is not None:
-        result.attrs["sample_key"] = sample_key
-    if key_added is not None:
-        data.uns[key_added] = to_scanpy(result, groupby)
-    return result
+        raise OptionError(f"key_added={key_added!r} is empty or reserved; choose another name.")
 
 
-def _side_codes(
-    self: Core, batch_correction: object, batchid1: Transform, batchid2: Transform
-) -> tuple[tuple[Codes, ...], tuple[Codes, ...]]:
-    """What the draws of the two sides are decoded as."""
-    own: tuple[Codes, ...] = (Codes(),)
-    if batch_correction is False:
-        for name, value in (("batchid1", batchid1), ("batchid2", batchid2)):
-            if value is not None:
-                raise OptionError(
-                    f"{name} says what cells are decoded as; give batch_correction=True too."
-                )
-        return own, own
-    columns = _corrected_columns(self, batch_correction)
-    covariates = self.schema.declarations.categorical_covariate_keys
-    known = dict(zip(covariates, self.schema.categories, strict=True))
-    everything = {key: list(known.get(key, self.schema.batches)) for key in columns}
-    batch = self.schema.declarations.batch_key
-
-    def side(given: Transform) -> tuple[Codes, ...]:
-        if given is None:
-            return self.schema.codes(everything)
-        if isinstance(given, Mapping):
-            return self.schema.codes(everything | dict(given))
-        return self.schema.codes(given if batch is None else everything | {batch: given})
-
-    sides = side(batchid1), side(batchid2)
-    both = set(sides[0]) & set(sides[1])
-    if both and set(sides[0]) != set(sides[1]):
-        raise OptionError(
-            "batchid1 and batchid2 share some categories and differ in others; make them equal, to "
-            "compare groups, or give them none in common, to compare batches."
-        )
-    first, second = sides
-    return (first, first) if both else (first, second)
+# ---- the categories that cells are decoded as -------------------------------------------
 
 
 def _corrected_columns(self: Core, batch_correction: object) -> list[str]:
-    """The columns whose effect is taken out."""
-    d = self.schema.declarations
+    """The columns whose effect is removed."""
+    if batch_correction is False:
+        return []
     if batch_correction is True:
-        if d.batch_key is None:
+        batch_key = self.schema.declarations.batch_key
+        if batch_key is None:
             raise OptionError(
                 "The model has no batch to correct for; declare a batch_key with setup_anndata, or "
                 "name a categorical covariate as batch_correction=."
             )
-        return [d.batch_key]
-    named = [batch_correction] if isinstance(batch_correction, str) else batch_correction
-    if not isinstance(named, Sequence) or not all(isinstance(n, str) for n in named) or not named:
+        return [batch_key]
+    names = [batch_correction] if isinstance(batch_correction, str) else batch_correction
+    if not isinstance(names, Sequence) or not all(isinstance(n, str) for n in names) or not names:
         raise ArgumentTypeError(
             "batch_correction must be True or False, or name the columns to correct for, not "
             f"{batch_correction!r}."
         )
-    return list(dict.fromkeys(named))
+    return list(dict.fromkeys(names))
 
 
-def _warn_of_confounding(self: Core, data: AnnData, plan: Plan, batch_correction: object) -> None:
-    """Where no category of a corrected column has cells of both sides, say what that means."""
-    if batch_correction is False:
-        return
-    for key in _corrected_columns(self, batch_correction):
+def _choose_codes(
+    self: Core, columns: Sequence[str], batchid1: Transform, batchid2: Transform
+) -> tuple[tuple[Codes, ...], tuple[Codes, ...]]:
+    """What the samples of the two sides are decoded as."""
+    if not columns:
+        for name, value in (("batchid1", batchid1), ("batchid2", batchid2)):
+            if value is not None:
+                raise OptionError(f"{name} needs batch_correction=True; give that too.")
+        own: tuple[Codes, ...] = (Codes(),)
+        return own, own
+    declared = self.schema.declarations
+    categories = dict(zip(declared.categorical_covariate_keys, self.schema.categories, strict=True))
+    # An unknown name is refused by schema.codes.
+    everything = {key: list(categories.get(key, self.schema.batches)) for key in columns}
+    batch = declared.batch_key
+
+    def choose(batchid: Transform) -> tuple[Codes, ...]:
+        if batchid is None:
+            return self.schema.codes(everything)
+        if isinstance(batchid, Mapping):
+            return self.schema.codes(everything | dict(batchid))
+        return self.schema.codes(batchid if batch is None else everything | {batch: batchid})
+
+    first, second = choose(batchid1), choose(batchid2)
+    if set(first) == set(second):
+        return first, first  # in one order, because samples that are decoded alike are compared
+    if set(first) & set(second):
+        raise OptionError(
+            "batchid1 and batchid2 share some categories and differ in others; make them equal to "
+            "compare groups, or give them none in common to compare batches."
+        )
+    return first, second
+
+
+def _warn_about_confounding(data: AnnData, plan: Plan, columns: Sequence[str]) -> None:
+    """Warn if no category of a corrected column has cells of both sides."""
+    for key in columns:
         if key not in data.obs:
             continue
-        column = data.obs[key].astype(str).to_numpy()
+        category = data.obs[key].astype(str).to_numpy()
         for comparison in plan.comparisons:
-            one = set(column[plan.parts[comparison.first]])
-            other = set(column[plan.rows(comparison.second)])
-            if not one & other:
+            first = set(category[plan.parts[comparison.first]])
+            second = set(category[plan.rows(comparison.second)])
+            if not first & second:
                 warn(
-                    f"{comparison.name}: no category of {key!r} has cells of both, so that what "
-                    "the groups differ in and what the batches differ in cannot be told apart; "
-                    "the correction rests on what the model learned from other cells."
+                    f"{comparison.name}: no category of {key!r} has cells of both groups, and "
+                    "differences between groups cannot be distinguished from differences between "
+                    "batches; the correction relies on what the model learned from other cells."
                 )
 
 
-def _plain(value: Any) -> Any:
-    """A NumPy number as Python's, in as few digits as tell it apart: it becomes a column's name."""
-    return float(str(value)) if isinstance(value, np.floating) else value
+# ---- the table --------------------------------------------------------------------------
 
 
-def compare_groups(
-    cells: Cells,
-    genes: Sequence[str],
-    plan: Plan,
-    options: Options,
-    sampling: Sampling,
-    seed: int,
-    samples: NDArray[np.str_] | None = None,
-    all_stats: bool = True,
-) -> pd.DataFrame:
-    """The table of all comparisons of a plan.
-
-    Parameters
-    ----------
-    cells
-        All that the plan's row numbers count.
-    genes
-        Names.
-    plan
-        What is compared.
-    options, sampling
-        How.
-    seed
-        Of the draws.
-    samples
-        The sample of each of the cells, for a comparison across samples.
-    all_stats
-        With columns of what was counted.
-    """
-    from vivace.progress import CompilingNotice  # Numba: only those who ask wait
-
-    of_draws, of_pairs, of_delta = child_seeds(seed, 3)
-    results: Sequence[Found | None]
-    with CompilingNotice(not cells.silent):
-        sums = count_sums(cells, plan.parts) if cells.source.has_counts else None
-        if samples is None:
-            results = over_cells(
-                cells, plan, options, sampling, sums, (of_draws, of_pairs, of_delta)
-            )
-        else:
-            assert sums is not None  # the method asks for cells with counts
-            results = over_samples(
-                cells, plan, options, sampling, sums, samples, (of_draws, of_delta)
-            )
-    frames, done = [], []
-    for comparison, found in zip(plan.comparisons, results, strict=True):
-        if found is None:
-            continue
-        counted, possible = _counted(sums, comparison, len(genes))
-        frame = table(
-            genes,
-            found.change,
-            found.scale,
-            counted if all_stats else None,
-            possible,
-            found.pseudocount,
-            found.delta,
-            options,
-        )
-        frame["comparison"] = comparison.name
-        frame["group1"] = comparison.group1
-        frame["group2"] = comparison.group2
-        frames.append(frame)
-        done.append((comparison, found, frame.attrs.pop("expected_fdr", None)))
-    result = pd.concat(frames)
-    result.attrs.update(_about(plan, options, sampling, done, frames, seed))
-    return result
-
-
-def _counted(
+def _count_columns(
     sums: CountSums | None, comparison: Comparison, n_genes: int
 ) -> tuple[dict[str, F64] | None, Bool]:
-    """Columns of what was counted, and which genes were counted on one of the sides."""
+    """Columns about the counts, and which genes have a count on one of the sides."""
     if sums is None:
         return None, np.ones(n_genes, bool)
-    one, other = sums.of([comparison.first]), sums.of(comparison.second)
+    first, second = sums.means([comparison.first]), sums.means(comparison.second)
     names = ("raw_mean", "non_zeros_proportion", "raw_normalized_mean")
     columns = {
         f"{name}{side}": values[i]
         for i, name in enumerate(names)
-        for side, values in ((1, one), (2, other))
+        for side, values in ((1, first), (2, second))
     }
-    return columns, (one[1] > 0) | (other[1] > 0)
+    return columns, (first[1] > 0) | (second[1] > 0)
 
 
-def _about(
-    plan: Plan,
-    options: Options,
-    sampling: Sampling,
-    done: Sequence[tuple[Comparison, Found, float | None]],
-    frames: Sequence[pd.DataFrame],
-    seed: int,
-) -> dict[str, Any]:
-    """What the result says of itself; numbers and words only, so that it can be written."""
-    comparisons = {}
-    for (comparison, found, expected_fdr), frame in zip(done, frames, strict=True):
-        about: dict[str, Any] = {
-            "n_cells": list(found.n_cells),
-            "n_draws": list(found.n_draws),
+def _describe(result: ComparisonResult, table: pd.DataFrame, options: Options) -> dict[str, Any]:
+    """How a comparison was made, in numbers and words only, which any file can hold."""
+    about: dict[str, Any] = {
+        "n_cells": list(result.n_cells),
+        "n_draws": list(result.n_samples),
+    }
+    expected_fdr = table.attrs.pop("expected_fdr", None)
+    if options.mode == "change":
+        about |= {
+            "delta": result.delta,
+            "pseudocounts": result.pseudocount,
+            "expected_fdr": expected_fdr,
+            "n_called": int(table[f"is_de_fdr_{options.fdr_target}"].sum()),
         }
-        if options.mode == "change":
-            about |= {
-                "delta": found.delta,
-                "pseudocounts": found.pseudocount,
-                "expected_fdr": expected_fdr,
-                "n_called": int(frame[f"is_de_fdr_{options.fdr_target}"].sum()),
-            }
-        if found.n_samples is not None:
-            about |= {"design": found.design, "n_samples": list(found.n_samples)}
-        comparisons[comparison.name] = about
-    return {
-        "mode": options.mode,
-        "test_mode": options.test_mode,
-        "fdr_target": options.fdr_target,
-        "filter_outlier_cells": sampling.filter_outliers,
-        "weights": "uniform" if sampling.weighting is None else "importance",
-        "groupby": plan.groupby,
-        "seed": seed,
-        "comparisons": comparisons,
-    }
+    if result.n_replicates is not None:
+        about |= {"design": result.design, "n_samples": list(result.n_replicates)}
+    return about

@@ -1,4 +1,4 @@
-"""Numba kernels: what the differences between draws are like, and sums of counts."""
+"""Numba kernels: the distribution of differences between samples, and sums of counts."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from vivace.types import F32, F64, I32, Rows
 
 _PER_LN2 = np.float32(1.4426950408889634)
 _BINS = 512
-_LANES = 64  # of a sum over draws: four vectors of 512 bits
-_LEAST_WIDTH = 1e-7  # of a bin, log2 units
-_PRECISION, _CLOSE, _STEPS = 1 / 64, 1e-6, 50  # of a median: in bins, in probability, at most
-_TILE = 64  # draws
-_GENES = 64  # handed to a thread at a time
-MEAN, MEDIAN, STD, MIN, MAX, PLUS, MINUS, ABOVE = range(8)  # rows of what describe writes
-VARIANCE = STD  # of one group's draws, on the way there
+_LANES = 64  # partial sums over samples: four vectors of 512 bits
+_LEAST_WIDTH = 1e-7  # log2 units, of a bin
+_PRECISION, _CLOSE, _MAX_STEPS = 1 / 64, 1e-6, 50  # of a median: bins, probability, steps
+_TILE = 64  # samples transposed at a time
+_GENES = 64  # genes per task of a thread
+MEAN, MEDIAN, STD, MIN, MAX, PLUS, MINUS, ABOVE = range(8)  # columns of the output of describe
+VARIANCE = STD  # of the samples of one segment, in moments
 
 
 @parallel_kernel()
 def write_by_gene(out_gm: F32, x_mg: F32) -> None:
-    """Write the transpose, draws of a gene side by side, as everything below reads them."""
-    n_draws, n_genes = x_mg.shape
-    for tile in prange((n_draws + _TILE - 1) // _TILE):
-        first, last = tile * _TILE, min((tile + 1) * _TILE, n_draws)
+    """Write the transpose: the samples of a gene are contiguous, as the kernels below read them."""
+    n_samples, n_genes = x_mg.shape
+    for tile in prange((n_samples + _TILE - 1) // _TILE):
+        first, last = tile * _TILE, min((tile + 1) * _TILE, n_samples)
         part = np.empty((LINE, _TILE), np.float32)
         for start in range(0, n_genes, LINE):
             width = min(LINE, n_genes - start)
@@ -56,12 +56,12 @@ def _bin(bins: I32, x: F32, low: float, width: float) -> None:
 
 
 @inner_kernel(fastmath=EXACT)
-def _folded(lanes: F32) -> float:
-    """The sum of the lanes, which are a power of two; overwrites them.
+def _sum_lanes(lanes: F32) -> float:
+    """The sum of the lanes, whose number is a power of two; overwrites them.
 
-    LLVM may not choose the order of a sum that ends up in a result: it compiles a kernel anew in
-    each that calls it, and need not choose alike, so that a cached kernel and the one before it
-    was cached would differ in the last bit.
+    The order of a sum that ends up in a result is fixed here and not left to LLVM. LLVM compiles
+    a kernel anew for each kernel that calls it and may choose another order each time: a kernel
+    from the cache and the one that was compiled before could then differ in the last bit.
     """
     width = lanes.size // 2
     while width > 0:
@@ -72,8 +72,8 @@ def _folded(lanes: F32) -> float:
 
 
 @inner_kernel(fastmath=EXACT)
-def _moments(found: F64, x: F32, lanes: F32) -> None:
-    """Mean and variance, least and largest."""
+def _moments(moments: F64, x: F32, lanes: F32) -> None:
+    """Mean, variance, minimum and maximum of the samples."""
     never_inline()
     whole = x.size // _LANES * _LANES
     lanes[:_LANES] = np.float32(0)
@@ -82,54 +82,56 @@ def _moments(found: F64, x: F32, lanes: F32) -> None:
             lanes[i] += x[start + i]
     for i in range(x.size - whole):
         lanes[i] += x[whole + i]
-    mean = _folded(lanes[:_LANES]) / np.float32(x.size)
+    mean = _sum_lanes(lanes[:_LANES]) / np.float32(x.size)
     lanes[:_LANES] = np.float32(0)
     for start in range(0, whole, _LANES):
         for i in range(_LANES):
             lanes[i] += (x[start + i] - mean) * (x[start + i] - mean)
     for i in range(x.size - whole):
         lanes[i] += (x[whole + i] - mean) * (x[whole + i] - mean)
-    found[MEAN], found[VARIANCE] = mean, np.float64(_folded(lanes[:_LANES])) / x.size
-    found[MIN], found[MAX] = smallest32(x), largest32(x)
+    moments[MEAN], moments[VARIANCE] = mean, np.float64(_sum_lanes(lanes[:_LANES])) / x.size
+    moments[MIN], moments[MAX] = smallest32(x), largest32(x)
 
 
 @inner_kernel(fastmath=EXACT)
-def _window_sum(share: F32, window: F32, part: float, lanes: F32) -> float:
+def _window_sum(share: F32, window: F32, fraction: float, lanes: F32) -> float:
+    """The sum of ``share`` times the window, shifted by a fraction of a bin by interpolation."""
     never_inline()
-    right = np.float32(part)
+    right = np.float32(fraction)
     left = np.float32(1) - right
     for i in range(_BINS):
         lanes[i] = share[i] * (window[i] * left + window[i + 1] * right)
-    return np.float64(_folded(lanes))
+    return np.float64(_sum_lanes(lanes))
 
 
 @inner_kernel()
 def _probability(share_kb: F32, below_kb: F32, shift: float, lanes: F32) -> float:
-    """That a draw of ``share`` is larger than one of ``below`` by ``shift`` bins: mean over k.
+    """The probability that a sample of the first side exceeds one of the second by ``shift`` bins.
 
-    Within a bin draws lie evenly.  ``below``: the share of the others below each edge, with
-    ``_BINS`` zeros before and ones after.
+    It is the mean over the k categories. Samples are uniform within a bin. ``share`` is the
+    histogram of the first side; ``below`` is the share of the second side below each edge, with
+    ``_BINS`` zeros before and as many ones after.
     """
     if shift >= _BINS:
         return 0.0
     if shift < -_BINS:
         return 1.0
-    place = 0.5 - shift
-    whole = int(np.floor(place))
+    offset = 0.5 - shift
+    whole = int(np.floor(offset))
     start = _BINS + whole
     total = 0.0
     for k in range(len(share_kb)):
         window = below_kb[k, start : start + _BINS + 1]
-        total += _window_sum(share_kb[k], window, place - whole, lanes)
+        total += _window_sum(share_kb[k], window, offset - whole, lanes)
     return min(max(total / len(share_kb), 0.0), 1.0)
 
 
 @inner_kernel()
 def _median(share_kb: F32, below_kb: F32, left: float, right: float, lanes: F32) -> float:
-    """The shift that is exceeded with probability one half, between left and right, in bins."""
+    """The shift that is exceeded with probability 0.5, between ``left`` and ``right``, in bins."""
     above_left = _probability(share_kb, below_kb, left, lanes) - 0.5
     above_right = _probability(share_kb, below_kb, right, lanes) - 0.5
-    for _ in range(_STEPS):  # false position, which halves the weight of an end that stays
+    for _ in range(_MAX_STEPS):  # false position (Illinois): halves the weight of an end that stays
         if right - left < _PRECISION or above_left == above_right:
             break
         middle = (left * above_right - right * above_left) / (above_right - above_left)
@@ -147,9 +149,10 @@ def _median(share_kb: F32, below_kb: F32, left: float, right: float, lanes: F32)
 
 
 @inner_kernel(fastmath=EXACT)
-def _add(out: F32, counts: I32, each: float, first: bool) -> None:
+def _add(out: F32, counts: I32, weight: float, first: bool) -> None:
+    """Add weighted counts to the histogram, which the ``first`` call sets to zero."""
     never_inline()
-    factor = np.float32(each)
+    factor = np.float32(weight)
     if first:
         out[:] = np.float32(0)
     for i in range(_BINS):
@@ -170,9 +173,11 @@ def _compare(
     width: float,
     lanes: F32,
 ) -> None:
-    """One comparison of one gene: the mean over the categories that draws are decoded as."""
+    """One comparison of one gene: the mean over the categories that samples are decoded as."""
     never_inline()
     n_codes = first.size
+    # Of the mixture over k and j, the first two moments and the range follow from those of
+    # the segments; histograms are only needed for probabilities.
     mean, square, low, high = 0.0, 0.0, np.inf, -np.inf
     for k in range(n_codes):
         a = moments[first[k]]
@@ -182,12 +187,12 @@ def _compare(
         for j in range(weight.size):
             if weight[j] == 0.0:
                 continue
-            b, stretch = moments[second[j, k]], second[j, k]
+            b, segment = moments[second[j, k]], second[j, k]
             other += weight[j] * b[MEAN]
             other_square += weight[j] * (b[VARIANCE] + b[MEAN] ** 2)
             least, largest = min(least, b[MIN]), max(largest, b[MAX])
-            each = weight[j] / counts[stretch].sum()
-            _add(below[k, _BINS + 1 : 2 * _BINS + 1], counts[stretch], each, False)
+            per_sample = weight[j] / counts[segment].sum()
+            _add(below[k, _BINS + 1 : 2 * _BINS + 1], counts[segment], per_sample, False)
         total = 0.0
         for i in range(_BINS + 1, 2 * _BINS + 1):
             total += below[k, i]
@@ -202,7 +207,7 @@ def _compare(
     out[PLUS] = _probability(share, below, delta / width, lanes)
     out[MINUS] = 1.0 - _probability(share, below, -delta / width, lanes)
     out[ABOVE] = _probability(share, below, 0.0, lanes)
-    # the median is within a standard deviation of the mean
+    # the median lies within a standard deviation of the mean
     left, right = (mean - out[STD]) / width - 1.0, (mean + out[STD]) / width + 1.0
     out[MEDIAN] = min(max(_median(share, below, left, right, lanes) * width, low), high)
 
@@ -218,48 +223,55 @@ def describe(
     weight_cj: F64,
     delta_c: F64,
 ) -> None:
-    """What the log2 fold changes of each gene are like, for each comparison.
+    """The distribution of the log2 fold change of each gene, for each comparison.
 
-    y = log2(x + pseudocount) of every draw of the first side less that of every draw of the
-    second: mean, median, standard deviation, least and largest, and the probabilities that it
-    is ``delta`` or more, below ``-delta`` and above zero, shape (comparisons, g, 8).
+    The fold change is log2(x + pseudocount) of a sample of the first side minus that of a sample
+    of the second, over all pairs of samples.
 
     Parameters
     ----------
+    out_cgs
+        The output, shape (comparisons, g, 8): mean, median, standard deviation, minimum and
+        maximum, and the probabilities that the change is at least ``delta``, below ``-delta``
+        and above zero; the last axis is indexed by ``MEAN`` and so on.
     x_gm
-        Expression of each draw; with the pseudocount positive normal numbers.
+        Expression in each sample; with the pseudocount added, positive normal numbers.
+    pseudocount
+        Added to the expression.
     starts
-        Where the stretches of draws begin that are of one group and decoded alike.
+        Where each segment begins, and the end of the last. A segment is the consecutive samples
+        of one group that are decoded alike.
     first_ck
-        Stretch of the first side for each of the categories that are decoded.
+        Segment of the first side, for each of the categories that are decoded.
     second_cjk
-        The same of each group of the second side.
+        The same for each group of the second side.
     weight_cj
-        What those groups count; 0 where a comparison has fewer.
+        Weights of those groups; 0 pads a comparison that has fewer groups.
     delta_c
         Thresholds.
 
     Notes
     -----
-    All pairs, not a sample of them, at the cost of a histogram a stretch: probabilities and
-    medians are those of histograms of 512 bins over the range of the gene's draws, in which
-    draws lie evenly; the other numbers are exact.
+    All pairs are compared, at the cost of one histogram per segment. Probabilities and medians
+    are those of histograms of 512 bins over the range of the gene's samples, with samples uniform
+    within a bin. The other numbers are exact.
     """
-    n_genes, n_stretches = x_gm.shape[0], starts.size - 1
+    n_genes, n_segments = x_gm.shape[0], starts.size - 1
     for task in prange((n_genes + _GENES - 1) // _GENES):
         logs, bins = np.empty(x_gm.shape[1], np.float32), np.empty(x_gm.shape[1], np.int32)
-        counts = np.empty((n_stretches, _BINS), np.int32)
-        moments = np.empty((n_stretches, 8))
+        counts = np.empty((n_segments, _BINS), np.int32)
+        moments = np.empty((n_segments, 8))
         share = np.empty((first_ck.shape[1], _BINS), np.float32)
         below = np.zeros((first_ck.shape[1], 3 * _BINS + 2), np.float32)
         lanes = np.empty(_BINS, np.float32)
         for g in range(task * _GENES, min((task + 1) * _GENES, n_genes)):
+            # One binning of the gene's samples serves the histograms of all segments.
             _log2(logs, x_gm[g], pseudocount)
             low, high = np.float64(smallest32(logs)), np.float64(largest32(logs))
             width = max((high - low) / _BINS, _LEAST_WIDTH)
             _bin(bins, logs, low, width)
             counts[:] = 0
-            for s in range(n_stretches):
+            for s in range(n_segments):
                 _moments(moments[s], logs[starts[s] : starts[s + 1]], lanes)
                 for m in range(starts[s], starts[s + 1]):
                     counts[s, bins[m]] += 1

@@ -5,25 +5,44 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
+from vivace.data.schema import Codes
 from vivace.errors import ArgumentTypeError, OptionError
-from vivace.validate import number, positive, whole
+from vivace.questions.importance import Weighting
+from vivace.validate import COUNT, OPTIONAL_COUNT, Check, Choice, Number
 
 Mode = Literal["change", "vanilla"]
 TestMode = Literal["two", "three"]
+Weights = Literal["uniform", "importance"]
 ChangeFunction = Callable[[Any, Any, float], Any]
 DomainFunction = Callable[[Any], Any]
 
-DRAWS = 5_000  # of a side of one comparison
-SHARED_DRAWS = 12_000  # of all groups together, where several comparisons share them
-LEAST_DRAWS = 1_000  # of each of those
-PAIRS = 5_000  # of draws, where not all are compared: for intervals and functions of users
+CHECKS: dict[str, Check] = {
+    "mode": Choice(Mode),
+    "delta": Number(at_least=0, optional=True),
+    "fdr_target": Number(above=0, below=1),
+    "weights": Choice(Weights, optional=True),
+    "n_samples_overall": OPTIONAL_COUNT,
+    "m_permutation": COUNT,
+    "pseudocounts": Number(at_least=0, optional=True),
+    "threshold_counts": Number(at_least=0),
+    "test_mode": Choice(TestMode),
+}
+_CHECK_LEVEL = Number(above=0, below=1)
+
+N_SAMPLES = 5_000  # per side of one comparison
+N_SHARED_SAMPLES = 12_000  # of all groups together, if several comparisons share them
+LEAST_SHARED_SAMPLES = 1_000  # per group in that case
+N_PAIRS = 5_000  # pairs of samples that intervals and users' functions see
 
 
 @dataclass(frozen=True)
 class Options:
-    """What ``differential_expression`` was asked for, checked; see there for the meaning."""
+    """What ``differential_expression`` was asked for, as documented there.
+
+    ``change_fn`` is None for the log2 fold change.
+    """
 
     mode: Mode
     delta: float | None
@@ -39,26 +58,6 @@ class Options:
     cred_interval_lvls: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        for name, kinds in (("mode", Mode), ("test_mode", TestMode)):
-            value = getattr(self, name)
-            if value not in get_args(kinds):
-                listed = " or ".join(map(repr, get_args(kinds)))
-                raise OptionError(f"{name} must be {listed}, not {value!r}.")
-        for name in ("delta", "pseudocounts"):
-            value = getattr(self, name)
-            number(name, value)
-            if value is not None and not 0 <= value < float("inf"):
-                raise OptionError(f"{name} must be 0 or more, or None to find it, not {value!r}.")
-        for name in ("fdr_target", "threshold_counts"):
-            number(name, getattr(self, name))
-            if getattr(self, name) is None:
-                raise ArgumentTypeError(f"{name} must be a number, not None.")
-        if not 0 < self.fdr_target < 1:
-            raise OptionError(f"fdr_target must lie between 0 and 1, not {self.fdr_target!r}.")
-        if not self.threshold_counts >= 0:
-            raise OptionError(f"threshold_counts must be 0 or more, not {self.threshold_counts!r}.")
-        positive("n_samples_overall", self.n_samples_overall)
-        whole("m_permutation", self.m_permutation)
         for name in ("change_fn", "m1_domain_fn"):
             value = getattr(self, name)
             if value is not None and not callable(value):
@@ -66,39 +65,58 @@ class Options:
         if self.mode == "vanilla":
             for name in ("change_fn", "m1_domain_fn", "cred_interval_lvls"):
                 if getattr(self, name):
-                    raise OptionError(f"{name} is about fold changes; it needs mode='change'.")
+                    raise OptionError(f"{name} applies to fold changes; it needs mode='change'.")
 
-    def draws(self, n_groups: int) -> int:
-        """Draws of each of so many groups."""
+    @property
+    def has_user_functions(self) -> bool:
+        """Whether the effect or the region of relevant effects is a user's own."""
+        return self.change_fn is not None or self.m1_domain_fn is not None
+
+    def n_samples(self, n_groups: int) -> int:
+        """Samples of each of ``n_groups`` groups."""
         if self.n_samples_overall is not None:
             return self.n_samples_overall
-        return DRAWS if n_groups <= 2 else max(LEAST_DRAWS, min(DRAWS, SHARED_DRAWS // n_groups))
+        if n_groups <= 2:
+            return N_SAMPLES
+        return max(LEAST_SHARED_SAMPLES, min(N_SAMPLES, N_SHARED_SAMPLES // n_groups))
 
-    def pairs(self, n_draws: int) -> int:
-        """Pairs of draws, where not all are compared."""
-        return self.m_permutation if self.use_permutation else max(PAIRS, n_draws)
-
-
-def change_function(given: object) -> ChangeFunction | None:
-    """``change_fn``: None and scvi-tools' "log-fold" stand for the log2 fold change."""
-    return None if given is None or given == "log-fold" else given  # type: ignore[return-value]
+    def n_pairs(self, n_samples: int) -> int:
+        """Pairs of samples, if not all are compared."""
+        return self.m_permutation if self.use_permutation else max(N_PAIRS, n_samples)
 
 
-def levels(given: object) -> tuple[float, ...]:
-    """``cred_interval_lvls``: one level or several, each between 0 and 1."""
-    if given is None:
+@dataclass(frozen=True)
+class Sampling:
+    """How cells are sampled and decoded.
+
+    Parameters
+    ----------
+    codes
+        Categories that the samples of the first and of the second side are decoded as.
+    weighting
+        Arguments of importance weights; None for equal weights.
+    filter_outliers
+        Leave out cells that lie far from the others of their group.
+    """
+
+    codes: tuple[tuple[Codes, ...], tuple[Codes, ...]]
+    weighting: Weighting | None
+    filter_outliers: bool
+
+
+def read_levels(value: object) -> tuple[float, ...]:
+    """``cred_interval_lvls`` as a tuple: one level or several, each between 0 and 1."""
+    if value is None:
         return ()
-    listed = [given] if isinstance(given, Real) else given
+    listed = [value] if isinstance(value, Real) else value
     if not isinstance(listed, Iterable):
-        raise ArgumentTypeError(f"cred_interval_lvls must be a list of numbers, not {given!r}.")
-    found = []
+        raise ArgumentTypeError(f"cred_interval_lvls must be a list of numbers, not {value!r}.")
+    levels = []
     for level in listed:
-        number("cred_interval_lvls", level)
-        if level is None or not 0 < level < 1:
-            raise OptionError(f"cred_interval_lvls must lie between 0 and 1, not {level!r}.")
-        found.append(float(level))
-    if len({str(level)[:5] for level in found}) < len(found):
+        _CHECK_LEVEL("cred_interval_lvls", level)
+        levels.append(float(level))
+    if len({str(level)[:5] for level in levels}) < len(levels):
         raise OptionError(
-            "cred_interval_lvls holds levels that are the same to three digits; drop one."
+            "cred_interval_lvls holds levels that are equal to three digits; drop one of them."
         )
-    return tuple(found)
+    return tuple(levels)

@@ -1,178 +1,277 @@
-"""Is a gene expressed differently, whichever the sample?  Effects of samples, and their mean."""
+"""Random samples of the expression of groups of cells."""
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
-from vivace.cells import Cells, child_seeds
+from vivace.cells import Cells, child_seeds, with_codes
+from vivace.data import CountBatch
 from vivace.data.schema import Codes
-from vivace.de.change import delta_of
-from vivace.de.counts import CountSums, count_sums
-from vivace.de.draws import DrawnExpression, draw_group
-from vivace.de.groups import Comparison, Plan
-from vivace.de.options import Options
-from vivace.de.replicates import (
-    Effects,
-    change_over_samples,
-    paired_effects,
-    unpaired_effects,
-)
-from vivace.de.sampling import Design, Found, Sampling, by_part, pseudocount_of, typical
-from vivace.errors import DataError, VivaceWarning
-from vivace.types import F64, Rows
+from vivace.de.histograms import write_by_gene
+from vivace.de.options import Sampling
+from vivace.errors import MissingExtraError, TrainingError, warn
+from vivace.progress import PassingBar
+from vivace.questions.expression import write_expression_at
+from vivace.questions.importance import Weighting, sample_group
+from vivace.questions.latent import encode, encode_with_library
+from vivace.types import F32, F64, Rows
 
-Piece = tuple[int, str]  # a part of the plan, and the sample whose cells of it are meant
-Side = dict[str, list[Piece]]  # by sample, the pieces that it is made of
-LEAST_CELLS = 10  # of a sample on a side
-_LEAST_DRAWS = 100  # of a piece
+MAX_VALUES = 1 << 26  # samples x genes held in memory at a time: 256 MB
+_HUNDRED = 100
+
+# ---- the latent space -------------------------------------------------------------------
 
 
-def over_samples(
-    cells: Cells,
-    plan: Plan,
-    options: Options,
-    sampling: Sampling,
-    sums: CountSums,
-    samples: NDArray[np.str_],
-    seeds: tuple[int, int],
-) -> list[Found | None]:
-    """The mean effect over samples, for each comparison; None where there are too few of them."""
-    cut: dict[Piece, Rows] = {}
-    for i, rows in enumerate(plan.parts):
-        kept = typical(cells, rows, sampling, seeds[0])
-        for name in np.unique(samples[kept]):
-            cut[i, name] = kept[samples[kept] == name]
-    chosen = [_choose(comparison, cut) for comparison in plan.comparisons]
-    if not any(chosen):
-        raise DataError(
-            f"No comparison has two samples of at least {LEAST_CELLS} cells on each side, which a "
-            "comparison across samples needs; leave sample_key out, or compare other groups."
-        )
-    wanted = list(
-        dict.fromkeys(
-            (piece, codes)
-            for sides in chosen
-            if sides is not None
-            for side, codes in zip(sides[1:], sampling.codes, strict=True)
-            for pieces in side.values()
-            for piece in pieces
-        )
-    )
-    n_draws = max(_LEAST_DRAWS, options.draws(len(plan.parts)) * len(plan.parts) // len(wanted))
-    groups = [
-        draw_group(cells.take(cut[piece]).quiet(), n_draws, codes, seed, sampling.weighting)
-        for (piece, codes), seed in zip(wanted, child_seeds(seeds[0], len(wanted)), strict=True)
-    ]
-    at = {key: i for i, key in enumerate(wanted)}
-    drawn = DrawnExpression(groups, cells.network.dims.n_genes, silent=cells.silent)
-    scale, largest = drawn.summary()
-    reach = by_part(largest, [part for (part, _), _ in wanted], len(plan.parts))
-    pseudocount = pseudocount_of(reach, sums, options)
-    expected = _mean_logs(drawn, pseudocount)
-    pieces = count_sums(cells, [cut[piece] for piece, _ in wanted])
-    share = pieces.counts / pieces.size[:, None]
-    found: list[Found | None] = []
-    for sides in chosen:
-        if sides is None:
-            found.append(None)
-            continue
-        design, *both = sides
-        logs, shares, scales = (
-            [
-                _of_samples(values, side, at, codes, cut)
-                for side, codes in zip(both, sampling.codes, strict=True)
-            ]
-            for values in (expected, share, scale)
-        )
-        counted = tuple(np.log2(values + pseudocount) for values in shares)
-        means = (scales[0].mean(0), scales[1].mean(0))
-        fit = np.maximum(*means) > pseudocount
-        compare = paired_effects if design == "paired" else unpaired_effects
-        effects: Effects = compare((logs[0], logs[1]), (counted[0], counted[1]), fit)
-        delta = delta_of(effects.mean, seeds[1]) if options.delta is None else float(options.delta)
-        found.append(
-            Found(
-                change=change_over_samples(effects, delta, fit, options.cred_interval_lvls),
-                scale=means,
-                pseudocount=pseudocount,
-                delta=delta,
-                n_cells=tuple(  # type: ignore[arg-type]
-                    sum(len(cut[piece]) for pieces in side.values() for piece in pieces)
-                    for side in both
-                ),
-                n_draws=(n_draws * sum(map(len, both[0].values())),
-                         n_draws * sum(map(len, both[1].values()))),
-                design=design,
-                n_samples=(len(both[0]), len(both[1])),
-            )
-        )  # fmt: skip
-    return found
+@dataclass(frozen=True)
+class GroupSamples:
+    """Random samples of z of a group of cells, and the categories that each is decoded as.
 
+    Consecutive samples that are decoded alike are a segment: the first segment is decoded as
+    the first of the codes, and so on.
 
-def _choose(comparison: Comparison, cut: Mapping[Piece, Rows]) -> tuple[Design, Side, Side] | None:
-    """The samples of each side that have enough cells there.
-
-    Where two or more, and at least half of the smaller side's, are on the other side too, those
-    alone, in pairs.
+    Parameters
+    ----------
+    cells
+        The cell of each sample.
+    z
+        Tensor, shape (m, k), before a softmax.
+    log_library
+        Tensor, shape (m,).
+    codes
+        Categories that the segments are decoded as.
     """
-    found: list[Side] = []
-    for parts in ((comparison.first,), comparison.second):
-        side: Side = {}
-        for i, name in cut:
-            if i in parts:
-                side.setdefault(name, []).append((i, name))
-        enough = {
-            name: pieces
-            for name, pieces in side.items()
-            if sum(len(cut[piece]) for piece in pieces) >= LEAST_CELLS
-        }
-        found.append(enough)
-    one, other = found
-    shared = [name for name in one if name in other]
-    enough_shared = len(shared) >= 2 and 2 * len(shared) >= min(len(one), len(other))
-    design: Design = "paired" if enough_shared else "unpaired"
-    if design == "paired":
-        one, other = ({name: side[name] for name in shared} for side in found)
-    if min(len(one), len(other)) >= 2:
-        return design, one, other
-    warnings.warn(
-        f"{comparison.name} is left out: {len(one)} and {len(other)} samples of at least "
-        f"{LEAST_CELLS} cells, where a comparison across samples needs two a side.",
-        VivaceWarning,
-        stacklevel=6,
-    )
-    return None
+
+    cells: Cells
+    z: Tensor
+    log_library: Tensor
+    codes: tuple[Codes, ...]
+
+    def __len__(self) -> int:
+        return len(self.z)
+
+    def segments(self) -> Iterator[tuple[slice, Codes]]:
+        """Positions of each segment, all equally long, and what it is decoded as."""
+        size = len(self) // len(self.codes)
+        for i, code in enumerate(self.codes):
+            yield slice(i * size, (i + 1) * size), code
 
 
-def _mean_logs(drawn: DrawnExpression, pseudocount: float) -> F64:
-    """The mean log2 expression of each group's draws, shape (groups, g)."""
-    found = np.empty((len(drawn.groups), drawn.n_genes))
-    for genes, x in drawn.blocks():
-        for i, place in enumerate(drawn.places):
-            part = x[:, place[0] : place[-1] + 1]
-            found[i, genes] = np.log2(part + np.float32(pseudocount)).mean(1)
-    return found
+def sample_latents(
+    cells: Cells,
+    n_samples: int,
+    codes: Sequence[Codes],
+    seed: int,
+    weighting: Weighting | None,
+) -> GroupSamples:
+    """Sample z of a group ``n_samples`` times, rounded up to a multiple of the codes.
+
+    Every cell is sampled equally often, or once more than another. Every second sample of a
+    cell mirrors the previous one at the cell's mean, which makes the results of two seeds
+    differ less. With ``weighting``, samples are chosen by importance weights instead.
+    """
+    n = -(-n_samples // len(codes)) * len(codes)
+    order_seed, noise_seed = child_seeds(seed, 2)
+    if weighting is not None:
+        rows, z, log_library = sample_group(cells, n, seed, weighting)
+        return GroupSamples(cells.take(rows), z, log_library, tuple(codes))
+    # Each round goes through all cells in a random order; the last one may be cut short.
+    rng = np.random.default_rng(order_seed)
+    n_rounds = -(-n // len(cells))
+    rows = np.concatenate([rng.permutation(len(cells)) for _ in range(n_rounds)])[:n]
+    # Cells are encoded once, in the order in which they first occur.
+    first = rows[: len(cells)]
+    mean, variance = encode_with_library(cells.take(first))
+    position = np.empty(len(cells), np.int64)
+    position[first] = np.arange(len(first))
+    encoded = position[rows]
+    # Rounds 2i and 2i + 1 share their noise, with opposite signs.
+    shape = (-(-n_rounds // 2), *mean.shape)
+    noise = np.random.default_rng(noise_seed).standard_normal(shape, dtype=np.float32)
+    rounds = np.arange(n) // len(cells)
+    sign = 1.0 - 2.0 * (rounds % 2).astype(np.float32)[:, None]
+    deviation = torch.from_numpy(sign * noise[rounds // 2, encoded])
+    sampled = mean[encoded] + variance[encoded].sqrt() * deviation
+    return GroupSamples(cells.take(rows), sampled[:, :-1], sampled[:, -1], tuple(codes))
 
 
-def _of_samples(
-    values: F64,
-    side: Side,
-    at: Mapping[tuple[Piece, tuple[Codes, ...]], int],
-    codes: tuple[Codes, ...],
-    cut: Mapping[Piece, Rows],
-) -> F64:
-    """Means of samples from those of their pieces, which count by their cells, (samples, g)."""
-    return np.stack(
-        [
-            np.average(
-                values[[at[piece, codes] for piece in pieces]],
-                axis=0,
-                weights=[len(cut[piece]) for piece in pieces],
+def drop_outliers(cells: Cells, rows: Rows, sampling: Sampling, seed: int) -> Rows:
+    """The rows without those of outliers in the latent space, if ``sampling`` filters them."""
+    if not sampling.filter_outliers:
+        return rows
+    try:
+        from sklearn.covariance import EllipticEnvelope
+    except ImportError as error:
+        raise MissingExtraError(
+            "filter_outlier_cells needs scikit-learn, which is not installed; run pip install "
+            "'vivace[de]'."
+        ) from error
+    z_nk, _ = encode(cells.take(rows).quiet())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about a covariance that is nearly singular
+        try:
+            inside = EllipticEnvelope(random_state=seed % 2**32).fit_predict(z_nk) == 1
+        except ValueError:
+            inside = np.ones(len(rows), bool)
+    if inside.all():
+        warn(f"Could not detect outliers among {len(rows)} cells; all were kept.")
+    kept: Rows = rows[inside]
+    return kept
+
+
+# ---- expression -------------------------------------------------------------------------
+
+
+class ExpressionSamples:
+    """Samples of the expression of groups, decoded in blocks of genes to bound the memory.
+
+    Parameters
+    ----------
+    groups
+        Their samples of z.
+    n_genes
+        Number of genes of the model.
+    all_genes
+        Decode all genes together, for functions that need to see them all.
+    silent
+        False shows a progress bar if decoding takes long.
+
+    Attributes
+    ----------
+    positions
+        Positions of the samples of each group among the samples of all groups.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[GroupSamples],
+        n_genes: int,
+        all_genes: bool = False,
+        silent: bool = True,
+    ) -> None:
+        self.groups = groups
+        self.n_genes = n_genes
+        self.silent = silent
+        starts = np.cumsum([0, *(len(g) for g in groups)])
+        self.positions = [np.arange(a, b) for a, b in itertools.pairwise(starts)]
+        self._blocks = [slice(0, n_genes)] if all_genes else gene_blocks(groups, n_genes)
+        self._kept: F32 | None = None
+        self._log_normaliser: Tensor | None = None
+
+    def blocks(self) -> Iterator[tuple[slice, F32]]:
+        """Blocks of genes, and their expression in all samples, shape (g, m).
+
+        A single block is decoded once and kept. If there are several, each pass decodes all
+        samples again, block by block, at the cost of the genes of the block.
+        """
+        if len(self._blocks) == 1:
+            if self._kept is None:
+                self._kept = _decode_all_genes(self.groups, self.silent)
+            yield self._blocks[0], self._kept
+            return
+        if self._log_normaliser is None:
+            self._log_normaliser = _log_normalisers(self.groups)
+        for genes in self._blocks:
+            yield genes, _decode_genes(self.groups, genes, self._log_normaliser, self.silent)
+
+    def summarise(self) -> tuple[F64, F64]:
+        """Mean and typical largest expression of each group, shape (groups, g) each.
+
+        The second is the largest of a hundred samples, averaged over the hundreds of samples.
+        Unlike the largest of all, it does not depend on the number of samples.
+        """
+        mean, largest = np.empty((2, len(self.groups), self.n_genes))
+        for genes, x_gm in self.blocks():
+            for i, positions in enumerate(self.positions):
+                group_gm = x_gm[:, positions[0] : positions[-1] + 1]
+                mean[i, genes] = group_gm.mean(1, dtype=np.float64)
+                starts = np.arange(0, max(len(positions) // _HUNDRED, 1)) * _HUNDRED
+                largest[i, genes] = np.maximum.reduceat(group_gm, starts, axis=1).mean(1)
+        if not np.isfinite(mean).all():
+            raise TrainingError(
+                "The expression that the model expects is not finite, because its weights are "
+                "damaged; train it again."
             )
-            for pieces in side.values()
-        ]
-    )
+        return mean, largest
+
+
+def gene_blocks(groups: Sequence[GroupSamples], n_genes: int) -> list[slice]:
+    """Genes to decode at a time, so that at most ``MAX_VALUES`` numbers are held."""
+    size = max(1, MAX_VALUES // sum(len(group) for group in groups))
+    return [slice(start, min(n_genes, start + size)) for start in range(0, n_genes, size)]
+
+
+class _TransposedArray:
+    """An array, shape (g, m), that is assigned to as if its shape were (m, g)."""
+
+    def __init__(self, x_gm: F32) -> None:
+        self.x_gm = x_gm
+
+    def __setitem__(self, samples: slice, values_mg: F32) -> None:
+        write_by_gene(self.x_gm[:, samples], np.ascontiguousarray(values_mg))
+
+
+def _decode_all_genes(groups: Sequence[GroupSamples], silent: bool) -> F32:
+    """Expression in the samples of all groups, one group after another, shape (g, m)."""
+    shape = (groups[0].cells.network.dims.n_genes, sum(len(group) for group in groups))
+    x_gm = np.empty(shape, np.float32)
+    with PassingBar("Decoding", shape[1], "samples", not silent) as bar:
+        for positions, segment, code in _segments(groups):
+            out = _TransposedArray(x_gm[:, positions])
+            write_expression_at(segment.cells, [code], None, 1, segment.z, segment.log_library, out)
+            bar.done(len(segment))
+    return x_gm
+
+
+def _decode_genes(
+    groups: Sequence[GroupSamples], genes: slice, log_normaliser_m: Tensor, silent: bool
+) -> F32:
+    """The same for a block of genes, at the cost of those genes alone."""
+    network = groups[0].cells.network
+    x_gm = np.empty((genes.stop - genes.start, len(log_normaliser_m)), np.float32)
+    out = _TransposedArray(x_gm)
+    with PassingBar("Decoding", x_gm.shape[1], "samples", not silent) as bar:
+        for positions, point_mk, batch in _decoder_batches(groups):
+            scale = network.scale_of(point_mk, batch, genes, log_normaliser_m[positions])
+            out[positions] = scale.cpu().numpy()
+            bar.done(positions.stop - positions.start)
+    return x_gm
+
+
+def _log_normalisers(groups: Sequence[GroupSamples]) -> Tensor:
+    """Log of the denominator of each sample's softmax over genes, shape (m,)."""
+    network = groups[0].cells.network
+    log_normaliser_m = torch.empty(sum(len(group) for group in groups), device=network.device)
+    for positions, point_mk, batch in _decoder_batches(groups):
+        log_normaliser_m[positions] = network.log_normaliser(point_mk, batch)
+    return log_normaliser_m
+
+
+def _segments(groups: Sequence[GroupSamples]) -> Iterator[tuple[slice, GroupSamples, Codes]]:
+    """Each segment: its positions among all samples, the samples, and their codes."""
+    offset = 0
+    for group in groups:
+        for segment, code in group.segments():
+            rows = np.arange(segment.start, segment.stop)
+            cells = group.cells.take(rows).quiet()
+            samples = GroupSamples(cells, group.z[segment], group.log_library[segment], (code,))
+            yield slice(offset + segment.start, offset + segment.stop), samples, code
+        offset += len(group)
+
+
+def _decoder_batches(
+    groups: Sequence[GroupSamples],
+) -> Iterator[tuple[slice, Tensor, CountBatch]]:
+    """Minibatches of samples: their positions, the decoder's input, and their covariates."""
+    for positions, segment, code in _segments(groups):
+        network = segment.cells.network
+        for part, batch in segment.cells.batches(counts=False):
+            point_mk = network.place(segment.z[part].to(network.device))
+            minibatch = slice(positions.start + part.start, positions.start + part.stop)
+            yield minibatch, point_mk, with_codes(batch, code)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from vivace.distributions.arguments import check_parameter, check_shape
 from vivace.distributions.families.base import working_type
+from vivace.distributions.parameter_checks import check_parameter, check_shape
 from vivace.types import F64
 
 _ROUNDING = 8.0  # error of P(0), in float units

@@ -19,6 +19,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from anndata.io import sparse_dataset, write_elem
 
 from vivace.errors import ArgumentTypeError, MissingExtraError, OptionError, ShapeError
 from vivace.store.folder import move_into_place
@@ -137,7 +138,6 @@ def fill_sparse(
         )
     import_zarr()
     import zarr
-    from anndata.io import sparse_dataset, write_elem
 
     names = [str(i) for i in range(n_draws)]
     with _whole(_local(path)) as new:

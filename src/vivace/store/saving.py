@@ -14,7 +14,7 @@ from vivace.data.schema import Schema
 from vivace.errors import ModelFileError, OptionError, warn
 from vivace.nn import Surgery, freeze_network
 from vivace.seeds import SeedStream, check_seed
-from vivace.state import TrainState
+from vivace.state import TrainState, verdict
 from vivace.store.folder import (
     StoredModel,
     damaged_model,
@@ -174,7 +174,8 @@ def restore(cls: type[M], path: Path, stored: StoredModel, adata: AnnData | None
 
 
 def _check_training(state: TrainState) -> None:
-    """Refuse a history or a split that does not fit the summary it was saved with."""
+    """Refuse a summary that is damaged, or that history and split do not fit."""
+    verdict(state.summary)  # raises if its parts do not fit together
     epochs = state.summary.get("epochs", 0)
     if len(state.history) != epochs:
         raise ValueError(f"history.csv has {len(state.history)} epochs of {epochs}")

@@ -1,25 +1,15 @@
-"""Training: the loop, its schedule, its recipes, and what it records."""
+"""Training: the public ``train`` (in ``run``), the loop, recipes, and a step for each network."""
 
-from vivace.state import TrainState
-from vivace.train.callbacks import Callback, Listeners
-from vivace.train.loop import fit
-from vivace.train.options import (
-    TrainOptions,
-    max_steps_of,
-    patience_of,
-    recipe_of,
-)
-from vivace.train.recipes import RECIPES, Recipe
+from vivace.train.callbacks import Callback
+from vivace.train.loop import FitResult, Observer, TrainOptions, fit
+from vivace.train.recipe import RECIPES, Recipe
 
 __all__ = [
     "RECIPES",
     "Callback",
-    "Listeners",
+    "FitResult",
+    "Observer",
     "Recipe",
     "TrainOptions",
-    "TrainState",
     "fit",
-    "max_steps_of",
-    "patience_of",
-    "recipe_of",
 ]

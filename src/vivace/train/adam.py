@@ -1,11 +1,10 @@
-"""Adam as one kernel over all parameters of a step."""
+"""Adam as one kernel over the flat buffer of weights."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from vivace.types import F32, F64, I64
 _TINY = np.float32(TINY)
 _ZERO = np.float32(0)
 _BLOCK = 4096  # numbers handed to a thread at a time
+_BYTES = 4  # of a float32
 
 
 @inner_kernel(fastmath=EXACT)
@@ -29,21 +29,21 @@ def _move(
     average: F32,
     square: F32,
     decay: np.float32,
-    by_average: np.float32,
+    average_rate: np.float32,
     keep_square: np.float32,
-    by_square: np.float32,
-    rate: np.float32,
+    square_rate: np.float32,
+    lr: np.float32,
     root: np.float32,
     eps: np.float32,
 ) -> None:
-    """One step of a stretch of a parameter; ``rate`` and ``root`` hold the bias corrections."""
+    """Move a block of weights by one step; ``lr`` and ``root`` hold the bias corrections."""
     vector_loop()
     for i in range(weight.size):
         w = weight[i]
         d = gradient[i] + decay * w
-        a = average[i] + by_average * (d - average[i])
-        s = keep_square * square[i] + (by_square * d) * d  # beyond float32 it stays infinite
-        w -= rate * a / (np.sqrt(s) * root + eps)
+        a = average[i] + average_rate * (d - average[i])
+        s = keep_square * square[i] + (square_rate * d) * d  # beyond float32 it stays infinite
+        w -= lr * a / (np.sqrt(s) * root + eps)
         average[i] = _ZERO if abs(a) < _TINY else a
         square[i] = _ZERO if s < _TINY else s
         weight[i] = _ZERO if abs(w) < _TINY else w
@@ -51,71 +51,78 @@ def _move(
 
 @parallel_kernel(fastmath=EXACT)
 def _move_all(
+    weights: F32,
+    moments: F32,
     addresses: I64,
-    parameters: I64,
     starts: I64,
     sizes: I64,
-    moments: F32,
+    segments: I64,
+    offsets: I64,
     decays: F32,
     factors: F64,
-    rate: float,
+    lr: float,
     beta1: float,
     beta2: float,
     root: float,
     eps: float,
 ) -> None:
-    """One step of all parameters, in blocks of some thousand numbers.
+    """Move all segments by one step, in blocks of some thousand numbers.
 
-    Block b is of parameter ``parameters[b]``, from ``starts[b]`` on.  ``addresses``, of shape
-    (2, parameters), are those of the weights and of their gradients; ``moments``, of shape (2, of
-    all parameters one after another), Adam's.
+    Segment s is the ``sizes[s]`` weights from ``starts[s]`` on, and its gradient is in
+    memory at ``addresses[s]``. Block b begins ``offsets[b]`` numbers into segment
+    ``segments[b]``. ``moments``, of shape (2, weights), are Adam's.
     """
-    for block in prange(parameters.size):
-        p, start = parameters[block], starts[block]
-        before = sizes[p]
-        size = min(_BLOCK, sizes[p + 1] - before - start)
-        first = before + start
+    for block in prange(segments.size):
+        s, offset = segments[block], offsets[block]
+        size = min(_BLOCK, sizes[s] - offset)
+        first = starts[s] + offset
         _move(
-            as_array(floats_at(addresses[0, p]), sizes[p + 1] - before)[start : start + size],
-            as_array(floats_at(addresses[1, p]), sizes[p + 1] - before)[start : start + size],
+            weights[first : first + size],
+            as_array(floats_at(addresses[s] + _BYTES * offset), size),
             moments[0, first : first + size], moments[1, first : first + size],
-            decays[p], np.float32(1.0 - beta1), np.float32(beta2), np.float32(1.0 - beta2),
-            np.float32(factors[p] * rate), np.float32(root), np.float32(eps),
+            decays[s], np.float32(1.0 - beta1), np.float32(beta2), np.float32(1.0 - beta2),
+            np.float32(factors[s] * lr), np.float32(root), np.float32(eps),
         )  # fmt: skip
 
 
-@dataclass
-class Group:
-    """Parameters that share settings.
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive numbers of the buffer that share settings.
 
     Parameters
     ----------
-    params
-        Leaves whose gradients are in ``.grad``.
+    start, stop
+        Where they begin and end.
     weight_decay
         L2 penalty.
     lr_factor
-        Their learning rate, as a multiple of that of all.
+        Their learning rate, as a multiple of Adam's.
     """
 
-    params: list[Tensor]
+    start: int
+    stop: int
     weight_decay: float
     lr_factor: float = 1.0
 
 
 class FusedAdam:
-    """Adam on the CPU over contiguous float32 parameters, whose memory must stay where it is.
+    """Adam on the CPU over a float32 buffer.
 
-    torch's fused one spends 0.2 ms a step on grouping the parameters by device and type
-    and on profiler hooks, as long as a matrix product of the model.  Its kernel takes twice as
-    long as this one (Zen 5), and the first in a process imports for a second.  What is smaller
-    than 1e-30 becomes zero, as ``subnormal.py`` says.  The weights are moved behind the back of
-    autograd, which cannot tell that a graph made before a step is out of date.
+    torch's fused Adam spends 0.2 ms per step on grouping the parameters by device and
+    type and on profiler hooks, as long as a matrix product of the model. Its kernel
+    takes twice as long as this one (Zen 5), and its first call in a process imports for
+    a second. Numbers below 1e-30 become zero; ``subnormal.py`` says why. Autograd is not
+    told that weights move, so it cannot notice that a graph made before a step is out of
+    date.
 
     Parameters
     ----------
-    groups
-        Parameters and their weight decay.
+    weights
+        Tensor, float32, one axis, contiguous; its memory must stay where it is.
+    gradients
+        Tensor, of the first ``len(gradients)`` weights, likewise.
+    segments
+        What is moved. They lie within the gradients and do not overlap.
     lr
         Learning rate; may be changed between steps.
     eps, betas
@@ -124,16 +131,15 @@ class FusedAdam:
     Attributes
     ----------
     moments
-        Array, float32, shape (2, numbers in all parameters), averages of the gradients and of their
-        squares.
+        Array, float32, shape (2, numbers in ``gradients``), averages of the gradients
+        and of their squares.
 
     Examples
     --------
-    >>> weight = torch.nn.Parameter(torch.ones(1))
-    >>> adam = FusedAdam([Group([weight], weight_decay=0.0)], lr=0.1, eps=1e-8)
-    >>> weight.grad = torch.ones(1)
+    >>> weights, gradients = torch.ones(1), torch.ones(1)
+    >>> adam = FusedAdam(weights, gradients, [Segment(0, 1, weight_decay=0.0)], lr=0.1, eps=1e-8)
     >>> adam.step()
-    >>> weight.data
+    >>> weights
     tensor([0.9000])
 
     Notes
@@ -143,44 +149,66 @@ class FusedAdam:
 
     def __init__(
         self,
-        groups: Sequence[Group],
+        weights: Tensor,
+        gradients: Tensor,
+        segments: Sequence[Segment],
         *,
         lr: float,
         eps: float,
         betas: tuple[float, float] = (0.9, 0.999),
     ) -> None:
+        for tensor in (weights, gradients):
+            _check_memory(tensor)
+            if tensor.ndim != 1:
+                raise ValueError(f"FusedAdam takes buffers of one axis, not {tensor.ndim}.")
         self.lr, self.eps, self.betas = lr, eps, betas
         self.steps = 0
-        self.params = [p for group in groups for p in group.params]
-        fit = (p.is_contiguous() and p.dtype == torch.float32 for p in self.params)
-        if not all(fit) or any(p.device.type != "cpu" for p in self.params):
-            raise ValueError(
-                "FusedAdam moves contiguous float32 parameters on the CPU, and others were given; "
-                "take torch.optim.Adam for them."
-            )
-        self._weights = [p.detach() for p in self.params]  # their memory, for as long as this lives
-        of_each: list[tuple[float, float]] = [
-            (group.weight_decay, group.lr_factor) for group in groups for _ in group.params
-        ]
-        decays, self._factors = np.array(of_each).reshape(-1, 2).T.copy()
-        self._decays = decays.astype(np.float32)
-        sizes = [p.numel() for p in self.params]
-        self._sizes = np.cumsum([0, *sizes])
-        blocks = [(i, start) for i, size in enumerate(sizes) for start in range(0, size, _BLOCK)]
-        self._parameters, self._starts = np.array(blocks, np.int64).reshape(-1, 2).T.copy()
-        self.moments: F32 = np.zeros((2, self._sizes[-1]), np.float32)
-        self._addresses = np.zeros((2, len(sizes)), np.int64)
-        self._addresses[0] = [w.data_ptr() for w in self._weights]
+        self.moments: F32 = np.zeros((2, len(gradients)), np.float32)
+        self._weights = weights.detach().numpy()
+        self._gradients = gradients  # keeps the memory that the addresses are of
+        self._starts = np.array([s.start for s in segments], np.int64)
+        self._sizes = np.array([s.stop - s.start for s in segments], np.int64)
+        self._decays = np.array([s.weight_decay for s in segments], np.float32)
+        self._factors = np.array([s.lr_factor for s in segments], np.float64)
+        self._addresses = gradients.data_ptr() + _BYTES * self._starts
+        blocks = [(i, k) for i, size in enumerate(self._sizes) for k in range(0, size, _BLOCK)]
+        self._segments, self._offsets = np.array(blocks, np.int64).reshape(-1, 2).T.copy()
 
-    def step(self) -> None:
-        """Move every parameter by its gradient; each must have one."""
+    def step(self, elsewhere: Mapping[int, Tensor] | None = None) -> None:
+        """Move the weights by their gradients.
+
+        Parameters
+        ----------
+        elsewhere
+            Gradients that are not in the buffer but in tensors of their own, by the number
+            of their segment. A matrix product makes a new tensor, and copying it would take
+            1 to 2 % of a step.
+        """
         self.steps += 1
-        grads: list[Any] = [p.grad for p in self.params]
-        grads = [g if g.is_contiguous() else g.contiguous() for g in grads]
-        self._addresses[1] = [g.data_ptr() for g in grads]
+        addresses = self._addresses
+        if elsewhere:
+            addresses = addresses.copy()
+            elsewhere = {i: tensor.contiguous() for i, tensor in elsewhere.items()}
+            for i, tensor in elsewhere.items():
+                _check_memory(tensor)
+                if tensor.numel() != self._sizes[i]:
+                    raise ValueError(
+                        f"segment {i} has {self._sizes[i]} weights, its gradient {tensor.numel()}"
+                    )
+                addresses[i] = tensor.data_ptr()
         beta1, beta2 = self.betas
         _move_all(
-            self._addresses, self._parameters, self._starts, self._sizes, self.moments,
-            self._decays, self._factors, self.lr / (1.0 - beta1**self.steps),
+            self._weights, self.moments, addresses, self._starts, self._sizes, self._segments,
+            self._offsets, self._decays, self._factors, self.lr / (1.0 - beta1**self.steps),
             beta1, beta2, 1.0 / math.sqrt(1.0 - beta2**self.steps), self.eps,
         )  # fmt: skip
+
+
+def _check_memory(tensor: Tensor) -> None:
+    """Refuse memory that the kernel cannot read."""
+    if not (
+        tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tensor.is_contiguous()
+    ):
+        raise ValueError(
+            "FusedAdam takes contiguous float32 tensors on the CPU; use torch.optim.Adam for others."
+        )

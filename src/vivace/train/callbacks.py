@@ -1,4 +1,4 @@
-"""What can be told of training while it runs: callbacks and loggers."""
+"""Callbacks and loggers, which follow a training while it runs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from vivace.errors import ArgumentTypeError, OptionError
 
 
 class Callback:
-    """What is called during training; override what you need.
+    """Methods that are called during training; override what you need.
 
-    Any object with one of these methods will do.  ``model`` is the model that
-    trains; after the first epoch it answers all its questions.  ``row`` is the
-    row that the epoch adds to its history.
+    Any object with one of these methods will do. ``model`` is the model that
+    trains; after the first epoch it answers every question and can be saved.
+    ``row`` is the row that the epoch adds to its history.
 
     Examples
     --------
@@ -28,10 +28,10 @@ class Callback:
         """Before the first step."""
 
     def on_epoch_end(self, model: Any, row: dict[str, float]) -> bool | None:
-        """After each epoch; True stops the training."""
+        """After each epoch; return True to stop the training."""
 
     def on_train_end(self, model: Any) -> None:
-        """After the last epoch, with the weights that stay."""
+        """After the last epoch, with the final weights."""
 
 
 _METHODS = ("on_train_start", "on_epoch_end", "on_train_end")
@@ -43,7 +43,7 @@ class Listeners:
     Parameters
     ----------
     model
-        Handed to the callbacks.
+        Passed to the callbacks.
     callbacks
         Objects with methods of :class:`Callback`.
     loggers
@@ -52,10 +52,10 @@ class Listeners:
 
     def __init__(self, model: Any, callbacks: object, loggers: object) -> None:
         self._model = model
-        self._callbacks = _several("callbacks", callbacks)
-        self._loggers = _several("logger", loggers)
+        self._callbacks = _as_objects("callbacks", callbacks)
+        self._loggers = _as_objects("logger", loggers)
         for callback in self._callbacks:
-            _check(callback)
+            _check_callback(callback)
         for logger in self._loggers:
             if not callable(getattr(logger, "log_metrics", None)):
                 raise ArgumentTypeError(
@@ -68,9 +68,9 @@ class Listeners:
         self._call("on_train_start")
 
     def epoch(self, row: dict[str, float], epoch: int) -> bool:
-        """After an epoch; whether a callback wants to stop."""
+        """After an epoch, counted from 0; returns whether a callback wants to stop."""
         for logger in self._loggers:
-            logger.log_metrics({k: v for k, v in row.items() if v == v}, step=epoch)
+            logger.log_metrics({k: v for k, v in row.items() if v == v}, step=epoch)  # without NaN
         answers = self._call("on_epoch_end", dict(row))
         return any(isinstance(a, bool | np.bool_) and bool(a) for a in answers)
 
@@ -87,31 +87,33 @@ class Listeners:
             if callable(getattr(logger, "finalize", None)):
                 logger.finalize(status)
 
-    def _call(self, method: str, *args: Any) -> list[Any]:
-        found = (getattr(callback, method, None) for callback in self._callbacks)
-        return [call(self._model, *args) for call in found if call is not None]
+    def _call(self, name: str, *args: Any) -> list[Any]:
+        """Call a method of every callback that has it."""
+        methods = (getattr(callback, name, None) for callback in self._callbacks)
+        return [method(self._model, *args) for method in methods if method is not None]
 
 
-def _several(name: str, given: object) -> Sequence[Any]:
-    if given is None or given is False:
+def _as_objects(name: str, value: object) -> Sequence[Any]:
+    """An argument that is an object, several of them, or none."""
+    if value is None or value is False:
         return ()
-    if given is True:
+    if value is True:
         raise OptionError(
             f"{name}=True is not known; give an object, for example "
             "lightning_fabric.loggers.CSVLogger('logs')."
         )
-    if isinstance(given, str):
-        raise ArgumentTypeError(f"{name} must be an object or a list of them, not {given!r}.")
-    return tuple(given) if isinstance(given, Iterable) else (given,)
+    if isinstance(value, str):
+        raise ArgumentTypeError(f"{name} must be an object or a list of them, not {value!r}.")
+    return tuple(value) if isinstance(value, Iterable) else (value,)
 
 
-def _check(callback: object) -> None:
+def _check_callback(callback: object) -> None:
     if isinstance(callback, type):
         raise ArgumentTypeError(
             f"callbacks takes objects, not classes; give {callback.__name__}()."
         )
-    homes = {cls.__module__.split(".")[0] for cls in type(callback).__mro__}
-    if homes & {"lightning", "pytorch_lightning", "scvi"}:
+    packages = {cls.__module__.split(".")[0] for cls in type(callback).__mro__}
+    if packages & {"lightning", "pytorch_lightning", "scvi"}:
         raise OptionError(
             f"{type(callback).__name__} is a callback of Lightning's Trainer, which vivace does not "
             "use; give an object with on_epoch_end(model, row), see vivace.train.Callback."

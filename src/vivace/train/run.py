@@ -1,4 +1,4 @@
-"""``train``: fit a model to its data."""
+"""The public ``train``: checks its arguments, fits the network, stores the result."""
 
 from __future__ import annotations
 
@@ -10,13 +10,49 @@ import numpy as np
 
 from vivace.core import Core, hash_names
 from vivace.data import split_rows
-from vivace.errors import DataError, warn
+from vivace.errors import ArgumentTypeError, DataError, OptionError, warn
 from vivace.nn import trained_parts
-from vivace.train import Listeners, TrainOptions, fit, max_steps_of, patience_of, recipe_of
-from vivace.validate import accelerator_here, checked, number, positive
+from vivace.train.callbacks import Listeners
+from vivace.train.loop import FitResult, TrainOptions, choose_watched_rows, fit
+from vivace.train.recipe import METRICS, RECIPES, Recipe
+from vivace.train.stopping import Patience
+from vivace.types import Rows
+from vivace.validate import Choice, Flag, Int, Number, check_accelerator, checked
+
+_NO_LIMIT = -1  # Lightning's max_steps
 
 
-@checked()
+def _check_max_steps(name: str, value: object) -> None:
+    if value != _NO_LIMIT:
+        Int(optional=True)(name, value)
+
+
+def _check_accelerator(name: str, value: object) -> None:
+    check_accelerator(value)
+
+
+def _check_mapping(name: str, value: object) -> None:
+    if value is not None and not isinstance(value, Mapping):
+        raise ArgumentTypeError(f"{name} must be a dict or None, not {value!r}.")
+
+
+@checked(
+    max_epochs=Int(optional=True),
+    recipe=Choice(RECIPES),
+    train_size=Number(above=0, at_most=1),
+    validation_size=Number(at_least=0, below=1, optional=True),
+    batch_size=Int(optional=True),
+    max_steps=_check_max_steps,
+    early_stopping=Flag(optional=True),
+    early_stopping_monitor=Choice(METRICS),
+    early_stopping_patience=Int(optional=True),
+    early_stopping_min_delta=Number(),
+    early_stopping_mode=Choice(("min", "max")),
+    early_stopping_warmup_epochs=Int(at_least=0, optional=True),
+    accelerator=_check_accelerator,
+    plan_kwargs=_check_mapping,
+    progress=Flag(),
+)
 def train(
     self: Core,
     max_epochs: int | None = None,
@@ -42,42 +78,42 @@ def train(
     """Fit the model.
 
     With the "fast" recipe the weights that stay are those of the epoch with
-    the best validation ELBO at KL weight 1.  The last line of
+    the best validation ELBO at KL weight 1. The last line of
     :attr:`summary` says whether training was long enough.
 
-    Called again, it goes on with the same split and appends to the history.
+    A further call continues with the same split and appends to the history.
 
     Parameters
     ----------
     max_epochs
-        Passes over the training cells; None lets the recipe choose from
+        Passes over the training cells. None lets the recipe choose from
         their number.
     recipe
         "fast", or "scvi-tools" for the optimiser and schedule of
         scvi-tools 1.4.2.
     train_size, validation_size
-        Shares of the cells; None for the second takes all that are left.
+        Shares of the cells. None for the second takes all that are left.
     batch_size
-        Cells of a minibatch; None for 128, or, with "fast" and fewer than 4,000
-        training cells, 64.  The recipe's number of epochs does not depend on it.
+        Cells per minibatch. None for 128, or, with "fast" and fewer than 4,000
+        training cells, 64. The recipe's number of epochs does not depend on it.
     max_steps
-        Minibatches at most; None, or -1, for no such limit.
+        Minibatches at most. None, or -1, for no such limit.
     early_stopping
-        Stop where ``early_stopping_monitor``, a column of the history, has
+        Stop when ``early_stopping_monitor``, a column of the history, has
         not improved by more than ``early_stopping_min_delta`` for
         ``early_stopping_patience`` epochs (None: 8, with "scvi-tools" 45).
-        "fast" then holds its learning rate up to such a plateau, and lets it
+        "fast" then keeps its learning rate up to such a plateau, and lets it
         fall to zero over a quarter as many steps, or over the last quarter of
-        the budget; give ``max_epochs`` for a larger budget.  Epochs before the
+        the budget; give ``max_epochs`` for a larger budget. Epochs before the
         full KL weight, and ``early_stopping_warmup_epochs``, are not judged.
         None is False.
     early_stopping_mode
-        "min" where the monitored number should fall, else "max".
+        "min" if the monitored number should fall, else "max".
     seed
-        Of the split, the order of cells and the noise; None takes the
-        model's next.
+        Random seed of the split, the order of cells and the noise. None uses
+        the model's next seed.
     accelerator
-        "auto", "cpu", "cuda", "mps": where to train, by Lightning Fabric.
+        Where to train, by Lightning Fabric: "auto", "cpu", "cuda", "mps".
     plan_kwargs
         Numbers of the recipe to replace: lr, eps, weight_decay,
         n_epochs_kl_warmup, n_steps_kl_warmup, min_kl_weight, max_kl_weight;
@@ -86,8 +122,8 @@ def train(
     callbacks
         Objects with methods of :class:`vivace.train.Callback`.
     logger
-        A logger of Lightning Fabric (CSVLogger, TensorBoardLogger), or several:
-        each epoch's row of the history is logged.
+        A logger of Lightning Fabric (CSVLogger, TensorBoardLogger), or several.
+        Each epoch's row of the history is logged.
     progress
         Whether to show a progress bar.
 
@@ -98,79 +134,116 @@ def train(
     TrainingError
         If the loss stops being finite.
     """
-    plan = recipe_of(recipe, plan_kwargs)
-    positive("max_epochs", max_epochs)
-    patience = patience_of(
-        plan,
-        early_stopping,
-        early_stopping_monitor,
-        early_stopping_patience,
-        early_stopping_min_delta,
-        early_stopping_mode,
-        early_stopping_warmup_epochs,
-    )
-    number("train_size", train_size)
-    number("validation_size", validation_size)
-    accelerator_here(accelerator)
+    plan = RECIPES[recipe].with_plan(plan_kwargs)
     source = self._own_source()
     if not trained_parts(self.module):
         warn(
             "There is nothing to train: the reference knows every category of the query, and all "
-            "else is frozen; ask the model as it is, or use load_query_data(..., unfrozen=True)."
+            "else is frozen; use the model as it is, or load_query_data(..., unfrozen=True)."
         )
         return
     if self.minified_data_type is not None:
         raise DataError(
-            "The model's data were minified, so that there is nothing to encode; train before "
+            "The counts of the model's data were dropped by minify_adata; train before "
             "minify_adata, or load the model with its counts."
         )
     listeners = Listeners(self, callbacks, logger)
-    steps = max_steps_of(max_steps)
-    positive("batch_size", batch_size)
-    options_seed = self._seeds.take(seed)
-    if len(self._state.train_rows) == 0 or not self.is_trained:
-        split = split_rows(
-            source.n_cells, train_size, validation_size, np.random.default_rng(options_seed)
+    seed = self._seeds.take(seed)
+    state = self._state
+    if len(state.train_rows) == 0 or not self.is_trained:
+        state.train_rows, state.validation_rows = split_rows(
+            source.n_cells, train_size, validation_size, np.random.default_rng(seed)
         )
-        self._state.train_rows, self._state.validation_rows = split
-    before = self._state.summary
-    begun = time.perf_counter() - before.get("seconds", 0.0) - before.get("compile_seconds", 0.0)
-    names = None if self._adata is None else hash_names(self._adata)
-
-    def summarise(verdict: str) -> None:
-        """After every epoch, so that an interrupted model can be asked and saved."""
-        seconds = time.perf_counter() - begun
-        _summarise(self, recipe, source.n_cells, names, seconds, verdict)
-
+    patience = None
+    if early_stopping:
+        patience = Patience(
+            monitor=early_stopping_monitor,
+            epochs=early_stopping_patience or plan.patience,
+            min_delta=abs(float(early_stopping_min_delta)),
+            lower_is_better=early_stopping_mode == "min",
+            warmup_epochs=early_stopping_warmup_epochs or 0,
+        )
+    watched_rows = choose_watched_rows(state.train_rows, state.validation_rows)
+    _check_validation_cells(plan, patience, watched_rows)
     options = TrainOptions(
         recipe=plan,
         epochs=max_epochs,
-        max_steps=steps,
+        max_steps=None if max_steps == _NO_LIMIT else max_steps,
         batch_size=batch_size,
         patience=patience,
-        seed=options_seed,
+        continues=state.trained,
+        seed=seed,
         accelerator=accelerator,
-        listeners=listeners,
         progress=progress,
-        summarise=summarise,
     )
-    fit(self.module, source, self._state, options)
+    recorder = _Recorder(self, recipe, source.n_cells, listeners)
+    result = fit(self.module, source, state.train_rows, watched_rows, options, recorder)
+    recorder.store(result)
+    listeners.end()
 
 
-def _summarise(
-    self: Core, recipe: str, n_cells: int, names: str | None, seconds: float, verdict: str
-) -> None:
-    state = self._state
-    compiled = float(np.nansum([row.get("compile_seconds", 0.0) for row in state.history]))
-    state.summary = {
-        "recipe": recipe,
-        "epochs": len(state.history),
-        "cells": n_cells,
-        "cell_names": names,
-        "train_cells": len(state.train_rows),
-        "validation_cells": len(state.validation_rows),
-        "seconds": round(seconds - compiled, 3),
-        "compile_seconds": round(compiled, 3),
-        "kl_weight": state.history[-1]["kl_weight"],
-        "verdict": verdict,
-    }
+class _Recorder:
+    """Stores what a training has reached in the model, then informs callbacks and loggers.
+
+    It does so after every epoch, so callbacks see a model that answers and can be saved,
+    and so does whoever interrupts the training.
+    """
+
+    def __init__(self, model: Core, recipe: str, n_cells: int, listeners: Listeners) -> None:
+        self._state, self._listeners = model._state, listeners
+        self._earlier_history = list(model._state.history)
+        earlier = model._state.summary
+        self._earlier_seconds = earlier.get("seconds", 0.0) + earlier.get("compile_seconds", 0.0)
+        self._start = time.perf_counter()
+        self._facts = {
+            "recipe": recipe,
+            "cells": n_cells,
+            "cell_names": None if model._adata is None else hash_names(model._adata),
+            "train_cells": len(model._state.train_rows),
+            "validation_cells": len(model._state.validation_rows),
+        }
+
+    def start(self) -> None:
+        """Before the first step."""
+        self._listeners.start()
+
+    def epoch(self, result: FitResult) -> bool:
+        """After each epoch; True stops the training."""
+        self.store(result)
+        return self._listeners.epoch(result.history[-1], len(self._state.history) - 1)
+
+    def interrupted(self, result: FitResult) -> None:
+        """After an error or Ctrl-C."""
+        if self._state.history:
+            self.store(result)
+        self._listeners.close("failed")
+
+    def store(self, result: FitResult) -> None:
+        """Make history and summary those of the training so far."""
+        history = [*self._earlier_history, *result.history]
+        seconds = self._earlier_seconds + time.perf_counter() - self._start
+        compiled = float(np.nansum([row.get("compile_seconds", 0.0) for row in history]))
+        self._state.history = history
+        self._state.summary = {
+            **self._facts,
+            "epochs": len(history),
+            "seconds": round(seconds - compiled, 3),
+            "compile_seconds": round(compiled, 3),
+            "kl_weight": history[-1]["kl_weight"],
+            "convergence": result.convergence.as_dict(),
+        }
+
+
+def _check_validation_cells(plan: Recipe, patience: Patience | None, watched_rows: Rows) -> None:
+    """Refuse to monitor validation cells that do not exist."""
+    monitored = {}
+    if patience is not None:
+        monitored["early_stopping"] = patience.monitor
+    if plan.reduce_lr_on_plateau:
+        monitored["reduce_lr_on_plateau"] = plan.lr_scheduler_metric
+    for name, column in monitored.items():
+        if "validation" in column and not len(watched_rows):
+            raise OptionError(
+                f"{name} needs validation cells for {column!r}, and there are none; leave some with "
+                f"train_size=0.9, or leave {name} out."
+            )

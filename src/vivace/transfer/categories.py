@@ -1,4 +1,4 @@
-"""The categories of a query beside those of the reference."""
+"""The new categories of a query, after those of the reference."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from vivace.errors import DataError, MissingColumnError, near
 from vivace.types import Category
 
 
-def extended(schema: Schema, adata: AnnData, *, labels: bool) -> Schema:
+def extend_schema(schema: Schema, adata: AnnData, *, labels: bool) -> Schema:
     """The reference's schema with the query's new categories after the known ones.
 
     Parameters
     ----------
     schema
-        Of the reference.
+        The schema of the reference.
     adata
         The query.
     labels
-        Whether the model reads labels; if not, the query needs none.
+        Whether the model reads labels; if it does not, the query needs none.
 
     Raises
     ------
     DataError
-        If a declared column is missing, or has a category that the reference has under
-        another type.
+        If a declared column is missing, or has a category that the reference has with another
+        type.
     """
     d = schema.declarations
     if not labels:
@@ -37,17 +37,17 @@ def extended(schema: Schema, adata: AnnData, *, labels: bool) -> Schema:
     return Schema(
         declarations=d,
         genes=schema.genes,
-        batches=_longer(schema.batches, adata, d.batch_key, "batch_key"),
-        labels=_longer(schema.labels, adata, d.labels_key, "labels_key") if labels else (0,),
+        batches=_add_new(schema.batches, adata, d.batch_key, "batch_key"),
+        labels=_add_new(schema.labels, adata, d.labels_key, "labels_key") if labels else (0,),
         categories=tuple(
-            _longer(known, adata, key, "categorical_covariate_keys")
+            _add_new(known, adata, key, "categorical_covariate_keys")
             for key, known in zip(d.categorical_covariate_keys, schema.categories, strict=True)
         ),
     )
 
 
 def _check_columns(d: Declarations, adata: AnnData) -> None:
-    """Name the first declared column that the query has not, and what it could be."""
+    """Name the first declared column that the query lacks, and near matches."""
     if d.batch_key is not None and d.batch_key not in adata.obs:
         raise MissingColumnError(
             f"The query has no column {d.batch_key!r} in obs, the batch of the reference; name its "
@@ -55,45 +55,49 @@ def _check_columns(d: Declarations, adata: AnnData) -> None:
         )
     if d.labels_key is not None and d.labels_key not in adata.obs:
         raise MissingColumnError(
-            f"The query has no column {d.labels_key!r} in obs, by which the reference tells "
-            f"dispersions apart; give it labels with query.obs[{d.labels_key!r}] = 'Unknown'."
+            f"The query has no column {d.labels_key!r} in obs, whose labels have dispersions of "
+            f"their own in the reference; label it with query.obs[{d.labels_key!r}] = 'Unknown'."
         )
 
 
-def _longer(
+def _add_new(
     known: tuple[Category, ...], adata: AnnData, key: str | None, argument: str
 ) -> tuple[Category, ...]:
+    """The known categories and, after them, the new ones of a column of the query."""
     if key is None:
         return known
     new = []
     for value in read_categories(adata, key, argument):
-        same = next((k for k in known if _reads_the_same(k, value)), None)
+        same = next((k for k in known if _reads_alike(k, value)), None)
         if same is None:
             new.append(value)
         elif type(same) is not type(value):
             raise DataError(
                 f"obs[{key!r}] ({argument}) holds {value!r} ({type(value).__name__}), which may be the "
-                f"{same!r} ({type(same).__name__}) of the reference; if it is, make it that with "
+                f"{same!r} ({type(same).__name__}) of the reference; if it is, convert it with "
                 f"query.obs[{key!r}] = query.obs[{key!r}]{_conversion(value, same)}, else rename it."
             )
     return (*known, *new)
 
 
 def _conversion(value: Category, same: Category) -> str:
-    """How pandas makes ``same`` of ``value``: of "False" True, unless told, and of 1.0 "1.0"."""
+    """The pandas code that converts a column with ``value`` into one with ``same``.
+
+    A plain astype would make True of "False", and "1.0" of 1.0.
+    """
     if isinstance(same, bool) and isinstance(value, str):
         return ".eq('True')"
     if not isinstance(same, str):
-        through = isinstance(same, int) and isinstance(value, str) and not value.isdigit()
-        return f"{'.astype(float)' if through else ''}.astype({type(same).__name__})"
+        via_float = isinstance(same, int) and isinstance(value, str) and not value.isdigit()
+        return f"{'.astype(float)' if via_float else ''}.astype({type(same).__name__})"
     whole = same.isdigit() and isinstance(value, float | bool)
     text = str(int(value)) if whole else str(value)
     rename = "" if text == same else f".replace({text!r}, {same!r})"
     return f"{'.astype(int)' if whole else ''}.astype(str){rename}"
 
 
-def _reads_the_same(one: Category, other: Category) -> bool:
-    """Whether two categories may be meant to be one: 1, 1.0 and "1"."""
+def _reads_alike(one: Category, other: Category) -> bool:
+    """Whether two categories may be meant to be the same, such as 1, 1.0 and "1"."""
     if str(one) == str(other):
         return True
     if type(one) is type(other):

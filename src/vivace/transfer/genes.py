@@ -1,4 +1,4 @@
-"""The genes of a query as the reference has them."""
+"""The genes of a query, brought into the form of a reference."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from vivace.core import Core
-from vivace.errors import ArgumentTypeError, DataError, MissingColumnError, OptionError, near
+from vivace.errors import ArgumentTypeError, DataError, MissingColumnError, near
 from vivace.store.saving import read_genes
 from vivace.types import I64
-from vivace.validate import FLAG, checked, number
+from vivace.validate import FLAG, Number, checked
 
 _VERSIONED = re.compile(r"^(ENS[A-Z]*G\d{6,})\.\d+(_PAR_Y)?$")
-_SHOWN = 5
-_MANY = 0.5  # of the reference's genes found under other names: those are meant
+_N_SHOWN = 5
+_MANY = 0.5  # share of the reference's genes that makes a column of var worth suggesting
 
 
 @dataclass(frozen=True)
@@ -33,18 +33,18 @@ class GeneReport:
     Parameters
     ----------
     n_genes
-        Genes of the reference.
+        Number of genes of the reference.
     present
-        Those that the query has.
+        Number of those that the query has.
     missing
-        Names of those that it has not, which are padded with zeros.
+        Names of the others, which are padded with zeros.
     duplicated
-        Names that several genes of the query have, whose counts are added up.
+        Names that several genes of the query have; their counts are added up.
     ambiguous
-        Identifiers that several genes of the reference share once their version is left out, and
-        which are matched with their version only.
+        Identifiers that several genes of the reference share apart from their version; they are
+        only matched with their version.
     share_of_counts
-        Share of the query's counts that are those of genes of the reference.
+        Share of the query's counts that belong to genes of the reference.
 
     Examples
     --------
@@ -65,7 +65,7 @@ class GeneReport:
         return self.present / self.n_genes
 
     def as_dict(self) -> dict[str, Any]:
-        """As ``adata.uns`` can hold and write it."""
+        """The report in a form that ``adata.uns`` can hold and write."""
         return {
             k: np.array(v, dtype=str) if isinstance(v, tuple) else v
             for k, v in asdict(self).items()
@@ -77,14 +77,20 @@ class GeneReport:
             "counts added up": self.duplicated,
             "ambiguous": self.ambiguous,
         }
-        shown = "".join(f"; {what}: {_named(names)}" for what, names in lists.items() if names)
+        shown = "".join(
+            f"; {title}: {_list_names(names)}" for title, names in lists.items() if names
+        )
         return (
             f"{self.present:,} of {self.n_genes:,} genes of the reference are in the query, with "
             f"{100 * self.share_of_counts:.1f} % of its counts{shown}"
         )
 
 
-@checked(return_reference_var_names=FLAG, inplace=FLAG)
+@checked(
+    return_reference_var_names=FLAG,
+    inplace=FLAG,
+    min_overlap=Number(at_least=0, at_most=1),
+)
 def prepare_query_anndata(
     adata: AnnData,
     reference_model: Core | str | Path,
@@ -96,35 +102,35 @@ def prepare_query_anndata(
 ) -> GeneReport | AnnData | pd.Index[str]:
     """Bring the genes of a query into the form of a reference.
 
-    Genes are matched by name, Ensembl identifiers with or without their version;
-    counts of genes with one name are added up (in X and every layer), and genes that
-    are missing are padded with zeros.  ``varm`` and ``varp`` are left behind.
+    Genes are matched by name, Ensembl identifiers with or without their version. Counts of genes
+    with the same name are added up, in X and every layer, and missing genes are padded with
+    zeros. ``varm`` and ``varp`` are dropped.
 
     Parameters
     ----------
     adata
-        The query, cells x genes, of raw counts.
+        The query, cells x genes, raw counts.
     reference_model
-        A model, its folder, or one that scvi-tools saved.
+        A model, or its folder, which scvi-tools may have written.
     return_reference_var_names
-        Only give the names of the reference's genes.
+        Only return the names of the reference's genes.
     inplace
-        Change ``adata``; False leaves it and returns a new AnnData.
+        Change ``adata``; False leaves it unchanged and returns a new AnnData.
     gene_key
-        Column of var with identifiers as the reference has them; None for var_names.
+        Column of var with identifiers like the reference's; None for var_names.
     min_overlap
         Least share of the reference's genes that the query must have.
 
     Returns
     -------
-    A :class:`~vivace.GeneReport`, or the new AnnData with ``inplace=False``;
-    either way the report is in ``uns["query_genes"]`` too.
+    A :class:`~vivace.GeneReport`, or the new AnnData with ``inplace=False``. In both cases the
+    report is also in ``uns["query_genes"]``.
 
     Raises
     ------
     DataError
-        If fewer genes are found; the message says which column of var has them, or
-        which are missing.  ``adata`` is then as it was.
+        If the query has fewer genes; the message says which column of var has them, or which
+        are missing. ``adata`` is then unchanged.
 
     Examples
     --------
@@ -153,7 +159,7 @@ def prepare_query_anndata(
         raise ArgumentTypeError(
             f"prepare_query_anndata takes an AnnData, not {type(adata).__name__}."
         )
-    new, report = aligned(adata, genes, gene_key, min_overlap, layer)
+    new, report = align_genes(adata, genes, gene_key, min_overlap, layer)
     new.uns["query_genes"] = report.as_dict()
     if not inplace:
         return new
@@ -161,66 +167,65 @@ def prepare_query_anndata(
     return report
 
 
-def aligned(
+def align_genes(
     adata: AnnData,
     genes: tuple[str, ...],
     gene_key: str | None = None,
     min_overlap: float = 0.8,
     layer: str | None = None,
 ) -> tuple[AnnData, GeneReport]:
-    """A new AnnData of the query with the reference's genes, in their order, and how that went.
+    """A new AnnData of the query with the reference's genes, in their order, and the report.
 
     Parameters
     ----------
     adata
-        The query; it stays as it is.
+        The query, which stays unchanged.
     genes
-        Of the reference.
+        Names of the reference's genes.
     gene_key
-        Column of var with identifiers as the reference has them; None for var_names.
+        Column of var with identifiers like the reference's; None for var_names.
     min_overlap
         Least share of the reference's genes that the query must have.
     layer
-        Where the counts are, of which the report tells; None for X.
+        Where the counts are that the report is about; None for X.
 
     Raises
     ------
     DataError
-        If too few genes are found; the message says which column of var would do.
+        If the query has too few genes; the message says which column of var would do.
     """
-    number("min_overlap", min_overlap)
-    if min_overlap is None:
-        raise ArgumentTypeError("min_overlap must be a share from 0 to 1, not None.")
-    if not 0 <= min_overlap <= 1:
-        raise OptionError(f"min_overlap must be a share from 0 to 1, not {min_overlap}.")
     _check_in_memory(adata, layer)
-    names = _names(adata, gene_key)
-    at, ambiguous = _places(names, genes)
-    found = np.unique(at[at >= 0])
-    missing = np.setdiff1d(np.arange(len(genes)), found)
-    if len(found) == 0 or len(found) < min_overlap * len(genes):
-        raise DataError(_too_few(adata, genes, gene_key, len(found), missing, min_overlap))
-    rows = np.flatnonzero(at >= 0)
-    ones = np.ones(len(rows), np.float32)
-    move = sp.csr_matrix((ones, (rows, at[rows])), shape=(adata.n_vars, len(genes)))
-    several = np.flatnonzero(np.bincount(at[rows], minlength=len(genes)) > 1)
+    names = _read_names(adata, gene_key)
+    position, ambiguous = _match_genes(names, genes)
+    present = np.unique(position[position >= 0])
+    missing = np.setdiff1d(np.arange(len(genes)), present)
+    if len(present) == 0 or len(present) < min_overlap * len(genes):
+        raise DataError(
+            _explain_too_few(adata, genes, gene_key, len(present), missing, min_overlap)
+        )
+    # A product with this matrix moves columns to their positions and adds up those of one gene.
+    matched = np.flatnonzero(position >= 0)
+    ones = np.ones(len(matched), np.float32)
+    shape = (adata.n_vars, len(genes))
+    move = sp.csr_matrix((ones, (matched, position[matched])), shape=shape)
+    several = np.flatnonzero(np.bincount(position[matched], minlength=len(genes)) > 1)
     counts = adata.X if layer is None else adata.layers[layer]
     new = AnnData(
-        X=None if adata.X is None else _moved(adata.X, move),
+        X=None if adata.X is None else _sum_columns(adata.X, move),
         obs=adata.obs.copy(),
-        var=_var(adata.var, at, genes),
+        var=_align_var(adata.var, position, genes),
         uns=deepcopy(dict(adata.uns)),
         obsm={key: value.copy() for key, value in adata.obsm.items()},
         obsp={key: value.copy() for key, value in adata.obsp.items()},
-        layers={key: _moved(value, move) for key, value in adata.layers.items()},
+        layers={key: _sum_columns(value, move) for key, value in adata.layers.items()},
     )
     if adata.raw is not None:
         new.raw = adata.raw.to_adata()
     total = 0.0 if counts is None else float(counts.sum(dtype=np.float64))
-    kept = 0.0 if counts is None else float(counts[:, rows].sum(dtype=np.float64))
+    kept = 0.0 if counts is None else float(counts[:, matched].sum(dtype=np.float64))
     report = GeneReport(
         n_genes=len(genes),
-        present=len(found),
+        present=len(present),
         missing=tuple(genes[i] for i in missing.tolist()),
         duplicated=tuple(genes[i] for i in several.tolist()),
         ambiguous=ambiguous,
@@ -230,7 +235,7 @@ def aligned(
 
 
 def _check_in_memory(adata: AnnData, layer: str | None) -> None:
-    """Refuse what is on disk, and a layer that is not there."""
+    """Refuse matrices on disk, and a layer that does not exist."""
     if layer is not None and layer not in adata.layers:
         raise MissingColumnError(
             f"adata.layers of the query has no {layer!r}, where the reference has its counts; "
@@ -247,10 +252,10 @@ def _check_in_memory(adata: AnnData, layer: str | None) -> None:
             )
 
 
-def _moved(matrix: Any, move: sp.csr_matrix) -> Any:
+def _sum_columns(matrix: Any, move: sp.csr_matrix) -> Any:
     """Columns added up to those of the reference, dense or sparse as before.
 
-    Of the same type, unless it is too small for the sums.
+    The dtype stays the same, unless it is too small for the sums.
     """
     sparse = sp.issparse(matrix)
     dtype = matrix.dtype
@@ -260,16 +265,16 @@ def _moved(matrix: Any, move: sp.csr_matrix) -> Any:
     return sp.csr_matrix(out) if sparse else out.toarray()
 
 
-def _var(var: pd.DataFrame, at: I64, genes: Sequence[str]) -> pd.DataFrame:
-    """What the query says of each gene; the first of several, nothing of those that are missing."""
-    rows = pd.DataFrame({"place": at, "row": np.arange(len(at))})
-    first = rows[rows["place"] >= 0].drop_duplicates("place").set_index("place")["row"]
+def _align_var(var: pd.DataFrame, position: I64, genes: Sequence[str]) -> pd.DataFrame:
+    """The rows of var for the reference's genes: the first of several, empty for missing genes."""
+    rows = pd.DataFrame({"position": position, "row": np.arange(len(position))})
+    first = rows[rows["position"] >= 0].drop_duplicates("position").set_index("position")["row"]
     taken = var.iloc[first.to_numpy()].set_axis(first.index, axis=0)
-    if len(first) < len(genes):  # NumPy's booleans know no missing value
-        yes_no = [i for i, dtype in enumerate(taken.dtypes) if dtype.kind == "b"]
+    if len(first) < len(genes):  # NumPy's booleans have no missing value
+        is_bool = [i for i, dtype in enumerate(taken.dtypes) if dtype.kind == "b"]
         taken = pd.concat(
             [
-                taken.iloc[:, i].astype("boolean" if i in yes_no else taken.dtypes.iloc[i])
+                taken.iloc[:, i].astype("boolean" if i in is_bool else taken.dtypes.iloc[i])
                 for i in range(taken.shape[1])
             ]
             or [taken],
@@ -278,7 +283,7 @@ def _var(var: pd.DataFrame, at: I64, genes: Sequence[str]) -> pd.DataFrame:
     return taken.reindex(np.arange(len(genes))).set_axis(pd.Index(genes, dtype=object), axis=0)
 
 
-def _names(adata: AnnData, gene_key: str | None) -> list[str]:
+def _read_names(adata: AnnData, gene_key: str | None) -> list[str]:
     if gene_key is None:
         return [str(name) for name in adata.var_names]
     if not isinstance(gene_key, str):
@@ -291,76 +296,78 @@ def _names(adata: AnnData, gene_key: str | None) -> list[str]:
     return ["" if pd.isna(name) else str(name) for name in column]
 
 
-def _places(names: Sequence[str], genes: Sequence[str]) -> tuple[I64, tuple[str, ...]]:
-    """Place in ``genes`` of each name, -1 where there is none; ambiguous identifiers.
+def _match_genes(names: Sequence[str], genes: Sequence[str]) -> tuple[I64, tuple[str, ...]]:
+    """Position in ``genes`` of each name, -1 if there is none; and ambiguous identifiers.
 
-    A name is matched as it is, or else, of an Ensembl identifier, without its version.
+    A name is matched as it is; otherwise an Ensembl identifier is matched without its version.
     """
-    place = {gene: i for i, gene in enumerate(genes)}
-    at = np.array([place.get(name, -1) for name in names], np.int64)
+    index = {gene: i for i, gene in enumerate(genes)}
+    position = np.array([index.get(name, -1) for name in names], np.int64)
     shared: dict[str, list[int]] = {}
     for i, gene in enumerate(genes):
         shared.setdefault(_unversioned(gene), []).append(i)
-    ambiguous = tuple(bare for bare, places in shared.items() if len(places) > 1)
+    ambiguous = tuple(name for name, positions in shared.items() if len(positions) > 1)
     for j, name in enumerate(names):
-        if at[j] < 0 and len(places := shared.get(_unversioned(name), [])) == 1:
-            at[j] = places[0]
-    return at, ambiguous
+        if position[j] < 0 and len(matches := shared.get(_unversioned(name), [])) == 1:
+            position[j] = matches[0]
+    return position, ambiguous
 
 
 def _unversioned(name: str) -> str:
     """An Ensembl identifier without its version; anything else as it is."""
-    found = _VERSIONED.match(name)
-    return name if found is None or found[2] else found[1]
+    match = _VERSIONED.match(name)
+    return name if match is None or match[2] else match[1]
 
 
-def _too_few(
+def _explain_too_few(
     adata: AnnData,
     genes: tuple[str, ...],
     gene_key: str | None,
-    n_found: int,
+    n_present: int,
     missing: I64,
     min_overlap: float,
 ) -> str:
+    """Say which genes are missing, or which column of var has them."""
     where = "var_names" if gene_key is None else f"var[{gene_key!r}]"
-    some = f"{n_found:,} of" if n_found else "none of"
+    some = f"{n_present:,} of" if n_present else "none of"
     text = f"The query has {some} the reference's {len(genes):,} genes in {where}"
-    other = _other_column(adata, genes, gene_key)
-    if other is not None:
-        key, n_there = other
+    better = _find_better_column(adata, genes, gene_key)
+    if better is not None:
+        key, n_matches = better
         fix = "leave gene_key out" if key is None else f"pass gene_key={key!r}"
-        there = "var_names" if key is None else f"var[{key!r}]"
-        return f"{text}, but {n_there:,} in {there}; {fix}."
-    named = _named([genes[i] for i in missing.tolist()])
-    if n_found == 0:
-        mine = _named([str(n) for n in adata.var_names])
+        column = "var_names" if key is None else f"var[{key!r}]"
+        return f"{text}, but {n_matches:,} in {column}; {fix}."
+    missing_names = _list_names([genes[i] for i in missing.tolist()])
+    if n_present == 0:
+        query_names = _list_names([str(n) for n in adata.var_names])
         return (
-            f"{text} (there: {mine}; the reference has {named}); give the column of var that has the "
-            "reference's identifiers as gene_key."
+            f"{text} (the query has {query_names}; the reference has {missing_names}); give the "
+            "column of var that has the reference's identifiers as gene_key."
         )
+    overlap = math.floor(1000 * n_present / len(genes)) / 1000
     return (
-        f"{text}, fewer than min_overlap={min_overlap:g} (missing: {named}); give data from before any "
-        f"selection of genes, or pass min_overlap={math.floor(1000 * n_found / len(genes)) / 1000:g} or less to pad the others "
+        f"{text}, fewer than min_overlap={min_overlap:g} (missing: {missing_names}); give data from "
+        f"before any selection of genes, or pass min_overlap={overlap:g} or less to pad the others "
         "with zeros."
     )
 
 
-def _other_column(
+def _find_better_column(
     adata: AnnData, genes: Sequence[str], gene_key: str | None
 ) -> tuple[str | None, int] | None:
-    """Where else most of the reference's genes are named; None for nowhere."""
+    """Another column of var (None for var_names) with at least half of the genes, and how many."""
     named = adata.var.columns[~adata.var.columns.duplicated(keep=False)]
     columns: list[str | None] = [None, *(key for key in named if isinstance(key, str))]
     best: tuple[str | None, int] | None = None
     for key in columns:
         if key == gene_key or (key is not None and adata.var[key].dtype.kind in "biufc"):
             continue
-        at, _ = _places(_names(adata, key), genes)
-        n_there = len(np.unique(at[at >= 0]))
-        if n_there >= _MANY * len(genes) and (best is None or n_there > best[1]):
-            best = key, n_there
+        position, _ = _match_genes(_read_names(adata, key), genes)
+        n_matches = len(np.unique(position[position >= 0]))
+        if n_matches >= _MANY * len(genes) and (best is None or n_matches > best[1]):
+            best = key, n_matches
     return best
 
 
-def _named(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")
+def _list_names(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:_N_SHOWN])) + (", ..." if len(names) > _N_SHOWN else "")

@@ -1,8 +1,8 @@
-"""How unlike the reference a cell is, beside cells of the reference that were held out.
+"""How unlike the reference a cell is, compared with held-out cells of the reference.
 
-Two measures: that nothing claims the cell, and that it lies where its own kind is denser
-than the reference.  A cell is judged by itself, by the first, and with those most like it,
-by both: cells of one kind are novel together.
+There are two measures: that no label claims the cell, and that it lies where the query is denser
+than the reference. A cell is judged by itself, with the first measure, and together with the
+cells that are most like it, with both: cells of one new kind are novel together.
 """
 
 from __future__ import annotations
@@ -12,72 +12,95 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vivace.transfer.cells import LatentCells
-from vivace.transfer.expression import components
-from vivace.transfer.neighbours import distance_to, near_each_other, strangeness
+from vivace.transfer.classifiers import principal_components
+from vivace.transfer.latent_cells import LatentCells
+from vivace.transfer.neighbours import log_density_ratio, log_distance, nearest_points
 from vivace.types import F64
 
-FEWEST = 30  # held-out cells, below which nothing can be measured on them
-FEWEST_COMPANY = 50  # cells, below which none is judged by the others
-_LIKE = 15  # cells, with itself, that a cell's novelty is averaged over
-_TAIL = 0.05  # of the held-out cells; beyond it their distribution is continued exponentially
+LEAST_HELD_OUT = 30  # held-out cells; with fewer nothing can be measured
+LEAST_GROUP = 50  # cells; with fewer each is only judged by itself
+_N_SIMILAR = 15  # cells, the cell itself among them, that measures are averaged over
+_TAIL = 0.05  # share of held-out cells beyond which their distribution continues exponentially
 
 
-def untypical(
+def measure_novelty(
     cells: LatentCells,
     anchors: NDArray[Any],
-    claimed: F64 | None,
+    log_odds: F64 | None,
     n_neighbors: int,
-    company: int,
+    group_size: int,
     rng: np.random.Generator,
 ) -> list[F64]:
-    """What each measure says, shape (n,) each, higher for less typical cells.
+    """Measures of how untypical cells are, shape (n,) each; higher is less typical.
 
-    ``anchors`` are places of reference cells, shape (r, k), and ``claimed`` the log odds of the
-    label that claims a cell most; None for the distance to its neighbours in its place.
-    Three: the first measure of the cell by itself, and both averaged over its kind.  For that
-    cells are taken in groups of about ``company``, so that held-out cells and a query are
-    judged alike; with fewer than 50 there is the first alone.
+    Parameters
+    ----------
+    cells
+        The cells.
+    anchors
+        Points of reference cells, shape (r, k).
+    log_odds
+        The largest log odds of a label for each cell, shape (n,); None to use the distance to
+        the nearest anchors instead.
+    n_neighbors
+        Nearest cells that distances are taken to.
+    group_size
+        Cells are divided into groups of about this size, in which similar cells are searched.
+        Held-out cells and a query are then judged alike.
+    rng
+        Source of randomness.
+
+    Returns
+    -------
+    The first measure of each cell by itself, and both measures averaged over similar cells;
+    the first alone if ``group_size`` is less than 50.
     """
-    places = cells.places()
-    far = distance_to(anchors, places, n_neighbors)
-    alone = far if claimed is None else -claimed
-    if company < FEWEST_COMPANY:
+    points = cells.points()
+    distance = log_distance(anchors, points, n_neighbors)
+    alone = distance if log_odds is None else -log_odds
+    if group_size < LEAST_GROUP:
         return [alone]
-    found = [np.zeros(len(cells)), np.zeros(len(cells))]
-    for group in np.array_split(rng.permutation(len(cells)), max(1, round(len(cells) / company))):
+    averaged = [np.zeros(len(cells)), np.zeros(len(cells))]
+    n_groups = max(1, round(len(cells) / group_size))
+    for group in np.array_split(rng.permutation(len(cells)), n_groups):
+        # similar by expression, which unlike the latent space does not depend on the reference
         genes = None if cells.expression is None else cells.expression[group]
-        own = places[group] if genes is None else components(genes, rng)
-        like = near_each_other(own, _LIKE)
-        strange = strangeness(far[group], places[group], n_neighbors)
-        for measure, value in zip(found, (alone[group], strange), strict=True):
-            measure[group] = value[like].mean(1)
-    return [alone, *found]
+        coordinates = points[group] if genes is None else principal_components(genes, rng)
+        similar = nearest_points(coordinates, _N_SIMILAR)
+        density = log_density_ratio(distance[group], points[group], n_neighbors)
+        for measure, value in zip(averaged, (alone[group], density), strict=True):
+            measure[group] = value[similar].mean(1)
+    return [alone, *averaged]
 
 
-def novelty(known: list[F64], values: list[F64]) -> F64:
-    """Share of held-out cells that are more typical, of :func:`untypical`'s measures.
+def rank_novelty(held_out: list[F64], measures: list[F64]) -> F64:
+    """Share of held-out cells that are more typical than each cell, shape (n,).
 
-    ``known`` are the measures of held-out cells, ``values`` of those that are asked about.
-    A cell may be novel by itself or with its kind: the larger counts, ranked once more.
+    A cell may be novel by itself or together with similar cells. The larger of both ranks
+    counts, and is ranked once more.
+
+    Parameters
+    ----------
+    held_out, measures
+        :func:`measure_novelty` of the held-out cells, and of the cells that are ranked.
     """
-    alone, *kind = zip(known, values, strict=True)
-    if not kind:
+    alone, *averaged = zip(held_out, measures, strict=True)
+    if not averaged:
         return share_below(*alone)
-    views = [_ranked([alone]), _ranked(kind)]
-    return share_below(*(np.maximum(*both) for both in zip(*views, strict=True)))
+    ranks = [_rank([alone]), _rank(averaged)]
+    return share_below(*(np.maximum(*pair) for pair in zip(*ranks, strict=True)))
 
 
-def _ranked(measures: list[tuple[F64, F64]]) -> tuple[F64, F64]:
-    """Ranks of held-out and of other cells among the held-out, by the sum of their ranks in each."""
-    held_out = np.sum([share_below(k, k) for k, _ in measures], axis=0)
-    others = np.sum([share_below(k, v) for k, v in measures], axis=0)
+def _rank(measures: list[tuple[F64, F64]]) -> tuple[F64, F64]:
+    """Ranks of held-out and of other cells among the held-out, by their summed ranks."""
+    held_out = np.sum([share_below(known, known) for known, _ in measures], axis=0)
+    others = np.sum([share_below(known, values) for known, values in measures], axis=0)
     return share_below(held_out, held_out), share_below(held_out, others)
 
 
 def share_below(known: F64, values: F64) -> F64:
-    """Share of ``known`` below each value; beyond their last 5 % an exponential tail."""
-    if len(known) < FEWEST:
+    """Share of ``known`` below each value, with an exponential tail beyond their last 5 %."""
+    if len(known) < LEAST_HELD_OUT:
         return np.full(len(values), np.nan)
     ordered = np.sort(known)
     share = np.searchsorted(ordered, values, side="right") / (len(ordered) + 1)

@@ -1,10 +1,10 @@
-"""``load_query_data``: the model of a query, which starts as that of a reference."""
+"""``load_query_data``: the model of a query, which starts as a copy of that of a reference."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pandas as pd
 from anndata import AnnData
@@ -12,11 +12,12 @@ from anndata import AnnData
 from vivace.config import settings
 from vivace.core import Core, hash_names, network_dimensions
 from vivace.data.declare import refuse_without_counts
+from vivace.data.schema import Schema
 from vivace.errors import ArgumentTypeError, DataError, NotTrainedError, OptionError, warn
 from vivace.nn import Surgery, freeze_network, grow_weights, trained_parts, trains_encoder
 from vivace.seeds import SeedStream, check_seed
 from vivace.store.saving import load
-from vivace.transfer.categories import extended
+from vivace.transfer.categories import extend_schema
 from vivace.validate import FLAG, checked
 
 M = TypeVar("M", bound=Core)
@@ -46,49 +47,48 @@ def load_query_data(
     freeze_batchnorm_decoder: bool = False,
     transfer_batch: bool = True,
 ) -> M:
-    """A model of a query, which starts as that of a reference and mostly stays so.
+    """Make the model of a query from that of a reference.
 
-    New batches, and new categories of the categorical covariates, get weights of their
-    own, which :meth:`train` then learns.  With the default flags the latent space of the
-    reference stays as it is, and the query is moved into it.
-    ``docs/transfer.md`` has the table of what is trained under each flag.
+    New batches, and new categories of the categorical covariates, get weights of their own,
+    which :meth:`train` then learns. With the default flags the latent space of the reference
+    stays as it is, and the query is moved into it. ``docs/transfer.md`` has a table of what is
+    trained with each flag.
 
     Parameters
     ----------
     adata
         The query: raw counts of the reference's genes (see :meth:`prepare_query_anndata`)
-        and the columns that the reference was set up with, but for its labels.
+        and the columns that the reference was set up with, except its labels.
     reference_model
-        A trained model of this class, its folder, or one that scvi-tools saved.
+        A trained model of this class, or its folder, which scvi-tools may have written.
     inplace_subset_query_vars
-        Leave only the reference's genes in ``adata``, in their order.
+        Keep only the reference's genes in ``adata``, in the reference's order.
     unfrozen
-        Train everything, whatever the other flags say.
+        Train everything; the other flags have no effect.
     freeze_dropout
         Train without dropout.
     freeze_expression
-        False trains the first layer of the encoder, genes and all.
+        False trains the first layer of the encoder, including the weights of genes.
     freeze_decoder_first_layer
         False trains the first layer of the decoder.
     freeze_batchnorm_encoder, freeze_batchnorm_decoder
-        Batch norm keeps its weights and uses its running statistics; False trains it.
+        True keeps the weights of batch norm and uses its running statistics; False trains it.
     transfer_batch
-        False refuses batches that the reference has not.
+        False refuses batches that the reference does not have.
 
     Raises
     ------
     DataError
-        If genes or a column are missing, or a category has another type than in the
-        reference.
+        If genes or a column are missing, or a category has another type than in the reference.
     OptionError
-        If the reference has neither batch nor categorical covariates to tell the query by.
+        If the reference has neither a batch nor categorical covariates.
     ModelFileError
         If the folder is missing or damaged.
 
     Warns
     -----
     VivaceWarning
-        If training will move no cell, because the encoder does not see what is new.
+        If training cannot move cells, because the encoder does not see what is new.
 
     Notes
     -----
@@ -120,10 +120,12 @@ def load_query_data(
     if not isinstance(adata, AnnData):
         raise ArgumentTypeError(f"load_query_data takes an AnnData, not {type(adata).__name__}.")
     refuse_without_counts(adata)
-    reference = _reference(cls, reference_model)
+    reference = _read_reference(cls, reference_model)
     by_label = reference.config.dispersion == "gene-label"
-    schema = extended(reference.schema, adata, labels=by_label)
+    schema = extend_schema(reference.schema, adata, labels=by_label)
     _check_query(reference, adata, schema, unfrozen, transfer_batch)
+
+    # A network with a row more for each new category, and the reference's weights.
     known = network_dimensions(reference.schema)
     surgery = Surgery(known.n_batches, known.n_categories, known.n_labels, **flags)
     config = reference.config
@@ -137,27 +139,35 @@ def load_query_data(
     weights = grow_weights(reference.module.state_dict(), model.module, surgery)
     model.module.load_state_dict(weights)
     freeze_network(model.module, surgery)
+
+    # What the model remembers of the reference.
     if surgery.keeps_encoder:
         model._origins = (*reference._origins, reference._fingerprint())
     is_mapped = reference.module.surgery is not None
     model._reference = reference._reference if is_mapped else reference.adata
-    _warn_what_moves(model, reference)
+    if not trained_parts(model.module):  # a model with nothing to train counts as trained
+        model._state.summary = {
+            "epochs": 0,
+            "cells": model._own_source().n_cells,
+            "cell_names": hash_names(adata),
+        }
+    _warn_if_no_cell_moves(model, reference)
     if inplace_subset_query_vars:
         adata._inplace_subset_var(list(schema.genes))
         model._attach(adata)
     return model
 
 
-def _reference(cls: type[M], given: object) -> M:
+def _read_reference(cls: type[M], value: object) -> M:
     """The reference, which must be a trained model of this class."""
-    if isinstance(given, str | Path):
-        reference = load(cls, given)
-    elif isinstance(given, cls):
-        reference = given
+    if isinstance(value, str | Path):
+        reference = load(cls, value)
+    elif isinstance(value, cls):
+        reference = value
     else:
         raise ArgumentTypeError(
             f"reference_model must be a trained {cls.__name__} or the path of its folder, not a "
-            f"{type(given).__name__}."
+            f"{type(value).__name__}."
         )
     if not reference.is_trained:
         raise NotTrainedError("The reference model has not been trained; call train() first.")
@@ -165,46 +175,40 @@ def _reference(cls: type[M], given: object) -> M:
 
 
 def _check_query(
-    self: Core, adata: AnnData, schema: Any, unfrozen: bool, transfer_batch: bool
+    reference: Core, adata: AnnData, schema: Schema, unfrozen: bool, transfer_batch: bool
 ) -> None:
-    """Of the reference: refuse what it cannot take, before anything is made."""
+    """Refuse a query that the reference cannot take, before anything is made."""
     d = schema.declarations
     if d.batch_key is None and not d.categorical_covariate_keys and not unfrozen:
         raise OptionError(
-            "The reference model has no batch and no categorical covariates, so that there is "
-            "nothing that training could learn about a query; ask it directly with "
-            "adata=query, or declare a batch_key when the reference is trained."
+            "The reference model has no batch and no categorical covariates, and training has "
+            "nothing to learn about a query; pass adata=query to the methods of the reference "
+            "instead, or train a reference with a batch_key."
         )
-    new = schema.batches[len(self.schema.batches) :]
+    new = schema.batches[len(reference.schema.batches) :]
     if new and not transfer_batch:
         raise DataError(
-            f"The query has batches that the reference has not ({', '.join(map(repr, new[:5]))}), "
-            "and transfer_batch=False forbids them; rename them, or leave transfer_batch True."
+            f"The query has batches that the reference lacks ({', '.join(map(repr, new[:5]))}), "
+            "which transfer_batch=False forbids; rename them, or leave transfer_batch=True."
         )
     names = pd.Index(adata.var_names.astype(str))
     missing = [g for g in schema.genes if g not in names]
     if missing:
         raise DataError(
-            f"The query has not all of the reference's {len(schema.genes):,} genes: "
-            f"{len(missing):,} are missing from var_names (first: {missing[0]!r}); align them with "
-            f"{type(self).__name__}.prepare_query_anndata(query, model), which says what is missing."
+            f"The query lacks {len(missing):,} of the reference's {len(schema.genes):,} genes "
+            f"(first: {missing[0]!r}); align its var_names with "
+            f"{type(reference).__name__}.prepare_query_anndata(query, model)."
         )
 
 
-def _warn_what_moves(self: Core, reference: Core) -> None:
-    """Of the query's model: warn where training moves no cell, or has nothing to do."""
-    if not trained_parts(self.module):
-        self._state.summary = {
-            "epochs": 0,
-            "cells": self._own_source().n_cells,
-            "cell_names": hash_names(self._own_adata()),
-        }
-    mine, its = self.schema, reference.schema
-    if (mine.batches, mine.categories) == (its.batches, its.categories):
+def _warn_if_no_cell_moves(model: Core, reference: Core) -> None:
+    """Warn if training cannot move cells although the query has new categories."""
+    schema, known = model.schema, reference.schema
+    if (schema.batches, schema.categories) == (known.batches, known.categories):
         return
-    if not trains_encoder(self.module):
+    if not trains_encoder(model.module):
         warn(
-            "The encoder of the reference does not see batch or covariates, so that training moves "
-            "no cell in the latent space, only how it is decoded; for a query that moves, train "
-            f"the reference as {type(self).__name__}(adata, preset='mapping')."
+            "The encoder of the reference does not see batch or covariates; training moves no cell "
+            "in the latent space, and only changes how cells are decoded; for a query that moves, "
+            f"train the reference as {type(model).__name__}(adata, preset='mapping')."
         )

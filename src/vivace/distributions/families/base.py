@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from vivace.distributions.arguments import check_value
+from vivace.distributions.parameter_checks import check_value
 
 _NUMBERS_PER_SAMPLE = 512  # more than torch's CUDA samplers use for any sample
 _LARGEST_POISSON = 1e9  # CUDA's samples are 32-bit integers

@@ -9,7 +9,6 @@ from scipy import special
 from torch import Tensor
 from torch.distributions import constraints
 
-from vivace.distributions.arguments import broadcast_parameters, check_parameter, expand_expression
 from vivace.distributions.density import log_nb
 from vivace.distributions.families.base import (
     CountDistribution,
@@ -17,6 +16,11 @@ from vivace.distributions.families.base import (
     sample_poisson,
     sampling_device,
     working_type,
+)
+from vivace.distributions.parameter_checks import (
+    broadcast_parameters,
+    check_parameter,
+    expand_expression,
 )
 from vivace.distributions.quantile import quantile
 from vivace.errors import OptionError

@@ -7,13 +7,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from vivace.distributions.arguments import (
+from vivace.distributions.families.base import sampling_device
+from vivace.distributions.parameter_checks import (
     broadcast_parameters,
     check_parameter,
     check_value,
     expand_expression,
 )
-from vivace.distributions.families.base import sampling_device
 
 
 class Normal(torch.distributions.Normal):

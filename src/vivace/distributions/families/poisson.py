@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from vivace.distributions.arguments import broadcast_parameters, check_parameter, expand_expression
 from vivace.distributions.density import log_poisson
 from vivace.distributions.families.base import (
     CountDistribution,
@@ -16,6 +15,11 @@ from vivace.distributions.families.base import (
     sample_poisson,
     sampling_device,
     working_type,
+)
+from vivace.distributions.parameter_checks import (
+    broadcast_parameters,
+    check_parameter,
+    expand_expression,
 )
 from vivace.distributions.quantile import quantile
 

@@ -8,12 +8,6 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from vivace.distributions.arguments import (
-    broadcast_parameters,
-    check_parameter,
-    check_value,
-    expand_expression,
-)
 from vivace.distributions.density import log_zinb
 from vivace.distributions.families.base import (
     CountDistribution,
@@ -21,6 +15,12 @@ from vivace.distributions.families.base import (
     working_type,
 )
 from vivace.distributions.families.negative_binomial import NegativeBinomial, as_mean_and_theta
+from vivace.distributions.parameter_checks import (
+    broadcast_parameters,
+    check_parameter,
+    check_value,
+    expand_expression,
+)
 from vivace.distributions.quantile import quantile
 from vivace.errors import OptionError
 
