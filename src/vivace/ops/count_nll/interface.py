@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from torch import Tensor
@@ -47,7 +47,16 @@ class CountHeads:
 
     def tensors(self) -> tuple[Tensor | None, ...]:
         """All weights, in the order of the fields."""
-        return tuple(getattr(self, f.name) for f in fields(self))
+        return (
+            self.scale_hg,
+            self.scale_g,
+            self.log_theta_g,
+            self.dropout_hg,
+            self.dropout_g,
+            self.theta_hg,
+            self.theta_bias_g,
+            self.theta_row_n,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

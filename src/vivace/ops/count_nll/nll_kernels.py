@@ -19,11 +19,25 @@ from vivace.config import GeneLikelihood
 from vivace.ops.count_nll.interface import Activation
 from vivace.ops.count_nll.likelihoods import LIKELIHOODS
 from vivace.ops.count_nll.passes import (
-    Dense,
-    Nonzero,
+    DENSE_ROWS,
+    DIGAMMA,
+    GRAD_LOGITS,
+    GRAD_MU,
+    GRAD_THETA,
+    INV_THETA,
+    LOG_GAMMA,
+    LOG_KEPT,
+    LOG_THETA,
+    LOGITS,
+    NONZERO_ROWS,
+    NONZERO_ROWS_32,
+    RATIO,
+    SLOPE,
+    THETA,
+    VALUE,
+    E,
     add,
     any_vanishing,
-    dense_scratch,
     dispersion,
     exponential,
     exponentials,
@@ -34,12 +48,9 @@ from vivace.ops.count_nll.passes import (
     nonzero_gradient,
     nonzero_log_mu,
     nonzero_poisson,
-    nonzero_rows,
-    nonzero_scratch,
     nonzero_value,
     not_dropped,
     odds_kept,
-    row_length,
     scale_and_add,
     softmax_gradient,
     softplus,
@@ -78,7 +89,7 @@ _GRAD_SCALE, _GRAD_DROPOUT = 0, 1
 
 
 class Mean(NamedTuple):
-    """What turns ``Dense.e`` into the means of a cell: mu = rate * e."""
+    """What turns e into the means of a cell: mu = rate * e."""
 
     total: float  # sum of e
     rate: np.float32  # library / total, or library with softplus
@@ -86,117 +97,131 @@ class Mean(NamedTuple):
     shift: float  # log mu minus the logit, or minus log e with softplus
 
 
-class Theta(NamedTuple):
-    """A row of the table of dispersions; the last three are empty where there is no table."""
-
-    theta: F32
-    inv_theta: F32
-    log_theta: F64
-    log_gamma: F64
-    digamma: F64
-
-
 # ---- the mean and its gradient ------------------------------------------------------------
 
 
 @inlined_kernel
-def _softmax_mean(s: F32, log_library: float, dense: Dense) -> Mean:
-    top, mass = exponentials(s, dense.e)
+def _softmax_mean(s: F32, log_library: float, dense: F32) -> Mean:
+    top, mass = exponentials(s, dense[E])
     rate = math.exp(log_library) / mass
     shift = log_library - np.float64(top) - math.log(mass)
     return Mean(mass, np.float32(rate), rate, shift)
 
 
 @inlined_kernel
-def _softplus_mean(s: F32, log_library: float, dense: Dense) -> Mean:
-    softplus(s, dense.e, dense.slope)
+def _softplus_mean(s: F32, log_library: float, dense: F32) -> Mean:
+    softplus(s, dense[E], dense[SLOPE])
     rate = math.exp(log_library)
-    return Mean(total(dense.e), np.float32(rate), rate, log_library)
+    return Mean(total(dense[E]), np.float32(rate), rate, log_library)
 
 
 # ---- the likelihood of one cell -------------------------------------------------------------
 #
-# Each takes log mu of the non-zero genes in ``nonzero.value`` and returns log p, the sum of
-# its derivatives in log mu, and its derivative in the log library. It leaves the derivatives
-# in log mu and log theta in ``dense``, and those in the zero-inflation logits in their place.
+# ``_poisson``, ``_nb`` and ``_zinb`` have the same arguments:
+#
+# genes, x      the non-zero genes and their counts
+# mean          see above
+# thetas        theta and 1/theta of every gene
+# gammas        log theta, log gamma(theta) and digamma(theta) of every gene, or empty
+# logits        of zero inflation
+# dense         scratch over all genes, in which E is there
+# nonzero, nonzero32  scratch over the non-zero genes; the first row of the former is log mu
+# gradients     whether they are needed
+#
+# They return log p, the sum of its derivatives in log mu, and its derivative in the log
+# library. They leave the derivatives in log mu and log theta in ``dense``, and those in the
+# logits in their place.
 
 
 def _poisson(  # compiled by kernel_for
     genes: U32,
     x: F32,
     mean: Mean,
-    theta: Theta,
+    thetas: F32,
+    gammas: F64,
     logits: F32,
-    dense: Dense,
-    nonzero: Nonzero,
+    dense: F32,
+    nonzero: F64,
+    nonzero32: F32,
     gradients: bool,
 ) -> tuple[float, float, float]:
-    grad_mu = dense.grad_mu
+    value, e, grad_mu = nonzero[VALUE, : x.size], dense[E], dense[GRAD_MU]
     if SOFTPLUS:
         for j in range(grad_mu.size):
-            grad_mu[j] = -mean.rate * dense.e[j]
+            grad_mu[j] = -mean.rate * e[j]
     else:  # the means add up to the library, whatever the logits are: grad_mu is x alone
         grad_mu[:] = _ZERO
-    nonzero_poisson(genes, x, grad_mu, nonzero.value)
-    subtract_log_factorials(x, nonzero.value)
+    nonzero_poisson(genes, x, grad_mu, value)
+    subtract_log_factorials(x, value)
     mass = mean.exact_rate * mean.total
-    log_p = total(nonzero.value) - mass
+    log_p = total(value) - mass
     count = total(x)
     return log_p, count, count - mass
 
 
 @inlined_kernel
 def _nb_of_counts(
-    genes: U32, x: F32, rate: float, e: F32, theta: Theta, nonzero: Nonzero, gradients: bool
+    genes: U32,
+    x: F32,
+    rate: float,
+    e: F32,
+    inv_thetas: F32,
+    gammas: F64,
+    nonzero: F64,
+    nonzero32: F32,
+    gradients: bool,
 ) -> None:
     """Write log NB of the non-zero genes, and its derivatives."""
-    gather_ratio(genes, e, rate, theta.inv_theta, nonzero.ratio, nonzero.theta, nonzero.inv_theta)
-    if theta.log_theta.size > 0:
-        gather(genes, theta.log_theta, nonzero.log_theta)
-        gather(genes, theta.log_gamma, nonzero.log_gamma)
-        gather(genes, theta.digamma, nonzero.digamma)
+    k = x.size
+    value, grad_theta = nonzero[VALUE, :k], nonzero[GRAD_THETA, :k]
+    ratio, theta, inv_theta = nonzero[RATIO, :k], nonzero[THETA, :k], nonzero32[INV_THETA, :k]
+    log_theta = nonzero[LOG_THETA, :k]
+    log_gamma, digamma = nonzero[LOG_GAMMA, :k], nonzero[DIGAMMA, :k]
+    gather_ratio(genes, e, rate, inv_thetas, ratio, theta, inv_theta)
+    if gammas.size > 0:
+        gather(genes, gammas[0], log_theta)
+        gather(genes, gammas[1], log_gamma)
+        gather(genes, gammas[2], digamma)
     else:
-        gamma_functions(nonzero.inv_theta, nonzero.log_theta, nonzero.log_gamma, nonzero.digamma)
-    for i in range(x.size):
-        nonzero.value[i] -= nonzero.log_theta[i]
-    nonzero_value(x, nonzero.ratio, nonzero.theta, nonzero.value, nonzero.grad_theta)
+        gamma_functions(inv_theta, log_theta, log_gamma, digamma)
+    for i in range(k):
+        value[i] -= log_theta[i]  # log mu becomes log(mu/theta)
+    nonzero_value(x, ratio, theta, value, grad_theta)
     if gradients:
-        nonzero_gradient(x, nonzero.ratio, nonzero.theta, nonzero.grad_mu, nonzero.grad_theta)
-    nonzero_constants(
-        nonzero.theta, nonzero.log_gamma, nonzero.digamma, nonzero.value, nonzero.grad_theta
-    )
-    subtract_log_factorials(x, nonzero.value)
+        nonzero_gradient(x, ratio, theta, nonzero[GRAD_MU, :k], grad_theta)
+    nonzero_constants(theta, log_gamma, digamma, value, grad_theta)
+    subtract_log_factorials(x, value)
 
 
 @inlined_kernel
-def _nb_of_zeros(mean: Mean, theta: Theta, dense: Dense, gradients: bool) -> None:
+def _nb_of_zeros(mean: Mean, thetas: F32, dense: F32, gradients: bool) -> None:
     """Write log NB(0) of all genes, and its derivatives."""
-    zero_nb(dense.e, mean.rate, theta.inv_theta, theta.theta, dense.value, dense.grad_mu)
+    zero_nb(dense[E], mean.rate, thetas[1], thetas[0], dense[VALUE], dense[GRAD_MU])
     if gradients:
-        zero_grad_theta(dense.value, dense.grad_mu, dense.grad_theta)
+        zero_grad_theta(dense[VALUE], dense[GRAD_MU], dense[GRAD_THETA])
 
 
 @inlined_kernel
-def _separate(genes: U32, x: F32, dense: Dense, nonzero: Nonzero) -> None:
+def _separate(genes: U32, x: F32, zero_value: F32, count_value: F64) -> None:
     """Set log p to zero among the zeros where the count is not, and the other way round.
 
     A stored zero is a zero like any other.
     """
     for i in range(x.size):
         if x[i] != _ZERO:
-            dense.value[genes[i]] = _ZERO
+            zero_value[genes[i]] = _ZERO
         else:
-            nonzero.value[i] = 0.0
+            count_value[i] = 0.0
 
 
 @inlined_kernel
-def _scatter_gradients(genes: U32, x: F32, dense: Dense, nonzero: Nonzero) -> None:
+def _scatter_gradients(genes: U32, x: F32, dense: F32, nonzero: F64) -> None:
     """Put the derivatives of the non-zero genes in their places."""
     for i in range(x.size):
         if x[i] != _ZERO:
             j = genes[i]
-            dense.grad_mu[j] = np.float32(nonzero.grad_mu[i])
-            dense.grad_theta[j] = np.float32(nonzero.grad_theta[i])
+            dense[GRAD_MU, j] = np.float32(nonzero[GRAD_MU, i])
+            dense[GRAD_THETA, j] = np.float32(nonzero[GRAD_THETA, i])
 
 
 @inlined_kernel
@@ -204,19 +229,24 @@ def _nb(
     genes: U32,
     x: F32,
     mean: Mean,
-    theta: Theta,
+    thetas: F32,
+    gammas: F64,
     logits: F32,
-    dense: Dense,
-    nonzero: Nonzero,
+    dense: F32,
+    nonzero: F64,
+    nonzero32: F32,
     gradients: bool,
 ) -> tuple[float, float, float]:
-    _nb_of_counts(genes, x, mean.exact_rate, dense.e, theta, nonzero, gradients)
-    _nb_of_zeros(mean, theta, dense, gradients)
-    _separate(genes, x, dense, nonzero)
-    log_p = total(nonzero.value) + total(dense.value)
+    value, zero_value = nonzero[VALUE, : x.size], dense[VALUE]
+    _nb_of_counts(
+        genes, x, mean.exact_rate, dense[E], thetas[1], gammas, nonzero, nonzero32, gradients
+    )
+    _nb_of_zeros(mean, thetas, dense, gradients)
+    _separate(genes, x, zero_value, value)
+    log_p = total(value) + total(zero_value)
     if gradients:
         _scatter_gradients(genes, x, dense, nonzero)
-    grad_mu_sum = total(dense.grad_mu)
+    grad_mu_sum = total(dense[GRAD_MU])
     return log_p, grad_mu_sum, grad_mu_sum
 
 
@@ -225,43 +255,50 @@ def _zinb(
     genes: U32,
     x: F32,
     mean: Mean,
-    theta: Theta,
+    thetas: F32,
+    gammas: F64,
     logits: F32,
-    dense: Dense,
-    nonzero: Nonzero,
+    dense: F32,
+    nonzero: F64,
+    nonzero32: F32,
     gradients: bool,
 ) -> tuple[float, float, float]:
-    _nb_of_counts(genes, x, mean.exact_rate, dense.e, theta, nonzero, gradients)
-    _nb_of_zeros(mean, theta, dense, gradients)
+    value, zero_value = nonzero[VALUE, : x.size], dense[VALUE]
+    _nb_of_counts(
+        genes, x, mean.exact_rate, dense[E], thetas[1], gammas, nonzero, nonzero32, gradients
+    )
+    _nb_of_zeros(mean, thetas, dense, gradients)
 
     # non-zero counts were not dropped
+    nonzero_logits, log_kept = nonzero32[LOGITS, : x.size], nonzero32[LOG_KEPT]
+    grad_logits = nonzero32[GRAD_LOGITS]
     for i in range(x.size):
-        nonzero.logits[i] = logits[genes[i]]
-    not_dropped(nonzero.logits, nonzero.log_kept, nonzero.grad_logits)
+        nonzero_logits[i] = logits[genes[i]]
+    not_dropped(nonzero_logits, log_kept, grad_logits)
     for i in range(x.size):
-        nonzero.value[i] += np.float64(nonzero.log_kept[i])
+        value[i] += np.float64(log_kept[i])
 
     # zeros were dropped, or come from the negative binomial
-    _separate(genes, x, dense, nonzero)
-    if any_vanishing(dense.value, logits):  # seldom, and slowly
-        zero_zinb_by_logs(dense.value, logits, dense.grad_mu, dense.grad_theta)
-        zeros = total(dense.value)
+    _separate(genes, x, zero_value, value)
+    if any_vanishing(zero_value, logits):  # seldom, and slowly
+        zero_zinb_by_logs(zero_value, logits, dense[GRAD_MU], dense[GRAD_THETA])
+        zeros = total(zero_value)
     else:
-        exponential(dense.value)
+        exponential(zero_value)
         odds_kept(logits)
-        zero_zinb(dense.value, logits, dense.grad_mu, dense.grad_theta)
+        zero_zinb(zero_value, logits, dense[GRAD_MU], dense[GRAD_THETA])
         for i in range(x.size):
             if x[i] != _ZERO:
-                dense.value[genes[i]] = _ONE  # whose log is 0
-        zeros = total_of_logs(dense.value)
-    log_p = total(nonzero.value) + zeros
+                zero_value[genes[i]] = _ONE  # whose log is 0
+        zeros = total_of_logs(zero_value)
+    log_p = total(value) + zeros
 
     if gradients:
         _scatter_gradients(genes, x, dense, nonzero)
         for i in range(x.size):
             if x[i] != _ZERO:
-                logits[genes[i]] = nonzero.grad_logits[i]
-    grad_mu_sum = total(dense.grad_mu)
+                logits[genes[i]] = grad_logits[i]
+    grad_mu_sum = total(dense[GRAD_MU])
     return log_p, grad_mu_sum, grad_mu_sum
 
 
@@ -299,34 +336,28 @@ def _cells(  # compiled by kernel_for
     most = 0
     for n in range(first, last):
         most = max(most, indptr[n + 1] - indptr[n])
-    dense = dense_scratch(n_genes)
-    block64, block32 = nonzero_scratch(most)
-    dense.grad_theta[:] = _ZERO  # without gradients nothing else writes it
+    dense = np.empty((DENSE_ROWS, n_genes), np.float32)
+    dense[GRAD_THETA] = _ZERO  # without gradients nothing else writes it
+    nonzero = np.empty((NONZERO_ROWS, most), np.float64)
+    nonzero32 = np.empty((NONZERO_ROWS_32, most), np.float32)
     sums[:] = _ZERO
 
     for n in range(first, last):
         begin, end = indptr[n], indptr[n + 1]
         where, x = genes[begin:end], counts[begin:end]
-        nonzero = nonzero_rows(block64, block32, end - begin)
         s = scale_ng[n]
         logits = dropout_ng[n if ZERO_INFLATED else 0]
         row = theta_row[n] if theta_row.size > 0 else 0
-        theta = Theta(
-            dispersions[row, 0, :n_genes],
-            dispersions[row, 1, :n_genes],
-            gammas[row, 0],
-            gammas[row, 1],
-            gammas[row, 2],
-        )
 
         if SOFTPLUS:
             mean = _softplus_mean(s, np.float64(log_library[n]), dense)
         else:
             mean = _softmax_mean(s, np.float64(log_library[n]), dense)
-        nonzero_log_mu(where, s, dense.e, SOFTPLUS, mean.shift, nonzero.value)
+        nonzero_log_mu(where, s, dense[E], SOFTPLUS, mean.shift, nonzero[VALUE])
         log_p, grad_mu_sum, grad_library = _log_p(
-            where, x, mean, theta, logits, dense, nonzero, gradients
-        )
+            where, x, mean, dispersions[row], gammas[row], logits,
+            dense, nonzero, nonzero32, gradients,
+        )  # fmt: skip
         per_cell[_LOSS, n] = np.float32(-log_p)
         if not gradients:
             continue
@@ -335,15 +366,15 @@ def _cells(  # compiled by kernel_for
         w = weight[n]
         per_cell[_GRAD_LIBRARY, n] = np.float32(-w * grad_library)
         if SOFTPLUS:
-            softplus_gradient(s, dense.slope, dense.grad_mu, sums[_SCALE_SUM], w)
+            softplus_gradient(s, dense[SLOPE], dense[GRAD_MU], sums[_SCALE_SUM], w)
         else:
             factor = np.float32(grad_mu_sum / mean.total)
-            softmax_gradient(s, dense.e, dense.grad_mu, sums[_SCALE_SUM], w, factor)
+            softmax_gradient(s, dense[E], dense[GRAD_MU], sums[_SCALE_SUM], w, factor)
         if DISPERSED:
             if theta_row.size > 0:
-                within_bounds(dense.grad_theta, log_theta_cg[row], -w, grad_theta_ng[n])
+                within_bounds(dense[GRAD_THETA], log_theta_cg[row], -w, grad_theta_ng[n])
             else:
-                add(sums[_THETA_SUM], dense.grad_theta, -w)
+                add(sums[_THETA_SUM], dense[GRAD_THETA], -w)
         if ZERO_INFLATED:
             scale_and_add(logits, sums[_DROPOUT_SUM], -w)
 
@@ -425,7 +456,7 @@ def _logit_gradients(  # compiled by kernel_for
     n_stretches = (n_genes + _GENES - 1) // _GENES
     # a fixed number of partitions on any number of threads: every sum has one order
     n_partitions = (n_cells + _CELLS - 1) // _CELLS
-    dispersions = np.empty((max(1, n_rows), 2, row_length(n_genes)), np.float32)
+    dispersions = np.empty((max(1, n_rows), 2, n_genes), np.float32)
     # functions of theta are tabled by gene where that takes fewer than by count
     tabled = n_rows * n_genes < indptr[n_cells] - indptr[0]
     gammas = np.empty((max(1, n_rows), 3, n_genes if tabled else 0), np.float64)

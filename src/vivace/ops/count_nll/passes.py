@@ -8,7 +8,6 @@ ahead. README.md has the formulas and the names.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 
@@ -22,7 +21,7 @@ from vivace.ops.math.fastmath import (
     log32,
 )
 from vivace.ops.math.gamma import log64, log_gamma, log_gamma_digamma
-from vivace.ops.runtime.kernels import EXACT, SUMS, inlined_kernel, inner_kernel
+from vivace.ops.runtime.kernels import EXACT, SUMS, inner_kernel
 from vivace.ops.runtime.llvm import vector_loop
 from vivace.types import F32, F64, U32
 
@@ -34,91 +33,33 @@ _CERTAIN = 1e30  # stands for an infinite logit; infinity minus infinity would b
 _VANISHING = np.float32(-28)  # the product of three numbers above exp(-28) is a normal float32
 _MOST_KEPT = np.float32(-43.5)  # exp(43.5) squared still has a normal reciprocal
 _SOFTPLUS_IS_EXP = -20.0  # below it their logs are equal to float32 accuracy
-_LINE = 16  # float32 numbers in a cache line
 
 
-# ---- scratch: rows of one or two blocks, by name ------------------------------------
+# ---- rows of scratch memory, by name ---------------------------------------------------
+#
+# Three blocks: over all genes of a cell (float32), and over its non-zero genes, side by side
+# (float64 and float32). The first names are rows of the first two.
 
+VALUE = 0  # log p; before that, what it is computed from
+GRAD_MU = 1  # derivative of log p in log mu
+GRAD_THETA = 2  # derivative of log p in log theta
 
-class Dense(NamedTuple):
-    """Scratch over all genes of a cell, float32."""
+E = 3  # exp(s - max s), or softplus(s)
+SLOPE = 4  # derivative of log e in s, with softplus
+DENSE_ROWS = 5
 
-    e: F32  # exp(s - max s), or softplus(s)
-    slope: F32  # derivative of log e in s; used with softplus only
-    value: F32  # log p of a zero, or what its log is taken of
-    grad_mu: F32  # derivative of log p in log mu
-    grad_theta: F32  # derivative of log p in log theta
+RATIO = 3  # mu / theta
+THETA = 4
+LOG_THETA = 5
+LOG_GAMMA = 6  # of theta
+DIGAMMA = 7  # of theta
+NONZERO_ROWS = 8
 
-
-class Nonzero(NamedTuple):
-    """Scratch over the non-zero genes of a cell, side by side."""
-
-    ratio: F64  # mu / theta
-    theta: F64
-    value: F64  # first log mu, in the end log p
-    grad_mu: F64
-    grad_theta: F64
-    log_theta: F64
-    log_gamma: F64  # of theta
-    digamma: F64  # of theta
-    inv_theta: F32
-    logits: F32  # of zero inflation
-    log_kept: F32  # log probability of not being dropped
-    grad_logits: F32
-
-
-_DENSE_ROWS = len(Dense._fields)
-_F64_ROWS = 8  # the fields of Nonzero up to ``digamma``
-_F32_ROWS = len(Nonzero._fields) - _F64_ROWS
-
-
-@inlined_kernel
-def row_length(size: int) -> int:
-    """Length of a scratch row for ``size`` numbers.
-
-    Rows start at cache lines. There is always some padding, because rows that are a
-    multiple of 4,096 bytes apart delay each other's loads and stores.
-    """
-    return (size // _LINE + 1) * _LINE
-
-
-@inlined_kernel
-def dense_scratch(n_genes: int) -> Dense:
-    """Allocate scratch over all genes."""
-    block = np.empty((_DENSE_ROWS, row_length(n_genes)), np.float32)
-    return Dense(
-        block[0, :n_genes],
-        block[1, :n_genes],
-        block[2, :n_genes],
-        block[3, :n_genes],
-        block[4, :n_genes],
-    )
-
-
-@inlined_kernel
-def nonzero_scratch(most: int) -> tuple[F64, F32]:
-    """Allocate scratch for the non-zero genes of any cell that has at most ``most``."""
-    length = row_length(most)
-    return np.empty((_F64_ROWS, length), np.float64), np.empty((_F32_ROWS, length), np.float32)
-
-
-@inlined_kernel
-def nonzero_rows(block64: F64, block32: F32, number: int) -> Nonzero:
-    """Cut the scratch to the non-zero genes of a cell."""
-    return Nonzero(
-        block64[0, :number],
-        block64[1, :number],
-        block64[2, :number],
-        block64[3, :number],
-        block64[4, :number],
-        block64[5, :number],
-        block64[6, :number],
-        block64[7, :number],
-        block32[0, :number],
-        block32[1, :number],
-        block32[2, :number],
-        block32[3, :number],
-    )
+INV_THETA = 0
+LOGITS = 1  # of zero inflation
+LOG_KEPT = 2  # log probability of not being dropped
+GRAD_LOGITS = 3
+NONZERO_ROWS_32 = 4
 
 
 # ---- dispersions, once per call -------------------------------------------------------
