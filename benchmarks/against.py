@@ -2,8 +2,9 @@
 
 Usage: python benchmarks/against.py --raw kang_ifnb_dev.h5ad --before <src of another version> --save
 
-Each measurement is a process of its own, and the two versions take turns. The ratio is the median
-over pairs of this version's seconds by the other's: below 1 is faster.
+Each measurement is a process of its own, and the two versions take turns; for training steps, two
+processes stay and take turns burst by burst. The ratio is the median over pairs of this version's
+seconds by the other's: below 1 is faster.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,11 +27,12 @@ import scanpy as sc
 from common import provenance, report
 
 STEPS = 400
+STEP_PAIRS = 21
 CELLS = 20_000
 
 
-def steps(data: Path, likelihood: str) -> float:
-    """Milliseconds per training step of 128 cells, 2,000 genes."""
+def prepare_steps(data: Path, likelihood: str) -> Callable[[], float]:
+    """Train a little; return what measures milliseconds per step (128 cells, 2,000 genes)."""
     import vivace
 
     adata = anndata.read_h5ad(data)
@@ -37,12 +40,13 @@ def steps(data: Path, likelihood: str) -> float:
     model = vivace.SCVI(adata, gene_likelihood=likelihood)
     options: dict[str, Any] = {"batch_size": 128, "train_size": 1.0, "progress": False, "seed": 0}
     model.train(max_steps=60, **options)
-    seconds = []
-    for _ in range(4):
+
+    def measure_steps() -> float:
         begun = time.perf_counter()
         model.train(max_steps=STEPS, **options)
-        seconds.append(time.perf_counter() - begun)
-    return 1e3 * min(seconds) / STEPS
+        return 1e3 * (time.perf_counter() - begun) / STEPS
+
+    return measure_steps
 
 
 def default_train(data: Path) -> float:
@@ -112,8 +116,6 @@ def import_vivace() -> float:
 
 def measure(case: str, data: Path) -> dict[str, float]:
     """What one process measures."""
-    if case in ("zinb", "nb"):
-        return {f"step, {case}, ms": steps(data, case)}
     if case == "questions":
         return {f"{name}, s": value for name, value in questions(data).items()}
     if case == "train":
@@ -124,7 +126,58 @@ def measure(case: str, data: Path) -> dict[str, float]:
     return {name: first_train(data)}
 
 
-CASES = ("zinb", "nb", "train", "questions", "first", "import", "compile")
+STEP_CASES = ("zinb", "nb", "poisson")
+CASES = (*STEP_CASES, "train", "questions", "first", "import", "compile")
+
+
+def serve_steps(likelihood: str, data: Path) -> None:
+    """Measure once for each line of standard input, and print what was found."""
+    measure_steps = prepare_steps(data, likelihood)
+    for _ in sys.stdin:
+        print(measure_steps(), flush=True)
+
+
+def pair_steps(
+    likelihood: str, data: Path, sources: tuple[Path, Path], pairs: int
+) -> list[tuple[float, float]]:
+    """Milliseconds per step of two versions, each in one process, that take turns.
+
+    The speed of a shared machine drifts within seconds. One pair is two neighbouring bursts of
+    400 steps, so both versions meet the same conditions.
+    """
+    command = [sys.executable, __file__, "--serve", likelihood, "--raw", str(data)]
+    workers = [
+        subprocess.Popen(
+            command,
+            env=os.environ | {"PYTHONPATH": str(source)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for source in sources
+    ]
+
+    def ask(worker: subprocess.Popen[str]) -> float:
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        worker.stdin.write("\n")
+        worker.stdin.flush()
+        return float(worker.stdout.readline())
+
+    for worker in workers:  # warm up, and wait until both are ready
+        ask(worker)
+    found = []
+    for i in range(pairs):
+        if i % 2 == 0:
+            before = ask(workers[0])
+            now = ask(workers[1])
+        else:
+            now = ask(workers[1])
+            before = ask(workers[0])
+        found.append((before, now))
+    for worker in workers:
+        worker.communicate()
+    return found
 
 
 def run(case: str, data: Path, source: Path, scratch: Path) -> dict[str, float]:
@@ -146,10 +199,14 @@ def main() -> None:
     parser.add_argument("--pairs", default=7, type=int)
     parser.add_argument("--only", nargs="*", default=CASES)
     parser.add_argument("--measure", help=argparse.SUPPRESS)
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--save", action="store_true")
     args = parser.parse_args()
     if args.measure:
         print(json.dumps(measure(args.measure, args.raw)))
+        return
+    if args.serve:
+        serve_steps(args.serve, args.raw)
         return
     now = Path(__file__).parents[1] / "src"
     table: dict[str, Any] = {}
@@ -164,10 +221,15 @@ def main() -> None:
         adata.write_h5ad(data)
         for case in args.only:
             pairs: list[tuple[dict[str, float], dict[str, float]]] = []
-            for i in range(2 if case == "compile" else args.pairs):
-                order = (args.before, now) if i % 2 == 0 else (now, args.before)
-                values = {source: run(case, data, source, scratch) for source in order}
-                pairs.append((values[args.before], values[now]))
+            if case in STEP_CASES:
+                key = f"step, {case}, ms"
+                bursts = pair_steps(case, data, (args.before, now), STEP_PAIRS)
+                pairs = [({key: a}, {key: b}) for a, b in bursts]
+            else:
+                for i in range(args.pairs):
+                    order = (args.before, now) if i % 2 == 0 else (now, args.before)
+                    values = {source: run(case, data, source, scratch) for source in order}
+                    pairs.append((values[args.before], values[now]))
             for key in pairs[0][0]:
                 ratios = sorted(b[key] / a[key] for a, b in pairs)
                 table[key] = {

@@ -83,7 +83,8 @@ _GENES = 256  # of a stretch, which one thread takes
 SOFTPLUS, DISPERSED, ZERO_INFLATED = False, True, True
 
 # rows of the sums over cells, and of the results for each cell and each gene
-_SCALE_SUM, _THETA_SUM, _DROPOUT_SUM = 0, 1, 2
+# (np.int64: Numba would compile _add_partitions once for each literal int)
+_SCALE_SUM, _THETA_SUM, _DROPOUT_SUM = np.int64(0), np.int64(1), np.int64(2)
 _LOSS, _GRAD_LIBRARY = 0, 1
 _GRAD_SCALE, _GRAD_DROPOUT = 0, 1
 
