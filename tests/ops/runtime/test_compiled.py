@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 import vivace
+from vivace.ops.runtime.compilation import Compilation
 from vivace.ops.runtime.kernels import inner_kernel, kernel, parallel_kernel
 from vivace.ops.sparse_linear import cpu
 
@@ -198,3 +200,22 @@ def test_threads_do_not_change_a_bit(threads):
         cpu.weight_gradient_into(gradient, indptr, genes, values, upstream)
         found.append(np.concatenate([out.ravel(), gradient.ravel()]))
     assert np.array_equal(*found)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_garbage_collector_pauses_while_a_kernel_is_compiled(enabled):
+    enabled_within = []
+
+    @kernel()
+    def double(x):
+        return 2 * x
+
+    with Compilation(lambda: enabled_within.append(gc.isenabled())):
+        try:
+            (gc.enable if enabled else gc.disable)()
+            with pytest.raises(numba.TypingError):  # never from the cache
+                double(None)
+            assert gc.isenabled() is enabled
+        finally:
+            gc.enable()
+    assert enabled_within == [False]

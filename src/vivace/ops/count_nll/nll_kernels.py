@@ -146,7 +146,7 @@ def _poisson(  # compiled by kernel_for
     nonzero32: F32,
     gradients: bool,
 ) -> tuple[float, float, float]:
-    value, e, grad_mu = nonzero[VALUE, : x.size], dense[E], dense[GRAD_MU]
+    value, e, grad_mu = nonzero[VALUE], dense[E], dense[GRAD_MU]
     if SOFTPLUS:
         for j in range(grad_mu.size):
             grad_mu[j] = -mean.rate * e[j]
@@ -173,11 +173,10 @@ def _nb_of_counts(
     gradients: bool,
 ) -> None:
     """Write log NB of the non-zero genes, and its derivatives."""
-    k = x.size
-    value, grad_theta = nonzero[VALUE, :k], nonzero[GRAD_THETA, :k]
-    ratio, theta, inv_theta = nonzero[RATIO, :k], nonzero[THETA, :k], nonzero32[INV_THETA, :k]
-    log_theta = nonzero[LOG_THETA, :k]
-    log_gamma, digamma = nonzero[LOG_GAMMA, :k], nonzero[DIGAMMA, :k]
+    value, grad_theta = nonzero[VALUE], nonzero[GRAD_THETA]
+    ratio, theta, inv_theta = nonzero[RATIO], nonzero[THETA], nonzero32[INV_THETA]
+    log_theta = nonzero[LOG_THETA]
+    log_gamma, digamma = nonzero[LOG_GAMMA], nonzero[DIGAMMA]
     gather_ratio(genes, e, rate, inv_thetas, ratio, theta, inv_theta)
     if gammas.size > 0:
         gather(genes, gammas[0], log_theta)
@@ -185,11 +184,11 @@ def _nb_of_counts(
         gather(genes, gammas[2], digamma)
     else:
         gamma_functions(inv_theta, log_theta, log_gamma, digamma)
-    for i in range(k):
+    for i in range(x.size):
         value[i] -= log_theta[i]  # log mu becomes log(mu/theta)
     nonzero_value(x, ratio, theta, value, grad_theta)
     if gradients:
-        nonzero_gradient(x, ratio, theta, nonzero[GRAD_MU, :k], grad_theta)
+        nonzero_gradient(x, ratio, theta, nonzero[GRAD_MU], grad_theta)
     nonzero_constants(theta, log_gamma, digamma, value, grad_theta)
     subtract_log_factorials(x, value)
 
@@ -238,7 +237,7 @@ def _nb(
     nonzero32: F32,
     gradients: bool,
 ) -> tuple[float, float, float]:
-    value, zero_value = nonzero[VALUE, : x.size], dense[VALUE]
+    value, zero_value = nonzero[VALUE], dense[VALUE]
     _nb_of_counts(
         genes, x, mean.exact_rate, dense[E], thetas[1], gammas, nonzero, nonzero32, gradients
     )
@@ -264,14 +263,14 @@ def _zinb(
     nonzero32: F32,
     gradients: bool,
 ) -> tuple[float, float, float]:
-    value, zero_value = nonzero[VALUE, : x.size], dense[VALUE]
+    value, zero_value = nonzero[VALUE], dense[VALUE]
     _nb_of_counts(
         genes, x, mean.exact_rate, dense[E], thetas[1], gammas, nonzero, nonzero32, gradients
     )
     _nb_of_zeros(mean, thetas, dense, gradients)
 
     # non-zero counts were not dropped
-    nonzero_logits, log_kept = nonzero32[LOGITS, : x.size], nonzero32[LOG_KEPT]
+    nonzero_logits, log_kept = nonzero32[LOGITS], nonzero32[LOG_KEPT]
     grad_logits = nonzero32[GRAD_LOGITS]
     for i in range(x.size):
         nonzero_logits[i] = logits[genes[i]]
@@ -334,18 +333,15 @@ def _cells(  # compiled by kernel_for
     """
     never_inline()
     n_genes = scale_ng.shape[1]
-    most = 0
-    for n in range(first, last):
-        most = max(most, indptr[n + 1] - indptr[n])
     dense = np.empty((DENSE_ROWS, n_genes), np.float32)
     dense[GRAD_THETA] = _ZERO  # without gradients nothing else writes it
-    nonzero = np.empty((NONZERO_ROWS, most), np.float64)
-    nonzero32 = np.empty((NONZERO_ROWS_32, most), np.float32)
     sums[:] = _ZERO
 
     for n in range(first, last):
         begin, end = indptr[n], indptr[n + 1]
         where, x = genes[begin:end], counts[begin:end]
+        nonzero = np.empty((NONZERO_ROWS, x.size), np.float64)
+        nonzero32 = np.empty((NONZERO_ROWS_32, x.size), np.float32)
         s = scale_ng[n]
         logits = dropout_ng[n if ZERO_INFLATED else 0]
         row = theta_row[n] if theta_row.size > 0 else 0
