@@ -90,6 +90,14 @@ def saved(trained: SCVI, tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
+@pytest.fixture
+def ready(tiny: Callable[..., AnnData]) -> Callable[..., SCVI]:
+    """Makes small untrained models of one AnnData that is set up."""
+    adata = tiny()
+    SCVI.setup_anndata(adata, batch_key="batch")
+    return lambda **options: SCVI(adata, **{"n_hidden": 16, "n_latent": 3} | options)
+
+
 @pytest.fixture(autouse=True)
 def _settings_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever a test sets package-wide ends with it."""

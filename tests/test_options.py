@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from model_answers import answers_of, assert_same_bits
 from vivace import SCVI, LinearSCVI
 from vivace.errors import ArgumentTypeError, OptionError
 
@@ -132,3 +133,27 @@ def test_a_linear_decoder_has_no_layer_norm(where, tiny, refused):
     LinearSCVI.setup_anndata(adata)
     with refused(OptionError, "use_layer_norm", where, "'encoder'"):
         LinearSCVI(adata, use_layer_norm=where)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"gene_likelihood": "nb"},
+        {"gene_likelihood": "poisson"},
+        {"gene_likelihood": "zero_inflated_negative_binomial"},
+        {"n_layers": 2, "encode_covariates": True},
+        {"n_layers": 2, "deeply_inject_covariates": False},
+        {"use_batch_norm": "none", "use_layer_norm": "both"},
+        {"log_variational": False, "dropout_rate": 0},
+        {"n_latent": np.int64(4), "dropout_rate": np.float32(0.25)},
+    ],
+    ids=str,
+)
+def test_every_option_trains_and_survives_a_save(tiny, ready, tmp_path, options):
+    model = ready(**options)
+    model.train(1, progress=False)
+    model.save(tmp_path / "model")
+    loaded = SCVI.load(tmp_path / "model", tiny())
+    assert loaded.config == model.config
+    assert_same_bits(answers_of(model), answers_of(loaded))
+    assert np.isfinite(answers_of(model)["elbo"]).all()

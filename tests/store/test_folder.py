@@ -11,7 +11,9 @@ from anndata import read_h5ad
 from safetensors.torch import load_file
 
 from vivace import SCVI
-from vivace.errors import ModelFileError
+from vivace.errors import (
+    ModelFileError,
+)
 from vivace.store import folder
 from vivace.store.folder import StoredModel, read_folder, write_folder
 
@@ -321,3 +323,14 @@ def test_a_folder_of_the_first_release_loads(folder, array):
     assert len(model.train_indices) == round(0.9 * adata.n_obs)
     assert len(model.history) == {"latent": 4, "query": 2}[array]
     model.train(max_epochs=1, progress=False)
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "model.json", "history.csv"])
+@pytest.mark.parametrize("damage", ["cut in half", "other bytes"])
+def test_a_damaged_model_folder(saved, refused, file, damage):
+    whole = (saved / file).read_bytes()
+    (saved / file).write_bytes(
+        whole[: len(whole) // 2] if damage == "cut in half" else b"\xff" * len(whole)
+    )
+    with refused(ModelFileError, str(saved / file), "damaged", "save the model again"):
+        SCVI.load(saved)
