@@ -3,8 +3,8 @@
 Usage: python benchmarks/answers.py --raw FOLDER --folder F --peer-python PEER --save
 
 Speed: 20,000 simulated cells x 2,000 genes, 14 % non-zero, ZINB, all threads; both libraries in
-turn.  Memory: a file of a million cells, such as ``million.py`` makes (``--million``), with its
-expression written to zarr.  Quality: interferon on Kang et al., a batch effect that is known,
+turn. Memory: a file of a million cells, such as ``million.py`` makes (``--million``), with its
+expression written to zarr. Quality: interferon on Kang et al., a batch effect that is known,
 samples and checks of held-out cells, gene programs of PBMC 3k.
 """
 

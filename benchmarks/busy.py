@@ -3,7 +3,7 @@
 Usage: python benchmarks/busy.py --raw kang_ifnb_dev.h5ad --save [--against SRC]
 
 Kang et al., 2,000 variable genes: seconds of default ``train()``, of the latent representation of
-the cells taken 30 times, and of differential expression of each cell type against the rest.  Each
+the cells taken 30 times, and of differential expression of each cell type against the rest. Each
 run is a process of its own; the ways to run take turns, so that a slow hour meets all of them.
 
 * idle; one and three busy neighbours (processes that count); two jobs at once (the mean of both)

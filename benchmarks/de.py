@@ -231,8 +231,8 @@ def plant(
     """Counts of cells whose expression is known, and the true log2 fold change of two types.
 
     Drawn from a fitted model; in the first type a tenth of the genes that are expressed at all
-    changes by a further factor of 2**(0.3 to 2), up or down.  ``between``: standard deviation of
-    log2 effects that the first type has in each donor.  Expression adds up to 1 again after both.
+    changes by a further factor of 2**(0.3 to 2), up or down. ``between``: standard deviation of
+    log2 effects that the first type has in each donor. Expression adds up to 1 again after both.
     """
     rng = np.random.default_rng(seed)
     parameters = source.get_likelihood_parameters(indices=rows, seed=seed, silent=True)

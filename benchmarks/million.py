@@ -4,7 +4,7 @@ Usage: python benchmarks/million.py --folder /tmp/million --save
 
 The model is trained on the 10x PBMC 3k that ships with the package (negative
 binomial); cells are drawn from it with one and a half times the depth, which makes
-about a tenth of the entries non-zero.  What a cell was drawn from, its cell type, is
+about a tenth of the entries non-zero. What a cell was drawn from, its cell type, is
 kept, so that the latent space can be judged.
 """
 

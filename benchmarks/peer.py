@@ -11,7 +11,7 @@ Usage: python peer.py prepare RAW.h5ad OUT.h5ad BATCH_KEY N_GENES
        python peer.py map_query REFERENCE.h5ad QUERY.h5ad BATCH_KEY SEED OUT.npz
        python peer.py judge MODEL DATA.h5ad DRAWS LATENT.npy [MODEL_TO_SAVE]
 
-Prints one JSON line.  A BATCH_KEY of "none" is no batch.
+Prints one JSON line. A BATCH_KEY of "none" is no batch.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The data sets that recipes are judged on, and how: one judge for both libraries.
 
-10 % of each batch's cells are set aside for the test, once.  Scores:
+10 % of each batch's cells are set aside for the test, once. Scores:
 
 * ``elbo``: of the test cells; full log-likelihood, KL weight 1, evaluation mode, 25 draws a cell
 * ``marginal_ll``: of 300 test cells, by importance weighting, so that a tighter bound is

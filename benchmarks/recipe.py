@@ -3,8 +3,8 @@
 Usage: python benchmarks/recipe.py --raw DATA --folder SCRATCH --peer-python PEER --save
 
 Seconds of both are from the same run, in turn: vivace's whole default ``train()``, and
-scvi-tools' seconds an epoch times the epochs of its default run.  Its quality is read from
-results/trajectories.json.  ``--figure FILE`` draws the ELBO of the test cells against seconds.
+scvi-tools' seconds an epoch times the epochs of its default run. Its quality is read from
+results/trajectories.json. ``--figure FILE`` draws the ELBO of the test cells against seconds.
 Timing wants the machine for itself and judging does not: ``--only-time`` does the first, and a
 later call with the same folder the rest.
 """

@@ -3,7 +3,7 @@
 Usage: python benchmarks/step.py --peer-python .peer/bin/python --pairs 5 --save
 
 Where other work on the machine halves its speed for minutes, the ratio of the fastest run of
-each side is the steadier one.  The floor is the time of the matrix products alone: six of batch
+each side is the steadier one. The floor is the time of the matrix products alone: six of batch
 size x 128 x genes a step for ZINB, three for the others, by the same library on the same machine.
 """
 

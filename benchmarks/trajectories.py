@@ -2,8 +2,8 @@
 
 Usage: python benchmarks/trajectories.py --raw DATA --folder SCRATCH --peer-python PEER
 
-Takes hours.  Each run is added to results/trajectories.json when it is done, and not done
-again while it is there.  Seconds are of processor time with one thread; ratios of speed are
+Takes hours. Each run is added to results/trajectories.json when it is done, and not done
+again while it is there. Seconds are of processor time with one thread; ratios of speed are
 measured in pairs elsewhere.
 """
 

@@ -5,9 +5,9 @@ Usage: python benchmarks/transfer.py --raw DATA --folder WORK --peer-python PEER
 
 Beside vivace: scvi-tools with the settings of its tutorial on reference mapping, followed by
 scikit-learn's 15 nearest neighbours, and a logistic regression on log-normalised counts.
-The preset and the transfer were chosen on other data (LOG.md, "Mapping").  Seconds are of
+The preset and the transfer were chosen on other data (LOG.md, "Mapping"). Seconds are of
 processor time with one thread.  scvi-tools is run with --peer-only, once a folder; where it was
-not, its part is that of the result that is kept, marked with the commit it is of.  Per task:
+not, its part is that of the result that is kept, marked with the commit it is of. Per task:
 
 * ``accuracy``, ``macro_f1``: of query cells whose label the reference has
 * ``ece``: expected calibration error of the label's probability, 15 bins, of these cells

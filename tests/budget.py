@@ -1,7 +1,7 @@
 """The error budget: how far a kernel may be from the exact result.
 
 Against the float64 reference the kernel may err at most twice as much as the
-float32 reference does, array by array.  Both errors are gathered over many
+float32 reference does, array by array. Both errors are gathered over many
 draws, each divided by the largest magnitude of the exact array in its draw (or
 in the median draw, where that is larger: a single number that happens to cancel
 says nothing), and compared by their maximum and by their root mean square.
@@ -69,7 +69,7 @@ class Budget:
     def check_typical(self) -> None:
         """The same for the median draw: its root mean square.
 
-        For results of many steps.  Where a ReLU or a small denominator of Adam
+        For results of many steps. Where a ReLU or a small denominator of Adam
         turns over, a rounding grows a hundredfold in a few draws, and which of
         two implementations that happens to is chance; so the largest of all
         draws tells nothing, but the median draw does.

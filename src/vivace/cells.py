@@ -24,7 +24,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 def question(**checks: Check) -> Callable[[F], F]:
     """Decorate a public function that asks a trained model something.
 
-    Its arguments are checked (:mod:`vivace.validate`).  It runs without gradients, on as many
+    Its arguments are checked (:mod:`vivace.validate`). It runs without gradients, on as many
     threads as the load of the machine allows.
 
     Parameters
@@ -128,7 +128,7 @@ def with_codes(batch: CountBatch, codes: Codes) -> CountBatch:
 def standard_noise(inference: Inference, generator: np.random.Generator) -> Tensor:
     """Standard normal noise for one sample per cell, shape (n, k) or (n, k + 1).
 
-    The last column is that of a latent library.  NumPy's stream is consumed cell by cell:
+    The last column is that of a latent library. NumPy's stream is consumed cell by cell:
     the sample of a cell depends neither on the minibatches nor on the device.
     """
     mean_nk = inference.z.mean

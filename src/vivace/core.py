@@ -1,6 +1,6 @@
 """Core: the state of a count model, which every question of it reads.
 
-The classes in ``model.py`` add a constructor and the list of what they answer.  The answers
+The classes in ``model.py`` add a constructor and the list of what they answer. The answers
 are functions of ``self: Core``, one question per file.
 """
 
@@ -186,7 +186,7 @@ class Core:
 
         ``train_loss``, ``elbo_train``, ``reconstruction_loss_train``, ``kl_local_train`` and
         the same for validation, in nats per cell; then ``lr``, ``kl_weight``, ``seconds`` and
-        ``compile_seconds``.  Kernels are compiled once on a machine, and ``seconds`` leaves that
+        ``compile_seconds``. Kernels are compiled once on a machine, and ``seconds`` leaves that
         time out.  "elbo" is the negative ELBO here: lower is better.
         """
         return self._state.frame()

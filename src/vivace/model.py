@@ -69,7 +69,7 @@ class SCVI(Core):
         "negative_binomial" and "zero_inflated_negative_binomial" are understood.
     use_observed_lib_size
         The library is the sum of a cell's counts; False makes it a latent variable
-        with a log-normal prior for each batch.  A size factor comes before both.
+        with a log-normal prior for each batch. A size factor comes before both.
     latent_distribution
         "normal", or "ln": the softmax of a normal draw (logistic normal).
     encode_covariates
@@ -187,7 +187,7 @@ class LinearSCVI(Core):
     """Linearly decoded variational inference on counts: each latent dimension weighs genes.
 
     Log expression is linear in the latent space, up to the softmax over genes, so
-    that :meth:`get_loadings` says what each dimension means.  Covariates of every
+    that :meth:`get_loadings` says what each dimension means. Covariates of every
     kind are taken, as in :class:`~vivace.SCVI`.
 
     Parameters

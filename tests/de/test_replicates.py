@@ -158,7 +158,7 @@ def test_bad_input(covered, refused):
 
 @pytest.fixture(scope="module")
 def mice():
-    """Four donors in two conditions.  Most cells are of one of them, in which alone g1 is up.
+    """Four donors in two conditions. Most cells are of one of them, in which alone g1 is up.
 
     g0 is up in condition B in every donor.
     """

@@ -1,6 +1,6 @@
 """What cannot be mapped onto a reference is refused in one sentence, and left as it was.
 
-What is much like it and is taken stands beside it.  Refusals whose message gives the line that
+What is much like it and is taken stands beside it. Refusals whose message gives the line that
 helps are in test_remedies.py, those of genes alone in test_genes.py.
 """
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import torch
@@ -30,7 +31,6 @@ class Weighting(TypedDict, total=False):
     n_mc_samples_per_pass: int
 
 
-_DEFAULTS = Weighting(max_cells=1024, truncation=False, n_mc_samples=500, n_mc_samples_per_pass=250)
 _CHECKS: dict[str, Check] = {
     "max_cells": COUNT,
     "truncation": FLAG,
@@ -108,11 +108,12 @@ def get_importance_weights(
 
 def check_weighting(function: str, given: Any) -> Weighting:
     """The options of importance weights that ``function`` was given, with defaults for others."""
-    refuse_unknown(function, set(given), _DEFAULTS)
-    weighting: Weighting = {**_DEFAULTS, **given}
+    refuse_unknown(function, set(given), _CHECKS)
+    parameters = inspect.signature(get_importance_weights).parameters
+    weighting = {name: parameters[name].default for name in _CHECKS} | given
     for name, check in _CHECKS.items():
-        check(name, weighting[name])  # type: ignore[literal-required]
-    return weighting
+        check(name, weighting[name])
+    return cast("Weighting", weighting)
 
 
 def sample_group(
