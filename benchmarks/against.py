@@ -74,7 +74,7 @@ def questions(data: Path) -> dict[str, float]:
     model = vivace.SCVI(adata)
     model.train(max_epochs=1, progress=False)
     out = np.empty((CELLS, adata.n_vars), np.float32)
-    asked = {
+    cases = {
         "latent": lambda: model.get_latent_representation(),
         "expression": lambda: model.get_normalized_expression(out=out),
         "de": lambda: model.differential_expression(
@@ -82,7 +82,7 @@ def questions(data: Path) -> dict[str, float]:
         ),
     }
     seconds = {}
-    for name, ask in asked.items():
+    for name, ask in cases.items():
         ask()
         seconds[name] = min(_seconds(ask) for _ in range(3))
     return seconds
@@ -166,7 +166,7 @@ def pair_steps(
 
     for worker in workers:  # warm up, and wait until both are ready
         ask(worker)
-    found = []
+    result = []
     for i in range(pairs):
         if i % 2 == 0:
             before = ask(workers[0])
@@ -174,10 +174,10 @@ def pair_steps(
         else:
             now = ask(workers[1])
             before = ask(workers[0])
-        found.append((before, now))
+        result.append((before, now))
     for worker in workers:
         worker.communicate()
-    return found
+    return result
 
 
 def run(case: str, data: Path, source: Path, scratch: Path) -> dict[str, float]:
@@ -187,8 +187,8 @@ def run(case: str, data: Path, source: Path, scratch: Path) -> dict[str, float]:
         folder = tempfile.mkdtemp(dir=scratch)
         environment["NUMBA_CACHE_DIR"] = folder
     command = [sys.executable, __file__, "--measure", case, "--raw", str(data)]
-    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    values: dict[str, float] = json.loads(found.stdout.splitlines()[-1])
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    values: dict[str, float] = json.loads(result.stdout.splitlines()[-1])
     return values
 
 

@@ -41,17 +41,17 @@ def speed(peer_python: str, folder: Path, pairs: int) -> dict[str, Any]:
     data = folder / "answers.h5ad"
     if not data.exists():
         run_json(sys.executable, "simulate.py", data, *SHAPE)
-    asked = ("answers", data, "batch", "zinb")
-    found = [
+    arguments = ("answers", data, "batch", "zinb")
+    actual = [
         (
-            run_json(peer_python, "peer.py", *asked)["seconds"],
-            run_json(sys.executable, "ours.py", *asked)["seconds"],
+            run_json(peer_python, "peer.py", *arguments)["seconds"],
+            run_json(sys.executable, "ours.py", *arguments)["seconds"],
         )
         for _ in range(pairs)
     ]
     result = {}
-    for question in found[0][1]:
-        theirs, ours = ([pair[i][question] for pair in found] for i in (0, 1))
+    for question in actual[0][1]:
+        theirs, ours = ([pair[i][question] for pair in actual] for i in (0, 1))
         ratios = sorted(t / o for t, o in zip(theirs, ours, strict=True))
         result[question] = {
             "scvi_tools_seconds": round(median(theirs), 3),
@@ -119,18 +119,18 @@ def known_batch_effect(seed: int = 0) -> dict[str, Any]:
 
 def checks(figure: Path | None) -> list[dict[str, Any]]:
     """Cells of PBMC 3k that training did not see, under three likelihoods."""
-    found = {}
+    result = {}
     for likelihood in ("poisson", "nb", "zinb"):
         adata = vivace.datasets.pbmc3k()
         setup(adata, "none")
         model = vivace.SCVI(adata, gene_likelihood=likelihood)  # type: ignore[arg-type]
         model.train(progress=False, seed=0)
-        found[likelihood] = model.posterior_predictive_check(
+        result[likelihood] = model.posterior_predictive_check(
             indices=model.validation_indices, n_samples=25, seed=0, silent=True
         )
     if figure is not None:
-        draw_check(figure, found)
-    return summarise_check(found).round(4).to_dict("records")
+        draw_check(figure, result)
+    return summarise_check(result).round(4).to_dict("records")
 
 
 def programs() -> dict[str, Any]:
@@ -143,11 +143,11 @@ def programs() -> dict[str, Any]:
     types = adata.obs["cell_type"].astype(str).to_numpy()
     moves = {t: z[types == t].mean(0) - z[types != t].mean(0) for t in MARKERS}
     top = model.get_gene_programs(directions=moves, silent=True).top(20)
-    found = {}
+    result = {}
     for name, markers in MARKERS.items():
         genes = top.loc[(top["direction"] == name) & (top["sign"] == "+"), "gene"].tolist()
-        found[name] = {"top_20": genes, "markers_among_them": [m for m in markers if m in genes]}
-    return found
+        result[name] = {"top_20": genes, "markers_among_them": [m for m in markers if m in genes]}
+    return result
 
 
 def main() -> None:

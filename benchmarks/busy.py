@@ -125,11 +125,11 @@ def measure(start: Start, ways: dict[str, dict[str, str]], repeats: int, jobs: i
     weights = set()
     shuffle = random.Random(0)  # none is always the first, or after the same other
     for way in (w for _ in range(repeats) for w in shuffle.sample(list(ways), len(ways))):
-        found = [finish(run) for run in [start(ways[way]) for _ in range(jobs)]]
+        actual = [finish(run) for run in [start(ways[way]) for _ in range(jobs)]]
         for question in QUESTIONS:
-            seconds[way][question].append(sum(f[question] for f in found) / jobs)
+            seconds[way][question].append(sum(f[question] for f in actual) / jobs)
         if way != BEFORE:
-            weights |= {f["weights"] for f in found}
+            weights |= {f["weights"] for f in actual}
         print(way, {q: round(seconds[way][q][-1], 2) for q in QUESTIONS}, file=sys.stderr)
     result: dict[str, Any] = {
         way: {

@@ -42,11 +42,11 @@ def time_once(question: Callable[[], object]) -> float:
 
 def time_questions(questions: dict[str, Callable[[], object]], times: int = 3) -> dict[str, float]:
     """The least seconds of each, asked once to warm up and then some times."""
-    found = {}
+    result = {}
     for name, question in questions.items():
         question()
-        found[name] = min(time_once(question) for _ in range(times))
-    return found
+        result[name] = min(time_once(question) for _ in range(times))
+    return result
 
 
 def de_answers(ask: Callable[..., Any], genes: Any, n_tests: int, ways: Any) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def de_answers(ask: Callable[..., Any], genes: Any, n_tests: int, ways: Any) -> 
 
     ``ask(i, **options)`` gives the table of the i-th, of either library.
     """
-    found: dict[str, list[Any]] = {}
+    result: dict[str, list[Any]] = {}
     for i in range(n_tests):
         for way in ways:
             frame = ask(i, **DE_WAYS[way]).loc[genes]
@@ -64,10 +64,10 @@ def de_answers(ask: Callable[..., Any], genes: Any, n_tests: int, ways: Any) -> 
             else:
                 score, effect = frame["proba_de"], frame["lfc_mean"]
                 called = frame["is_de_fdr_0.05"].to_numpy(bool)
-                found.setdefault(f"{way}_called", []).append(called)
-            found.setdefault(f"{way}_score", []).append(score.to_numpy(float))
-            found.setdefault(f"{way}_effect", []).append(effect.to_numpy(float))
-    return {name: np.stack(values) for name, values in found.items()}
+                result.setdefault(f"{way}_called", []).append(called)
+            result.setdefault(f"{way}_score", []).append(score.to_numpy(float))
+            result.setdefault(f"{way}_effect", []).append(effect.to_numpy(float))
+    return {name: np.stack(values) for name, values in result.items()}
 
 
 def provenance() -> dict[str, Any]:

@@ -138,17 +138,17 @@ def truth(raw: Path, folder: Path, peer_python: str) -> list[dict[str, Any]]:
             tuple(rng.choice(r, min(CELLS, int(0.8 * len(r))), replace=False) for r in of_type)
             for _ in range(DRAWS)
         ]
-        found = {f"vivace, {k}": v for k, v in ours(model, sides).items()}
+        result = {f"vivace, {k}": v for k, v in ours(model, sides).items()}
         peer = theirs(data, "none", folder / f"{name}.pt", sides, peer_python)
-        found |= {f"scvi-tools, {k}": v for k, v in peer.items()}
-        found |= wilcoxon(model.adata, sides)
+        result |= {f"scvi-tools, {k}": v for k, v in peer.items()}
+        result |= wilcoxon(model.adata, sides)
         x = model.adata.X
         counted = [np.asarray((x[np.concatenate(side)] > 0).sum(0)).ravel() > 0 for side in sides]
         for column in columns:
             effect = -table[f"{column}_logFC"].to_numpy()
             differs = table[f"{column}_adj.P.Val"].to_numpy() < 0.05
-            for key in (k[: -len("_score")] for k in found if k.endswith("_score")):
-                drawn = zip(found[f"{key}_score"], found[f"{key}_effect"], counted, strict=True)
+            for key in (k[: -len("_score")] for k in result if k.endswith("_score")):
+                drawn = zip(result[f"{key}_score"], result[f"{key}_effect"], counted, strict=True)
                 values = np.array(
                     [
                         (
@@ -198,11 +198,11 @@ def null(raw: Path, folder: Path, peer_python: str) -> list[dict[str, Any]]:
             second = obs.index.isin(group.index[~group["donor"].isin(pair)])
             sides.append((np.flatnonzero(first), np.flatnonzero(second)))
             names.append(f"{kind}, {condition}")
-    found = {f"vivace, {k}": v for k, v in ours(model, sides).items()}
+    result = {f"vivace, {k}": v for k, v in ours(model, sides).items()}
     by_sample = ours(model, sides, sample_key="donor")
-    found |= {f"vivace, sample_key, {k}": v for k, v in by_sample.items()}
+    result |= {f"vivace, sample_key, {k}": v for k, v in by_sample.items()}
     peer = theirs(data, "condition", folder / "kang.pt", sides, peer_python)
-    found |= {f"scvi-tools, {k}": v for k, v in peer.items()}
+    result |= {f"scvi-tools, {k}": v for k, v in peer.items()}
     return [
         {
             "way": key[: -len("_called")],
@@ -213,7 +213,7 @@ def null(raw: Path, folder: Path, peer_python: str) -> list[dict[str, Any]]:
             "share_called": round(float(called.mean()), 5),
             "largest_share_called": round(float(called.mean(1).max()), 4),
         }
-        for key, called in found.items()
+        for key, called in result.items()
         if key.endswith("_called")
     ]
 
@@ -247,8 +247,8 @@ def plant(
     first, second = (kind == t for t in types)
     rate = mean.copy()
     rate[first] *= 2.0**effect
-    truth_of = rate / rate.sum(1, keepdims=True)
-    true = np.log2(truth_of[first].mean(0) / truth_of[second].mean(0))
+    get_truth = rate / rate.sum(1, keepdims=True)
+    true = np.log2(get_truth[first].mean(0) / get_truth[second].mean(0))
     rate[first] *= 2.0 ** rng.normal(0.0, between, (DONORS, len(effect)))[donor[first]]
     rate *= library / rate.sum(1, keepdims=True)
     counts = rng.poisson(rng.gamma(theta, rate / theta))
@@ -274,7 +274,7 @@ def planted(raw: Path, folder: Path, peer_python: str, times: int) -> list[dict[
         "donors differ, sample_key, three": (0.3, {"sample_key": "donor"}),
         "donors differ, sample_key, two": (0.3, {"sample_key": "donor", "test_mode": "two"}),
     }
-    found: dict[tuple[str, float], list[tuple[int, int, int]]] = {}
+    result: dict[tuple[str, float], list[tuple[int, int, int]]] = {}
     for seed in range(times):
         types = TYPES[seed % len(TYPES)]
         for between in (0.0, 0.3):
@@ -292,11 +292,11 @@ def planted(raw: Path, folder: Path, peer_python: str, times: int) -> list[dict[
                     )  # fmt: skip
                     called = frame[f"is_de_fdr_{target}"]
                     right = int((called & differs[frame.index]).sum())
-                    found.setdefault((name, target), []).append(
+                    result.setdefault((name, target), []).append(
                         (int(called.sum()), right, int(differs.sum()))
                     )
     rows = []
-    for (name, target), values in found.items():
+    for (name, target), values in result.items():
         called, right, there_are = np.array(values, float).T
         wrong = (called - right) / np.maximum(called, 1)
         rows.append(
@@ -321,7 +321,7 @@ def repeat(raw: Path, folder: Path, peer_python: str) -> dict[str, Any]:
     """How far the calls of two seeds agree: in both, of those in either; six pairs of seeds."""
     there = prepare("kang, condition", raw, folder, peer_python)
     model = trained(there / "data.h5ad")
-    asked = {
+    cases = {
         "one against the rest, each of the cell types": {"groupby": "cell_type"},
         "B against NK cells": {"groupby": "cell_type", "group1": "B", "group2": "NK"},
         "stimulated against control": {"groupby": "condition", "group1": "stim"},
@@ -329,8 +329,8 @@ def repeat(raw: Path, folder: Path, peer_python: str) -> dict[str, Any]:
             "groupby": "condition", "group1": "stim", "sample_key": "donor",
         },
     }  # fmt: skip
-    found = {}
-    for name, options in asked.items():
+    result = {}
+    for name, options in cases.items():
         calls = []
         for seed in range(4):
             frame = model.differential_expression(seed=seed, silent=True, **options)
@@ -338,13 +338,13 @@ def repeat(raw: Path, folder: Path, peer_python: str) -> dict[str, Any]:
             calls.append(set(zip(called["comparison"], called.index, strict=True)))
         both = [(len(a & b), len(a | b)) for a, b in itertools.combinations(calls, 2)]
         pairs = [shared / max(either, 1) for shared, either in both]
-        found[name] = {
+        result[name] = {
             "called": [len(c) for c in calls],
             "shared": [shared for shared, _ in both],
             "agree": round(float(np.mean(pairs)), 4),
             "agree_of_each_pair": sorted(round(p, 3) for p in pairs),
         }
-    return found
+    return result
 
 
 def speed(folder: Path, peer_python: str, pairs: int) -> dict[str, Any]:
@@ -357,22 +357,22 @@ def speed(folder: Path, peer_python: str, pairs: int) -> dict[str, Any]:
         groups = np.random.default_rng(0).integers(12, size=adata.n_obs)
         adata.obs["group"] = pd.Categorical([f"group {g}" for g in groups])
         adata.write_h5ad(data)
-    asked = ("de_speed", data, "batch", "group", "group 0")
-    found = [
+    arguments = ("de_speed", data, "batch", "group", "group 0")
+    result = [
         (
-            run_json(peer_python, "peer.py", *asked)["seconds"]["one"],
-            run_json(sys.executable, "ours.py", *asked)["seconds"],
+            run_json(peer_python, "peer.py", *arguments)["seconds"]["one"],
+            run_json(sys.executable, "ours.py", *arguments)["seconds"],
         )
         for _ in range(pairs)
     ]
-    ratios = sorted(theirs / mine["one"] for theirs, mine in found)
-    of_all = sorted(mine["all"] / mine["one"] for _, mine in found)
+    ratios = sorted(theirs / mine["one"] for theirs, mine in result)
+    of_all = sorted(mine["all"] / mine["one"] for _, mine in result)
     return {
-        "scvi_tools_seconds": round(median(t for t, _ in found), 3),
-        "vivace_seconds": round(median(m["one"] for _, m in found), 3),
+        "scvi_tools_seconds": round(median(t for t, _ in result), 3),
+        "vivace_seconds": round(median(m["one"] for _, m in result), 3),
         "ratio": round(median(ratios), 1),
         "ratio_of_each_pair": [round(r, 1) for r in ratios],
-        "vivace_seconds_of_12_groups": round(median(m["all"] for _, m in found), 3),
+        "vivace_seconds_of_12_groups": round(median(m["all"] for _, m in result), 3),
         "12_groups_to_one": round(median(of_all), 2),
         "12_groups_to_one_of_each_pair": [round(r, 2) for r in of_all],
     }
@@ -387,11 +387,11 @@ def picture(path: Path) -> None:
     setup(adata, "none")
     model = vivace.SCVI(adata)
     model.train(progress=False)
-    found = model.differential_expression(groupby="cell_type", seed=0, silent=True)
+    result = model.differential_expression(groupby="cell_type", seed=0, silent=True)
     figure = Figure(figsize=(13, 4.4), layout="constrained", dpi=130)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.7))
-    vivace.pl.volcano(found, "B cells vs Rest", ax=left)
-    vivace.pl.heatmap(found, adata, ax=right)
+    vivace.pl.volcano(result, "B cells vs Rest", ax=left)
+    vivace.pl.heatmap(result, adata, ax=right)
     figure.savefig(path)
 
 

@@ -32,27 +32,27 @@ def arrays(loaded: model.SCVI | LinearSCVI, adata: anndata.AnnData, z: torch.Ten
         nll = loaded.module.nll(point, cells)
         library_kl = loaded.module.library_kl(inference, cells)
     first = {"indices": range(24)}
-    found = loaded.decode(point[:24], **first)
+    result = loaded.decode(point[:24], **first)
     last = loaded.decode(point[:24], transform_batch=_last(loaded), **first)
     normal = loaded.config.gene_likelihood == "normal"
     got = {
         "qz_mean": mean,
         "qz_var": variance,
         "library": cells.library.log() if inference.library is None else inference.library.mean,
-        "px_scale": found.normal_mu if normal else found.scale,
+        "px_scale": result.normal_mu if normal else result.scale,
         "px_scale_transform_last_batch": last.normal_mu if normal else last.scale,
         "neg_log_likelihood": nll,
         "kl_divergence_z": inference.z.kl(),
         "kl_divergence_l": library_kl,
     }
     if normal:
-        got |= {"px_mu": found.mu, "px_sigma": found.stddev}
+        got |= {"px_mu": result.mu, "px_sigma": result.stddev}
     elif loaded.config.gene_likelihood == "poisson":
-        got["px_rate"] = found.rate
+        got["px_rate"] = result.rate
     else:
-        got |= {"px_mu": found.mu, "px_theta": found.theta}
+        got |= {"px_mu": result.mu, "px_theta": result.theta}
     if loaded.config.gene_likelihood == "zinb":
-        got["px_zi_logits"] = found.zi_logits
+        got["px_zi_logits"] = result.zi_logits
     if inference.library is not None:
         got |= {"ql_mean": inference.library.mean, "ql_var": inference.library.variance}
     if isinstance(loaded, LinearSCVI):

@@ -216,9 +216,9 @@ def de(data: str, batch_key: str, weights: str, rows: str, out: str) -> dict[str
             sides = {"idx1": sets[f"first_{i}"], "idx2": sets[f"second_{i}"]}
             return model.differential_expression(**sides, silent=True, **options)
 
-        found = de_answers(ask, genes, len(sets.files) // 2, DE_WAYS)
-    np.savez(out, **found)
-    return {"tests": len(found["three_score"])}
+        result = de_answers(ask, genes, len(sets.files) // 2, DE_WAYS)
+    np.savez(out, **result)
+    return {"tests": len(result["three_score"])}
 
 
 def de_speed(data: str, batch_key: str, groupby: str, group: str) -> dict[str, object]:

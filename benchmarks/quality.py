@@ -126,8 +126,8 @@ def knn(latent: np.ndarray, labels: pd.Series) -> float:
 def marginal_ll(model: vivace.SCVI, test: anndata.AnnData) -> float:
     """Importance-weighted log-likelihood of a test cell, mean over up to 300 of them."""
     rows = np.sort(np.random.default_rng(0).permutation(test.n_obs)[:_MARGINAL_CELLS])
-    found = model.get_marginal_ll(test, rows, n_mc_samples=_MARGINAL_DRAWS, seed=0)
-    return round(float(found), 3)
+    result = model.get_marginal_ll(test, rows, n_mc_samples=_MARGINAL_DRAWS, seed=0)
+    return round(float(result), 3)
 
 
 def scib(

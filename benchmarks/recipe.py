@@ -36,11 +36,11 @@ NOT_WORSE = -0.5  # nats a cell
 def timing(name: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Seconds of both, in turn; the models stay in the folder."""
     kept = folder / "timing.json"
-    asked = {"seeds": args.seeds, "pairs": args.pairs, "code": _code()}
+    arguments = {"seeds": args.seeds, "pairs": args.pairs, "code": _code()}
     if kept.exists():
-        found: dict[str, Any] = json.loads(kept.read_text())
-        if found["asked"] == asked or args.reuse:
-            return found
+        result: dict[str, Any] = json.loads(kept.read_text())
+        if result["arguments"] == arguments or args.reuse:
+            return result
     shared = (folder / "fit.h5ad", SETS[name].batch_key, "zinb")
     ours, theirs = [], []
     for seed in range(args.seeds):
@@ -50,9 +50,14 @@ def timing(name: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         if seed < args.pairs:
             p = run_json(args.peer_python, "peer.py", "speed", *shared, PEER_EPOCHS)
             theirs.append(p["seconds"] / PEER_EPOCHS)
-    found = {"asked": asked, "ours": ours, "seconds_of_a_peer_epoch": theirs, **provenance()}
-    kept.write_text(json.dumps(found))
-    return found
+    result = {
+        "arguments": arguments,
+        "ours": ours,
+        "seconds_of_a_peer_epoch": theirs,
+        **provenance(),
+    }
+    kept.write_text(json.dumps(result))
+    return result
 
 
 def _code() -> str:
@@ -114,8 +119,8 @@ def judge(name: str, folder: Path, seeds: int, args: argparse.Namespace) -> list
         )
         if seed < args.scib_seeds:
             latents[str(seed)] = latent
-    for seed, found in scib(folder, name, latents, args.peer_python).items():
-        marks[int(seed)]["scib"] = found
+    for seed, result in scib(folder, name, latents, args.peer_python).items():
+        marks[int(seed)]["scib"] = result
     return marks
 
 
@@ -186,16 +191,16 @@ def draw(result: dict[str, Any], file: Path) -> None:
     for axis in axes.flat[len(names) :]:
         axis.axis("off")
     for axis, name in zip(axes.flat, names, strict=False):
-        found = result["sets"][name]
-        epoch = found["scvi_tools"]["seconds"] / found["scvi_tools"]["epochs"]
+        actual = result["sets"][name]
+        epoch = actual["scvi_tools"]["seconds"] / actual["scvi_tools"]["epochs"]
         for seed, run in peers[name].items():
             axis.plot(
                 [m["epoch"] * epoch for m in run["marks"]],
                 [m["test_elbo"] for m in run["marks"]],
                 "o-", ms=3, lw=1, color="0.45", label="scvi-tools 1.4.2" if seed == "0" else None,
             )  # fmt: skip
-        values = found["curve"]
-        epoch = found["vivace"]["seconds"] / len(values)
+        values = actual["curve"]
+        epoch = actual["vivace"]["seconds"] / len(values)
         seconds = [epoch * (i + 1) for i in range(len(values))]
         axis.plot(seconds, values, "o-", ms=3, lw=1.5, color="C3", label="vivace")
         ends = [*values[len(values) // 2 :], *(m["test_elbo"] for m in peers[name]["0"]["marks"])]

@@ -81,9 +81,9 @@ def scores(name: str, folder: Path, done: dict[str, Any], peer_python: str) -> N
     """Add scib-metrics' scores, at the last epoch and the best on validation, to runs without."""
     missing = {
         (seed, mark["epoch"]): mark
-        for seed, found in done.items()
-        for mark in found["marks"]
-        if mark["epoch"] in (found["epochs"], found["best_epoch_on_validation"])
+        for seed, result in done.items()
+        for mark in result["marks"]
+        if mark["epoch"] in (result["epochs"], result["best_epoch_on_validation"])
         and "scib" not in mark
         and (folder / f"peer_{seed}" / f"epoch_{mark['epoch']}.pt").exists()
     }
@@ -95,9 +95,9 @@ def scores(name: str, folder: Path, done: dict[str, Any], peer_python: str) -> N
     for seed, epoch in missing:
         load_peer(model, folder / f"peer_{seed}" / f"epoch_{epoch}.pt")
         latents[f"{seed} {epoch}"] = model.get_latent_representation(data)
-    found = scib(folder, name, latents, peer_python)
+    result = scib(folder, name, latents, peer_python)
     for (seed, epoch), mark in missing.items():
-        mark["scib"] = found[f"{seed} {epoch}"]
+        mark["scib"] = result[f"{seed} {epoch}"]
 
 
 def _model(fit: anndata.AnnData, batch_key: str) -> vivace.SCVI:
@@ -121,9 +121,9 @@ def main() -> None:
             if str(seed) in read().get(name, {}):
                 continue
             folder = prepare(name, args.raw, args.folder, args.peer_python)
-            found = run(name, seed, folder, args)
-            _keep(name, {str(seed): found})
-            print(name, seed, json.dumps(found["marks"][-1]), flush=True)
+            result = run(name, seed, folder, args)
+            _keep(name, {str(seed): result})
+            print(name, seed, json.dumps(result["marks"][-1]), flush=True)
     for name in args.only:
         runs = read().get(name, {})
         scores(name, args.folder / slug(name), runs, args.peer_python)

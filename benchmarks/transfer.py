@@ -108,11 +108,11 @@ def run_peer(name: str, there: Path, peer_python: str) -> None:
     """scvi-tools' side, once; ``peer.npz`` and ``peer.json`` in the folder of the task."""
     if (there / "peer.json").exists():
         return
-    found = run_json(
+    result = run_json(
         peer_python, "peer.py", "map_query", there / "reference.h5ad", there / "query.h5ad",
         TASKS[name].batch_key, 0, there / "peer.npz", OMP_NUM_THREADS="1",
     )  # fmt: skip
-    (there / "peer.json").write_text(json.dumps(found))
+    (there / "peer.json").write_text(json.dumps(result))
 
 
 def ours(
@@ -174,15 +174,15 @@ def mixing(
     z_reference: np.ndarray, types_r: np.ndarray, z_query: np.ndarray, types_q: np.ndarray
 ) -> float:
     """Reference cells near query cells of the same type, over their share of that type."""
-    found = []
+    result = []
     for name in np.unique(types_q):
         known, new = z_reference[types_r == name], z_query[types_q == name]
         if min(len(known), len(new)) < FEWEST:
             continue
         both = np.concatenate([known, new])
         near = NearestNeighbors(n_neighbors=31).fit(both).kneighbors(new, return_distance=False)
-        found.append((near[:, 1:] < len(known)).mean() / (len(known) / len(both)))
-    return round(float(np.mean(found)), 3)
+        result.append((near[:, 1:] < len(known)).mean() / (len(known) / len(both)))
+    return round(float(np.mean(result)), 3)
 
 
 def logistic(
@@ -328,21 +328,21 @@ def averages(tasks: dict[str, Any]) -> dict[str, Any]:
         rows = [t[who] for t in tasks.values() if who in t]
         if len(rows) == len(tasks):
             numbers = ("accuracy", "macro_f1", "ece", "mixing")
-            means[who] = {n: mean_of(r[n] for r in rows) for n in numbers if n in rows[0]}
+            means[who] = {n: get_mean(r[n] for r in rows) for n in numbers if n in rows[0]}
     for which in ("novelty", "found"):
-        means[which] = mean_of(v for t in tasks.values() for v in t[which].values())
+        means[which] = get_mean(v for t in tasks.values() for v in t[which].values())
     if "scvi_tools" in means and not any("of" in t["scvi_tools"] for t in tasks.values()):
         ratios = [seconds(t["scvi_tools"]) / seconds(t["vivace"]) for t in tasks.values()]
         means["times_faster"] = [round(float(f(ratios)), 1) for f in (np.median, min, max)]
     return means
 
 
-def seconds(found: dict[str, Any]) -> float:
+def seconds(result: dict[str, Any]) -> float:
     """Of all that was done."""
-    return float(sum(v for k, v in found.items() if k.endswith("_seconds")))
+    return float(sum(v for k, v in result.items() if k.endswith("_seconds")))
 
 
-def mean_of(values: Iterable[float]) -> float:
+def get_mean(values: Iterable[float]) -> float:
     """Rounded."""
     return round(float(np.mean(list(values))), 4)
 

@@ -7,7 +7,7 @@ import numpy as np
 from vivace import SCVI
 
 
-def answers_of(model: SCVI) -> dict[str, np.ndarray]:
+def get_answers(model: SCVI) -> dict[str, np.ndarray]:
     """What a model answers about its own cells."""
     mean, variance = model.get_latent_representation(return_dist=True)
     return {

@@ -100,7 +100,7 @@ class SourceTree:
     @cached_property
     def needs_numba(self) -> set[str]:
         """Modules whose import brings Numba with it, directly or through others."""
-        found = {
+        result = {
             name
             for name, module in self.modules.items()
             if any(i.module.split(".")[0] == "numba" for i in self._at_import(module))
@@ -111,14 +111,14 @@ class SourceTree:
                 name
                 for name, module in self.modules.items()
                 if any(
-                    target in found or self._parents(target) & found
+                    target in result or self._parents(target) & result
                     for i in self._at_import(module)
                     if (target := self.target(i))
                 )
             }
-            grown = not more <= found
-            found |= more
-        return found
+            grown = not more <= result
+            result |= more
+        return result
 
     @staticmethod
     def _parents(name: str) -> set[str]:
@@ -193,16 +193,16 @@ class SourceTree:
 
     def _ancestors(self, module: Module, node: ast.ClassDef) -> dict[str, ast.ClassDef]:
         """The classes of this package above ``node``, protocols left out."""
-        found: dict[str, ast.ClassDef] = {}
+        result: dict[str, ast.ClassDef] = {}
         for base in node.bases:
             expression = base.value if isinstance(base, ast.Subscript) else base
             where = self._base(module, ast.unparse(expression))
             if where is None or where[1] is node:
                 continue
             if not _is_protocol(where[1]):
-                found[f"{where[0]}.{where[1].name}"] = where[1]
-            found |= self._ancestors(self.modules[where[0]], where[1])
-        return found
+                result[f"{where[0]}.{where[1].name}"] = where[1]
+            result |= self._ancestors(self.modules[where[0]], where[1])
+        return result
 
     def tall_classes(self, most: int, except_in: set[str]) -> list[str]:
         """Classes with more than ``most`` ancestors of our own."""

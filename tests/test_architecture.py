@@ -32,7 +32,7 @@ FLOORS = [
 FLOOR = {room: i for i, floor in enumerate(FLOORS) for room in floor}
 
 
-def room_of(path: Path) -> str:
+def get_room(path: Path) -> str:
     return path.relative_to(SOURCE).with_suffix("").parts[0]
 
 
@@ -54,7 +54,7 @@ def imported_rooms(path: Path) -> set[str]:
     "path", sorted(SOURCE.rglob("*.py")), ids=lambda p: str(p.relative_to(SOURCE))
 )
 def test_a_room_imports_only_rooms_below_it(path: Path) -> None:
-    room = room_of(path)
+    room = get_room(path)
     if room == "__init__":
         return
     above = {r for r in imported_rooms(path) - {room} if FLOOR[r] >= FLOOR[room]}
@@ -62,7 +62,7 @@ def test_a_room_imports_only_rooms_below_it(path: Path) -> None:
 
 
 def test_every_room_has_a_floor() -> None:
-    rooms = {room_of(p) for p in SOURCE.rglob("*.py")} - {"__init__"}
+    rooms = {get_room(p) for p in SOURCE.rglob("*.py")} - {"__init__"}
     assert rooms == set(FLOOR)
 
 

@@ -502,10 +502,10 @@ def test_de_refuses(vivace_refuses, cells, fitted, tmp_path, options, parts, mon
 def test_de_keeps_a_table_that_is_there(vivace_refuses, vivace_says, cells, fitted, tmp_path):
     out = tmp_path / "table.csv"
     out.write_text("precious")
-    asked = ("de", fitted, cells, "-o", out, "--groupby", "cell_type", "--quiet")
-    vivace_refuses(asked, str(out))
+    arguments = ("de", fitted, cells, "-o", out, "--groupby", "cell_type", "--quiet")
+    vivace_refuses(arguments, str(out))
     assert out.read_text() == "precious"
-    assert vivace_says(*asked, "--overwrite")[0] == 0
+    assert vivace_says(*arguments, "--overwrite")[0] == 0
     assert out.read_text().startswith("gene,")
 
 
@@ -538,11 +538,11 @@ def test_map_writes_what_python_gives(vivace_says, cells, mapping, tmp_path):
     np.testing.assert_allclose(
         written.obsm["X_scVI"], model.get_latent_representation(aligned), rtol=1e-5, atol=1e-6
     )
-    found = model.transfer_labels(aligned, "cell_type", anndata.read_h5ad(cells), seed=3)
-    assert list(written.obs["transferred_cell_type"]) == list(found["label"])
+    result = model.transfer_labels(aligned, "cell_type", anndata.read_h5ad(cells), seed=3)
+    assert list(written.obs["transferred_cell_type"]) == list(result["label"])
     for name in ("probability", "novelty"):
         np.testing.assert_allclose(
-            written.obs[f"transferred_cell_type_{name}"], found[name], rtol=1e-4
+            written.obs[f"transferred_cell_type_{name}"], result[name], rtol=1e-4
         )
 
 

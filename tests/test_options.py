@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from model_answers import answers_of, assert_same_bits
+from model_answers import assert_same_bits, get_answers
 from vivace import SCVI, LinearSCVI
 from vivace.errors import ArgumentTypeError, OptionError
 
@@ -155,5 +155,5 @@ def test_every_option_trains_and_survives_a_save(tiny, ready, tmp_path, options)
     model.save(tmp_path / "model")
     loaded = SCVI.load(tmp_path / "model", tiny())
     assert loaded.config == model.config
-    assert_same_bits(answers_of(model), answers_of(loaded))
-    assert np.isfinite(answers_of(model)["elbo"]).all()
+    assert_same_bits(get_answers(model), get_answers(loaded))
+    assert np.isfinite(get_answers(model)["elbo"]).all()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import vivace
-from model_answers import answers_of, assert_same_bits
+from model_answers import assert_same_bits, get_answers
 from vivace import SCVI
 from vivace.errors import ArgumentTypeError, OptionError
 
@@ -58,14 +58,14 @@ def test_a_refused_call_leaves_the_stream_where_it_is(ready, refused):
         troubled.train(0)
     for model in (plain, troubled):
         model.train(1, progress=False)
-    assert_same_bits(answers_of(plain), answers_of(troubled))
+    assert_same_bits(get_answers(plain), get_answers(troubled))
 
 
 def test_the_same_script_gives_the_same_bits(ready):
     first, second = ready(), ready()
     for model in (first, second):
         model.train(2, batch_size=20, progress=False)
-    assert_same_bits(answers_of(first), answers_of(second))
+    assert_same_bits(get_answers(first), get_answers(second))
     pd.testing.assert_frame_equal(
         first.history.drop(columns=["seconds", "compile_seconds"]),
         second.history.drop(columns=["seconds", "compile_seconds"]),
@@ -95,7 +95,7 @@ def test_global_random_states_are_neither_read_nor_moved(ready):
         before = np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
         model = ready()
         model.train(1, progress=False)
-        numbers = answers_of(model)
+        numbers = get_answers(model)
         assert np.random.get_state()[1].tolist() == before[0]  # noqa: NPY002
         assert torch.equal(torch.get_rng_state(), before[1])
         return numbers

@@ -161,11 +161,11 @@ class Core:
         assert self._adata is not None
         return self._adata
 
-    def _asked_adata(self, adata: AnnData | None) -> AnnData:
+    def _resolve_adata(self, adata: AnnData | None) -> AnnData:
         """The AnnData of a question whose cells have been read: ``adata``, or the model's own."""
-        asked = self._adata if adata is None else adata
-        assert asked is not None
-        return asked
+        data = self._adata if adata is None else adata
+        assert data is not None
+        return data
 
     def _seed(self, seed: int | None, random: bool) -> int:
         """The seed of a question; one that samples nothing leaves the model's stream as it is."""

@@ -13,12 +13,12 @@ from vivace.data.schema import Declarations, Schema
 from vivace.errors import ArgumentTypeError, DataError, MissingColumnError
 
 
-def schema_of(adata, **declarations) -> Schema:
+def get_schema(adata, **declarations) -> Schema:
     return Schema.from_anndata(adata, Declarations(**declarations))
 
 
 def check(adata, **declarations) -> None:
-    read_cells(adata, schema_of(adata, **declarations))
+    read_cells(adata, get_schema(adata, **declarations))
 
 
 FORMATS = {
@@ -118,7 +118,7 @@ def test_values_that_are_no_numbers_are_refused(tiny, refused):
 
 def test_cells_are_read_with_their_library_and_codes(tiny):
     adata = tiny()
-    source = read_cells(adata, schema_of(adata, batch_key="batch"))
+    source = read_cells(adata, get_schema(adata, batch_key="batch"))
     np.testing.assert_array_equal(source.counts.toarray(), adata.X.toarray())
     np.testing.assert_array_equal(source.library, adata.X.toarray().sum(1))
     assert source.library.dtype == np.float32
@@ -129,7 +129,7 @@ def test_a_library_of_many_molecules_is_summed_exactly():
     x = np.ones((2, 3), np.float32)
     x[0] = [1, 2**24 - 3, 1]  # up to 2**24 float32 holds every integer
     adata = AnnData(sp.csr_matrix(x))
-    assert read_cells(adata, schema_of(adata)).library[0] == 2**24 - 1
+    assert read_cells(adata, get_schema(adata)).library[0] == 2**24 - 1
 
 
 @pytest.mark.parametrize("block", [1, 100, 1 << 20])
@@ -140,7 +140,7 @@ def test_one_pass_gives_the_numbers_that_scipy_gives(tiny, monkeypatch, block):
     counts = sp.vstack([counts, counts[:5] * 0], format="csr")  # the last cells store zeros
     counts.data[-counts[300:].nnz :] = 0.5
     adata = AnnData(counts)
-    schema = schema_of(adata, allow_non_integer=True)
+    schema = get_schema(adata, allow_non_integer=True)
     totals = check_counts(adata, counts, schema, allow_negative=True)
     expected = counts.sum(axis=1, dtype=np.float64).A1.astype(np.float32)
     np.testing.assert_array_equal(totals.library, expected)
@@ -153,7 +153,7 @@ def test_one_pass_gives_the_numbers_that_scipy_gives(tiny, monkeypatch, block):
 def test_genes_are_aligned_by_name_and_others_ignored(tiny):
     adata = tiny()
     known = ["gene9", "gene4", "gene20"]
-    schema = schema_of(adata[:, known].copy())
+    schema = get_schema(adata[:, known].copy())
     x = adata.X.toarray()
     x[:, 0] = -1  # gene0 is not a gene of the model
     x[:, 4] += 1
@@ -180,7 +180,7 @@ def test_the_cell_and_gene_are_named_wherever_the_value_is(
 
 
 def test_the_cell_and_gene_are_named_after_alignment_too(tiny, refused):
-    schema = schema_of(tiny())
+    schema = get_schema(tiny())
     adata = tiny()
     x = adata.X.toarray()
     x[41, 17] = -3
@@ -250,7 +250,7 @@ def test_every_cell_without_counts_is_counted(tiny, refused):
 
 def test_cells_are_counted_over_the_genes_of_the_model(tiny, refused):
     adata = tiny()
-    schema = schema_of(adata[:, :29].copy())
+    schema = get_schema(adata[:, :29].copy())
     x = adata.X.toarray()
     x[8] = 0
     x[8, 29] = 5
@@ -271,4 +271,4 @@ def test_data_without_genes_are_refused(tiny, refused):
 
 def test_only_an_anndata_is_read(tiny, refused):
     with refused(ArgumentTypeError, "AnnData", "str", "read_h5ad"):
-        read_cells("cells.h5ad", schema_of(tiny()))
+        read_cells("cells.h5ad", get_schema(tiny()))

@@ -364,12 +364,12 @@ def test_without_a_batch_there_is_none_to_name(tiny, refused):
     ids=["none", "one", "an order", "twice", "index", "array", "generator"],
 )
 def test_places_of_genes_by_name(schema, names, places):
-    found = schema.genes_at(names)
+    result = schema.genes_at(names)
     if places is None:
-        assert found is None
+        assert result is None
     else:
-        assert found.tolist() == places
-        assert found.dtype == np.int64
+        assert result.tolist() == places
+        assert result.dtype == np.int64
 
 
 @pytest.mark.parametrize(

@@ -34,12 +34,12 @@ WEIGHTED = {
 }
 
 
-def asked(model, adata=None, **options):
+def run_de(model, adata=None, **options):
     return model.differential_expression(adata, **BT | FEW | options)
 
 
-def by_gene(found, model):
-    return found.loc[list(model.schema.genes)]
+def by_gene(result, model):
+    return result.loc[list(model.schema.genes)]
 
 
 # ---- what is found -----------------------------------------------------------
@@ -47,52 +47,52 @@ def by_gene(found, model):
 
 @pytest.mark.parametrize("mode", ["change", "vanilla"])
 def test_markers_go_the_right_way(pbmc, mode):
-    found = pbmc.differential_expression(
+    result = pbmc.differential_expression(
         groupby="cell_type", group1="B cells", group2="NK cells", mode=mode, seed=0
     )
     up, down = ["CD79A", "MS4A1", "HLA-DRA"], ["NKG7", "GNLY", "PRF1"]
     if mode == "change":
-        assert (found.loc[up, "lfc_mean"] > 0.25).all()
-        assert (found.loc[down, "lfc_mean"] < -0.25).all()
-        assert found.loc[up + down, "proba_de"].min() > found["proba_de"].median()
+        assert (result.loc[up, "lfc_mean"] > 0.25).all()
+        assert (result.loc[down, "lfc_mean"] < -0.25).all()
+        assert result.loc[up + down, "proba_de"].min() > result["proba_de"].median()
     else:
-        assert (found.loc[up, "proba_m1"] > 0.8).all()
-        assert (found.loc[down, "proba_m2"] > 0.8).all()
-    assert (found.loc[up, "scale1"] > found.loc[up, "scale2"]).all()
-    assert (found.loc[down, "raw_mean1"] < found.loc[down, "raw_mean2"]).all()
+        assert (result.loc[up, "proba_m1"] > 0.8).all()
+        assert (result.loc[down, "proba_m2"] > 0.8).all()
+    assert (result.loc[up, "scale1"] > result.loc[up, "scale2"]).all()
+    assert (result.loc[down, "raw_mean1"] < result.loc[down, "raw_mean2"]).all()
 
 
 def test_what_was_counted(covered):
-    found = by_gene(asked(covered), covered)
+    result = by_gene(run_de(covered), covered)
     kind, x = covered.adata.obs["cell_type"].to_numpy(), covered.adata.X.toarray().astype(float)
     relative = 1e4 * x / x.sum(1, keepdims=True)
     for side, name in ((1, "B"), (2, "T")):
         inside = kind == name
-        np.testing.assert_allclose(found[f"raw_mean{side}"], x[inside].mean(0))
-        np.testing.assert_allclose(found[f"non_zeros_proportion{side}"], (x[inside] > 0).mean(0))
+        np.testing.assert_allclose(result[f"raw_mean{side}"], x[inside].mean(0))
+        np.testing.assert_allclose(result[f"non_zeros_proportion{side}"], (x[inside] > 0).mean(0))
         np.testing.assert_allclose(
-            found[f"raw_normalized_mean{side}"], relative[inside].mean(0), rtol=1e-6
+            result[f"raw_normalized_mean{side}"], relative[inside].mean(0), rtol=1e-6
         )
 
 
 def test_scales_and_fold_changes_are_of_the_model(covered):
     """Against the mean of the expression of many samples by another method."""
-    found = by_gene(asked(covered, n_samples_overall=4000, pseudocounts=1e-5), covered)
+    result = by_gene(run_de(covered, n_samples_overall=4000, pseudocounts=1e-5), covered)
     kind = covered.adata.obs["cell_type"].to_numpy()
     logs = []
     for side, name in ((1, "B"), (2, "T")):
         x = covered.get_normalized_expression(
             indices=kind == name, n_samples=50, return_mean=False, return_numpy=True, seed=5
         ).astype(np.float64)
-        np.testing.assert_allclose(found[f"scale{side}"], x.mean((0, 1)), rtol=0.03)
+        np.testing.assert_allclose(result[f"scale{side}"], x.mean((0, 1)), rtol=0.03)
         logs.append(np.log2(x + 1e-5).reshape(-1, 30))
     error = np.sqrt(sum(each.var(0) for each in logs))
     mean = logs[0].mean(0) - logs[1].mean(0)
-    assert (np.abs(found["lfc_mean"] - mean) < 0.1 * error).all()
-    np.testing.assert_allclose(found["lfc_std"], error, rtol=0.1)
+    assert (np.abs(result["lfc_mean"] - mean) < 0.1 * error).all()
+    np.testing.assert_allclose(result["lfc_std"], error, rtol=0.1)
     for gene in range(30):
         effects = np.subtract.outer(logs[0][::3, gene], logs[1][::3, gene])
-        row = found.iloc[gene]
+        row = result.iloc[gene]
         assert row["lfc_median"] == pytest.approx(np.median(effects), abs=0.1 * error[gene])
         wanted = max((effects >= 0.25).mean(), (effects < -0.25).mean())
         assert row["proba_de"] == pytest.approx(wanted, abs=0.03)
@@ -103,23 +103,23 @@ def test_scales_and_fold_changes_are_of_the_model(covered):
 @pytest.mark.parametrize("mode", ["change", "vanilla"])
 def test_every_likelihood_and_library(folder, mode):
     model_ = model.load(GOLDEN / folder, anndata.read_h5ad(GOLDEN / "adata.h5ad"))
-    found = model_.differential_expression(groupby="cell_type", mode=mode, **FEW)
+    result = model_.differential_expression(groupby="cell_type", mode=mode, **FEW)
     kinds = model_.adata.obs["cell_type"].astype(str).unique()
-    assert len(found) == len(kinds) * 150
+    assert len(result) == len(kinds) * 150
     wanted = [*CHANGE, *COUNTED, "is_de_fdr_0.05"] if mode == "change" else [*VANILLA, *COUNTED]
-    assert list(found) == [*wanted, *LAST]
-    assert len(found.columns) == (22 if mode == "change" else 14)
-    assert found.notna().all().all()
-    assert np.isfinite(found.select_dtypes("number").to_numpy()).all()
-    assert set(found.groupby("comparison").size()) == {150}
+    assert list(result) == [*wanted, *LAST]
+    assert len(result.columns) == (22 if mode == "change" else 14)
+    assert result.notna().all().all()
+    assert np.isfinite(result.select_dtypes("number").to_numpy()).all()
+    assert set(result.groupby("comparison").size()) == {150}
 
 
 @pytest.mark.parametrize("folder", ["normal", "zinb_latent_library", "poisson_logistic_normal"])
 def test_importance_weights_of_every_likelihood(folder):
     model_ = model.load(GOLDEN / folder, anndata.read_h5ad(GOLDEN / "adata.h5ad"))
-    found = model_.differential_expression(idx1=range(20), idx2=range(30, 60), **FEW, **WEIGHTED)
-    assert found.notna().all().all()
-    assert found.attrs["weights"] == "importance"
+    result = model_.differential_expression(idx1=range(20), idx2=range(30, 60), **FEW, **WEIGHTED)
+    assert result.notna().all().all()
+    assert result.attrs["weights"] == "importance"
 
 
 def test_a_gene_without_counts_on_both_sides_is_never_called(covered):
@@ -132,13 +132,13 @@ def test_a_gene_without_counts_on_both_sides_is_never_called(covered):
     empty = x.sum(1) == 0
     adata = adata[~empty].copy()
     for options in ({"delta": 0.0}, {"test_mode": "two", "delta": 0.0}, {"delta": None}):
-        found = asked(covered, adata, fdr_target=0.9, pseudocounts=1e-9, **options)
-        assert not found.loc["gene7", "is_de_fdr_0.9"]
-        assert found.loc["gene7", "proba_de"] == 0
-        assert found["is_de_fdr_0.9"].any()
-        assert found.notna().all().all()
-    found = asked(covered, adata, group1="NK", group2="T", pseudocounts=1e-9, delta=0.0)
-    assert found.loc["gene7", "proba_de"] > 0
+        result = run_de(covered, adata, fdr_target=0.9, pseudocounts=1e-9, **options)
+        assert not result.loc["gene7", "is_de_fdr_0.9"]
+        assert result.loc["gene7", "proba_de"] == 0
+        assert result["is_de_fdr_0.9"].any()
+        assert result.notna().all().all()
+    result = run_de(covered, adata, group1="NK", group2="T", pseudocounts=1e-9, delta=0.0)
+    assert result.loc["gene7", "proba_de"] > 0
 
 
 # ---- options -----------------------------------------------------------------
@@ -186,25 +186,25 @@ def test_a_gene_without_counts_on_both_sides_is_never_called(covered):
     ids=str,
 )
 def test_every_option(covered, options):
-    found = asked(covered, **options)
+    result = run_de(covered, **options)
     wanted = list(VANILLA) if options.get("mode") == "vanilla" else list(CHANGE)
     for level in np.atleast_1d(options.get("cred_interval_lvls", [])):
         wanted += [f"lfc_confidence_interval_{level}_{end}" for end in ("min", "max")]
-        low, high = found[wanted[-2]], found[wanted[-1]]
+        low, high = result[wanted[-2]], result[wanted[-1]]
         assert (low <= high).all()
-        assert (found["lfc_min"] <= low + 1e-4).all()
-        assert (high <= found["lfc_max"] + 1e-4).all()
+        assert (result["lfc_min"] <= low + 1e-4).all()
+        assert (high <= result["lfc_max"] + 1e-4).all()
     wanted += COUNTED if options.get("all_stats", True) else []
     if options.get("mode") != "vanilla":
         wanted.append(f"is_de_fdr_{options.get('fdr_target', 0.05)}")
-        assert found["proba_de"].between(0, 1).all()
-        assert (np.diff(found["proba_de"]) <= 0).all()
-    assert list(found) == [*wanted, *LAST]
-    assert sorted(found.index) == sorted(covered.schema.genes)
-    values = found.drop(columns="delta", errors="ignore")
+        assert result["proba_de"].between(0, 1).all()
+        assert (np.diff(result["proba_de"]) <= 0).all()
+    assert list(result) == [*wanted, *LAST]
+    assert sorted(result.index) == sorted(covered.schema.genes)
+    values = result.drop(columns="delta", errors="ignore")
     assert values.notna().all().all()
-    if "delta" in found:
-        assert found["delta"].isna().all() == ("m1_domain_fn" in options)
+    if "delta" in result:
+        assert result["delta"].isna().all() == ("m1_domain_fn" in options)
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_every_option(covered, options):
 )  # fmt: skip
 def test_bad_input(covered, refused, options, error, parts):
     with refused(error, *parts):
-        asked(covered, **options)
+        run_de(covered, **options)
 
 
 def test_a_model_without_batch_has_none_to_correct(refused):
@@ -264,9 +264,9 @@ def test_a_model_without_batch_has_none_to_correct(refused):
 
 @pytest.mark.filterwarnings("ignore:.*is one cell")
 def test_outliers_are_left_out(covered):
-    found = asked(covered, filter_outlier_cells=True)
-    assert found.notna().all().all()
-    assert (found["scale1"] != asked(covered)["scale1"].loc[found.index]).any()
+    result = run_de(covered, filter_outlier_cells=True)
+    assert result.notna().all().all()
+    assert (result["scale1"] != run_de(covered)["scale1"].loc[result.index]).any()
     with pytest.warns(VivaceWarning, match="Could not detect outliers among 1 cells"):
         covered.differential_expression(
             idx1=[0], idx2=range(2, 100), filter_outlier_cells=True, **FEW
@@ -275,14 +275,14 @@ def test_outliers_are_left_out(covered):
 
 @pytest.mark.filterwarnings("ignore:.*is one cell")
 def test_one_cell_is_a_group(covered):
-    found = covered.differential_expression(idx1=[3], idx2=[5], **FEW)
-    assert found.notna().all().all()
-    assert found.attrs["comparisons"]["group1 vs group2"]["n_cells"] == [1, 1]
+    result = covered.differential_expression(idx1=[3], idx2=[5], **FEW)
+    assert result.notna().all().all()
+    assert result.attrs["comparisons"]["group1 vs group2"]["n_cells"] == [1, 1]
 
 
 def test_a_correction_decodes_both_sides_as_all_batches(covered):
     """Two sides of the same cells, whose batches alone differ: corrected they are alike."""
-    found = covered.differential_expression(
+    result = covered.differential_expression(
         idx1=range(10), idx2=range(10, 20), batch_correction=True, pseudocounts=1e-5, seed=0,
         batchid1="b0", batchid2="b1",
     )  # fmt: skip
@@ -292,16 +292,16 @@ def test_a_correction_decodes_both_sides_as_all_batches(covered):
         ).mean(0)
         for rows, b in ((range(10), "b0"), (range(10, 20), "b1"))
     ]
-    both = by_gene(found, covered)
+    both = by_gene(result, covered)
     np.testing.assert_allclose(both["scale1"], x[0], rtol=0.02)
     np.testing.assert_allclose(both["scale2"], x[1], rtol=0.02)
-    found = covered.differential_expression(
+    result = covered.differential_expression(
         idx1=range(10), idx2=range(10, 20), batch_correction=True, pseudocounts=1e-5, seed=0
     )
     wanted = covered.get_normalized_expression(
         indices=range(10), transform_batch=["b0", "b1"], n_samples=200, return_numpy=True, seed=1
     ).mean(0)
-    np.testing.assert_allclose(by_gene(found, covered)["scale1"], wanted, rtol=0.02)
+    np.testing.assert_allclose(by_gene(result, covered)["scale1"], wanted, rtol=0.02)
 
 
 @pytest.mark.parametrize(("correction", "warned"), [(True, True), ("donor", False), (False, False)])
@@ -326,8 +326,8 @@ def test_groups_in_batches_of_their_own_are_warned_of(covered, correction, warne
 
 def test_swapped_groups_mirror_the_change(covered):
     asks = {"pseudocounts": 1e-5, "n_samples_overall": 4000}
-    one = by_gene(asked(covered, **asks), covered)
-    other = by_gene(asked(covered, group1="T", group2="B", **asks, seed=1), covered)
+    one = by_gene(run_de(covered, **asks), covered)
+    other = by_gene(run_de(covered, group1="T", group2="B", **asks, seed=1), covered)
     assert (np.abs(one["lfc_mean"] + other["lfc_mean"]) < 0.12 * one["lfc_std"]).all()
     np.testing.assert_allclose(one["lfc_std"], other["lfc_std"], rtol=0.12)
     np.testing.assert_allclose(one["proba_de"], other["proba_de"], atol=0.04)
@@ -369,7 +369,7 @@ def test_the_other_cells_count_one_by_one_not_group_by_group(pbmc):
 
 def test_rows_and_groups_say_the_same(covered):
     kind = covered.adata.obs["cell_type"].to_numpy()
-    groups = asked(covered)
+    groups = run_de(covered)
     rows = covered.differential_expression(idx1=kind == "B", idx2="cell_type == 'T'", **FEW)
     pd.testing.assert_frame_equal(groups.drop(columns=LAST), rows.drop(columns=LAST))
     assert set(rows["comparison"]) == {"group1 vs group2"}
@@ -384,7 +384,7 @@ def test_rows_and_groups_say_the_same(covered):
     ids=str,
 )
 def test_a_seed_repeats_bit_for_bit(covered, options):
-    first, again, other = (asked(covered, **options | {"seed": s}) for s in (3, 3, 4))
+    first, again, other = (run_de(covered, **options | {"seed": s}) for s in (3, 3, 4))
     pd.testing.assert_frame_equal(first, again, check_exact=True)
     assert first.attrs == again.attrs
     assert first.attrs["seed"] == 3
@@ -394,16 +394,16 @@ def test_a_seed_repeats_bit_for_bit(covered, options):
 @pytest.mark.parametrize("options", [{}, {"sample_key": "sample"}], ids=str)
 def test_a_call_takes_one_of_the_models_seeds(covered, options):
     before = covered._seeds.used
-    first, second = (asked(covered, **options, seed=None) for _ in range(2))
+    first, second = (run_de(covered, **options, seed=None) for _ in range(2))
     assert covered._seeds.used == before + 2
     assert first.attrs["seed"] != second.attrs["seed"]
-    again = asked(covered, **options, seed=first.attrs["seed"])
+    again = run_de(covered, **options, seed=first.attrs["seed"])
     pd.testing.assert_frame_equal(first, again, check_exact=True)
     assert covered._seeds.used == before + 2
 
 
 def test_batches_of_cells_do_not_matter(covered):
-    few, many = (by_gene(asked(covered, batch_size=n), covered) for n in (7, 512))
+    few, many = (by_gene(run_de(covered, batch_size=n), covered) for n in (7, 512))
     columns = ["lfc_mean", "lfc_std", "scale1", "scale2", "pseudocounts"]
     np.testing.assert_allclose(few[columns], many[columns], rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(few["proba_de"], many["proba_de"], atol=0.01)
@@ -414,20 +414,20 @@ def test_new_data_may_have_genes_in_another_order(covered, options):
     order = np.random.default_rng(0).permutation(30)
     adata = covered.adata[:, order].copy()
     del adata.uns["vivace"]
-    found, wanted = asked(covered, adata, **options), asked(covered, **options)
-    pd.testing.assert_frame_equal(found, wanted)
+    result, wanted = run_de(covered, adata, **options), run_de(covered, **options)
+    pd.testing.assert_frame_equal(result, wanted)
 
 
 def test_groups_are_those_of_the_new_data(covered):
     adata = covered.adata[40:110].copy()
     adata.obs["own"] = ["x", "y"] * 35
-    found = covered.differential_expression(adata, groupby="own", group1="x", **FEW)
-    assert found.attrs["comparisons"]["x vs Rest"]["n_cells"] == [35, 35]
+    result = covered.differential_expression(adata, groupby="own", group1="x", **FEW)
+    assert result.attrs["comparisons"]["x vs Rest"]["n_cells"] == [35, 35]
     rows = covered.differential_expression(
         idx1=np.arange(40, 110, 2), idx2=np.arange(41, 110, 2), **FEW
     )
     np.testing.assert_allclose(
-        by_gene(found, covered)["raw_mean1"], by_gene(rows, covered)["raw_mean1"]
+        by_gene(result, covered)["raw_mean1"], by_gene(rows, covered)["raw_mean1"]
     )
 
 
@@ -435,23 +435,23 @@ def test_groups_are_those_of_the_new_data(covered):
 def test_data_are_changed_by_key_added_alone(covered, options):
     adata = covered.adata.copy()
     twin = adata.copy()
-    found = asked(covered, adata, **options)
+    result = run_de(covered, adata, **options)
     assert list(adata.uns) == list(twin.uns)
-    asked(covered, adata, **options, key_added="de")
+    run_de(covered, adata, **options, key_added="de")
     assert set(adata.uns) - set(twin.uns) == {"de"}
     pd.testing.assert_frame_equal(adata.obs, twin.obs)
     pd.testing.assert_frame_equal(adata.var, twin.var)
     assert (adata.X != twin.X).nnz == 0
     assert not adata.obsm
-    assert found.shape[0] == len(adata.uns["de"]["names"]["B"])
+    assert result.shape[0] == len(adata.uns["de"]["names"]["B"])
 
 
 @pytest.mark.parametrize("delta", [0.25, None])
 def test_the_result_says_how_it_was_made(covered, delta):
-    found = asked(covered, delta=delta, fdr_target=0.6, seed=11)
+    result = run_de(covered, delta=delta, fdr_target=0.6, seed=11)
     kind = covered.adata.obs["cell_type"]
-    about = found.attrs["comparisons"]["B vs T"]
-    assert {k: v for k, v in found.attrs.items() if k != "comparisons"} == {
+    about = result.attrs["comparisons"]["B vs T"]
+    assert {k: v for k, v in result.attrs.items() if k != "comparisons"} == {
         "mode": "change",
         "test_mode": "three",
         "fdr_target": 0.6,
@@ -463,20 +463,20 @@ def test_the_result_says_how_it_was_made(covered, delta):
     }
     assert about["n_cells"] == [(kind == "B").sum(), (kind == "T").sum()]
     assert about["n_draws"] == [60, 60]
-    assert about["delta"] == found["delta"].iloc[0]
-    assert about["pseudocounts"] == found["pseudocounts"].iloc[0]
-    called = found["is_de_fdr_0.6"]
+    assert about["delta"] == result["delta"].iloc[0]
+    assert about["pseudocounts"] == result["pseudocounts"].iloc[0]
+    called = result["is_de_fdr_0.6"]
     assert about["n_called"] == called.sum() > 0
-    assert about["expected_fdr"] == pytest.approx(found["proba_not_de"][called].mean())
+    assert about["expected_fdr"] == pytest.approx(result["proba_not_de"][called].mean())
     assert about["expected_fdr"] <= 0.6
-    rest = found["proba_not_de"].to_numpy()
+    rest = result["proba_not_de"].to_numpy()
     assert rest[: called.sum() + 1].mean() > 0.6 or called.all()
 
 
 def test_vanilla_says_how_it_was_made(covered):
-    found = asked(covered, mode="vanilla")
-    assert found.attrs["mode"] == "vanilla"
-    assert list(found.attrs["comparisons"]["B vs T"]) == ["n_cells", "n_draws"]
+    result = run_de(covered, mode="vanilla")
+    assert result.attrs["mode"] == "vanilla"
+    assert list(result.attrs["comparisons"]["B vs T"]) == ["n_cells", "n_draws"]
 
 
 # ---- minified data -----------------------------------------------------------
@@ -492,30 +492,30 @@ def minified(covered, tmp_path):
 
 def test_minified_data_need_a_pseudocount(minified, covered, refused):
     with refused(OptionError, "minify_adata", "pseudocounts="):
-        asked(minified)
-    found = asked(minified, pseudocounts=1e-5)
-    assert list(found) == [*CHANGE, "is_de_fdr_0.05", *LAST]
-    wanted = asked(covered, pseudocounts=1e-5)
-    found, wanted = by_gene(found, covered), by_gene(wanted, covered)
-    np.testing.assert_allclose(found["lfc_mean"], wanted["lfc_mean"], rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(found["scale1"], wanted["scale1"], rtol=1e-4)
-    assert list(asked(minified, mode="vanilla")) == [*VANILLA, *LAST]
+        run_de(minified)
+    result = run_de(minified, pseudocounts=1e-5)
+    assert list(result) == [*CHANGE, "is_de_fdr_0.05", *LAST]
+    wanted = run_de(covered, pseudocounts=1e-5)
+    result, wanted = by_gene(result, covered), by_gene(wanted, covered)
+    np.testing.assert_allclose(result["lfc_mean"], wanted["lfc_mean"], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(result["scale1"], wanted["scale1"], rtol=1e-4)
+    assert list(run_de(minified, mode="vanilla")) == [*VANILLA, *LAST]
 
 
 def test_minified_data_cannot_be_weighted_nor_compared_over_samples(minified, refused):
     for options in (WEIGHTED, {"sample_key": "sample"}):
         with refused(DataError, "minif"):
-            asked(minified, pseudocounts=1e-5, **options)
+            run_de(minified, pseudocounts=1e-5, **options)
 
 
 def test_surer_genes_differ_more_in_counts(pbmc):
     """Rank correlation with a test on the counts themselves."""
-    found = pbmc.differential_expression(
+    result = pbmc.differential_expression(
         groupby="cell_type", group1="B cells", group2="NK cells", seed=0
     )
-    counted = np.log2((found["raw_normalized_mean1"] + 1) / (found["raw_normalized_mean2"] + 1))
-    expressed = found[["raw_mean1", "raw_mean2"]].max(axis=1) > 0.5
-    assert stats.spearmanr(found["lfc_mean"][expressed], counted[expressed]).statistic > 0.7
+    counted = np.log2((result["raw_normalized_mean1"] + 1) / (result["raw_normalized_mean2"] + 1))
+    expressed = result[["raw_mean1", "raw_mean2"]].max(axis=1) > 0.5
+    assert stats.spearmanr(result["lfc_mean"][expressed], counted[expressed]).statistic > 0.7
 
 
 def test_weights_that_are_not_finite_are_refused(conditions, refused):

@@ -22,9 +22,9 @@ SIDES = [Sides(0, (1,), (1.0,)), Sides(1, (2, 0), (0.3, 0.7)), Sides(2, (1,), (1
 @pytest.mark.parametrize("blocks", [1, 3, 20])
 def test_all_samples_of_either_side_are_compared(x, blocks, n_codes):
     deltas, samples = [0.0, 0.3, 1.0], GivenSamples(x, blocks, n_codes)
-    found = summarise_effects(samples, 1e-5, SIDES, deltas)
+    result = summarise_effects(samples, 1e-5, SIDES, deltas)
     y = log2_in_float64(x)
-    for sides, delta, each in zip(SIDES, deltas, found, strict=True):
+    for sides, delta, each in zip(SIDES, deltas, result, strict=True):
         effects, weights = [], []
         for j, weight in zip(sides.second, sides.weights, strict=True):
             for one, other in zip(

@@ -70,25 +70,25 @@ class Samples:
         return np.ptp(np.log2(self.x[gene].astype(np.float64) + pseudocount)) / histograms._BINS
 
 
-def assert_described(found, effects, counts, delta, width):
+def assert_described(result, effects, counts, delta, width):
     """Means and ends to float32; the rest as near as bins tell: samples are half a bin, or one, off."""
     mean = effects @ counts
     assert counts.sum() == pytest.approx(1)
-    assert found[MEAN] == pytest.approx(mean, abs=NEAR)
-    assert found[STD] == pytest.approx(np.sqrt((effects - mean) ** 2 @ counts), abs=NEAR)
-    assert found[MIN] == pytest.approx(effects.min(), abs=NEAR)
-    assert found[MAX] == pytest.approx(effects.max(), abs=NEAR)
+    assert result[MEAN] == pytest.approx(mean, abs=NEAR)
+    assert result[STD] == pytest.approx(np.sqrt((effects - mean) ** 2 @ counts), abs=NEAR)
+    assert result[MIN] == pytest.approx(effects.min(), abs=NEAR)
+    assert result[MAX] == pytest.approx(effects.max(), abs=NEAR)
     off = 1.5 * width + NEAR
 
     def above(threshold):
         return counts[effects >= threshold].sum()
 
     for value, threshold in ((PLUS, delta), (ABOVE, 0.0)):
-        assert above(threshold + off) - CLOSE <= found[value] <= above(threshold - off) + CLOSE
-    assert above(-delta + off) - CLOSE <= 1 - found[MINUS] <= above(-delta - off) + CLOSE
+        assert above(threshold + off) - CLOSE <= result[value] <= above(threshold - off) + CLOSE
+    assert above(-delta + off) - CLOSE <= 1 - result[MINUS] <= above(-delta - off) + CLOSE
     off += width
-    assert above(found[MEDIAN] - off) >= 0.5 - CLOSE
-    assert above(found[MEDIAN] + off) <= 0.5 + CLOSE
+    assert above(result[MEDIAN] - off) >= 0.5 - CLOSE
+    assert above(result[MEDIAN] + off) <= 0.5 + CLOSE
 
 
 @pytest.mark.parametrize("n_samples", SAMPLES)
@@ -131,12 +131,12 @@ def test_probabilities_of_smooth_samples_are_near_the_exact():
     logs = np.concatenate([-10 + 0.4 * standard, -10.5 + 0.3 * rng.permutation(standard)])
     x = (2.0 ** logs[None]).astype(np.float32)
     for delta in (0.0, 0.25, 1.0):
-        found = Samples(x, [4000, 4000]).described([(0, {1: 1.0})], [delta])[0, 0]
+        result = Samples(x, [4000, 4000]).described([(0, {1: 1.0})], [delta])[0, 0]
         law = norm(0.5, 0.5)
-        assert found[PLUS] == pytest.approx(law.sf(delta), abs=1e-3)
-        assert found[MINUS] == pytest.approx(law.cdf(-delta), abs=1e-3)
-        assert found[ABOVE] == pytest.approx(law.sf(0), abs=1e-3)
-        assert found[MEDIAN] == pytest.approx(0.5, abs=1e-3)
+        assert result[PLUS] == pytest.approx(law.sf(delta), abs=1e-3)
+        assert result[MINUS] == pytest.approx(law.cdf(-delta), abs=1e-3)
+        assert result[ABOVE] == pytest.approx(law.sf(0), abs=1e-3)
+        assert result[MEDIAN] == pytest.approx(0.5, abs=1e-3)
 
 
 @pytest.mark.parametrize("n_samples", [1, 2, 3, 4, 5, 31])

@@ -38,8 +38,8 @@ def pairs():
 @pytest.mark.parametrize("blocks", [1, 3, 20])
 def test_intervals_are_of_the_pairs(x, pairs, blocks):
     levels = (0.5, 0.95)
-    found = find_intervals(GivenSamples(x, blocks), 1e-5, pairs, levels)
-    for (first, second), each in zip(pairs, found, strict=True):
+    result = find_intervals(GivenSamples(x, blocks), 1e-5, pairs, levels)
+    for (first, second), each in zip(pairs, result, strict=True):
         effect = log2_in_float64(x)[:, first] - log2_in_float64(x)[:, second]
         assert list(each) == list(levels)
         for level, (low, high) in each.items():
@@ -57,11 +57,11 @@ def test_a_function_that_is_the_default_gives_the_default(x, pairs):
         return effects >= 0.25, effects < -0.25
 
     for own in ({"change_fn": log_fold}, {"m1_domain_fn": region}):
-        asked = options(**own, cred_interval_lvls=(0.9,))
-        found, deltas = summarise_user_effects(GivenSamples(x), 1e-5, pairs, asked, 0)
+        chosen = options(**own, cred_interval_lvls=(0.9,))
+        result, deltas = summarise_user_effects(GivenSamples(x), 1e-5, pairs, chosen, 0)
         assert deltas == [0.25 if "change_fn" in own else None] * 3
         shortest = find_intervals(GivenSamples(x), 1e-5, pairs, (0.9,))
-        for each, (first, second), ends in zip(found, pairs, shortest, strict=True):
+        for each, (first, second), ends in zip(result, pairs, shortest, strict=True):
             effect = log2_in_float64(x)[:, first] - log2_in_float64(x)[:, second]
             np.testing.assert_allclose(each.plus, (effect >= 0.25).mean(1), atol=1.5 / 201)
             np.testing.assert_allclose(each.minus, (effect < -0.25).mean(1), atol=1.5 / 201)
@@ -80,7 +80,7 @@ def test_a_function_sees_pairs_by_genes_and_the_pseudocount(x, pairs):
         seen.append((one.copy(), other.copy(), pseudocounts))
         return one / (other + pseudocounts)
 
-    (found,), (delta,) = summarise_user_effects(
+    (result,), (delta,) = summarise_user_effects(
         GivenSamples(x), 1e-5, pairs[:1], options(change_fn=ratio, delta=2.0), 0
     )
     ((one, other, pseudocounts),) = seen
@@ -89,27 +89,29 @@ def test_a_function_sees_pairs_by_genes_and_the_pseudocount(x, pairs):
     np.testing.assert_array_equal(other, x[:, second].T)
     assert pseudocounts == 1e-5
     effect = (x[:, first] / (x[:, second] + 1e-5)).astype(np.float64)
-    np.testing.assert_allclose(found.plus, (effect >= 2.0).mean(1), atol=1e-9)
-    np.testing.assert_allclose(found.minus, 0)
-    np.testing.assert_allclose(found.above, (x[:, first] > x[:, second]).mean(1))
-    np.testing.assert_allclose(found.mean, effect.mean(1), rtol=1e-5)
+    np.testing.assert_allclose(result.plus, (effect >= 2.0).mean(1), atol=1e-9)
+    np.testing.assert_allclose(result.minus, 0)
+    np.testing.assert_allclose(result.above, (x[:, first] > x[:, second]).mean(1))
+    np.testing.assert_allclose(result.mean, effect.mean(1), rtol=1e-5)
     assert delta == 2.0
 
 
 def test_an_effect_of_delta_is_enough_upwards_and_not_downwards(x, pairs):
     whole = np.random.default_rng(2).integers(-2, 3, (201, 20)).astype(float)
-    asked = options(change_fn=lambda one, other, p: whole, delta=1.0)
-    ((found,), _) = summarise_user_effects(GivenSamples(x), 1e-5, pairs[:1], asked, 0)
-    np.testing.assert_allclose(found.plus, np.isin(whole, [1, 2]).mean(0))
-    np.testing.assert_allclose(found.minus, (whole == -2).mean(0))
+    chosen = options(change_fn=lambda one, other, p: whole, delta=1.0)
+    ((result,), _) = summarise_user_effects(GivenSamples(x), 1e-5, pairs[:1], chosen, 0)
+    np.testing.assert_allclose(result.plus, np.isin(whole, [1, 2]).mean(0))
+    np.testing.assert_allclose(result.minus, (whole == -2).mean(0))
 
 
 def test_a_region_of_one_array_counts_either_direction(x, pairs):
     region = options(m1_domain_fn=lambda e: np.abs(e) > 1.5)
-    (found,), (delta,) = summarise_user_effects(GivenSamples(x), 1e-5, pairs[:1], region, 0)
+    (result,), (delta,) = summarise_user_effects(GivenSamples(x), 1e-5, pairs[:1], region, 0)
     first, second = pairs[0]
     effect = log2_in_float64(x)[:, first] - log2_in_float64(x)[:, second]
-    np.testing.assert_allclose(found.plus + found.minus, (np.abs(effect) > 1.5).mean(1), atol=0.006)
+    np.testing.assert_allclose(
+        result.plus + result.minus, (np.abs(effect) > 1.5).mean(1), atol=0.006
+    )
     assert delta is None
 
 

@@ -29,18 +29,18 @@ def made(kinds=KINDS, **columns):
     return AnnData(np.ones((len(kinds), 2), np.float32), obs=obs)
 
 
-def asked(adata=None, groupby=None, group1=None, group2=None, idx1=None, idx2=None):
+def make_comparisons(adata=None, groupby=None, group1=None, group2=None, idx1=None, idx2=None):
     return plan_comparisons(made() if adata is None else adata, groupby, group1, group2, idx1, idx2)
 
 
-def rows_of(found):
+def get_rows(result):
     """Each comparison by its names: rows of the one side and of the other."""
     return {
         (c.group1, c.group2): (
-            sorted(found.parts[c.first].tolist()),
-            sorted(found.rows(c.second).tolist()),
+            sorted(result.parts[c.first].tolist()),
+            sorted(result.rows(c.second).tolist()),
         )
-        for c in found.comparisons
+        for c in result.comparisons
     }
 
 
@@ -52,10 +52,10 @@ def where(*names):
 
 
 def test_two_groups():
-    found = asked(groupby="kind", group1="B", group2="T")
-    assert rows_of(found) == {("B", "T"): (where("B"), where("T"))}
-    assert found.comparisons[0].name == "B vs T"
-    assert found.groupby == "kind"
+    result = make_comparisons(groupby="kind", group1="B", group2="T")
+    assert get_rows(result) == {("B", "T"): (where("B"), where("T"))}
+    assert result.comparisons[0].name == "B vs T"
+    assert result.groupby == "kind"
 
 
 @pytest.mark.parametrize(
@@ -72,13 +72,13 @@ def test_two_groups():
     ids=str,
 )
 def test_without_group2_each_is_compared_with_all_other_cells_once(group1, names):
-    found = asked(groupby="kind", group1=group1)
-    assert [c.group1 for c in found.comparisons] == names
-    assert {c.group2 for c in found.comparisons} == {"Rest"}
-    for (name, _), (first, second) in rows_of(found).items():
+    result = make_comparisons(groupby="kind", group1=group1)
+    assert [c.group1 for c in result.comparisons] == names
+    assert {c.group2 for c in result.comparisons} == {"Rest"}
+    for (name, _), (first, second) in get_rows(result).items():
         assert first == where(name)
         assert second == sorted(set(range(len(KINDS))) - set(first))
-    every = np.concatenate(found.parts)
+    every = np.concatenate(result.parts)
     assert sorted(every.tolist()) == list(range(len(KINDS)))
 
 
@@ -86,30 +86,30 @@ def test_without_group2_each_is_compared_with_all_other_cells_once(group1, names
     ("group1", "names"), [(None, ["B", "DC", "NK"]), (["NK", "B"], ["NK", "B"]), ("DC", ["DC"])]
 )
 def test_with_group2_each_is_compared_with_it(group1, names):
-    found = asked(groupby="kind", group1=group1, group2="T")
+    result = make_comparisons(groupby="kind", group1=group1, group2="T")
     wanted = {(name, "T"): (where(name), where("T")) for name in names}
-    assert rows_of(found) == wanted
-    assert [c.group1 for c in found.comparisons] == names
+    assert get_rows(result) == wanted
+    assert [c.group1 for c in result.comparisons] == names
 
 
 @pytest.mark.parametrize("values", [[0, 1, 0, 1], [True, False, True, False], [0.5, 1.5, 0.5, 1.5]])
 def test_groups_may_be_numbers_or_truths(values):
     adata = made(["B"] * 4, other=values)
-    found = rows_of(asked(adata, "other", values[0], values[1]))
-    assert found == {(str(values[0]), str(values[1])): ([0, 2], [1, 3])}
+    result = get_rows(make_comparisons(adata, "other", values[0], values[1]))
+    assert result == {(str(values[0]), str(values[1])): ([0, 2], [1, 3])}
 
 
 def test_unused_categories_are_no_groups():
     adata = made()
     adata.obs["kind"] = pd.Categorical(KINDS, ["T", "unused", "NK", "DC", "B"])
-    found = asked(adata, "kind")
-    assert [c.group1 for c in found.comparisons] == ["T", "NK", "DC", "B"]
+    result = make_comparisons(adata, "kind")
+    assert [c.group1 for c in result.comparisons] == ["T", "NK", "DC", "B"]
 
 
 def test_cells_of_no_group_are_left_out_where_both_groups_are_named():
     adata = made([None if i in (3, 8) else k for i, k in enumerate(KINDS)])
-    found = rows_of(asked(adata, "kind", "B", "T"))
-    assert found == {("B", "T"): ([0, 7], [2, 4, 5])}
+    result = get_rows(make_comparisons(adata, "kind", "B", "T"))
+    assert result == {("B", "T"): ([0, 7], [2, 4, 5])}
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_cells_of_no_group_are_left_out_where_both_groups_are_named():
 def test_cells_of_no_group_are_refused_where_the_column_says_who_is_compared(refused, arguments):
     adata = made([None if i in (3, 8) else k for i, k in enumerate(KINDS)])
     with refused(DataError, "'kind'", "groupby", "2 cells", "fill it in"):
-        asked(adata, "kind", **arguments)
+        make_comparisons(adata, "kind", **arguments)
 
 
 @pytest.mark.parametrize(
@@ -143,20 +143,20 @@ def test_cells_of_no_group_are_refused_where_the_column_says_who_is_compared(ref
 )
 def test_bad_groups(refused, arguments, error, parts):
     with refused(error, *parts):
-        asked(**arguments)
+        make_comparisons(**arguments)
 
 
 def test_a_column_of_one_group_has_nothing_to_compare(refused):
     for arguments in ({}, {"group1": "B"}):
         with refused(DataError, "'kind'", "'B'", "one group only"):
-            asked(made(["B"] * 3), "kind", **arguments)
+            make_comparisons(made(["B"] * 3), "kind", **arguments)
 
 
 def test_values_that_read_the_same_are_refused(refused):
     adata = made(["B"] * 3)
     adata.obs["mixed"] = pd.Categorical([1, "1", 1], [1, "1"])
     with refused(DataError, "'mixed'", "read the same"):
-        asked(adata, "mixed")
+        make_comparisons(adata, "mixed")
 
 
 # ---- rows --------------------------------------------------------------------
@@ -180,17 +180,19 @@ MASK = np.isin(np.arange(10), [1, 4, 9])
 )
 def test_rows_are_a_mask_numbers_or_a_query(idx1):
     rest = [0, 2, 3, 5, 6, 7, 8]
-    assert rows_of(asked(idx1=idx1)) == {("group1", "Rest"): ([1, 4, 9], rest)}
-    found = asked(idx1=idx1, idx2=[5, 0])
-    assert rows_of(found) == {("group1", "group2"): ([1, 4, 9], [0, 5])}
-    assert found.groupby is None
-    assert rows_of(asked(idx1=[5, 0], idx2=idx1)) == {("group1", "group2"): ([0, 5], [1, 4, 9])}
+    assert get_rows(make_comparisons(idx1=idx1)) == {("group1", "Rest"): ([1, 4, 9], rest)}
+    result = make_comparisons(idx1=idx1, idx2=[5, 0])
+    assert get_rows(result) == {("group1", "group2"): ([1, 4, 9], [0, 5])}
+    assert result.groupby is None
+    assert get_rows(make_comparisons(idx1=[5, 0], idx2=idx1)) == {
+        ("group1", "group2"): ([0, 5], [1, 4, 9])
+    }
 
 
 def test_a_query_is_of_columns_whatever_the_cells_are_called():
     adata = made()
     adata.obs_names = ["twin"] * 10
-    assert rows_of(asked(adata, idx1="kind == 'DC'"))["group1", "Rest"][0] == [9]
+    assert get_rows(make_comparisons(adata, idx1="kind == 'DC'"))["group1", "Rest"][0] == [9]
 
 
 @pytest.mark.parametrize(
@@ -218,7 +220,7 @@ def test_a_query_is_of_columns_whatever_the_cells_are_called():
 )
 def test_bad_rows(refused, arguments, error, parts):
     with refused(error, *parts):
-        asked(**arguments)
+        make_comparisons(**arguments)
 
 
 @pytest.mark.parametrize(
@@ -242,7 +244,7 @@ def test_bad_rows(refused, arguments, error, parts):
 )
 def test_a_query_that_cannot_be_asked_is_refused(refused, query):
     with refused(OptionError, f"idx1={query!r}", "obs"):
-        asked(idx1=query)
+        make_comparisons(idx1=query)
 
 
 # ---- replicates --------------------------------------------------------------
@@ -250,8 +252,8 @@ def test_a_query_that_cannot_be_asked_is_refused(refused, query):
 
 def test_replicates_are_named_by_text():
     adata = made(["B"] * 4, donor=[3, 1, 3, 2])
-    found = read_replicates(adata, "donor", np.array([0, 1, 3]))
-    assert found.tolist() == ["3", "1", "", "2"]
+    result = read_replicates(adata, "donor", np.array([0, 1, 3]))
+    assert result.tolist() == ["3", "1", "", "2"]
 
 
 def test_only_cells_that_are_compared_need_a_sample(refused):
@@ -267,18 +269,18 @@ def test_only_cells_that_are_compared_need_a_sample(refused):
 
 def test_a_side_of_one_cell_is_planned_and_said():
     with pytest.warns(VivaceWarning, match="group1 vs group2: 'group1' is one cell"):
-        found = asked(idx1=[0], idx2=[1, 2])
-    assert [len(part) for part in found.parts] == [1, 2]
+        result = make_comparisons(idx1=[0], idx2=[1, 2])
+    assert [len(part) for part in result.parts] == [1, 2]
 
 
 def test_a_group_may_be_named_by_nothing(conditions):
     adata = conditions[:9].copy()
     adata.obs["kind"] = ["", "", "", "b", "b", "c", "c", "c", "c"]
     for group1 in (["", "b"], ""):
-        found = plan_comparisons(adata, "kind", group1, None, None, None)
-        first = found.comparisons[0]
-        assert found.parts[first.first].tolist() == [0, 1, 2]
-        assert sorted(found.rows(first.second).tolist()) == [3, 4, 5, 6, 7, 8]
+        result = plan_comparisons(adata, "kind", group1, None, None, None)
+        first = result.comparisons[0]
+        assert result.parts[first.first].tolist() == [0, 1, 2]
+        assert sorted(result.rows(first.second).tolist()) == [3, 4, 5, 6, 7, 8]
 
 
 def test_a_mask_with_names_is_read_by_them(conditions, refused):

@@ -53,13 +53,13 @@ def laid_out(model, *numbers):
     return labelled(model, side + ["none"] * left, sample + ["m?"] * left)
 
 
-def asked(model, adata, **options):
+def run_de(model, adata, **options):
     arguments = {"groupby": "side", "group1": "A", "group2": "B", "sample_key": "mouse"}
     return model.differential_expression(adata, **arguments | SMALL | options)
 
 
-def about(found, name="A vs B"):
-    return found.attrs["comparisons"][name]
+def about(result, name="A vs B"):
+    return result.attrs["comparisons"][name]
 
 
 # ---- design ------------------------------------------------------------------
@@ -94,31 +94,31 @@ def about(found, name="A vs B"):
     ],
 )  # fmt: skip
 def test_the_design_follows_from_the_samples(covered, numbers, design, n_samples):
-    found = about(asked(covered, laid_out(covered, *numbers)))
-    assert found["design"] == design
-    assert found["n_samples"] == n_samples
+    result = about(run_de(covered, laid_out(covered, *numbers)))
+    assert result["design"] == design
+    assert result["n_samples"] == n_samples
 
 
 def test_the_rest_is_the_same_samples_in_other_groups(covered):
-    found = covered.differential_expression(
+    result = covered.differential_expression(
         covered.adata, groupby="cell_type", sample_key="batch", **SMALL
     )
-    assert found.attrs["sample_key"] == "batch"
-    assert list(found.attrs["comparisons"]) == ["B vs Rest", "NK vs Rest", "T vs Rest"]
-    for each in found.attrs["comparisons"].values():
+    assert result.attrs["sample_key"] == "batch"
+    assert list(result.attrs["comparisons"]) == ["B vs Rest", "NK vs Rest", "T vs Rest"]
+    for each in result.attrs["comparisons"].values():
         assert (each["design"], each["n_samples"]) == ("paired", [2, 2])
-    assert list(found["comparison"].unique()) == list(found.attrs["comparisons"])
-    assert found.notna().all().all()
+    assert list(result["comparison"].unique()) == list(result.attrs["comparisons"])
+    assert result.notna().all().all()
 
 
 def test_a_comparison_of_too_few_samples_is_left_out_with_a_warning(covered):
     numbers = [("A", "m0", 15), ("A", "m1", 15), ("C", "m0", 15), ("C", "m1", 9)]
     adata = laid_out(covered, *numbers, ("B", "m0", 15), ("B", "m1", 15))
     with pytest.warns(VivaceWarning, match="C vs B is left out: 1 and 2 samples"):
-        found = asked(covered, adata, group1=["A", "C"])
-    assert list(found.attrs["comparisons"]) == ["A vs B"]
-    assert set(found["comparison"]) == {"A vs B"}
-    assert len(found) == 30
+        result = run_de(covered, adata, group1=["A", "C"])
+    assert list(result.attrs["comparisons"]) == ["A vs B"]
+    assert set(result["comparison"]) == {"A vs B"}
+    assert len(result) == 30
 
 
 @pytest.mark.parametrize(
@@ -133,24 +133,24 @@ def test_too_few_samples_in_all_comparisons_are_refused(covered, refused, number
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", VivaceWarning)
         with refused(DataError, "two samples", "10 cells", "sample_key"):
-            asked(covered, laid_out(covered, *numbers))
+            run_de(covered, laid_out(covered, *numbers))
 
 
 def test_bad_input(covered, refused):
     adata = labelled(covered, ["A", "B"] * 75, [None, "m0", "m1", "m1", "m0"] * 30)
     with refused(DataError, "'mouse'", "sample_key", "30 of the cells"):
-        asked(covered, adata)
+        run_de(covered, adata)
     with refused(MissingColumnError, "'mous'", "did you mean 'mouse'"):
-        asked(covered, adata, sample_key="mous")
+        run_de(covered, adata, sample_key="mous")
     with refused(ArgumentTypeError, "sample_key", "4"):
-        asked(covered, adata, sample_key=4)
+        run_de(covered, adata, sample_key=4)
     for options in (
         {"mode": "vanilla"},
         {"change_fn": lambda a, b, p: a - b},
         {"m1_domain_fn": lambda e: e > 0},
     ):
         with refused(OptionError, "sample_key", "mode='change'"):
-            asked(covered, adata, **options)
+            run_de(covered, adata, **options)
 
 
 # ---- what is found -----------------------------------------------------------
@@ -198,19 +198,19 @@ def test_one_sample_makes_a_gene_significant_among_cells_and_not_among_samples(m
 
 def test_samples_that_differ_by_nothing_are_not_called(mice):
     """The same condition, two donors against two."""
-    found = mice.differential_expression(
+    result = mice.differential_expression(
         idx1="condition == 'A' and donor in ['m1', 'm2']",
         idx2="condition == 'A' and donor in ['m0', 'm3']",
         sample_key="donor",
         seed=0,
     )
-    assert found["is_de_fdr_0.05"].sum() == 0
-    assert about(found, "group1 vs group2")["design"] == "unpaired"
+    assert result["is_de_fdr_0.05"].sum() == 0
+    assert about(result, "group1 vs group2")["design"] == "unpaired"
 
 
 def test_samples_count_the_same_whatever_their_cells(mice):
     """Expression of a side is the mean over samples of what the model expects, not over cells."""
-    found = mice.differential_expression(
+    result = mice.differential_expression(
         groupby="condition", group1="B", group2="A", sample_key="donor", seed=0
     )
     obs = mice.adata.obs
@@ -218,7 +218,7 @@ def test_samples_count_the_same_whatever_their_cells(mice):
     for column, name in (("scale1", "B"), ("scale2", "A")):
         inside = (obs["condition"] == name).to_numpy()
         wanted = x[inside].groupby(obs["donor"][inside].to_numpy()).mean().mean()
-        np.testing.assert_allclose(found.loc[wanted.index, column], wanted, rtol=0.1)
+        np.testing.assert_allclose(result.loc[wanted.index, column], wanted, rtol=0.1)
 
 
 def test_swapped_sides_mirror_effects(mice):
@@ -242,7 +242,7 @@ def test_random_samples_are_reported(covered, monkeypatch):
         return made[-1]
 
     monkeypatch.setattr(replicates, "sample_latents", counting)
-    found = covered.differential_expression(
+    result = covered.differential_expression(
         groupby="cell_type",
         group1="B",
         group2="T",
@@ -251,8 +251,8 @@ def test_random_samples_are_reported(covered, monkeypatch):
         n_samples_overall=301,
         seed=0,
     )
-    assert sum(about(found, "B vs T")["n_draws"]) == sum(map(len, made))
-    assert about(found, "B vs T")["n_cells"] == [
+    assert sum(about(result, "B vs T")["n_draws"]) == sum(map(len, made))
+    assert about(result, "B vs T")["n_cells"] == [
         (covered.adata.obs["cell_type"] == kind).sum() for kind in "BT"
     ]
 
@@ -284,9 +284,9 @@ def by_limma(variance, dof):
 @pytest.mark.parametrize("dof", [1, 3, 6])
 def test_variances_are_moderated_as_limma_does(dof):
     variance = np.array([0.001, 0.02, 0.5, 3.0, 40.0, 0.0004, 7.0, 900.0])
-    found, together = moderate_variances(variance, dof, every(8))
+    result, together = moderate_variances(variance, dof, every(8))
     wanted, wanted_dof = by_limma(variance, dof)
-    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    np.testing.assert_allclose(result, wanted, rtol=1e-6)
     assert together == pytest.approx(wanted_dof, rel=1e-6)
     assert together > dof
 
@@ -296,36 +296,36 @@ def test_the_prior_that_variances_were_drawn_from_is_found(prior_dof, dof):
     rng = np.random.default_rng(0)
     true = 0.3 * prior_dof / rng.chisquare(prior_dof, 20_000)
     variance = true * rng.chisquare(dof, len(true)) / dof
-    found, together = moderate_variances(variance, dof, every(len(true)))
+    result, together = moderate_variances(variance, dof, every(len(true)))
     assert together - dof == pytest.approx(prior_dof, rel=0.15)
-    prior = (found * together - dof * variance) / (together - dof)
+    prior = (result * together - dof * variance) / (together - dof)
     np.testing.assert_allclose(prior, 0.3, rtol=0.05)
-    assert ((found - true) ** 2).mean() < ((variance - true) ** 2).mean()
+    assert ((result - true) ** 2).mean() < ((variance - true) ** 2).mean()
 
 
 def test_variances_that_differ_by_chance_only_become_one():
     rng = np.random.default_rng(1)
     variance = np.full(5000, 0.2) * np.repeat(rng.chisquare(3, 500) / 3, 10) ** 0.5
-    found, together = moderate_variances(variance, 3, every(5000))
-    assert np.ptp(found) == 0
+    result, together = moderate_variances(variance, 3, every(5000))
+    assert np.ptp(result) == 0
     assert together >= 1e6
 
 
 def test_only_genes_that_fit_say_what_is_usual():
     variance = np.concatenate([[0.1, 0.4, 1.0, 0.2, 5.0, 0.02], [1e-9, 1e5, 0.0]])
     fit = np.arange(9) < 6
-    found, together = moderate_variances(variance, 2, fit)
+    result, together = moderate_variances(variance, 2, fit)
     alone, of_those = moderate_variances(variance[:6], 2, every(6))
-    np.testing.assert_allclose(found[:6], alone)
+    np.testing.assert_allclose(result[:6], alone)
     assert together == of_those
-    assert found[8] > 0
+    assert result[8] > 0
 
 
 def test_of_fewer_than_three_genes_variances_stay():
     variance = np.array([0.5, 0.0, 2.0])
-    found, dof = moderate_variances(variance, 4, every(3))
-    np.testing.assert_allclose(found, variance, atol=1e-300)
-    assert (found > 0).all()
+    result, dof = moderate_variances(variance, 4, every(3))
+    np.testing.assert_allclose(result, variance, atol=1e-300)
+    assert (result > 0).all()
     assert dof == 4
 
 
@@ -335,26 +335,26 @@ def test_of_fewer_than_three_genes_variances_stay():
 @pytest.mark.parametrize("n", [2, 3, 8])
 def test_paired_effects_are_those_of_a_paired_t_test(n):
     first, second = np.random.default_rng(n).normal(size=(2, n, 2))
-    found = observe_paired((first, second), (first, second), every(2))
+    result = observe_paired((first, second), (first, second), every(2))
     test = stats.ttest_rel(first, second)
-    np.testing.assert_allclose(found.mean, (first - second).mean(0))
-    np.testing.assert_allclose(found.mean / found.error, test.statistic)
-    assert found.dof == n - 1
-    np.testing.assert_allclose(found.least, (first - second).min(0))
-    np.testing.assert_allclose(found.largest, (first - second).max(0))
+    np.testing.assert_allclose(result.mean, (first - second).mean(0))
+    np.testing.assert_allclose(result.mean / result.error, test.statistic)
+    assert result.dof == n - 1
+    np.testing.assert_allclose(result.least, (first - second).min(0))
+    np.testing.assert_allclose(result.largest, (first - second).max(0))
 
 
 @pytest.mark.parametrize(("n", "m"), [(2, 2), (3, 7), (5, 2)])
 def test_observe_unpaired_are_those_of_students_t_test(n, m):
     rng = np.random.default_rng(n)
     first, second = rng.normal(size=(n, 2)), rng.normal(1, 1, (m, 2))
-    found = observe_unpaired((first, second), (first, second), every(2))
+    result = observe_unpaired((first, second), (first, second), every(2))
     test = stats.ttest_ind(first, second, equal_var=True)
-    np.testing.assert_allclose(found.mean / found.error, test.statistic)
-    assert found.dof == n + m - 2
+    np.testing.assert_allclose(result.mean / result.error, test.statistic)
+    assert result.dof == n + m - 2
     pairs = first[:, None] - second[None]
-    np.testing.assert_allclose(found.least, pairs.min((0, 1)))
-    np.testing.assert_allclose(found.largest, pairs.max((0, 1)))
+    np.testing.assert_allclose(result.least, pairs.min((0, 1)))
+    np.testing.assert_allclose(result.largest, pairs.max((0, 1)))
 
 
 def test_the_effect_is_expected_and_its_error_counted():
@@ -364,21 +364,21 @@ def test_the_effect_is_expected_and_its_error_counted():
         (observe_paired, stats.ttest_rel),
         (observe_unpaired, stats.ttest_ind),
     ):
-        found = effects(tuple(expected), tuple(counted), every(2))
+        result = effects(tuple(expected), tuple(counted), every(2))
         wanted = test(*counted)
-        np.testing.assert_allclose(found.mean, (expected[0] - expected[1]).mean(0))
+        np.testing.assert_allclose(result.mean, (expected[0] - expected[1]).mean(0))
         seen = (counted[0] - counted[1]).mean(0)
         error = seen / wanted.statistic
         for gene in range(2):  # what is expected beyond what was counted is an error too
             inside = sorted([0.0, seen[gene]])
-            beyond = max(inside[0] - found.mean[gene], found.mean[gene] - inside[1], 0.0)
-            assert found.error[gene] == pytest.approx(np.hypot(error[gene], beyond))
+            beyond = max(inside[0] - result.mean[gene], result.mean[gene] - inside[1], 0.0)
+            assert result.error[gene] == pytest.approx(np.hypot(error[gene], beyond))
 
 
 # ---- the posterior -----------------------------------------------------------
 
 
-def effects_of(mean, error, dof=5.0):
+def get_effects(mean, error, dof=5.0):
     mean = np.asarray(mean, float)
     error = np.broadcast_to(np.asarray(error, float), mean.shape)
     return ObservedEffects(mean, error, dof, mean - error, mean + error)
@@ -441,44 +441,44 @@ def by_integration(effects, delta, gene):
 
 
 def test_the_posterior_is_that_of_integrals():
-    effects = effects_of([0.05, 0.6, -1.0, 0.3], [0.2, 0.3, 0.25, 0.4])
-    found = infer_mean_effects(effects, 0.25, every(4), ())
+    effects = get_effects([0.05, 0.6, -1.0, 0.3], [0.2, 0.3, 0.25, 0.4])
+    result = infer_mean_effects(effects, 0.25, every(4), ())
     for gene in (1, 2, 3):
         plus, minus, above, mean, std = by_integration(effects, 0.25, gene)
-        assert found.plus[gene] == pytest.approx(plus, abs=0.01)
-        assert found.minus[gene] == pytest.approx(minus, abs=0.01)
-        assert found.above[gene] == pytest.approx(above, abs=0.01)
-        assert found.mean[gene] == pytest.approx(mean, abs=0.01)
-        assert found.std[gene] == pytest.approx(std, abs=0.01)
+        assert result.plus[gene] == pytest.approx(plus, abs=0.01)
+        assert result.minus[gene] == pytest.approx(minus, abs=0.01)
+        assert result.above[gene] == pytest.approx(above, abs=0.01)
+        assert result.mean[gene] == pytest.approx(mean, abs=0.01)
+        assert result.std[gene] == pytest.approx(std, abs=0.01)
 
 
 def test_intervals_and_the_median_are_quantiles():
     """Of genes that say much more than the prior: those of Student's t."""
-    effects = effects_of(np.linspace(-4, 4, 60), 0.15, 12.0)
-    found = infer_mean_effects(effects, 0.25, every(60), (0.5, 0.9))
+    effects = get_effects(np.linspace(-4, 4, 60), 0.15, 12.0)
+    result = infer_mean_effects(effects, 0.25, every(60), (0.5, 0.9))
     far = (np.abs(effects.mean) > 2) & (np.abs(effects.mean) < 3.3)
     law = stats.t(12.0, effects.mean[far], 0.15)
-    np.testing.assert_allclose(found.median[far], law.median(), atol=0.04)
+    np.testing.assert_allclose(result.median[far], law.median(), atol=0.04)
     for level in (0.5, 0.9):
         ends = law.interval(level)
-        for end, wanted in zip(found.intervals[level], ends, strict=True):
+        for end, wanted in zip(result.intervals[level], ends, strict=True):
             np.testing.assert_allclose(end[far], wanted, atol=0.04)
 
 
 def test_the_gene_that_changes_most_is_not_cut_off():
     """It could change more than it was seen to."""
-    effects = effects_of([*np.linspace(-2, 2, 40), 4.0], 0.4, 12.0)
-    found = infer_mean_effects(effects, 0.25, every(41), (0.9,))
-    assert found.intervals[0.9][1][-1] > 4.3
-    assert found.std[-1] > 0.3
+    effects = get_effects([*np.linspace(-2, 2, 40), 4.0], 0.4, 12.0)
+    result = infer_mean_effects(effects, 0.25, every(41), (0.9,))
+    assert result.intervals[0.9][1][-1] > 4.3
+    assert result.std[-1] > 0.3
 
 
 def test_a_gene_that_is_far_away_keeps_its_place_in_blocks_of_genes():
-    effects = effects_of(np.linspace(-1, 1, 1100), 0.05)
-    found = infer_mean_effects(effects, 0.25, every(1100), ())
-    assert (np.diff(found.mean) > -1e-9).all()
-    np.testing.assert_allclose(found.mean, -found.mean[::-1], atol=1e-6)
-    np.testing.assert_allclose(found.std, found.std[::-1], atol=1e-6)
+    effects = get_effects(np.linspace(-1, 1, 1100), 0.05)
+    result = infer_mean_effects(effects, 0.25, every(1100), ())
+    assert (np.diff(result.mean) > -1e-9).all()
+    np.testing.assert_allclose(result.mean, -result.mean[::-1], atol=1e-6)
+    np.testing.assert_allclose(result.std, result.std[::-1], atol=1e-6)
 
 
 def observed(true, n, noise, seed):
@@ -489,30 +489,30 @@ def observed(true, n, noise, seed):
     return observe_paired((first, second), (first, second), every(len(true)))
 
 
-def surest(found):
-    return np.maximum(found.plus, found.minus)
+def surest(result):
+    return np.maximum(result.plus, result.minus)
 
 
 @pytest.mark.parametrize("delta", [0.1, 0.25, 0.5])
 @pytest.mark.parametrize("seed", range(5))
 def test_where_no_gene_differs_none_is_called(seed, delta):
-    found = infer_mean_effects(observed(np.zeros(1000), 4, 0.3, seed), delta, every(1000), ())
-    assert surest(found).max() < 0.5
+    result = infer_mean_effects(observed(np.zeros(1000), 4, 0.3, seed), delta, every(1000), ())
+    assert surest(result).max() < 0.5
 
 
 def test_where_no_gene_differs_none_is_called_with_a_threshold_of_nothing():
     """No change at all is neither upwards nor downwards."""
-    found = infer_mean_effects(observed(np.zeros(1000), 4, 0.3, 0), 0.0, every(1000), ())
-    assert surest(found).max() < 0.95
+    result = infer_mean_effects(observed(np.zeros(1000), 4, 0.3, 0), 0.0, every(1000), ())
+    assert surest(result).max() < 0.95
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_genes_that_differ_in_all_replicates_are_called(sign):
     true = np.where(np.arange(1000) < 100, sign * 1.5, 0.0)
-    found = infer_mean_effects(observed(true, 4, 0.2, 0), 0.25, every(1000), ())
-    assert (surest(found)[:100] > 0.95).mean() > 0.95
-    assert (surest(found)[100:] > 0.95).mean() < 0.01
-    assert (np.sign(found.mean[:100]) == sign).all()
+    result = infer_mean_effects(observed(true, 4, 0.2, 0), 0.25, every(1000), ())
+    assert (surest(result)[:100] > 0.95).mean() > 0.95
+    assert (surest(result)[100:] > 0.95).mean() < 0.01
+    assert (np.sign(result.mean[:100]) == sign).all()
 
 
 def test_one_deviating_replicate_calls_no_gene():
@@ -521,23 +521,23 @@ def test_one_deviating_replicate_calls_no_gene():
     first[2, :5] += 4.0
     first[:, 5:10] += 1.0
     sides = first, np.zeros((4, 500))
-    found = infer_mean_effects(observe_paired(sides, sides, every(500)), 0.25, every(500), ())
-    assert (surest(found)[:5] < 0.9).all()
-    assert (surest(found)[5:10] > 0.95).all()
+    result = infer_mean_effects(observe_paired(sides, sides, every(500)), 0.25, every(500), ())
+    assert (surest(result)[:5] < 0.9).all()
+    assert (surest(result)[5:10] > 0.95).all()
 
 
 def test_genes_that_fit_nothing_say_nothing():
     """Without a gene to learn the prior from, none has an effect."""
-    found = infer_mean_effects(effects_of([3.0, -1.0], 0.1), 0.25, np.zeros(2, bool), ())
-    assert surest(found).max() < 1e-6
+    result = infer_mean_effects(get_effects([3.0, -1.0], 0.1), 0.25, np.zeros(2, bool), ())
+    assert surest(result).max() < 1e-6
 
 
 def test_across_samples_a_size_factor_is_no_library(conditions):
     """Expression is then in molecules, and so must be what was counted."""
     model = fitted(conditions, size_factor_key="size")
-    found = model.differential_expression(
+    result = model.differential_expression(
         groupby="condition", group1="1", group2="0", sample_key="donor", seed=0
     )
     up = [f"g{i}" for i in range(10)]
-    assert found.loc[up, "is_de_fdr_0.05"].all()
-    assert (found.loc[up, "lfc_mean"] > 1).all()
+    assert result.loc[up, "is_de_fdr_0.05"].all()
+    assert (result.loc[up, "lfc_mean"] > 1).all()

@@ -28,7 +28,7 @@ def made(seed=0, intervals=None):
     return EffectSummary(plus, minus, rng.random(len(GENES)), **named, intervals=intervals or {})
 
 
-def table_of(effect, has_counts=None, counted=True, delta=0.25, **options_):
+def get_table(effect, has_counts=None, counted=True, delta=0.25, **options_):
     columns = {name: np.arange(40.0) + i for i, name in enumerate(COUNTED)} if counted else None
     scale = (np.arange(40.0), np.arange(40.0)[::-1])
     result = ComparisonResult(effect, scale, 1e-5, delta, (20, 20), (60, 60))
@@ -67,7 +67,7 @@ def test_a_gene_that_was_not_counted_is_never_called(fdr):
     effect.plus[:] = 0.999
     effect.minus[:] = 0.0
     has_counts = np.arange(40) % 4 > 0
-    frame = table_of(effect, has_counts, fdr_target=fdr)
+    frame = get_table(effect, has_counts, fdr_target=fdr)
     not_counted = [g for g, p in zip(GENES, has_counts, strict=True) if not p]
     assert not frame.loc[not_counted, f"is_de_fdr_{fdr}"].any()
     assert (frame.loc[not_counted, "proba_de"] == 0).all()
@@ -80,66 +80,66 @@ def test_a_gene_that_was_not_counted_is_never_called(fdr):
 
 @pytest.mark.parametrize("counted", [True, False])
 def test_columns(counted):
-    found = table_of(made(), counted=counted, fdr_target=0.1)
-    assert list(found) == [*CHANGE, *(COUNTED if counted else []), "is_de_fdr_0.1"]
-    found = table_of(made(), counted=counted, mode="vanilla")
-    assert list(found) == [*VANILLA, *(COUNTED if counted else [])]
+    result = get_table(made(), counted=counted, fdr_target=0.1)
+    assert list(result) == [*CHANGE, *(COUNTED if counted else []), "is_de_fdr_0.1"]
+    result = get_table(made(), counted=counted, mode="vanilla")
+    assert list(result) == [*VANILLA, *(COUNTED if counted else [])]
 
 
 def test_columns_of_intervals_come_before_those_of_counts():
     ends = {level: (np.arange(40.0), np.arange(40.0) + 1) for level in (0.5, 0.95)}
-    found = table_of(made(intervals=ends))
+    result = get_table(made(intervals=ends))
     named = [f"lfc_confidence_interval_{lv}_{end}" for lv in (0.5, 0.95) for end in ("min", "max")]
-    assert list(found) == [*CHANGE, *named, *COUNTED, "is_de_fdr_0.05"]
-    np.testing.assert_array_equal(found.loc[GENES, named[0]], np.arange(40))
-    np.testing.assert_array_equal(found.loc[GENES, named[3]], np.arange(40) + 1)
+    assert list(result) == [*CHANGE, *named, *COUNTED, "is_de_fdr_0.05"]
+    np.testing.assert_array_equal(result.loc[GENES, named[0]], np.arange(40))
+    np.testing.assert_array_equal(result.loc[GENES, named[3]], np.arange(40) + 1)
 
 
 @pytest.mark.parametrize("test_mode", ["two", "three"])
 def test_each_gene_has_its_values(test_mode):
     effect = made()
-    found = table_of(effect, test_mode=test_mode).loc[GENES]
+    result = get_table(effect, test_mode=test_mode).loc[GENES]
     either = effect.plus + effect.minus
     proba = either if test_mode == "two" else np.maximum(effect.plus, effect.minus)
-    np.testing.assert_allclose(found["proba_de"], proba)
-    np.testing.assert_allclose(found["proba_not_de"], 1 - proba)
+    np.testing.assert_allclose(result["proba_de"], proba)
+    np.testing.assert_allclose(result["proba_not_de"], 1 - proba)
     wanted = np.log(proba + 1e-8) - np.log(1 - proba + 1e-8)
-    np.testing.assert_allclose(found["bayes_factor"], wanted)
+    np.testing.assert_allclose(result["bayes_factor"], wanted)
     for name in ("mean", "median", "std", "min", "max"):
-        np.testing.assert_array_equal(found[f"lfc_{name}"], getattr(effect, name))
-    np.testing.assert_array_equal(found["scale1"], np.arange(40))
-    np.testing.assert_array_equal(found["scale2"], np.arange(40)[::-1])
-    np.testing.assert_array_equal(found["raw_normalized_mean2"], np.arange(40) + 5)
-    assert (found["pseudocounts"] == 1e-5).all()
-    assert (found["delta"] == 0.25).all()
+        np.testing.assert_array_equal(result[f"lfc_{name}"], getattr(effect, name))
+    np.testing.assert_array_equal(result["scale1"], np.arange(40))
+    np.testing.assert_array_equal(result["scale2"], np.arange(40)[::-1])
+    np.testing.assert_array_equal(result["raw_normalized_mean2"], np.arange(40) + 5)
+    assert (result["pseudocounts"] == 1e-5).all()
+    assert (result["delta"] == 0.25).all()
 
 
 def test_vanilla_is_whether_a_gene_is_higher():
     effect = made()
-    found = table_of(effect, mode="vanilla").loc[GENES]
-    np.testing.assert_array_equal(found["proba_m1"], effect.above)
-    np.testing.assert_allclose(found["proba_m2"], 1 - effect.above)
+    result = get_table(effect, mode="vanilla").loc[GENES]
+    np.testing.assert_array_equal(result["proba_m1"], effect.above)
+    np.testing.assert_allclose(result["proba_m2"], 1 - effect.above)
     wanted = np.log(effect.above + 1e-8) - np.log(1 - effect.above + 1e-8)
-    np.testing.assert_allclose(found["bayes_factor"], wanted)
+    np.testing.assert_allclose(result["bayes_factor"], wanted)
 
 
 def test_the_most_probable_come_first_and_among_equals_those_that_change_more():
     effect = made()
     effect.plus[:] = np.arange(40) // 10 / 4
     effect.minus[:] = 0
-    found = table_of(effect)
+    result = get_table(effect)
     by_hand = sorted(range(40), key=lambda i: (-effect.plus[i], -abs(effect.mean[i])))
-    assert list(found.index) == [GENES[i] for i in by_hand]
-    vanilla = table_of(effect, mode="vanilla")
+    assert list(result.index) == [GENES[i] for i in by_hand]
+    vanilla = get_table(effect, mode="vanilla")
     assert (np.diff(vanilla["bayes_factor"]) <= 0).all()
 
 
 def test_probabilities_of_rounding_stay_probabilities():
     effect = made()
     effect.plus[:], effect.minus[:] = 0.6, 0.4 + 1e-9
-    found = table_of(effect, test_mode="two")
-    assert (found["proba_de"] == 1).all()
-    assert np.isfinite(found["bayes_factor"]).all()
+    result = get_table(effect, test_mode="two")
+    assert (result["proba_de"] == 1).all()
+    assert np.isfinite(result["bayes_factor"]).all()
 
 
 # ---- scanpy ------------------------------------------------------------------
@@ -149,7 +149,7 @@ def test_probabilities_of_rounding_stay_probabilities():
 def written(request, pbmc):
     """A result of three groups against all others, in the data and as a frame."""
     adata = pbmc.adata.copy()
-    found = pbmc.differential_expression(
+    result = pbmc.differential_expression(
         adata,
         groupby="cell_type",
         group1=["B cells", "NK cells", "CD8 T cells"],
@@ -158,14 +158,14 @@ def written(request, pbmc):
         n_samples_overall=200,
         seed=0,
     )
-    return adata, found
+    return adata, result
 
 
 def test_scanpy_gets_a_frame(written):
-    adata, found = written
+    adata, result = written
     for group in ("B cells", "NK cells", "CD8 T cells"):
         frame = sc.get.rank_genes_groups_df(adata, group=group, key="vivace_de").set_index("names")
-        part = found[found["group1"] == group]
+        part = result[result["group1"] == group]
         assert sorted(frame.index) == sorted(part.index)
         assert (np.diff(frame["scores"]) <= 0).all()
         part = part.loc[frame.index]
@@ -186,8 +186,8 @@ def test_scanpy_gets_a_frame(written):
 
 
 def test_scanpys_filters_work_on_it(written):
-    adata, found = written
-    part = found[found["group1"] == "B cells"]
+    adata, result = written
+    part = result[result["group1"] == "B cells"]
     frame = sc.get.rank_genes_groups_df(
         adata, group=["B cells", "NK cells"], key="vivace_de", log2fc_min=0.5, pval_cutoff=0.5
     )
@@ -212,7 +212,7 @@ def test_scanpy_draws_it(written):
 @pytest.mark.parametrize("values", ["logfoldchanges", "scores", "pvals_adj", "log10_pvals"])
 def test_scanpy_draws_its_values(pbmc, values):
     adata = pbmc.adata.copy()
-    found = pbmc.differential_expression(
+    result = pbmc.differential_expression(
         adata, groupby="cell_type", key_added="vivace_de", n_samples_overall=100, seed=0
     )
     drawn = sc.pl.rank_genes_groups_dotplot(
@@ -230,7 +230,7 @@ def test_scanpy_draws_its_values(pbmc, values):
     assert shown.shape == (8, 16)
     if values == "logfoldchanges":
         for group in shown.index:
-            wanted = found[found["group1"] == group].loc[shown.columns, "lfc_mean"]
+            wanted = result[result["group1"] == group].loc[shown.columns, "lfc_mean"]
             np.testing.assert_allclose(shown.loc[group], wanted, rtol=1e-5)
 
 
@@ -259,7 +259,7 @@ def test_rows_without_groups_are_written_too(pbmc, tmp_path):
 
 
 def test_a_reference_is_named(covered):
-    found = covered.differential_expression(
+    result = covered.differential_expression(
         groupby="cell_type", group1="B", group2="T", n_samples_overall=20, seed=0
     )
-    assert to_scanpy(found, "cell_type")["params"]["reference"] == "T"
+    assert to_scanpy(result, "cell_type")["params"]["reference"] == "T"

@@ -30,7 +30,7 @@ def _no_gradients():
         yield
 
 
-def expression_of(groups, **options):
+def get_expression(groups, **options):
     return ExpressionSamples(groups, groups[0].cells.network.dims.n_genes, **options)
 
 
@@ -42,12 +42,12 @@ def whole(expression):
     return np.concatenate([x for _, x in blocks])
 
 
-def decoded_as(asked, group, transform):
+def decoded_as(model, group, transform):
     """What the model's public ``decode`` says at the same points, (m, g)."""
-    z = torch.softmax(group.z, -1) if asked.config.latent_distribution == "ln" else group.z
-    found = asked.decode(z, indices=group.cells.rows, transform_batch=transform)
-    name = "normal_mu" if asked.config.gene_likelihood == "normal" else "scale"
-    return getattr(found, name).numpy()
+    z = torch.softmax(group.z, -1) if model.config.latent_distribution == "ln" else group.z
+    result = model.decode(z, indices=group.cells.rows, transform_batch=transform)
+    name = "normal_mu" if model.config.gene_likelihood == "normal" else "scale"
+    return getattr(result, name).numpy()
 
 
 # ---- which cells -------------------------------------------------------------
@@ -76,11 +76,11 @@ def test_which_cells_come_more_often_and_when_is_chance(cells):
 @pytest.mark.parametrize("codes", [OWN, BATCHES, DONORS], ids=len)
 def test_segments_are_equal_and_cover_all_samples(cells, codes):
     group = sample_latents(cells, 50, codes, 0, None)
-    found = list(group.segments())
-    assert [code for _, code in found] == list(codes)
-    places = np.concatenate([np.arange(len(group))[s] for s, _ in found])
+    result = list(group.segments())
+    assert [code for _, code in result] == list(codes)
+    places = np.concatenate([np.arange(len(group))[s] for s, _ in result])
     np.testing.assert_array_equal(places, np.arange(len(group)))
-    assert len({s.stop - s.start for s, _ in found}) == 1
+    assert len({s.stop - s.start for s, _ in result}) == 1
 
 
 def test_z_is_sampled_from_the_posterior_of_its_cell(covered, cells):
@@ -113,7 +113,7 @@ def test_samples_do_not_depend_on_the_batch_size(covered, weighting):
     )
     np.testing.assert_array_equal(few.cells.rows, many.cells.rows)
     torch.testing.assert_close(few.z, many.z, rtol=1e-5, atol=1e-5)
-    x, y = (whole(expression_of([group])) for group in (few, many))
+    x, y = (whole(get_expression([group])) for group in (few, many))
     np.testing.assert_allclose(x, y, rtol=1e-4)
 
 
@@ -123,50 +123,50 @@ def test_samples_do_not_depend_on_the_batch_size(covered, weighting):
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_expression_is_what_the_model_decodes(folder):
     """Every likelihood, library and latent distribution; cells with their own categories."""
-    asked = model.load(GOLDEN / folder, anndata.read_h5ad(GOLDEN / "adata.h5ad"))
-    cells = asked._cells(None, None, None, True)
+    copy = model.load(GOLDEN / folder, anndata.read_h5ad(GOLDEN / "adata.h5ad"))
+    cells = copy._cells(None, None, None, True)
     groups = [
         sample_latents(cells.take(np.arange(50)), 30, OWN, 0, None),
         sample_latents(cells.take(np.arange(60, 300)), 41, OWN, 1, None),
     ]
-    wanted = np.concatenate([decoded_as(asked, group, None) for group in groups])
-    np.testing.assert_allclose(whole(expression_of(groups)), wanted.T, rtol=2e-5, atol=1e-9)
+    wanted = np.concatenate([decoded_as(copy, group, None) for group in groups])
+    np.testing.assert_allclose(whole(get_expression(groups)), wanted.T, rtol=2e-5, atol=1e-9)
 
 
 def test_each_segment_is_decoded_as_its_categories(covered, cells):
     group = sample_latents(cells, 60, DONORS, 0, None)
     other = sample_latents(cells.take(np.arange(9)), 20, BATCHES, 1, None)
-    found = whole(expression_of([group, other]))
+    result = whole(get_expression([group, other]))
     for i in range(3):
         wanted = decoded_as(covered, group, {"donor": f"d{i}"})
         at = slice(20 * i, 20 * (i + 1))
-        np.testing.assert_allclose(found[:, at], wanted[at].T, rtol=2e-5)
+        np.testing.assert_allclose(result[:, at], wanted[at].T, rtol=2e-5)
     for i in range(2):
         at = slice(10 * i, 10 * (i + 1))
         wanted = decoded_as(covered, other, f"b{i}")[at]
-        np.testing.assert_allclose(found[:, 60:][:, at], wanted.T, rtol=2e-5)
+        np.testing.assert_allclose(result[:, 60:][:, at], wanted.T, rtol=2e-5)
 
 
 @pytest.mark.parametrize("genes_at_once", [1, 7, 29, 30, 31])
 def test_blocks_of_genes_are_the_same_as_all_together(cells, monkeypatch, genes_at_once):
     groups = [sample_latents(cells, 50, BATCHES, 0, None), sample_latents(cells, 33, OWN, 1, None)]
-    once = expression_of(groups)
+    once = get_expression(groups)
     wanted, (mean, largest) = whole(once), once.summarise()
     monkeypatch.setattr("vivace.de.samples.MAX_VALUES", genes_at_once * 83 + 82)
     blocks = gene_blocks(groups, 30)
     assert len(blocks) == -(-30 // genes_at_once)
-    expression = expression_of(groups)
+    expression = get_expression(groups)
     # exp of a difference of logarithms near 10: a unit in their last place is 1e-6 of it
     np.testing.assert_allclose(whole(expression), wanted, rtol=5e-6)
-    for found, expected in zip(expression.summarise(), (mean, largest), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=5e-6)
-    assert whole(expression_of(groups, all_genes=True)).shape == (30, 83)
-    assert len(list(expression_of(groups, all_genes=True).blocks())) == 1
+    for result, expected in zip(expression.summarise(), (mean, largest), strict=True):
+        np.testing.assert_allclose(result, expected, rtol=5e-6)
+    assert whole(get_expression(groups, all_genes=True)).shape == (30, 83)
+    assert len(list(get_expression(groups, all_genes=True).blocks())) == 1
 
 
 def test_the_summary_is_of_each_group(cells):
     groups = [sample_latents(cells, n, OWN, n, None) for n in (1, 50, 20)]
-    expression = expression_of(groups)
+    expression = get_expression(groups)
     x = whole(expression).astype(np.float64)
     mean, largest = expression.summarise()
     for i, (start, stop) in enumerate([(0, 1), (1, 51), (51, 71)]):

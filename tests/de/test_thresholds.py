@@ -37,7 +37,7 @@ def test_delta_of_few_different_effects(effects):
 # ---- the pseudocount ---------------------------------------------------------
 
 
-def sums_of(counts, n_cells):
+def get_sums(counts, n_cells):
     counts, n = np.asarray(counts, float), np.asarray(n_cells, float)
     return CountSums(n, counts, np.minimum(counts, n[:, None]), counts, counts.sum(1))
 
@@ -53,21 +53,21 @@ def test_the_pseudocount_is_what_silent_genes_hardly_exceed():
         wanted = max(
             np.percentile(largest[i][counts[i] / n_cells[i] < threshold], 90) for i in telling
         )
-        sums = sums_of(counts, n_cells)
-        found = choose_pseudocount(largest, sums, options(threshold_counts=threshold))
+        sums = get_sums(counts, n_cells)
+        result = choose_pseudocount(largest, sums, options(threshold_counts=threshold))
         least = threshold * n_cells.sum() / counts.sum()
-        assert found == pytest.approx(max(wanted, least), rel=1e-12)
+        assert result == pytest.approx(max(wanted, least), rel=1e-12)
 
 
 def test_the_pseudocount_of_groups_without_silent_genes_is_least():
     """So many molecules as the threshold allows a cell, of those that a cell has."""
-    sums = sums_of(np.full((2, 5), 50), [10, 10])
+    sums = get_sums(np.full((2, 5), 50), [10, 10])
     assert choose_pseudocount(np.full((2, 5), 1e-3), sums, options()) == pytest.approx(0.01 / 25)
     assert choose_pseudocount(np.full((2, 5), 1e-3), sums, options(threshold_counts=0)) == 1e-10
 
 
 def test_the_pseudocount_may_be_given(refused):
-    sums = sums_of(np.ones((2, 5)), [10, 10])
+    sums = get_sums(np.ones((2, 5)), [10, 10])
     for given, wanted in ((1e-5, 1e-5), (0, 1e-10), (3, 3.0)):
         assert (
             choose_pseudocount(np.full((2, 5), 1e-3), sums, options(pseudocounts=given)) == wanted
@@ -105,14 +105,14 @@ def test_the_pseudocount_is_of_the_samples_of_the_groups_that_were_counted(
 
     monkeypatch.setattr(effects, "sample_latents", catching)
     threshold = 1.0
-    found = covered.differential_expression(
+    result = covered.differential_expression(
         groupby="cell_type", **asks, threshold_counts=threshold, n_samples_overall=40, seed=0
     )
     kind, x = covered.adata.obs["cell_type"].to_numpy(), covered.adata.X.toarray()
-    asked = sorted({*found["group1"], *found["group2"]} - {"Rest"})
+    named = sorted({*result["group1"], *result["group2"]} - {"Rest"})
     largest = {}
     for group in caught:
-        (name,) = set(np.where(np.isin(kind, asked), kind, "Rest")[group.cells.rows])
+        (name,) = set(np.where(np.isin(kind, named), kind, "Rest")[group.cells.rows])
         for at, code in group.segments():
             batch = None if code.batch is None else covered.schema.batches[code.batch]
             rows = group.cells.rows[at]
@@ -120,9 +120,9 @@ def test_the_pseudocount_is_of_the_samples_of_the_groups_that_were_counted(
             largest[name] = np.maximum(largest.get(name, 0.0), scale.numpy().max(0))
     wanted = []
     for name, each in largest.items():
-        inside = ~np.isin(kind, asked) if name == "Rest" else kind == name
+        inside = ~np.isin(kind, named) if name == "Rest" else kind == name
         silent = x[inside].mean(0) < threshold
         assert 3 <= silent.sum() <= 27
         wanted.append(np.quantile(each[silent], 0.9))
-    assert found["pseudocounts"].nunique() == 1
-    assert found["pseudocounts"].iloc[0] == pytest.approx(max(wanted), rel=1e-5)
+    assert result["pseudocounts"].nunique() == 1
+    assert result["pseudocounts"].iloc[0] == pytest.approx(max(wanted), rel=1e-5)

@@ -67,11 +67,11 @@ def exact_values():
     return at_forty_digits(exact_nb, *points())
 
 
-def ulps(found, exact, size=None):
+def ulps(result, exact, size=None):
     """Largest error in units in the last place of ``size``."""
     size = np.maximum(1, np.abs(exact)) if size is None else size
-    error = np.abs(found.detach().cpu().double().numpy() - exact) / size
-    return error.max() / torch.finfo(found.dtype).eps
+    error = np.abs(result.detach().cpu().double().numpy() - exact) / size
+    return error.max() / torch.finfo(result.dtype).eps
 
 
 def tensors(*arrays, dtype, device="cpu"):
@@ -90,9 +90,9 @@ def dtype(request, device):
 
 def test_nb_against_forty_digits(dtype, device):
     x, mu, theta = tensors(*points(), dtype=dtype, device=device)
-    found = NegativeBinomial(mu=mu, theta=theta).log_prob(x)
-    assert found.dtype == dtype
-    assert ulps(found, exact_values()) <= PROMISE[dtype]
+    result = NegativeBinomial(mu=mu, theta=theta).log_prob(x)
+    assert result.dtype == dtype
+    assert ulps(result, exact_values()) <= PROMISE[dtype]
 
 
 def test_poisson_against_forty_digits(dtype, device):
@@ -110,8 +110,8 @@ def test_zinb_against_forty_digits(zi_logits, dtype, device):
         kept = nb + float(mpmath.log(1 - lost))
         at_zero = [float(mpmath.log(lost + (1 - lost) * mpmath.exp(mpf(v)))) for v in nb]
     exact = np.where(points()[0] == 0, at_zero, kept)
-    found = ZeroInflatedNegativeBinomial(mu=mu, theta=theta, zi_logits=zi_logits).log_prob(x)
-    assert ulps(found, exact) <= PROMISE[dtype]
+    result = ZeroInflatedNegativeBinomial(mu=mu, theta=theta, zi_logits=zi_logits).log_prob(x)
+    assert ulps(result, exact) <= PROMISE[dtype]
 
 
 def test_against_scipy():
@@ -285,9 +285,9 @@ def test_cdf_against_scipy(dtype, rtol):
         (ZeroInflatedNegativeBinomial(mu=mu, theta=theta, zi_logits=quarter), zinb),
         (Poisson(mu), poisson),
     ):
-        found = distribution.cdf(x)
-        assert found.dtype == dtype
-        torch.testing.assert_close(found, torch.as_tensor(expected).to(dtype), rtol=rtol, atol=1e-30)  # fmt: skip
+        result = distribution.cdf(x)
+        assert result.dtype == dtype
+        torch.testing.assert_close(result, torch.as_tensor(expected).to(dtype), rtol=rtol, atol=1e-30)  # fmt: skip
 
 
 def test_cdf_between_and_below_the_counts():

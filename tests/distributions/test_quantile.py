@@ -25,11 +25,11 @@ def below(parameters, k):
     p = {name: np.asarray(value, np.float64) for name, value in parameters.items()}
     if "rate" in p:
         return stats.poisson.cdf(k, p["rate"])
-    found = stats.nbinom.cdf(k, p["theta"], 1.0 / (1.0 + p["mu"] / p["theta"]))
+    result = stats.nbinom.cdf(k, p["theta"], 1.0 / (1.0 + p["mu"] / p["theta"]))
     if "zi_logits" not in p:
-        return found
+        return result
     lost, kept = special.expit(p["zi_logits"]), special.expit(-p["zi_logits"])
-    return np.where(np.asarray(k) < 0, 0.0, lost + kept * found)
+    return np.where(np.asarray(k) < 0, 0.0, lost + kept * result)
 
 
 def made(parameters, dtype=torch.float64, **options):
@@ -70,52 +70,52 @@ def parameters(request):
 
 
 def test_it_is_the_smallest_count_with_as_much_probability_below(parameters):
-    found = made(parameters).icdf(torch.from_numpy(UNIFORM)).numpy()
-    assert found.shape == np.broadcast_shapes(*(v.shape for v in parameters.values()), (71,))
-    assert np.isfinite(found).all()
-    assert_inverse(parameters, UNIFORM, found)
+    result = made(parameters).icdf(torch.from_numpy(UNIFORM)).numpy()
+    assert result.shape == np.broadcast_shapes(*(v.shape for v in parameters.values()), (71,))
+    assert np.isfinite(result).all()
+    assert_inverse(parameters, UNIFORM, result)
 
 
 def test_it_is_so_far_out_in_the_tail_too(parameters):
     """One in 1e12 above: the probability above is as right as that below."""
     u = 1.0 - np.array([1e-10, 1e-11, 1e-12])
-    found = made(parameters).icdf(torch.from_numpy(u)).numpy()
-    assert_inverse(parameters, u, found, within=1e-13)
+    result = made(parameters).icdf(torch.from_numpy(u)).numpy()
+    assert_inverse(parameters, u, result, within=1e-13)
 
 
 def test_parameters_of_float32_give_the_counts_of_their_values(parameters):
     rounded = {name: value.astype(np.float32) for name, value in parameters.items()}
     d = made(rounded, torch.float32)
-    found = d.icdf(torch.from_numpy(INSIDE))
-    assert found.dtype == torch.float32
-    held = (found < 2**24).numpy()  # float32 does not hold larger counts
+    result = d.icdf(torch.from_numpy(INSIDE))
+    assert result.dtype == torch.float32
+    held = (result < 2**24).numpy()  # float32 does not hold larger counts
     assert held.mean() > 0.8
-    k = found.double().numpy()
+    k = result.double().numpy()
     assert (below(rounded, k) >= INSIDE - WITHIN)[held].all()
     assert (below(rounded, k - 1) < INSIDE + WITHIN)[held].all()
 
 
 def test_uniform_numbers_of_float32_are_taken_as_they_are(parameters):
     u = torch.from_numpy(UNIFORM[:60].astype(np.float32))
-    found = made(parameters).icdf(u).numpy()
-    assert_inverse(parameters, u.double().numpy(), found)
+    result = made(parameters).icdf(u).numpy()
+    assert_inverse(parameters, u.double().numpy(), result)
 
 
 def test_half_precision_gives_the_counts_of_its_rounded_parameters():
     rate = torch.tensor([0.1, 5.0, 40.0], dtype=torch.float16)
     u = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)[:, None]
-    found = Poisson(rate).icdf(u)
-    assert found.dtype == torch.float16
-    assert_inverse({"rate": rate.double().numpy()}, u.numpy(), found.double().numpy())
+    result = Poisson(rate).icdf(u)
+    assert result.dtype == torch.float16
+    assert_inverse({"rate": rate.double().numpy()}, u.numpy(), result.double().numpy())
 
 
 # ---- the ends ----------------------------------------------------------------
 
 
 def test_0_gives_0_and_1_gives_infinity(parameters):
-    found = made(parameters).icdf(torch.tensor([0.0, 1.0]))
-    assert (found[..., 0] == 0).all()
-    assert (found[..., 1] == torch.inf).all()
+    result = made(parameters).icdf(torch.tensor([0.0, 1.0]))
+    assert (result[..., 0] == 0).all()
+    assert (result[..., 1] == torch.inf).all()
 
 
 def test_1_gives_infinity_where_the_probabilities_round_to_a_sum_of_1():
@@ -141,10 +141,10 @@ def test_a_probability_of_a_loss_that_rounds_to_1_is_still_told_from_it(logit):
     d = ZeroInflatedNegativeBinomial(mu=1e3, theta=1e6, zi_logits=logit)
     kept = special.expit(-logit)
     share = np.array([0.9, 0.5, 0.1])  # of the counts that are kept, above
-    found = d.icdf(torch.from_numpy(1.0 - kept * share)).numpy()
+    result = d.icdf(torch.from_numpy(1.0 - kept * share)).numpy()
     error = 4 * 2**-53 / kept  # of the uniform number, as a share of the kept
     low, high = (stats.nbinom.isf(share + e, 1e6, 1 / (1 + 1e-3)) for e in (error, -error))
-    assert ((found >= low) & (found <= high)).all()
+    assert ((result >= low) & (result <= high)).all()
     lost = ZeroInflatedNegativeBinomial(mu=1e3, theta=1e6, zi_logits=torch.tensor([60, torch.inf]))
     assert not lost.icdf(torch.tensor(1 - 2**-53, dtype=torch.float64)).any()
 
@@ -165,15 +165,15 @@ def test_rounding_does_not_decide_what_is_zero():
         part = part if chosen > 1 else {"rate": part["mu"]}
         for shift in (-1e-9, 1e-9):
             u = (below(part, 0) + shift).clip(0, 1)
-            found = made(part, torch.float32).icdf(torch.from_numpy(u)).numpy()
-            assert np.array_equal(found > 0, np.full(len(u), shift > 0))
+            result = made(part, torch.float32).icdf(torch.from_numpy(u)).numpy()
+            assert np.array_equal(result > 0, np.full(len(u), shift > 0))
 
 
 def test_large_theta_is_poisson():
     u = torch.from_numpy(UNIFORM)
     for mu in (0.3, 200.0, 1e4):
-        found = NegativeBinomial(mu=torch.tensor(mu, dtype=torch.float64), theta=1e18).icdf(u)
-        assert torch.equal(found, Poisson(torch.tensor(mu, dtype=torch.float64)).icdf(u))
+        result = NegativeBinomial(mu=torch.tensor(mu, dtype=torch.float64), theta=1e18).icdf(u)
+        assert torch.equal(result, Poisson(torch.tensor(mu, dtype=torch.float64)).icdf(u))
 
 
 def test_no_loss_is_the_negative_binomial():
@@ -182,10 +182,10 @@ def test_no_loss_is_the_negative_binomial():
         d = ZeroInflatedNegativeBinomial(
             mu=torch.tensor(mu, dtype=torch.float64), theta=theta, zi_logits=-torch.inf
         )
-        found, p = d.icdf(u).numpy(), 1.0 / (1.0 + mu / theta)
-        assert_inverse({"mu": mu, "theta": theta}, UNIFORM, found)
+        result, p = d.icdf(u).numpy(), 1.0 / (1.0 + mu / theta)
+        assert_inverse({"mu": mu, "theta": theta}, UNIFORM, result)
         inside = UNIFORM[:60]
-        np.testing.assert_array_equal(found[:60], stats.nbinom.ppf(inside, theta, p))
+        np.testing.assert_array_equal(result[:60], stats.nbinom.ppf(inside, theta, p))
 
 
 # ---- shapes ------------------------------------------------------------------
@@ -214,9 +214,9 @@ def test_single_numbers_give_a_single_number(u):
             stats.nbinom.ppf(max(2 * u - 1, 1e-9), 2.0, 0.4),
         ),
     ):
-        found = d.icdf(value)
-        assert found.shape == ()
-        assert found.item() == wanted
+        result = d.icdf(value)
+        assert result.shape == ()
+        assert result.item() == wanted
 
 
 def test_each_entry_is_by_itself(parameters):
@@ -227,8 +227,8 @@ def test_each_entry_is_by_itself(parameters):
     order = rng.permutation(len(u))
     together = made(dict(zip(parameters, flat, strict=True))).icdf(torch.from_numpy(u.copy()))
     shuffled = made({n: v[order] for n, v in zip(parameters, flat, strict=True)})
-    found = shuffled.icdf(torch.from_numpy(u[order]))
-    assert torch.equal(found, together[torch.from_numpy(order)])
+    result = shuffled.icdf(torch.from_numpy(u[order]))
+    assert torch.equal(result, together[torch.from_numpy(order)])
     for i in rng.choice(len(u), 40, replace=False):
         alone = made({n: v[i] for n, v in zip(parameters, flat, strict=True)})
         assert alone.icdf(torch.tensor(u[i], dtype=torch.float64)) == together[i]
@@ -237,18 +237,18 @@ def test_each_entry_is_by_itself(parameters):
 def test_strided_parameters_and_values():
     generator = torch.Generator().manual_seed(0)
     mu, theta, u = torch.rand(3, 6, 8, generator=generator).transpose(1, 2).unbind(0)
-    found = NegativeBinomial(mu=9 * mu[:, ::2], theta=theta[:, ::2]).icdf(u[:, ::2])
+    result = NegativeBinomial(mu=9 * mu[:, ::2], theta=theta[:, ::2]).icdf(u[:, ::2])
     whole = NegativeBinomial(mu=9 * mu, theta=theta).icdf(u.contiguous())
-    assert torch.equal(found, whole[:, ::2])
+    assert torch.equal(result, whole[:, ::2])
 
 
 def test_counts_rise_with_the_uniform_number_and_with_the_mean(parameters):
     u = torch.from_numpy(np.sort(INSIDE))
-    found = made(parameters).icdf(u)
-    assert (found.diff(dim=-1) >= 0).all()
+    result = made(parameters).icdf(u)
+    assert (result.diff(dim=-1) >= 0).all()
     mean = "rate" if "rate" in parameters else "mu"
     more = made(parameters | {mean: 1.01 * parameters[mean]}).icdf(u)
-    assert (more >= found).all()
+    assert (more >= result).all()
 
 
 def test_there_is_no_gradient():

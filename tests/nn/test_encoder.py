@@ -29,18 +29,18 @@ def test_kl_from_a_normal_of_its_own():
     gen = torch.Generator().manual_seed(4)
     mean, prior_mean = (torch.randn(N, generator=gen).double() for _ in range(2))
     variance, prior_variance = (torch.rand(N, generator=gen).double() + 0.1 for _ in range(2))
-    found = Posterior(mean[:, None], variance[:, None]).kl_from(prior_mean, prior_variance)
+    result = Posterior(mean[:, None], variance[:, None]).kl_from(prior_mean, prior_variance)
     expected = kl_divergence(
         Normal(mean, variance.sqrt()), Normal(prior_mean, prior_variance.sqrt())
     )
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(result, expected)
 
 
 def test_variance_through_softplus():
     net, batch = network(var_activation="softplus").eval(), cells()
     other = network(var_activation="exp").eval()
     other.load_state_dict(net.state_dict())
-    found, by_exp = net.encode(batch).z, other.encode(batch).z
-    torch.testing.assert_close(found.mean, by_exp.mean)
+    result, by_exp = net.encode(batch).z, other.encode(batch).z
+    torch.testing.assert_close(result.mean, by_exp.mean)
     log_variance = (by_exp.variance - 1e-4).log()
-    torch.testing.assert_close(found.variance, nn.functional.softplus(log_variance) + 1e-4)
+    torch.testing.assert_close(result.variance, nn.functional.softplus(log_variance) + 1e-4)

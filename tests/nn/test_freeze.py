@@ -36,7 +36,7 @@ def query_network(**options):
     return net
 
 
-def parts_of(net, prefix="decoder."):
+def get_parts(net, prefix="decoder."):
     return {
         (p.name.removeprefix(prefix), None if p.rows is None else (p.rows.start, p.rows.stop))
         for p in trained_parts(net)
@@ -51,11 +51,11 @@ NORM = {("norm.weight", None), ("norm.bias", None)}
 def test_a_new_decoder_is_frozen_except_for_rows_of_new_categories():
     net = query_network()
     freeze_network(net, Surgery(**SURGERY))
-    assert parts_of(net) == NORM | {("left.weight", NEW_ROW), ("right.weight", NEW_ROW)}
+    assert get_parts(net) == NORM | {("left.weight", NEW_ROW), ("right.weight", NEW_ROW)}
     assert not net.decoder.norm.frozen
     assert net.decoder.lone_norm.frozen
-    asked = {n for n, p in net.decoder.named_parameters() if p.requires_grad}
-    assert asked == {"norm.weight", "norm.bias", "left.weight", "right.weight"}
+    trainable = {n for n, p in net.decoder.named_parameters() if p.requires_grad}
+    assert trainable == {"norm.weight", "norm.bias", "left.weight", "right.weight"}
 
 
 def test_flags_reach_a_new_decoder_by_the_roles_of_its_layers():
@@ -63,7 +63,7 @@ def test_flags_reach_a_new_decoder_by_the_roles_of_its_layers():
     flags = {"freeze_decoder_first_layer": False, "freeze_batchnorm_decoder": True}
     freeze_network(net, Surgery(**SURGERY, **flags))
     whole = {("left.weight", None), ("left.bias", None)}
-    assert parts_of(net) == whole | {("right.weight", NEW_ROW)}
+    assert get_parts(net) == whole | {("right.weight", NEW_ROW)}
     assert net.decoder.norm.frozen
 
 

@@ -92,7 +92,7 @@ def case(request: pytest.FixtureRequest, folder: str) -> Case:
     return Case(network.to(dtype).eval(), cells, dtype, expected)
 
 
-def found(case: Case) -> dict[str, torch.Tensor]:
+def result(case: Case) -> dict[str, torch.Tensor]:
     """Every array that a golden folder may hold, as our network has it."""
     network, cells = case.network, case.cells
     inference = network.encode(cells)
@@ -128,7 +128,7 @@ def found(case: Case) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def test_every_array_matches(case: Case) -> None:
-    got = found(case)
+    got = result(case)
     assert set(case.expected) <= set(got), sorted(set(case.expected) - set(got))
     assert len(case.expected) >= 10
     for name, wanted in case.expected.items():

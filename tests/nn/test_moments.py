@@ -14,7 +14,7 @@ from vivace.ops.csr import SparseCounts
 MEAN, THETA = np.array([0.5, 2.0, 8.0]), np.array([0.5, 1.0, 4.0])
 
 
-def batch_of(x: np.ndarray, library: np.ndarray, size_factor=None) -> CountBatch:
+def get_batch(x: np.ndarray, library: np.ndarray, size_factor=None) -> CountBatch:
     codes = torch.zeros(len(x), dtype=torch.int64)
     return CountBatch(
         counts=SparseCounts.from_dense(torch.from_numpy(x).float()),
@@ -37,15 +37,15 @@ def sampled(n: int = 20_000) -> tuple[np.ndarray, np.ndarray]:
 
 def test_moments_of_negative_binomial_counts():
     x, library = sampled()
-    moments = compute_moments(batch_of(x, library), "nb", "softmax")
+    moments = compute_moments(get_batch(x, library), "nb", "softmax")
     np.testing.assert_allclose(np.exp(moments.scale_logits_g), MEAN, rtol=0.05)
     np.testing.assert_allclose(np.exp(moments.log_theta_g), THETA, rtol=0.15)
 
 
 def test_the_logits_are_those_of_the_activation():
     x, library = sampled()
-    softmax = compute_moments(batch_of(x, np.ones(len(x)), library), "nb", "softmax")
-    softplus = compute_moments(batch_of(x, np.ones(len(x)), library), "nb", "softplus")
+    softmax = compute_moments(get_batch(x, np.ones(len(x)), library), "nb", "softmax")
+    softplus = compute_moments(get_batch(x, np.ones(len(x)), library), "nb", "softplus")
     np.testing.assert_allclose(np.exp(softmax.log_theta_g), THETA, rtol=0.15)  # by size factors
     scale = torch.nn.functional.softplus(torch.from_numpy(softplus.scale_logits_g))
     np.testing.assert_allclose(scale, np.exp(softmax.scale_logits_g))
@@ -54,14 +54,14 @@ def test_the_logits_are_those_of_the_activation():
 def test_a_normal_likelihood_takes_the_standard_deviation():
     generator = np.random.default_rng(1)
     x = generator.normal(3.0, [0.5, 1.0, 2.0], (20_000, 3))
-    moments = compute_moments(batch_of(x, np.ones(len(x))), "normal", "softmax")
+    moments = compute_moments(get_batch(x, np.ones(len(x))), "normal", "softmax")
     np.testing.assert_allclose(np.exp(moments.log_theta_g), [0.5, 1.0, 2.0], rtol=0.03)
 
 
 @pytest.mark.parametrize("theta", [1e-9, 1e9])
 def test_the_dispersion_is_bounded(theta):
     x = np.full((50, 1), 3.0) if theta > 1 else np.eye(50)[:, :1] * 500
-    moments = compute_moments(batch_of(x, np.ones(50)), "nb", "softmax")
+    moments = compute_moments(get_batch(x, np.ones(50)), "nb", "softmax")
     assert moments.log_theta_g.tolist() == [4.0 if theta > 1 else -2.0]
 
 
@@ -70,7 +70,7 @@ def test_a_decoder_fills_its_heads_unless_they_are_frozen(linear):
     options = {"dispersion": "gene-cell", "linear_decoder": linear}
     net = network(**options)
     x = np.arange(10.0 * G).reshape(10, G)
-    moments = compute_moments(batch_of(x, x.sum(1)), "zinb", "softmax")
+    moments = compute_moments(get_batch(x, x.sum(1)), "zinb", "softmax")
     decoder = net.decoder
     biases = [
         head.batch_norm.bias if linear else head.bias
@@ -87,7 +87,7 @@ def test_a_decoder_fills_its_heads_unless_they_are_frozen(linear):
 def test_every_row_of_the_dispersion_starts_at_the_moments():
     net = network(dispersion="gene-batch")
     x = np.arange(10.0 * G).reshape(10, G)
-    moments = compute_moments(batch_of(x, x.sum(1)), "zinb", "softmax")
+    moments = compute_moments(get_batch(x, x.sum(1)), "zinb", "softmax")
     net.initialise_from_moments(moments)
     for row in net.log_theta.detach():
         np.testing.assert_allclose(row, moments.log_theta_g)

@@ -12,15 +12,15 @@ from torch.distributions import Normal, kl_divergence
 def test_objective(kl_weight):
     """Mean over cells of the loss at one sample of z, plus the weighted KL."""
     net, batch = network(), cells()
-    found = net.train()(batch, kl_weight, torch.Generator().manual_seed(3))
+    result = net.train()(batch, kl_weight, torch.Generator().manual_seed(3))
     posterior = net.encode(batch).z
     noise = torch.randn(N, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     reconstruction = net.nll(posterior.at(noise), batch).mean()
-    torch.testing.assert_close(found.reconstruction, reconstruction)
-    torch.testing.assert_close(found.kl, posterior.kl().mean())
-    torch.testing.assert_close(found.loss, reconstruction + kl_weight * posterior.kl().mean())
-    assert not found.reconstruction.requires_grad
-    assert not found.kl.requires_grad
+    torch.testing.assert_close(result.reconstruction, reconstruction)
+    torch.testing.assert_close(result.kl, posterior.kl().mean())
+    torch.testing.assert_close(result.loss, reconstruction + kl_weight * posterior.kl().mean())
+    assert not result.reconstruction.requires_grad
+    assert not result.kl.requires_grad
 
 
 @pytest.mark.parametrize("kl_weight", [0.0, 0.3, 1.0])
@@ -29,7 +29,7 @@ def test_objective_with_a_latent_library(kl_weight):
     net, batch = network(use_observed_lib_size=False), cells()
     net.library_mean.copy_(torch.tensor([1.0, 2.0, 3.0]))
     net.library_variance.copy_(torch.tensor([0.5, 1.0, 2.0]))
-    found = net.train()(batch, kl_weight, torch.Generator().manual_seed(3))
+    result = net.train()(batch, kl_weight, torch.Generator().manual_seed(3))
     inference = net.encode(batch)
     gen = torch.Generator().manual_seed(3)
     z_noise = torch.randn(N, 4, generator=gen, dtype=torch.float64)
@@ -42,9 +42,9 @@ def test_objective_with_a_latent_library(kl_weight):
     )
     library_kl = kl_divergence(Normal(q.mean, q.variance.sqrt()), prior).mean()
     kl = inference.z.kl().mean()
-    torch.testing.assert_close(found.loss, reconstruction + kl_weight * kl + library_kl)
-    torch.testing.assert_close(found.reconstruction, reconstruction)
-    torch.testing.assert_close(found.kl, kl + library_kl)
+    torch.testing.assert_close(result.loss, reconstruction + kl_weight * kl + library_kl)
+    torch.testing.assert_close(result.reconstruction, reconstruction)
+    torch.testing.assert_close(result.kl, kl + library_kl)
 
 
 def test_a_logistic_normal_point_lies_on_the_simplex():
@@ -54,11 +54,11 @@ def test_a_logistic_normal_point_lies_on_the_simplex():
     torch.testing.assert_close(point.sum(1), torch.ones(N).double())
     assert torch.equal(network().place(sample), sample)
     gen = torch.Generator().manual_seed(3)
-    found = net.eval()(batch, 1.0, gen)
+    result = net.eval()(batch, 1.0, gen)
     posterior = net.encode(batch).z
     noise = torch.randn(N, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     expected = net.nll(posterior.at(noise).softmax(-1), batch).mean()
-    torch.testing.assert_close(found.reconstruction, expected)
+    torch.testing.assert_close(result.reconstruction, expected)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])

@@ -91,12 +91,12 @@ def test_encoder(options, training):
         )
     else:
         hidden = run(layers, x, nothing, deeply=False)
-    found = net.encode(batch).z
+    result = net.encode(batch).z
     close = {"rtol": 1e-10, "atol": 1e-12}
     heads = linear(net.encoder.latent)(hidden)
-    torch.testing.assert_close(found.mean, heads[:, : config.n_latent], **close)
+    torch.testing.assert_close(result.mean, heads[:, : config.n_latent], **close)
     variance = heads[:, config.n_latent :].exp() + 1e-4
-    torch.testing.assert_close(found.variance, variance, **close)
+    torch.testing.assert_close(result.variance, variance, **close)
     check_running_statistics(net.encoder, layers)
 
 
@@ -112,18 +112,18 @@ def test_decoder(options, training):
     continuous, categories = covariates(batch)
     hidden = run(layers, torch.cat([z, continuous], 1), categories, config.deeply_inject_covariates)
     scale = linear(net.decoder.scale)(hidden).softmax(-1)
-    found = net.rates(z, batch)
+    result = net.rates(z, batch)
     close = {"rtol": 1e-10, "atol": 1e-12}
-    torch.testing.assert_close(found.scale, scale, **close)
-    torch.testing.assert_close(found.mu, batch.library[:, None] * scale, **close)
+    torch.testing.assert_close(result.scale, scale, **close)
+    torch.testing.assert_close(result.mu, batch.library[:, None] * scale, **close)
     if config.gene_likelihood == "poisson":
-        assert found.theta is None
+        assert result.theta is None
     else:
-        torch.testing.assert_close(found.theta, net.log_theta.exp(), **close)
+        torch.testing.assert_close(result.theta, net.log_theta.exp(), **close)
     if config.gene_likelihood == "zinb":
-        torch.testing.assert_close(found.zi_logits, linear(net.decoder.dropout)(hidden), **close)
+        torch.testing.assert_close(result.zi_logits, linear(net.decoder.dropout)(hidden), **close)
     else:
-        assert found.zi_logits is None
+        assert result.zi_logits is None
         assert net.decoder.dropout is None
     check_running_statistics(net.decoder, layers)
 
@@ -134,9 +134,9 @@ def check_running_statistics(ours, layers):
         norms = [step for step in layer if isinstance(step, nn.BatchNorm1d)]
         assert len(norms) == isinstance(activation.batch_norm, nn.BatchNorm1d)
         for norm in norms:
-            found = activation.batch_norm.state_dict()
+            result = activation.batch_norm.state_dict()
             for name, value in norm.state_dict().items():
-                torch.testing.assert_close(found[name], value, rtol=1e-10, atol=1e-12)
+                torch.testing.assert_close(result[name], value, rtol=1e-10, atol=1e-12)
 
 
 def test_size_factor_scales_a_softplus():
@@ -145,9 +145,9 @@ def test_size_factor_scales_a_softplus():
     z = torch.randn(N, 4, generator=torch.Generator().manual_seed(2)).double()
     hidden = net.decoder(z, *covariates(batch))
     scale = nn.functional.softplus(linear(net.decoder.scale)(hidden))
-    found = net.rates(z, batch)
-    torch.testing.assert_close(found.scale, scale)
-    torch.testing.assert_close(found.mu, batch.size_factor[:, None] * scale)
+    result = net.rates(z, batch)
+    torch.testing.assert_close(result.scale, scale)
+    torch.testing.assert_close(result.mu, batch.size_factor[:, None] * scale)
     assert net.nll(z, batch).isfinite().all()
 
 

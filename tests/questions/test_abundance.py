@@ -55,23 +55,23 @@ def test_an_aggregated_posterior_is_the_mixture_over_cells(fitted, points, dof):
     mixture = fitted.get_aggregated_posterior(indices=cells, dof=dof)
     assert mixture.batch_shape == ()
     assert mixture.event_shape == (3,)
-    found = mixture.log_prob(torch.from_numpy(points)).numpy()
-    np.testing.assert_allclose(found, log_density(fitted, cells, points, dof), rtol=1e-4)
+    result = mixture.log_prob(torch.from_numpy(points)).numpy()
+    np.testing.assert_allclose(result, log_density(fitted, cells, points, dof), rtol=1e-4)
 
 
 def test_by_default_its_components_are_of_three_degrees_of_freedom(fitted, points):
-    found = fitted.get_aggregated_posterior().log_prob(torch.from_numpy(points)).numpy()
+    result = fitted.get_aggregated_posterior().log_prob(torch.from_numpy(points)).numpy()
     expected = log_density(fitted, np.arange(120), points, 3)
-    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    np.testing.assert_allclose(result, expected, rtol=1e-4)
 
 
 def test_it_is_of_the_data_that_are_passed(fitted, tiny, points):
     other = tiny(n_cells=7, seed=5)
-    found = fitted.get_aggregated_posterior(other, batch_size=3, dof=None)
+    result = fitted.get_aggregated_posterior(other, batch_size=3, dof=None)
     mean, variance = fitted.get_latent_representation(other, return_dist=True)
     normals = scipy.stats.norm(mean[:, None, :], np.sqrt(variance)[:, None, :])
     expected = logsumexp(normals.logpdf(points).sum(2), axis=0) - np.log(7)
-    np.testing.assert_allclose(found.log_prob(torch.from_numpy(points)), expected, rtol=1e-4)
+    np.testing.assert_allclose(result.log_prob(torch.from_numpy(points)), expected, rtol=1e-4)
 
 
 def test_its_draws_are_where_the_cells_are(fitted):
@@ -102,13 +102,13 @@ def test_it_is_written_to_the_data(fitted, tiny, tmp_path):
     frame = fitted.differential_abundance(sample_key="donor")
     pd.testing.assert_frame_equal(fitted.adata.obsm["da_log_probs"], frame)
     other = tiny(n_cells=9, seed=5)
-    found = fitted.differential_abundance(other, "batch")
-    assert list(found.columns) == ["b0", "b1"]
-    pd.testing.assert_frame_equal(other.obsm["da_log_probs"], found)
+    result = fitted.differential_abundance(other, "batch")
+    assert list(result.columns) == ["b0", "b1"]
+    pd.testing.assert_frame_equal(other.obsm["da_log_probs"], result)
     pd.testing.assert_frame_equal(fitted.adata.obsm["da_log_probs"], frame)
     other.write_h5ad(tmp_path / "cells.h5ad")
     back = anndata.read_h5ad(tmp_path / "cells.h5ad")
-    np.testing.assert_array_equal(back.obsm["da_log_probs"], found)
+    np.testing.assert_array_equal(back.obsm["da_log_probs"], result)
 
 
 @pytest.mark.parametrize(
@@ -124,9 +124,9 @@ def test_samples_of_any_type(fitted, tiny, tmp_path, column):
     """One column each; the data can be written."""
     other = tiny(n_cells=9, seed=5)
     other.obs["sample"] = column
-    found = fitted.differential_abundance(other, "sample")
-    assert found.shape == (9, 2)
-    assert np.isfinite(found.to_numpy()).all()
+    result = fitted.differential_abundance(other, "sample")
+    assert result.shape == (9, 2)
+    assert np.isfinite(result.to_numpy()).all()
     other.write_h5ad(tmp_path / "cells.h5ad")
 
 

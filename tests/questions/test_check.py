@@ -24,7 +24,7 @@ STATISTICS = {
 COLUMNS = ["statistic", "by", "name", "observed", "predicted", "lower", "upper", "p_value"]
 
 
-def values_of(frame, by, statistic="correlation"):
+def get_values(frame, by, statistic="correlation"):
     return frame[(frame["by"] == by) & (frame["statistic"] == statistic)].set_index("name")
 
 
@@ -50,12 +50,12 @@ def test_a_row_for_each_statistic_and_gene_cell_and_pair(golden):
     assert len(frame) == 3 * 150 + 3 * 5 + 15
     assert list(frame.index) == list(range(len(frame)))
     for statistic in STATISTICS:
-        assert list(values_of(frame, "gene", statistic).index) == list(golden.adata.var_names)
-        cells = values_of(frame, "cell", statistic)
+        assert list(get_values(frame, "gene", statistic).index) == list(golden.adata.var_names)
+        cells = get_values(frame, "cell", statistic)
         assert list(cells.index) == list(golden.adata.obs_names[rows])
     chosen = golden.adata.var_names[most_variable(dense(golden.adata, rows), 6)]
     pairs = [f"{a}, {b}" for i, a in enumerate(chosen) for b in chosen[i + 1 :]]
-    assert list(values_of(frame, "gene pair").index) == pairs
+    assert list(get_values(frame, "gene pair").index) == pairs
 
 
 def test_the_observed_are_the_statistics_of_the_data(golden):
@@ -64,12 +64,12 @@ def test_the_observed_are_the_statistics_of_the_data(golden):
     frame = golden.posterior_predictive_check(indices=rows, n_samples=2, n_correlated=20, seed=0)
     for statistic, compute in STATISTICS.items():
         for by, axis in (("gene", 0), ("cell", 1)):
-            found = values_of(frame, by, statistic)["observed"]
-            np.testing.assert_allclose(found, compute(x, axis), rtol=1e-9, atol=1e-12)
+            result = get_values(frame, by, statistic)["observed"]
+            np.testing.assert_allclose(result, compute(x, axis), rtol=1e-9, atol=1e-12)
     log_x = np.log1p(x[:, most_variable(x, 20)])
     upper = np.triu_indices(20, 1)
-    found = values_of(frame, "gene pair")["observed"]
-    np.testing.assert_allclose(found, np.corrcoef(log_x.T)[upper], rtol=1e-4, atol=1e-6)
+    result = get_values(frame, "gene pair")["observed"]
+    np.testing.assert_allclose(result, np.corrcoef(log_x.T)[upper], rtol=1e-4, atol=1e-6)
 
 
 def test_the_predicted_are_those_of_posterior_predictive_samples(golden):
@@ -94,16 +94,16 @@ def test_the_predicted_are_those_of_posterior_predictive_samples(golden):
         cases.append(("cell", statistic, lambda v, f=compute: f(v, 1)))
     with np.errstate(invalid="ignore", divide="ignore"):
         for by, statistic, compute in cases:
-            found = values_of(frame, by, statistic)
+            result = get_values(frame, by, statistic)
             seen, each = compute(x), np.stack([compute(d) for d in drawn])
             scale = {"rtol": 1e-4, "atol": 1e-4, "err_msg": f"{statistic} by {by}"}
-            np.testing.assert_allclose(found["predicted"], each.mean(0), **scale)
-            np.testing.assert_allclose(found["lower"], np.quantile(each, 0.025, axis=0), **scale)
-            np.testing.assert_allclose(found["upper"], np.quantile(each, 0.975, axis=0), **scale)
+            np.testing.assert_allclose(result["predicted"], each.mean(0), **scale)
+            np.testing.assert_allclose(result["lower"], np.quantile(each, 0.025, axis=0), **scale)
+            np.testing.assert_allclose(result["upper"], np.quantile(each, 0.975, axis=0), **scale)
             tied = np.isclose(each, seen, rtol=1e-9, atol=1e-12)
             above = ((each > seen) & ~tied).mean(0) + 0.5 * tied.mean(0)
             above[np.isnan(each.mean(0) + seen)] = np.nan
-            np.testing.assert_allclose(found["p_value"], above, **scale)
+            np.testing.assert_allclose(result["p_value"], above, **scale)
 
 
 def test_it_does_not_depend_on_the_batch_size(golden):
@@ -159,18 +159,18 @@ def overdispersed(tiny):
 
 
 def test_a_poisson_model_of_overdispersed_data_is_shown_inadequate(overdispersed):
-    found = {}
+    result = {}
     for likelihood in ("poisson", "nb"):
         fitted = SCVI(overdispersed, n_hidden=16, n_latent=2, gene_likelihood=likelihood)
         fitted.train(30, seed=0, progress=False)
         frame = fitted.posterior_predictive_check(n_samples=40, seed=0)
-        variance = values_of(frame, "gene", "variance")
-        zeros = values_of(frame, "gene", "zero_fraction")
+        variance = get_values(frame, "gene", "variance")
+        zeros = get_values(frame, "gene", "zero_fraction")
         too_wide = variance["observed"] > variance["upper"]
         assert (variance.loc[too_wide, "p_value"] < 0.05).all()
-        found[likelihood] = too_wide.mean(), (zeros["observed"] > zeros["upper"]).mean()
-    assert min(found["poisson"]) > 0.9
-    assert max(found["nb"]) < 0.3
+        result[likelihood] = too_wide.mean(), (zeros["observed"] > zeros["upper"]).mean()
+    assert min(result["poisson"]) > 0.9
+    assert max(result["nb"]) < 0.3
 
 
 def test_pairs_that_a_constant_gene_is_in_have_neither_correlation_nor_p_value(trained, tiny):
@@ -179,7 +179,7 @@ def test_pairs_that_a_constant_gene_is_in_have_neither_correlation_nor_p_value(t
     x[:, 4], x[:, 5] = 0, 1
     adata.X = sp.csr_matrix(x)
     frame = trained.posterior_predictive_check(adata, n_samples=4, n_correlated=30, seed=0)
-    pairs = values_of(frame, "gene pair")
+    pairs = get_values(frame, "gene pair")
     assert len(pairs) == 435
     constant = pairs.index.str.contains(r"\bgene[45]\b")
     assert constant.sum() == 29 + 28
@@ -196,9 +196,9 @@ def test_pairs_that_a_constant_gene_is_in_have_neither_correlation_nor_p_value(t
 def test_one_cell_is_checked_too(trained):
     frame = trained.posterior_predictive_check(indices=[7], n_samples=3, seed=0)
     x = dense(trained.adata, [7])[0]
-    np.testing.assert_array_equal(values_of(frame, "gene", "mean")["observed"], x)
-    assert not values_of(frame, "gene", "variance")[["observed", "predicted"]].to_numpy().any()
-    assert values_of(frame, "gene pair")["p_value"].isna().all()
+    np.testing.assert_array_equal(get_values(frame, "gene", "mean")["observed"], x)
+    assert not get_values(frame, "gene", "variance")[["observed", "predicted"]].to_numpy().any()
+    assert get_values(frame, "gene pair")["p_value"].isna().all()
 
 
 def test_values_that_are_not_counts_are_checked(tiny):
@@ -211,13 +211,13 @@ def test_values_that_are_not_counts_are_checked(tiny):
     fitted.train(2, seed=0, progress=False)
     frame = fitted.posterior_predictive_check(n_samples=4, n_correlated=30, seed=0)
     log_x = np.sign(adata.X) * np.log1p(np.abs(adata.X))
-    pairs = values_of(frame, "gene pair")
+    pairs = get_values(frame, "gene pair")
     assert pairs.notna().all(axis=None)
     expected = np.corrcoef(log_x.T)[np.triu_indices(30, 1)]
     np.testing.assert_allclose(pairs["observed"], expected, rtol=1e-3, atol=1e-4)
     few = fitted.posterior_predictive_check(n_samples=1, n_correlated=3, seed=0)
     chosen = adata.var_names[np.sort(np.argsort(-log_x.var(0))[:3])]
-    assert values_of(few, "gene pair").index[0] == f"{chosen[0]}, {chosen[1]}"
+    assert get_values(few, "gene pair").index[0] == f"{chosen[0]}, {chosen[1]}"
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +242,7 @@ def test_what_is_predicted_tracks_cells_that_were_not_trained_on(held_out, stati
     Over genes of 200 molecules or more that noise is small, and so is the difference.
     """
     fitted, frame = held_out
-    genes = values_of(frame, "gene", statistic)
+    genes = get_values(frame, "gene", statistic)
     compute = STATISTICS[statistic]
     real = compute(dense(fitted.adata, fitted.train_indices), 0)
     limit = spearman(genes["observed"], real)
@@ -256,7 +256,7 @@ def test_statistics_of_cells_that_were_not_trained_on(held_out):
     """The library is that of the cell, so that its mean and its zeros are known well."""
     _, frame = held_out
     for statistic, least in (("mean", 0.95), ("zero_fraction", 0.9)):
-        cells = values_of(frame, "cell", statistic)
+        cells = get_values(frame, "cell", statistic)
         assert spearman(cells["observed"], cells["predicted"]) > least
 
 

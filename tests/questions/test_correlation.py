@@ -28,19 +28,19 @@ def golden(request):
     return model.load(GOLDEN / request.param, adata)
 
 
-def draws_of(asked, n_samples, indices=None, batch=None, size=1000.0):
+def get_samples(options, n_samples, indices=None, batch=None, size=1000.0):
     """The rates that are correlated, cells x draws in rows: those of this seed."""
-    cells = asked._cells(None, indices, None)
-    (codes,) = asked.schema.codes(batch)
+    cells = options._cells(None, indices, None)
+    (codes,) = options.schema.codes(batch)
     with torch.no_grad():
         drawn = list(correlation._sample_rates(cells, codes, n_samples, size, SEED))
     return np.concatenate([x for _, x in drawn]).astype(np.float64)
 
 
-def placed(asked, z):
+def placed(options, z):
     """Points as the decoder takes them."""
     z = torch.as_tensor(z)
-    return z.softmax(-1) if asked.config.latent_distribution == "ln" else z
+    return z.softmax(-1) if options.config.latent_distribution == "ln" else z
 
 
 # ---- the matrix --------------------------------------------------------------
@@ -48,13 +48,13 @@ def placed(asked, z):
 
 @pytest.mark.parametrize("kind", ["spearman", "pearson"])
 def test_it_is_what_scipy_and_numpy_compute_of_the_same_draws(golden, kind):
-    found = golden.get_feature_correlation_matrix(n_samples=2, correlation_type=kind, seed=SEED)
-    x = draws_of(golden, 2)
+    result = golden.get_feature_correlation_matrix(n_samples=2, correlation_type=kind, seed=SEED)
+    x = get_samples(golden, 2)
     assert x.shape == (600, 150)
     wanted = stats.spearmanr(x).statistic if kind == "spearman" else np.corrcoef(x.T)
-    np.testing.assert_allclose(found.to_numpy(), wanted, atol=2e-6)
+    np.testing.assert_allclose(result.to_numpy(), wanted, atol=2e-6)
     assert np.abs(wanted - np.eye(150)).max() > 0.1
-    assert list(found.index) == list(found.columns) == list(golden.schema.genes)
+    assert list(result.index) == list(result.columns) == list(golden.schema.genes)
 
 
 def test_spearman_is_the_default_and_ties_share_their_ranks(trained, monkeypatch):
@@ -66,18 +66,18 @@ def test_spearman_is_the_default_and_ties_share_their_ranks(trained, monkeypatch
             yield part, np.floor(np.log2(x + 1e-6))
 
     monkeypatch.setattr(correlation, "_sample_rates", rounded)
-    found = trained.get_feature_correlation_matrix(n_samples=3, seed=SEED)
-    x = draws_of(trained, 3)
+    result = trained.get_feature_correlation_matrix(n_samples=3, seed=SEED)
+    x = get_samples(trained, 3)
     assert max(len(np.unique(column)) for column in x.T) < 40
-    np.testing.assert_allclose(found, stats.spearmanr(x).statistic, atol=2e-6)
+    np.testing.assert_allclose(result, stats.spearmanr(x).statistic, atol=2e-6)
 
 
 def test_a_matrix_is_symmetric_with_ones_on_its_diagonal(trained):
     for kind in ("spearman", "pearson"):
-        found = trained.get_feature_correlation_matrix(correlation_type=kind, seed=0).to_numpy()
-        np.testing.assert_array_equal(found, found.T)
-        np.testing.assert_allclose(np.diag(found), 1.0, rtol=1e-12)
-        assert np.abs(found).max() <= 1.0
+        result = trained.get_feature_correlation_matrix(correlation_type=kind, seed=0).to_numpy()
+        np.testing.assert_array_equal(result, result.T)
+        np.testing.assert_allclose(np.diag(result), 1.0, rtol=1e-12)
+        assert np.abs(result).max() <= 1.0
 
 
 @pytest.mark.filterwarnings("ignore:An input array is constant")  # SciPy's, of the same draws
@@ -87,9 +87,9 @@ def test_a_gene_that_is_the_same_in_every_draw_has_no_correlation(saved, trained
     loaded = SCVI.load(saved, trained.adata)
     with torch.no_grad():
         loaded.module.log_theta[4] = -15.0
-    found = loaded.get_feature_correlation_matrix(n_samples=2, correlation_type=kind, seed=SEED)
-    assert not draws_of(loaded, 2)[:, 4].any()
-    lacking = found.isna().to_numpy()
+    result = loaded.get_feature_correlation_matrix(n_samples=2, correlation_type=kind, seed=SEED)
+    assert not get_samples(loaded, 2)[:, 4].any()
+    lacking = result.isna().to_numpy()
     assert lacking[4].all()
     assert lacking[:, 4].all()
     assert lacking.sum() == 2 * 30 - 1
@@ -113,7 +113,7 @@ def test_a_gene_that_is_the_same_in_every_draw_has_no_correlation(saved, trained
 def test_draws_have_the_moments_of_gamma_rates_at_the_size_asked_for(golden):
     """Mean and variance over independent draws of z, through ``decode``; no zero inflation."""
     row, n, size = 250, 3_000, 5_000.0
-    found = draws_of(golden, 3, indices=[row] * (n // 3), size=size)
+    result = get_samples(golden, 3, indices=[row] * (n // 3), size=size)
     mean, variance = golden.get_latent_representation(indices=[row], return_dist=True)
     noise = np.random.default_rng(0).standard_normal((n, mean.shape[1]))
     observed = golden.decode(
@@ -124,22 +124,22 @@ def test_draws_have_the_moments_of_gamma_rates_at_the_size_asked_for(golden):
     gamma = np.zeros_like(mu)
     if likelihood in ("nb", "zinb"):
         gamma = mu**2 / observed.theta.double().numpy()
-    assert found.shape == mu.shape
+    assert result.shape == mu.shape
     total = gamma.mean(0) + mu.var(0)
     error = np.sqrt((total + mu.var(0)) / n)
-    assert (np.abs(found.mean(0) - mu.mean(0)) <= SIX * error).all()
-    fourth = ((found - found.mean(0)) ** 4).mean(0)
+    assert (np.abs(result.mean(0) - mu.mean(0)) <= SIX * error).all()
+    fourth = ((result - result.mean(0)) ** 4).mean(0)
     second = (mu - mu.mean(0)) ** 2 + gamma
     error = np.sqrt((fourth - total**2).clip(min=0) / n + second.var(0) / n)
-    assert (np.abs(found.var(0) - total) <= SIX * error).all()
+    assert (np.abs(result.var(0) - total) <= SIX * error).all()
 
 
 def test_draws_of_a_cell_share_their_z_and_nothing_else(golden):
     """Of the same cell they differ, and so do two genes of one draw."""
-    found = draws_of(golden, 2, indices=[5, 5])
-    assert found.shape == (4, 150)
+    result = get_samples(golden, 2, indices=[5, 5])
+    assert result.shape == (4, 150)
     for i, j in ((0, 1), (0, 2), (1, 3)):
-        assert (found[i] != found[j]).mean() > 0.9
+        assert (result[i] != result[j]).mean() > 0.9
 
 
 # ---- many cells --------------------------------------------------------------
@@ -151,8 +151,8 @@ def test_ranks_among_some_of_the_cells_are_nearly_those_among_all(tiny, monkeypa
     SCVI.setup_anndata(adata, batch_key="batch")
     fitted = SCVI(adata, n_hidden=16, n_latent=3, gene_likelihood="nb")
     fitted.train(5, seed=0, progress=False)
-    asked = {"n_samples": n_samples, "seed": SEED, "batch_size": 128}
-    exact = fitted.get_feature_correlation_matrix(**asked)
+    options = {"n_samples": n_samples, "seed": SEED, "batch_size": 128}
+    exact = fitted.get_feature_correlation_matrix(**options)
     ordered = []
 
     def seen(x, ordered_gm):
@@ -162,10 +162,10 @@ def test_ranks_among_some_of_the_cells_are_nearly_those_among_all(tiny, monkeypa
     ranks = correlation._ranks
     monkeypatch.setattr(correlation, "_ranks", seen)
     monkeypatch.setattr(correlation, "_REFERENCE", 30 * n_samples * 200)
-    found = fitted.get_feature_correlation_matrix(**asked)
+    result = fitted.get_feature_correlation_matrix(**options)
     assert set(ordered) == {(30, 200 * n_samples)}  # a third of the cells, all their draws
-    assert (found != exact).to_numpy().any()
-    assert np.abs(found - exact).to_numpy().max() < 0.03
+    assert (result != exact).to_numpy().any()
+    assert np.abs(result - exact).to_numpy().max() < 0.03
 
 
 # ---- other batches, genes, cells ---------------------------------------------
@@ -173,58 +173,58 @@ def test_ranks_among_some_of_the_cells_are_nearly_those_among_all(tiny, monkeypa
 
 @pytest.mark.parametrize("kind", ["spearman", "pearson"])
 def test_of_several_batches_it_is_the_mean_of_their_matrices(trained, kind):
-    asked = {"n_samples": 2, "correlation_type": kind, "seed": SEED}
+    options = {"n_samples": 2, "correlation_type": kind, "seed": SEED}
     each = []
     for batch in ("b0", "b1"):
-        x = draws_of(trained, 2, batch=batch)
+        x = get_samples(trained, 2, batch=batch)
         each.append(stats.spearmanr(x).statistic if kind == "spearman" else np.corrcoef(x.T))
-        one = trained.get_feature_correlation_matrix(**asked, transform_batch=batch)
+        one = trained.get_feature_correlation_matrix(**options, transform_batch=batch)
         np.testing.assert_allclose(one, each[-1], atol=2e-6)
     assert np.abs(each[0] - each[1]).max() > 1e-3
-    both = trained.get_feature_correlation_matrix(**asked, transform_batch=["b0", "b1"])
+    both = trained.get_feature_correlation_matrix(**options, transform_batch=["b0", "b1"])
     np.testing.assert_allclose(both, np.mean(each, axis=0), atol=2e-6)
 
 
 def test_a_batch_takes_the_place_of_the_cells_own(trained):
     changed = trained.adata.copy()
     changed.obs["batch"] = "b1"
-    asked = {"n_samples": 2, "seed": SEED}
-    found = trained.get_feature_correlation_matrix(**asked, transform_batch="b1")
-    given = trained.get_feature_correlation_matrix(changed, **asked)
-    pd.testing.assert_frame_equal(found, given, rtol=1e-6, atol=1e-8)
+    options = {"n_samples": 2, "seed": SEED}
+    result = trained.get_feature_correlation_matrix(**options, transform_batch="b1")
+    given = trained.get_feature_correlation_matrix(changed, **options)
+    pd.testing.assert_frame_equal(result, given, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("kind", ["spearman", "pearson"])
 def test_genes_come_in_the_order_asked_for_with_repeats(trained, kind):
-    asked = {"n_samples": 2, "correlation_type": kind, "seed": SEED}
-    whole = trained.get_feature_correlation_matrix(**asked)
-    found = trained.get_feature_correlation_matrix(**asked, gene_list=GENES)
-    assert list(found.index) == list(found.columns) == GENES
-    np.testing.assert_allclose(found, whole.loc[GENES, GENES], atol=1e-9)
-    assert found.iloc[0, 3] == pytest.approx(1.0, abs=1e-9)
+    options = {"n_samples": 2, "correlation_type": kind, "seed": SEED}
+    whole = trained.get_feature_correlation_matrix(**options)
+    result = trained.get_feature_correlation_matrix(**options, gene_list=GENES)
+    assert list(result.index) == list(result.columns) == GENES
+    np.testing.assert_allclose(result, whole.loc[GENES, GENES], atol=1e-9)
+    assert result.iloc[0, 3] == pytest.approx(1.0, abs=1e-9)
 
 
 def test_only_the_cells_named_are_correlated(trained, saved):
     rows = np.array([50, 3, 3, 20, 11, 42])
-    found = trained.get_feature_correlation_matrix(indices=rows, n_samples=4, seed=SEED)
-    x = draws_of(trained, 4, indices=rows)
+    result = trained.get_feature_correlation_matrix(indices=rows, n_samples=4, seed=SEED)
+    x = get_samples(trained, 4, indices=rows)
     assert x.shape == (24, 30)
-    np.testing.assert_allclose(found, stats.spearmanr(x).statistic, atol=2e-6)
+    np.testing.assert_allclose(result, stats.spearmanr(x).statistic, atol=2e-6)
     given = SCVI.load(saved).get_feature_correlation_matrix(
         trained.adata, rows, n_samples=4, seed=SEED
     )
-    pd.testing.assert_frame_equal(given, found)
+    pd.testing.assert_frame_equal(given, result)
 
 
 def test_it_follows_from_the_seed_and_not_from_the_batch_size_nor_the_molecules(trained):
-    def found(seed, **asked):
-        return trained.get_feature_correlation_matrix(n_samples=2, seed=seed, **asked).to_numpy()
+    def result(seed, **options):
+        return trained.get_feature_correlation_matrix(n_samples=2, seed=seed, **options).to_numpy()
 
-    first = found(1)
-    np.testing.assert_array_equal(found(1), first)
-    np.testing.assert_allclose(found(1, batch_size=7), first, atol=1e-5)
-    np.testing.assert_allclose(found(1, rna_size_factor=50), first, atol=1e-3)
-    others = [found(2), found(None), found(None)]
+    first = result(1)
+    np.testing.assert_array_equal(result(1), first)
+    np.testing.assert_allclose(result(1, batch_size=7), first, atol=1e-5)
+    np.testing.assert_allclose(result(1, rna_size_factor=50), first, atol=1e-3)
+    others = [result(2), result(None), result(None)]
     for one, other in ((first, others[0]), (first, others[1]), (others[1], others[2])):
         assert np.abs(one - other).max() > 1e-3
 

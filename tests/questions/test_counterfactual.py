@@ -39,10 +39,10 @@ def test_cells_decoded_as_of_the_other_batch_have_its_expression(known, own, oth
     truth = np.log(expected[other, cells])
 
     def error(transform_batch):
-        found = model.get_normalized_expression(
+        result = model.get_normalized_expression(
             indices=cells, transform_batch=transform_batch, return_numpy=True, silent=True
         )
-        return np.abs(np.log(found) - truth).mean()
+        return np.abs(np.log(result) - truth).mean()
 
     there, uncorrected = error("ab"[other]), error(None)
     assert uncorrected > 0.3  # the effect of the batch
@@ -56,7 +56,7 @@ def test_samples_for_the_other_batch_have_its_mean(known):
     drawn = model.posterior_predictive_sample(
         indices=cells, transform_batch="b", seed=0, silent=True
     )
-    found = np.asarray(drawn.mean(0)).ravel()
+    result = np.asarray(drawn.mean(0)).ravel()
     truth, uncorrected = ((expected[b, cells] * library).mean(0) for b in (1, 0))
-    assert np.corrcoef(np.log(found + 0.1), np.log(truth + 0.1))[0, 1] > 0.99
-    assert np.corrcoef(np.log(found + 0.1), np.log(uncorrected + 0.1))[0, 1] < 0.95
+    assert np.corrcoef(np.log(result + 0.1), np.log(truth + 0.1))[0, 1] > 0.99
+    assert np.corrcoef(np.log(result + 0.1), np.log(uncorrected + 0.1))[0, 1] < 0.95

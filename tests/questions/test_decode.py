@@ -31,18 +31,18 @@ def test_log_prob_is_what_scvi_tools_computed(golden):
     """Through vivace.distributions, which shares no formula with the kernel."""
     loaded, adata, z, expected = golden
     x = torch.from_numpy(adata.X.toarray().astype(np.float32))
-    found = -loaded.decode(z).log_prob(x).sum(-1).double().numpy()
+    result = -loaded.decode(z).log_prob(x).sum(-1).double().numpy()
     wanted = expected["neg_log_likelihood"].reshape(-1)
     bound = 1e-5 * (np.abs(wanted) + 1e-3 * np.abs(wanted).max())
-    assert (np.abs(found - wanted) <= bound).all()
+    assert (np.abs(result - wanted) <= bound).all()
 
 
 @pytest.mark.parametrize("golden", [f for f in FOLDERS if f != "zinb_no_batch"], indirect=True)
 def test_another_batch(golden):
     loaded, _, z, expected = golden
     last = loaded.schema.batches[-1]
-    found = loaded.decode(z[:24], indices=range(24), transform_batch=last)
-    scale = found.normal_mu if loaded.config.gene_likelihood == "normal" else found.scale
+    result = loaded.decode(z[:24], indices=range(24), transform_batch=last)
+    scale = result.normal_mu if loaded.config.gene_likelihood == "normal" else result.scale
     wanted = expected["px_scale_transform_last_batch"]
     bound = 1e-4 * (np.abs(wanted) + 1e-3 * np.abs(wanted).max())
     assert (np.abs(scale.numpy() - wanted) <= bound).all()
@@ -64,14 +64,14 @@ def test_size_factor_scales_it(tiny):
     SCVI.setup_anndata(adata, size_factor_key="depth")
     fitted = SCVI(adata, n_hidden=8, n_latent=2)
     fitted.train(1, progress=False)
-    found = fitted.decode(np.zeros((60, 2)))
+    result = fitted.decode(np.zeros((60, 2)))
     depth = torch.from_numpy(adata.obs["depth"].to_numpy(np.float32))[:, None]
-    torch.testing.assert_close(found.mu, found.scale * depth)
+    torch.testing.assert_close(result.mu, result.scale * depth)
 
 
 def test_samples_are_counts_with_the_generator_that_is_passed(trained):
-    found = trained.decode(np.zeros((4, 3)), indices=range(4))
-    first, again = (found.sample(generator=torch.Generator().manual_seed(3)) for _ in range(2))
+    result = trained.decode(np.zeros((4, 3)), indices=range(4))
+    first, again = (result.sample(generator=torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(first, again)
     assert torch.equal(first, first.round())
     assert first.shape == (4, 30)
@@ -91,8 +91,8 @@ def test_points_far_away_stay_finite(tiny):
     LinearSCVI.setup_anndata(adata, batch_key="batch")
     fitted = LinearSCVI(adata, n_hidden=8, n_latent=2, gene_likelihood="zinb")
     fitted.train(1, progress=False)
-    found = fitted.decode(np.full((60, 2), 50.0))
-    assert found.log_prob(torch.zeros(60, 30)).isfinite().all()
+    result = fitted.decode(np.full((60, 2), 50.0))
+    assert result.log_prob(torch.zeros(60, 30)).isfinite().all()
 
 
 @pytest.mark.parametrize(

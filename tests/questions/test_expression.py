@@ -62,31 +62,31 @@ def covered(tiny):
     return fitted
 
 
-def mean_of_z(asked, adata=None):
+def mean_of_z(model, adata=None):
     """The mean of q(z|x) as the decoder takes it."""
-    return placed(asked, asked.get_latent_representation(adata, return_dist=True)[0])
+    return placed(model, model.get_latent_representation(adata, return_dist=True)[0])
 
 
-def placed(asked, z):
+def placed(model, z):
     z = torch.as_tensor(z)
-    return z.softmax(-1) if asked.config.latent_distribution == "ln" else z
+    return z.softmax(-1) if model.config.latent_distribution == "ln" else z
 
 
-def scale_of(observation):
+def get_scale(observation):
     name = "normal_mu" if isinstance(observation, torch.distributions.Normal) else "scale"
     return getattr(observation, name).numpy()
 
 
-def mean_of(observation):
+def get_mean(observation):
     """The mean before a zero inflation."""
     return next(getattr(observation, n) for n in ("rate", "mu") if hasattr(observation, n)).numpy()
 
 
-def assert_close(found, wanted, tolerance=1e-5):
+def assert_close(result, wanted, tolerance=1e-5):
     wanted = np.asarray(wanted)
-    assert found.shape == wanted.shape
+    assert result.shape == wanted.shape
     assert (
-        np.abs(found - wanted) <= tolerance * (np.abs(wanted) + 1e-3 * np.abs(wanted).max())
+        np.abs(result - wanted) <= tolerance * (np.abs(wanted) + 1e-3 * np.abs(wanted).max())
     ).all()
 
 
@@ -94,9 +94,9 @@ def assert_close(found, wanted, tolerance=1e-5):
 
 
 def test_it_is_what_is_decoded_at_the_mean_of_z(golden):
-    found = golden.model.get_normalized_expression(return_numpy=True)
-    assert found.dtype == np.float32
-    assert_close(found, scale_of(golden.model.decode(mean_of_z(golden.model))))
+    result = golden.model.get_normalized_expression(return_numpy=True)
+    assert result.dtype == np.float32
+    assert_close(result, get_scale(golden.model.decode(mean_of_z(golden.model))))
 
 
 def test_it_adds_up_to_the_library_but_with_size_factors(golden):
@@ -111,32 +111,32 @@ def test_it_adds_up_to_the_library_but_with_size_factors(golden):
 @pytest.mark.parametrize("golden", WITH_BATCH, indirect=True)
 def test_at_a_draw_of_z_it_is_what_scvi_tools_computed(golden, other):
     """The draw is scvi-tools' own, whose random numbers differ from ours."""
-    asked = golden.model
+    copy = golden.model
     wanted = golden.expected["px_scale_transform_last_batch" if other else "px_scale"]
-    codes = asked.schema.codes(asked.schema.batches[-1] if other else None)
-    found = np.empty_like(wanted)
+    codes = copy.schema.codes(copy.schema.batches[-1] if other else None)
+    result = np.empty_like(wanted)
     z, nothing = torch.from_numpy(golden.expected["z"][:24]), torch.zeros(24)
     with torch.no_grad():
-        write_expression_at(asked._cells(None, range(24), 10), codes, None, 1, z, nothing, found)
-    assert_close(found, wanted, 1e-4)
+        write_expression_at(copy._cells(None, range(24), 10), codes, None, 1, z, nothing, result)
+    assert_close(result, wanted, 1e-4)
 
 
 def test_the_library_is_a_number_the_observed_one_or_the_latent_one(golden):
-    asked, x = golden.model, golden.adata.X.toarray()
-    scale = scale_of(asked.decode(mean_of_z(asked)))
+    copy, x = golden.model, golden.adata.X.toarray()
+    scale = get_scale(copy.decode(mean_of_z(copy)))
 
-    def found(size):
-        return asked.get_normalized_expression(library_size=size, return_numpy=True)
+    def result(size):
+        return copy.get_normalized_expression(library_size=size, return_numpy=True)
 
-    assert_close(found(250), 250 * scale)
-    assert_close(found("observed"), x.sum(1, keepdims=True) * scale)
+    assert_close(result(250), 250 * scale)
+    assert_close(result("observed"), x.sum(1, keepdims=True) * scale)
     factor = x.sum(1, keepdims=True)
-    if asked.schema.declarations.size_factor_key is not None:
+    if copy.schema.declarations.size_factor_key is not None:
         factor = golden.adata.obs["size_factor"].to_numpy(np.float32)[:, None]
-    elif not asked.config.use_observed_lib_size:
+    elif not copy.config.use_observed_lib_size:
         factor = np.exp(golden.expected["ql_mean"])
-    assert_close(found("latent"), factor * scale, 1e-4)
-    assert_close(found("latent"), mean_of(asked.decode(mean_of_z(asked))))
+    assert_close(result("latent"), factor * scale, 1e-4)
+    assert_close(result("latent"), get_mean(copy.decode(mean_of_z(copy))))
 
 
 # ---- other categories --------------------------------------------------------
@@ -145,17 +145,17 @@ def test_the_library_is_a_number_the_observed_one_or_the_latent_one(golden):
 @pytest.mark.parametrize("golden", WITH_BATCH, indirect=True)
 def test_a_batch_takes_the_place_of_the_cells_own(golden):
     """As for the same points with another column in the data; a list gives the mean."""
-    asked = golden.model
-    z, decoded = mean_of_z(asked), []
-    for batch in asked.schema.batches:
+    fitted = golden.model
+    z, decoded = mean_of_z(fitted), []
+    for batch in fitted.schema.batches:
         changed = golden.adata.copy()
         changed.obs["batch"] = batch
-        decoded.append(scale_of(asked.decode(z, changed)))
-        found = asked.get_normalized_expression(transform_batch=batch, return_numpy=True)
-        assert_close(found, decoded[-1])
+        decoded.append(get_scale(fitted.decode(z, changed)))
+        result = fitted.get_normalized_expression(transform_batch=batch, return_numpy=True)
+        assert_close(result, decoded[-1])
     assert np.abs(decoded[0] - decoded[1]).max() > 1e-4
-    both = asked.get_normalized_expression(
-        transform_batch=list(asked.schema.batches), library_size=1e3, return_numpy=True
+    both = fitted.get_normalized_expression(
+        transform_batch=list(fitted.schema.batches), library_size=1e3, return_numpy=True
     )
     assert_close(both, 1e3 * np.mean(decoded, axis=0))
 
@@ -176,11 +176,11 @@ def test_a_mapping_names_read_categories_any_column(covered, mapping):
         changed = covered.adata.copy()
         for column, category in zip(mapping, chosen, strict=True):
             changed.obs[column] = category
-        decoded.append(scale_of(covered.decode(z, changed)))
-    found = covered.get_normalized_expression(transform_batch=mapping, return_numpy=True)
-    assert_close(found, np.mean(decoded, axis=0))
+        decoded.append(get_scale(covered.decode(z, changed)))
+    result = covered.get_normalized_expression(transform_batch=mapping, return_numpy=True)
+    assert_close(result, np.mean(decoded, axis=0))
     own = covered.get_normalized_expression(return_numpy=True)
-    assert np.abs(found - own).max() > 1e-5
+    assert np.abs(result - own).max() > 1e-5
 
 
 # ---- genes, cells, frames ----------------------------------------------------
@@ -189,17 +189,17 @@ def test_a_mapping_names_read_categories_any_column(covered, mapping):
 @pytest.mark.parametrize("genes", [GENES, pd.Index(GENES), np.array(GENES), tuple(GENES)], ids=repr)
 def test_genes_come_in_the_order_asked_for_with_repeats(trained, genes):
     whole = trained.get_normalized_expression()
-    found = trained.get_normalized_expression(gene_list=genes)
-    assert list(found.columns) == GENES
-    np.testing.assert_array_equal(found.to_numpy(), whole[GENES].to_numpy())
+    result = trained.get_normalized_expression(gene_list=genes)
+    assert list(result.columns) == GENES
+    np.testing.assert_array_equal(result.to_numpy(), whole[GENES].to_numpy())
 
 
 def test_a_frame_names_cells_and_genes(trained):
-    found = trained.get_normalized_expression(indices=[5, 0, 5, -1])
-    assert isinstance(found, pd.DataFrame)
-    assert list(found.index) == ["cell5", "cell0", "cell5", "cell59"]
-    assert list(found.columns) == list(trained.schema.genes)
-    assert (found.dtypes == np.float32).all()
+    result = trained.get_normalized_expression(indices=[5, 0, 5, -1])
+    assert isinstance(result, pd.DataFrame)
+    assert list(result.index) == ["cell5", "cell0", "cell5", "cell59"]
+    assert list(result.columns) == list(trained.schema.genes)
+    assert (result.dtypes == np.float32).all()
     one_draw = trained.get_normalized_expression(return_mean=False)
     assert isinstance(one_draw, pd.DataFrame)
     assert isinstance(trained.get_normalized_expression(return_numpy=True), np.ndarray)
@@ -210,10 +210,10 @@ def test_a_frame_names_cells_and_genes(trained):
 def test_rows_are_of_the_indices_in_their_order(trained, library_size):
     whole = trained.get_normalized_expression(library_size=library_size, return_numpy=True)
     rows = np.array([40, 3, 3, 59, 0, 17])
-    found = trained.get_normalized_expression(
+    result = trained.get_normalized_expression(
         indices=rows, library_size=library_size, return_numpy=True
     )
-    assert_close(found, whole[rows])
+    assert_close(result, whole[rows])
     mask = np.arange(60) % 7 == 2
     masked = trained.get_normalized_expression(
         indices=mask, library_size=library_size, return_numpy=True
@@ -222,9 +222,9 @@ def test_rows_are_of_the_indices_in_their_order(trained, library_size):
 
 
 def test_no_cells_give_no_rows(trained, refused):
-    found = trained.get_normalized_expression(indices=[])
-    assert found.shape == (0, 30)
-    assert list(found.columns) == list(trained.schema.genes)
+    result = trained.get_normalized_expression(indices=[])
+    assert result.shape == (0, 30)
+    assert list(result.columns) == list(trained.schema.genes)
     several = trained.get_normalized_expression(indices=[], n_samples=3, return_mean=False)
     assert several.shape == (3, 0, 30)
     with refused(OptionError, "indices", "no cells"):
@@ -236,10 +236,10 @@ def test_without_data_of_its_own_the_model_answers_about_those_it_is_given(train
     with refused(DataError, "without data", "adata="):
         loaded.get_normalized_expression()
     shuffled = trained.adata[::-1, np.random.default_rng(0).permutation(30)].copy()
-    asked = {"gene_list": GENES, "n_samples": 2, "seed": 3, "library_size": "observed"}
-    found = loaded.get_normalized_expression(shuffled, **asked)
-    wanted = trained.get_normalized_expression(indices=range(59, -1, -1), **asked)
-    pd.testing.assert_frame_equal(found, wanted, rtol=1e-5)
+    options = {"gene_list": GENES, "n_samples": 2, "seed": 3, "library_size": "observed"}
+    result = loaded.get_normalized_expression(shuffled, **options)
+    wanted = trained.get_normalized_expression(indices=range(59, -1, -1), **options)
+    pd.testing.assert_frame_equal(result, wanted, rtol=1e-5)
     rows = loaded.get_normalized_expression(shuffled, indices=[2, 1])
     assert list(rows.index) == ["cell57", "cell58"]
 
@@ -247,20 +247,20 @@ def test_without_data_of_its_own_the_model_answers_about_those_it_is_given(train
 # ---- draws -------------------------------------------------------------------
 
 
-def independent_draws(golden, rows, n, library):
+def independent_samples(golden, rows, n, library):
     """Expression at draws of q(z, l|x) by NumPy, through ``decode``, shape (n, cells, g)."""
-    asked, rng = golden.model, np.random.default_rng(7)
-    mean, variance = asked.get_latent_representation(indices=rows, return_dist=True)
+    copy, rng = golden.model, np.random.default_rng(7)
+    mean, variance = copy.get_latent_representation(indices=rows, return_dist=True)
     z = mean + np.sqrt(variance) * rng.standard_normal((n, *mean.shape))
     size = None
     if library == "latent":
         mean, variance = (golden.expected[name][rows] for name in ("ql_mean", "ql_var"))
         size = np.exp(mean + np.sqrt(variance) * rng.standard_normal((n, len(rows), 1))).reshape(-1)
-    decoded = asked.decode(
-        placed(asked, z.reshape(-1, z.shape[-1])), indices=np.tile(rows, n), library_size=size
+    decoded = copy.decode(
+        placed(copy, z.reshape(-1, z.shape[-1])), indices=np.tile(rows, n), library_size=size
     )
-    found = scale_of(decoded) if library == 1 else mean_of(decoded)
-    return found.reshape(n, len(rows), -1)
+    result = get_scale(decoded) if library == 1 else get_mean(decoded)
+    return result.reshape(n, len(rows), -1)
 
 
 @pytest.mark.parametrize(
@@ -276,12 +276,12 @@ def independent_draws(golden, rows, n, library):
 )
 def test_draws_and_their_mean_are_those_of_the_posterior(golden, library):
     rows, n = np.array([8, 250]), 1_000
-    asked = {"indices": rows, "n_samples": n, "library_size": library}
-    mean = golden.model.get_normalized_expression(**asked, seed=1, return_numpy=True)
-    draws = golden.model.get_normalized_expression(**asked, seed=2, return_mean=False)
+    options = {"indices": rows, "n_samples": n, "library_size": library}
+    mean = golden.model.get_normalized_expression(**options, seed=1, return_numpy=True)
+    draws = golden.model.get_normalized_expression(**options, seed=2, return_mean=False)
     assert mean.shape == (2, 150)
     assert draws.shape == (n, 2, 150)
-    wanted = independent_draws(golden, rows, n, library)
+    wanted = independent_samples(golden, rows, n, library)
     error = np.sqrt((wanted.var(0) + draws.var(0)) / n)
     assert (np.abs(mean - wanted.mean(0)) <= SIX * error).all()
     logs, wanted_logs = np.log(draws), np.log(wanted)
@@ -291,10 +291,10 @@ def test_draws_and_their_mean_are_those_of_the_posterior(golden, library):
 
 
 def test_kept_draws_have_the_mean_that_is_given_without_them(trained):
-    asked = {"n_samples": 4, "seed": 5, "transform_batch": ["b0", "b1"], "library_size": 1e3}
-    kept = trained.get_normalized_expression(**asked, return_mean=False)
+    options = {"n_samples": 4, "seed": 5, "transform_batch": ["b0", "b1"], "library_size": 1e3}
+    kept = trained.get_normalized_expression(**options, return_mean=False)
     assert kept.shape == (4, 60, 30)
-    mean = trained.get_normalized_expression(**asked, return_numpy=True)
+    mean = trained.get_normalized_expression(**options, return_numpy=True)
     assert_close(mean, kept.mean(0, dtype=np.float64))
     assert (kept[0] != kept[1]).mean() > 0.99
 
@@ -320,12 +320,12 @@ DRAWN = [
 
 @pytest.mark.parametrize("drawn", DRAWN, ids=str)
 def test_a_seed_repeats_the_draws_and_none_takes_the_next(trained, drawn):
-    def found(seed):
+    def result(seed):
         return np.asarray(trained.get_normalized_expression(**drawn, seed=seed))
 
-    first = found(11)
-    np.testing.assert_array_equal(found(11), first)
-    others = [found(12), found(None), found(None)]
+    first = result(11)
+    np.testing.assert_array_equal(result(11), first)
+    others = [result(12), result(None), result(None)]
     for one, other in ((first, others[0]), (first, others[1]), (others[1], others[2])):
         assert (one != other).mean() > 0.9
 
@@ -351,25 +351,27 @@ def test_nothing_depends_on_the_batch_size(trained, drawn, library_size):
 def test_overall_draws_are_rows_of_the_cells_that_they_are_named_after(trained, weights):
     """Each adds up to the molecules of its cell, which differ."""
     group = np.arange(10, 50)
-    asked = {"n_samples_overall": 150, "weights": weights, "library_size": "observed", "seed": 0}
-    found = trained.get_normalized_expression(indices=group, **asked)
-    assert found.shape == (150, 30)
-    assert set(found.index) <= set(trained.adata.obs_names[group])
-    assert len(set(found.index)) > (15 if weights is None else 5)
+    options = {"n_samples_overall": 150, "weights": weights, "library_size": "observed", "seed": 0}
+    result = trained.get_normalized_expression(indices=group, **options)
+    assert result.shape == (150, 30)
+    assert set(result.index) <= set(trained.adata.obs_names[group])
+    assert len(set(result.index)) > (15 if weights is None else 5)
     molecules = pd.Series(np.asarray(trained.adata.X.sum(1))[:, 0], trained.adata.obs_names)
-    np.testing.assert_allclose(found.sum(axis=1), molecules[found.index], rtol=1e-5)
-    array = trained.get_normalized_expression(indices=group, **asked, return_numpy=True)
+    np.testing.assert_allclose(result.sum(axis=1), molecules[result.index], rtol=1e-5)
+    array = trained.get_normalized_expression(indices=group, **options, return_numpy=True)
     assert isinstance(array, np.ndarray)
-    np.testing.assert_array_equal(array, found.to_numpy())
+    np.testing.assert_array_equal(array, result.to_numpy())
 
 
 def test_overall_draws_take_genes_batches_and_few_rows(trained):
-    asked = {"n_samples_overall": 5, "seed": 2}
-    whole = trained.get_normalized_expression(**asked, transform_batch=["b0", "b1"])
-    each = [trained.get_normalized_expression(**asked, transform_batch=b) for b in ("b0", "b1")]
+    options = {"n_samples_overall": 5, "seed": 2}
+    whole = trained.get_normalized_expression(**options, transform_batch=["b0", "b1"])
+    each = [trained.get_normalized_expression(**options, transform_batch=b) for b in ("b0", "b1")]
     assert list(whole.index) == list(each[0].index)
     assert_close(whole.to_numpy(), (each[0].to_numpy() + each[1].to_numpy()) / 2)
-    some = trained.get_normalized_expression(**asked, transform_batch=["b0", "b1"], gene_list=GENES)
+    some = trained.get_normalized_expression(
+        **options, transform_batch=["b0", "b1"], gene_list=GENES
+    )
     assert_close(some.to_numpy(), whole[GENES].to_numpy())
 
 
@@ -379,16 +381,16 @@ def test_overall_draws_take_genes_batches_and_few_rows(trained):
 def test_uniform_overall_draws_have_the_mean_over_cells(golden):
     latent = "ql_mean" in golden.expected
     rows, n = np.array([3, 100, 222, 290]), 4_000
-    found = golden.model.get_normalized_expression(
+    result = golden.model.get_normalized_expression(
         indices=rows,
         n_samples_overall=n,
         library_size="latent" if latent else 1,
         seed=3,
         return_numpy=True,
     )
-    wanted = independent_draws(golden, rows, 1_000, "latent" if latent else 1).reshape(n, -1)
+    wanted = independent_samples(golden, rows, 1_000, "latent" if latent else 1).reshape(n, -1)
     error = np.sqrt(wanted.var(0) * 2 / n)
-    assert (np.abs(found.mean(0) - wanted.mean(0)) <= SIX * error).all()
+    assert (np.abs(result.mean(0) - wanted.mean(0)) <= SIX * error).all()
 
 
 def test_importance_weights_decide_which_draws_are_taken(trained, monkeypatch):
@@ -401,7 +403,7 @@ def test_importance_weights_decide_which_draws_are_taken(trained, monkeypatch):
         return chosen / chosen.sum()
 
     monkeypatch.setattr("vivace.questions.importance.importance_weights", weights)
-    found = trained.get_normalized_expression(
+    result = trained.get_normalized_expression(
         indices=range(20, 60),
         n_samples_overall=100,
         weights="importance",
@@ -409,30 +411,30 @@ def test_importance_weights_decide_which_draws_are_taken(trained, monkeypatch):
         n_mc_samples=3,
         truncation=True,
     )
-    assert set(found.index) == {"cell27"}
+    assert set(result.index) == {"cell27"}
     assert seen["draws"] == 120  # the draws of each cell of which there are 100 in all
     assert seen["cells"] == 40
     assert (seen["max_cells"], seen["n_mc_samples"], seen["truncation"]) == (9, 3, True)
-    assert 1 < len(found.drop_duplicates()) <= 3
+    assert 1 < len(result.drop_duplicates()) <= 3
 
 
 def test_importance_weighted_draws_have_the_weighted_mean(trained):
     """That of other draws by their public weights; it is not the mean over cells."""
     rows, n = np.arange(12), 3_000
-    asked = {"indices": rows, "max_cells": 12, "n_mc_samples": 200}
-    found = trained.get_normalized_expression(
-        n_samples_overall=n, weights="importance", seed=1, **asked
+    options = {"indices": rows, "max_cells": 12, "n_mc_samples": 200}
+    result = trained.get_normalized_expression(
+        n_samples_overall=n, weights="importance", seed=1, **options
     )
     mean, variance = trained.get_latent_representation(indices=rows, return_dist=True)
     noise = np.random.default_rng(0).standard_normal((n // len(rows), *mean.shape))
     z = (mean + np.sqrt(variance) * noise).astype(np.float32).reshape(-1, 3)
-    weights = trained.get_importance_weights(zs=z, seed=2, **asked)
-    expression = scale_of(trained.decode(z, indices=np.tile(rows, n // len(rows))))
+    weights = trained.get_importance_weights(zs=z, seed=2, **options)
+    expression = get_scale(trained.decode(z, indices=np.tile(rows, n // len(rows))))
     wanted = weights @ expression
     size = 1 / (weights**2).sum()  # so many draws of equal weight say as much
     assert size > 100
     error = np.sqrt((weights @ expression**2 - wanted**2) * (2 / size + 1 / n))
-    assert (np.abs(found.mean().to_numpy() - wanted) <= SIX * error).all()
+    assert (np.abs(result.mean().to_numpy() - wanted) <= SIX * error).all()
     assert (np.abs(expression.mean(0) - wanted) > SIX * error).any()
 
 
@@ -452,25 +454,25 @@ WRITTEN = [
 @pytest.fixture(scope="module", params=WRITTEN, ids=str)
 def written(request, trained):
     """Arguments, and what they give in memory."""
-    asked = request.param | {"batch_size": 7}
-    return asked, trained.get_normalized_expression(**asked, return_numpy=True)
+    options = request.param | {"batch_size": 7}
+    return options, trained.get_normalized_expression(**options, return_numpy=True)
 
 
 def test_a_path_becomes_a_zarr_array(trained, written, tmp_path):
-    asked, wanted = written
+    options, wanted = written
     place = tmp_path / "new" / "expression.zarr"
-    found = trained.get_normalized_expression(**asked, out=place)
-    assert isinstance(found, zarr.Array)
-    assert found.dtype == np.float32
-    np.testing.assert_array_equal(found[:], wanted)
+    result = trained.get_normalized_expression(**options, out=place)
+    assert isinstance(result, zarr.Array)
+    assert result.dtype == np.float32
+    np.testing.assert_array_equal(result[:], wanted)
     np.testing.assert_array_equal(zarr.open_array(str(place), mode="r")[:], wanted)
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["expression.zarr"]
 
 
 def test_chunks_hold_the_cells_that_are_written_at_a_time(trained, tmp_path):
-    asked = {"n_samples": 2, "return_mean": False, "batch_size": 7}
-    found = trained.get_normalized_expression(**asked, out=str(tmp_path / "draws"))
-    assert found.chunks == (1, 7, 30)
+    options = {"n_samples": 2, "return_mean": False, "batch_size": 7}
+    result = trained.get_normalized_expression(**options, out=str(tmp_path / "draws"))
+    assert result.chunks == (1, 7, 30)
 
 
 @pytest.mark.parametrize(
@@ -487,7 +489,7 @@ def test_chunks_hold_the_cells_that_are_written_at_a_time(trained, tmp_path):
     ],
 )
 def test_an_array_is_filled_and_given_back(trained, written, tmp_path, kind, dtype):
-    asked, wanted = written
+    options, wanted = written
     shape = wanted.shape
     with h5py.File(tmp_path / "file.h5", "w") as file:
         out = {
@@ -498,14 +500,14 @@ def test_an_array_is_filled_and_given_back(trained, written, tmp_path, kind, dty
             "zarr": lambda: zarr.create_array(str(tmp_path / "a"), shape=shape, dtype=dtype),
             "h5py": lambda: file.create_dataset("a", shape, dtype),
         }[kind]()
-        found = trained.get_normalized_expression(**asked, out=out)
-        assert found is out
-        np.testing.assert_array_equal(found[:], wanted)
+        result = trained.get_normalized_expression(**options, out=out)
+        assert result is out
+        np.testing.assert_array_equal(result[:], wanted)
 
 
 def test_no_cells_are_written_too(trained, tmp_path):
-    found = trained.get_normalized_expression(indices=[], out=tmp_path / "empty")
-    assert zarr.open_array(str(tmp_path / "empty"), mode="r").shape == found.shape == (0, 30)
+    result = trained.get_normalized_expression(indices=[], out=tmp_path / "empty")
+    assert zarr.open_array(str(tmp_path / "empty"), mode="r").shape == result.shape == (0, 30)
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
@@ -519,7 +521,7 @@ def test_a_path_where_something_is_is_refused(trained, refused, tmp_path, kind):
 
 
 @pytest.mark.parametrize(
-    ("asked", "shape"),
+    ("options", "shape"),
     [
         ({}, (60, 29)),
         ({"gene_list": GENES}, (60, 30)),
@@ -530,10 +532,10 @@ def test_a_path_where_something_is_is_refused(trained, refused, tmp_path, kind):
     ],
     ids=str,
 )
-def test_an_array_of_another_shape_is_refused(trained, refused, asked, shape):
+def test_an_array_of_another_shape_is_refused(trained, refused, options, shape):
     out = np.full(shape, 7.0, np.float32)
     with refused(ShapeError, "out", str(shape)):
-        trained.get_normalized_expression(**asked, out=out)
+        trained.get_normalized_expression(**options, out=out)
     assert (out == 7.0).all()
 
 
@@ -553,8 +555,8 @@ def test_what_is_no_place_is_refused(trained, refused, out):
         trained.get_normalized_expression(out=out)
 
 
-@pytest.mark.parametrize("asked", [{}, {"n_samples_overall": 50}], ids=str)
-def test_nothing_is_left_where_it_fails_midway(trained, monkeypatch, tmp_path, asked):
+@pytest.mark.parametrize("options", [{}, {"n_samples_overall": 50}], ids=str)
+def test_nothing_is_left_where_it_fails_midway(trained, monkeypatch, tmp_path, options):
     calls, scale = [], VAE.scale
 
     def fails_later(*arguments, **named):
@@ -565,7 +567,7 @@ def test_nothing_is_left_where_it_fails_midway(trained, monkeypatch, tmp_path, a
 
     monkeypatch.setattr(VAE, "scale", fails_later)
     with pytest.raises(KeyboardInterrupt):
-        trained.get_normalized_expression(**asked, batch_size=10, out=tmp_path / "expression")
+        trained.get_normalized_expression(**options, batch_size=10, out=tmp_path / "expression")
     assert len(calls) == 3
     assert list(tmp_path.iterdir()) == []
 
@@ -702,5 +704,5 @@ def test_what_has_no_order_or_no_meaning_is_refused(trained, refused, arguments,
 
 @pytest.mark.parametrize("one", [np.array("b1"), np.str_("b1"), pd.Index(["b1"]), ["b1"]])
 def test_one_batch_in_whatever_array(trained, one):
-    found = trained.get_normalized_expression(transform_batch=one)
-    pd.testing.assert_frame_equal(found, trained.get_normalized_expression(transform_batch="b1"))
+    result = trained.get_normalized_expression(transform_batch=one)
+    pd.testing.assert_frame_equal(result, trained.get_normalized_expression(transform_batch="b1"))

@@ -88,21 +88,21 @@ def defined(model, z, cells, log_px):
 def test_they_are_their_definition_over_one_cell(model, points):
     """Where p(x) cancels, so that nothing is estimated."""
     for cell in CELLS[:2]:
-        found = model.get_importance_weights(indices=[cell], zs=points, n_mc_samples=1, seed=0)
+        result = model.get_importance_weights(indices=[cell], zs=points, n_mc_samples=1, seed=0)
         expected = defined(model, points, [cell], [0.0])
-        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-30)
+        np.testing.assert_allclose(result, expected, rtol=1e-3, atol=1e-30)
 
 
 @pytest.mark.parametrize("model", [OPTIONS[0], *OPTIONS[3:]], indirect=True, ids=named)
 def test_they_are_their_definition_over_several_cells(model, points):
     """With p(x) of each from draws of its own, to the error of both estimates."""
-    found = model.get_importance_weights(indices=CELLS, zs=points, n_mc_samples=DRAWS, seed=0)
+    result = model.get_importance_weights(indices=CELLS, zs=points, n_mc_samples=DRAWS, seed=0)
     log_px = model.get_marginal_ll(indices=CELLS, n_mc_samples=DRAWS, return_mean=False, seed=1)
     expected = defined(model, points, CELLS, log_px)
     assert expected.max() > 2 * expected.min()
-    np.testing.assert_allclose(found, expected, rtol=0.05)
-    assert found.dtype == np.float64
-    assert found.sum() == pytest.approx(1.0)
+    np.testing.assert_allclose(result, expected, rtol=0.05)
+    assert result.dtype == np.float64
+    assert result.sum() == pytest.approx(1.0)
 
 
 @torch.no_grad()
@@ -120,10 +120,10 @@ def test_points_near_the_cells_outweigh_those_that_are_far(trained, tmp_path):
 
 
 def test_without_points_they_are_of_one_draw_of_each_cell(default):
-    found = default.get_importance_weights(n_mc_samples=5, seed=0)
-    assert found.shape == (60,)
-    assert (found >= 0).all()
-    assert found.sum() == pytest.approx(1.0)
+    result = default.get_importance_weights(n_mc_samples=5, seed=0)
+    assert result.shape == (60,)
+    assert (result >= 0).all()
+    assert result.sum() == pytest.approx(1.0)
     some = default.get_importance_weights(indices=CELLS, n_mc_samples=5, seed=0)
     assert some.shape == (4,)
     assert some.sum() == pytest.approx(1.0)
@@ -146,10 +146,10 @@ def test_a_few_cells_speak_for_all(default, points):
     alone = [defined(default, points, [cell], [0.0]) for cell in CELLS]
     chosen = set()
     for seed in range(12):
-        found = default.get_importance_weights(
+        result = default.get_importance_weights(
             indices=CELLS, zs=points, max_cells=1, n_mc_samples=1, seed=seed
         )
-        distance = [np.abs(found - w).max() for w in alone]
+        distance = [np.abs(result - w).max() for w in alone]
         assert min(distance) < 1e-5 < sorted(distance)[1]
         chosen.add(int(np.argmin(distance)))
     assert chosen == {0, 1, 2, 3}
@@ -162,8 +162,8 @@ def test_cells_are_drawn_without_replacement(default, points):
     expected = [defined(default, points, CELLS[w], log_px[w]) for w in without]
     everyone = {"indices": CELLS, "zs": points, "n_mc_samples": 400}
     for seed in range(3):
-        found = default.get_importance_weights(**everyone, max_cells=3, seed=seed)
-        assert min(np.abs(found / e - 1).max() for e in expected) < 0.08
+        result = default.get_importance_weights(**everyone, max_cells=3, seed=seed)
+        assert min(np.abs(result / e - 1).max() for e in expected) < 0.08
     everyone |= {"n_mc_samples": 5, "seed": 0}
     all_four = default.get_importance_weights(**everyone)
     for most in (4, 5):
@@ -173,9 +173,9 @@ def test_cells_are_drawn_without_replacement(default, points):
 
 def test_they_do_not_depend_on_the_batch_size(model, points):
     weighting = {"zs": torch.from_numpy(points), "n_mc_samples": 3, "seed": 0}
-    found = model.get_importance_weights(**weighting)
+    result = model.get_importance_weights(**weighting)
     small = model.get_importance_weights(**weighting, batch_size=7, n_mc_samples_per_pass=1)
-    np.testing.assert_allclose(small, found, rtol=1e-3, atol=1e-12)
+    np.testing.assert_allclose(small, result, rtol=1e-3, atol=1e-12)
 
 
 def test_the_seed_decides_the_draws(default):
@@ -210,8 +210,8 @@ def test_weighted_draws_of_a_group_stand_for_the_exact_posterior(tiny):
         )
         assert rows.shape == (4_000, 30)
         assert set(rows.index) == set(adata.obs_names[cells])
-        found = rows.to_numpy(np.float64).mean(0)
-        assert np.linalg.norm(found - expected) < 0.05 * apart
+        result = rows.to_numpy(np.float64).mean(0)
+        assert np.linalg.norm(result - expected) < 0.05 * apart
 
 
 @pytest.mark.parametrize(

@@ -36,10 +36,10 @@ def test_latent_has_one_row_a_cell_and_is_the_mean(trained):
 
 
 def test_the_distribution_is_not_sampled(saved, tiny):
-    plain, asked = (SCVI.load(saved, tiny()) for _ in "ab")
-    mean, _ = asked.get_latent_representation(give_mean=False, return_dist=True)
+    plain, model = (SCVI.load(saved, tiny()) for _ in "ab")
+    mean, _ = model.get_latent_representation(give_mean=False, return_dist=True)
     np.testing.assert_array_equal(mean, plain.get_latent_representation())
-    assert asked.get_elbo() == plain.get_elbo()  # no seed was taken
+    assert model.get_elbo() == plain.get_elbo()  # no seed was taken
 
 
 def test_latent_tells_cells_apart(trained):

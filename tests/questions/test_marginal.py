@@ -87,29 +87,29 @@ def integrated(model, cell):
 )
 def test_it_is_the_integral_over_the_latent_variables(two_dimensional, options):
     model = two_dimensional(**options)
-    found = model.get_marginal_ll(indices=CELLS, n_mc_samples=DRAWS, return_mean=False, seed=0)
-    for cell, value in zip(CELLS, found, strict=True):
+    result = model.get_marginal_ll(indices=CELLS, n_mc_samples=DRAWS, return_mean=False, seed=0)
+    for cell, value in zip(CELLS, result, strict=True):
         assert value == pytest.approx(integrated(model, cell), abs=0.1)
 
 
 def test_it_rises_from_the_elbo_with_the_number_of_draws(two_dimensional):
     model = two_dimensional()
     elbo = model.get_elbo(n_samples=200, seed=0)
-    found = [
+    result = [
         np.mean([model.get_marginal_ll(n_mc_samples=n, seed=s) for s in range(20)]) for n in (1, 20)
     ]
-    assert found[0] == pytest.approx(elbo, abs=0.3)  # of one draw, the ELBO in expectation
-    assert found[1] > found[0] + 0.05
+    assert result[0] == pytest.approx(elbo, abs=0.3)  # of one draw, the ELBO in expectation
+    assert result[1] > result[0] + 0.05
 
 
 def test_draws_do_not_depend_on_the_batch_size_and_rows_keep_their_order(two_dimensional):
     model = two_dimensional()
-    found = model.get_marginal_ll(n_mc_samples=5, return_mean=False, seed=0)
+    result = model.get_marginal_ll(n_mc_samples=5, return_mean=False, seed=0)
     small = model.get_marginal_ll(
         n_mc_samples=5, batch_size=7, return_mean=False, n_mc_samples_per_pass=5, seed=0
     )
-    np.testing.assert_allclose(small, found, rtol=1e-5)
-    assert model.get_marginal_ll(n_mc_samples=5, seed=0) == pytest.approx(found.mean())
+    np.testing.assert_allclose(small, result, rtol=1e-5)
+    assert model.get_marginal_ll(n_mc_samples=5, seed=0) == pytest.approx(result.mean())
 
 
 @pytest.mark.parametrize("name", ["n_mc_samples", "n_mc_samples_per_pass"])

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from vivace import SCVI, LinearSCVI, model
+from vivace import SCVI, LinearSCVI
 from vivace.errors import (
     DataError,
     MissingColumnError,
@@ -18,6 +18,7 @@ from vivace.errors import (
     OptionError,
     ShapeError,
 )
+from vivace.model import load as load_model
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FOLDERS = sorted(p.name for p in GOLDEN.iterdir() if (p / "model.pt").exists())
@@ -33,7 +34,7 @@ NEED_COUNTS = {
 
 
 def load(folder):
-    return model.load(GOLDEN / folder, anndata.read_h5ad(GOLDEN / "adata.h5ad"))
+    return load_model(GOLDEN / folder, anndata.read_h5ad(GOLDEN / "adata.h5ad"))
 
 
 @pytest.fixture(params=FOLDERS)
@@ -43,21 +44,21 @@ def golden(request):
 
 
 @pytest.fixture(scope="module")
-def asked():
+def answer_once():
     """What each golden model answered with its counts."""
-    found = {}
+    result = {}
 
     def ask(folder):
-        if folder not in found:
-            found[folder] = answers(load(folder))
-        return found[folder]
+        if folder not in result:
+            result[folder] = answers(load(folder))
+        return result[folder]
 
     return ask
 
 
 @pytest.fixture
-def before(request, asked):
-    return asked(request.node.callspec.params["golden"])
+def before(request, answer_once):
+    return answer_once(request.node.callspec.params["golden"])
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def answers(model, adata=None):
     other = None if model.schema.declarations.batch_key is None else last
     moves, some = np.eye(mean.shape[1])[:2], model.schema.genes[:20]
     programs = model.get_gene_programs(adata, directions=moves, transform_batch=other)
-    found = {
+    result = {
         "mean": mean,
         "variance": variance,
         "latent": model.get_latent_representation(adata, mc_samples=50, seed=1),
@@ -96,18 +97,18 @@ def answers(model, adata=None):
         "aggregated": model.get_aggregated_posterior(adata, rows).mean.numpy(),
     }
     drawn = model.posterior_predictive_sample(adata, rows, seed=1)
-    found["samples"] = drawn.toarray() if sp.issparse(drawn) else drawn
+    result["samples"] = drawn.toarray() if sp.issparse(drawn) else drawn
     for name, value in model.get_likelihood_parameters(adata, rows, give_mean=True).items():
-        found[f"parameter {name}"] = value
-    return {name: np.asarray(value) for name, value in found.items()}
+        result[f"parameter {name}"] = value
+    return {name: np.asarray(value) for name, value in result.items()}
 
 
-def assert_same(found, expected):
+def assert_same(result, expected):
     """To float32, of the largest of each answer."""
-    assert list(found) == list(expected)
+    assert list(result) == list(expected)
     for name, value in expected.items():
         bound = 1e-5 * np.abs(value).max()
-        np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=bound, err_msg=name)
+        np.testing.assert_allclose(result[name], value, rtol=1e-5, atol=bound, err_msg=name)
 
 
 def contents(adata):
@@ -148,7 +149,7 @@ def test_it_is_saved_with_the_model_and_loaded_without_being_asked_for(golden, b
     rows = [3, 5]
     golden.minify_adata()
     golden.save(tmp_path / "model")
-    back = model.load(tmp_path / "model")
+    back = load_model(tmp_path / "model")
     assert type(back) is type(golden)
     assert back.minified_data_type == BARE
     assert back.adata.X.nnz == 0
@@ -230,8 +231,8 @@ def test_with_counts_everything_is_answered_as_before(golden, before):
     assert (counts != golden.adata.X).nnz == 0
     assert_same(answers(golden), before)
     np.testing.assert_allclose(golden.get_elbo(return_mean=False, seed=1), elbo, rtol=1e-6)
-    found = golden.get_marginal_ll(indices=[3, 8], n_mc_samples=5, return_mean=False, seed=1)
-    np.testing.assert_allclose(found, marginal, rtol=1e-6)
+    result = golden.get_marginal_ll(indices=[3, 8], n_mc_samples=5, return_mean=False, seed=1)
+    np.testing.assert_allclose(result, marginal, rtol=1e-6)
 
 
 def test_with_counts_the_data_stay_whole(tiny):
@@ -289,9 +290,9 @@ def test_another_model_has_nothing_to_say_about_data_without_counts(
 def test_another_model_encodes_data_that_kept_their_counts(fitted, trained_further):
     adata = fitted.adata
     fitted.minify_adata(WITH_COUNTS)
-    found = trained_further.get_latent_representation(fitted.adata)
-    np.testing.assert_array_equal(found, trained_further.get_latent_representation(adata))
-    assert np.abs(found - fitted.get_latent_representation()).max() > 1e-3
+    result = trained_further.get_latent_representation(fitted.adata)
+    np.testing.assert_array_equal(result, trained_further.get_latent_representation(adata))
+    assert np.abs(result - fitted.get_latent_representation()).max() > 1e-3
     elbo = trained_further.get_elbo(fitted.adata, seed=0)
     assert elbo == trained_further.get_elbo(adata, seed=0)
 
@@ -358,9 +359,9 @@ def test_some_cells_in_another_order(golden):
     scale = golden.get_normalized_expression(indices=rows)
     golden.minify_adata()
     some = golden.adata[rows].copy()
-    found = golden.get_latent_representation(some, return_dist=True)
-    np.testing.assert_array_equal(found[0], mean[rows])
-    np.testing.assert_array_equal(found[1], variance[rows])
+    result = golden.get_latent_representation(some, return_dist=True)
+    np.testing.assert_array_equal(result[0], mean[rows])
+    np.testing.assert_array_equal(result[1], variance[rows])
     pd.testing.assert_frame_equal(golden.get_normalized_expression(some), scale, rtol=1e-5)
 
 

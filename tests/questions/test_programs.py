@@ -55,13 +55,13 @@ def differences(model, moves, rows=None, codes=OWN):
     mean, _ = model.get_latent_representation(indices=rows, return_dist=True)
     network = copy.deepcopy(model.module).double()
     z = torch.from_numpy(mean).double()
-    found = []
+    result = []
     for move in np.asarray(moves, np.float64):
         step = STEP * torch.from_numpy(move)
         ups = [log_rho(network, model, z + step, rows, c) for c in codes]
         downs = [log_rho(network, model, z - step, rows, c) for c in codes]
-        found.append(sum(ups) / len(codes) - sum(downs) / len(codes))
-    change = torch.stack(found).numpy() / (2 * STEP)
+        result.append(sum(ups) / len(codes) - sum(downs) / len(codes))
+    change = torch.stack(result).numpy() / (2 * STEP)
     return change.mean(1).T, change.std(1).T
 
 
@@ -112,8 +112,8 @@ def test_moves_of_your_own(golden):
 def test_some_cells_in_minibatches(golden):
     rows = np.array([250, 3, 3, 117, 40, -1]) % golden.adata.n_obs
     moves = np.eye(golden.config.n_latent)[:2]
-    found = golden.get_gene_programs(indices=rows, directions=moves, batch_size=4)
-    assert_same(found, differences(golden, moves, rows))
+    result = golden.get_gene_programs(indices=rows, directions=moves, batch_size=4)
+    assert_same(result, differences(golden, moves, rows))
     passed = golden.get_gene_programs(golden.adata[rows[3:]].copy(), directions=moves)
     assert_same(passed, differences(golden, moves, rows[3:]))
 
@@ -147,12 +147,12 @@ def test_several_batches_are_the_mean_over_them(covariates):
 def test_another_category_of_a_covariate(covariates):
     moves = np.eye(covariates.config.n_latent)[:2]
     donors = covariates.schema.categories[0]
-    found = covariates.get_gene_programs(
+    result = covariates.get_gene_programs(
         directions=moves, transform_batch={"donor": [donors[2], donors[0]], "batch": "stim"}
     )
     stim = covariates.schema.batches.index("stim")
     codes = [Codes(stim, ((0, donor),)) for donor in (2, 0)]
-    assert_same(found, differences(covariates, moves, codes=codes))
+    assert_same(result, differences(covariates, moves, codes=codes))
 
 
 @pytest.mark.parametrize("use_batch_norm", ["both", "none"])

@@ -16,7 +16,7 @@ from anndata import AnnData
 from anndata.io import sparse_dataset
 from scipy import stats
 
-from vivace import SCVI, LinearSCVI, model
+from vivace import SCVI, LinearSCVI
 from vivace.errors import (
     ArgumentTypeError,
     DataError,
@@ -25,6 +25,7 @@ from vivace.errors import (
     OptionError,
     ShapeError,
 )
+from vivace.model import load as load_model
 from vivace.nn import VAE
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -58,7 +59,7 @@ def golden(request):
     name, *full = request.param.split(", ")
     adata = anndata.read_h5ad(GOLDEN / "adata.h5ad")
     loaded, expected = (
-        model.load(GOLDEN / name, adata),
+        load_model(GOLDEN / name, adata),
         dict(np.load(GOLDEN / name / "expected.npz")),
     )
     if full:
@@ -101,37 +102,37 @@ def opposite(tiny):
     return fitted
 
 
-def placed(asked, z):
+def placed(model, z):
     """Points as the decoder takes them."""
     z = torch.as_tensor(z)
-    return z.softmax(-1) if asked.config.latent_distribution == "ln" else z
+    return z.softmax(-1) if model.config.latent_distribution == "ln" else z
 
 
-def decoded_draws(golden, rows, n, batch=None):
+def decoded_samples(golden, rows, n, batch=None):
     """The observation distribution at n draws of q(z, l|x) of each row, by NumPy's normal draws."""
-    asked, rng = golden.model, np.random.default_rng(7)
-    mean, variance = asked.get_latent_representation(indices=rows, return_dist=True)
+    copy, rng = golden.model, np.random.default_rng(7)
+    mean, variance = copy.get_latent_representation(indices=rows, return_dist=True)
     z = mean + np.sqrt(variance) * rng.standard_normal((n, *mean.shape))
     size = None
     if "ql_mean" in golden.expected:
         mean, variance = (golden.expected[name][rows] for name in ("ql_mean", "ql_var"))
         size = np.exp(mean + np.sqrt(variance) * rng.standard_normal((n, len(rows), 1))).reshape(-1)
-    place = placed(asked, z.reshape(-1, z.shape[-1]))
-    return asked.decode(place, indices=np.tile(rows, n), transform_batch=batch, library_size=size)
+    place = placed(copy, z.reshape(-1, z.shape[-1]))
+    return copy.decode(place, indices=np.tile(rows, n), transform_batch=batch, library_size=size)
 
 
-def dense(found):
+def dense(result):
     """A sample as an array of shape (n, g, draws)."""
-    if not isinstance(found, np.ndarray):
-        found = found.todense() if isinstance(found, sparse.GCXS) else found.toarray()
-    return found if found.ndim == 3 else found[..., None]
+    if not isinstance(result, np.ndarray):
+        result = result.todense() if isinstance(result, sparse.GCXS) else result.toarray()
+    return result if result.ndim == 3 else result[..., None]
 
 
-def assert_close(found, wanted, tolerance=1e-5):
+def assert_close(result, wanted, tolerance=1e-5):
     wanted = np.asarray(wanted)
-    assert found.shape == wanted.shape
+    assert result.shape == wanted.shape
     bound = tolerance * (np.abs(wanted) + 1e-3 * np.abs(wanted).max())
-    assert (np.abs(found - wanted) <= bound).all()
+    assert (np.abs(result - wanted) <= bound).all()
 
 
 # ---- what is drawn -----------------------------------------------------------
@@ -139,35 +140,35 @@ def assert_close(found, wanted, tolerance=1e-5):
 
 @pytest.mark.parametrize("golden", OF_COUNTS, indirect=True)
 def test_counts_are_a_sparse_matrix_of_integers(golden):
-    found = golden.model.posterior_predictive_sample(seed=0)
-    assert found.shape == golden.adata.shape
-    assert isinstance(found, sp.csr_matrix)
-    assert found.dtype == np.int32
-    assert found.data.min() > 0
-    assert found.has_canonical_format
+    result = golden.model.posterior_predictive_sample(seed=0)
+    assert result.shape == golden.adata.shape
+    assert isinstance(result, sp.csr_matrix)
+    assert result.dtype == np.int32
+    assert result.data.min() > 0
+    assert result.has_canonical_format
 
 
 @pytest.mark.parametrize("golden", ["normal"], indirect=True)
 def test_values_that_are_no_counts_are_dense(golden):
-    found = golden.model.posterior_predictive_sample(seed=0)
-    assert found.shape == golden.adata.shape
-    assert isinstance(found, np.ndarray)
-    assert found.dtype == np.float32
-    assert (found != found.round()).any()
+    result = golden.model.posterior_predictive_sample(seed=0)
+    assert result.shape == golden.adata.shape
+    assert isinstance(result, np.ndarray)
+    assert result.dtype == np.float32
+    assert (result != result.round()).any()
 
 
 def test_several_draws_are_a_third_dimension(golden):
     large = golden.large_cells()
     rows = [large[0], large[1], large[0]]
-    found = golden.model.posterior_predictive_sample(indices=rows, n_samples=4, seed=0)
-    assert found.shape == (3, 150, 4)
+    result = golden.model.posterior_predictive_sample(indices=rows, n_samples=4, seed=0)
+    assert result.shape == (3, 150, 4)
     if golden.likelihood == "normal":
-        assert isinstance(found, np.ndarray)
-        assert found.dtype == np.float32
+        assert isinstance(result, np.ndarray)
+        assert result.dtype == np.float32
     else:
-        assert isinstance(found, sparse.GCXS)
-        assert found.dtype == np.int32
-    draws = dense(found)
+        assert isinstance(result, sparse.GCXS)
+        assert result.dtype == np.int32
+    draws = dense(result)
     one = golden.model.posterior_predictive_sample(indices=rows, seed=0)
     np.testing.assert_array_equal(draws[..., :1], dense(one))  # more draws leave the first as it is
     for i, j in ((0, 1), (1, 2), (2, 3)):
@@ -194,13 +195,13 @@ MOMENTS = [
 def test_draws_have_the_moments_of_the_mixture_over_the_posterior(golden, batch):
     """Mean, variance and zeros of each gene, of the likelihood at independent draws of z and l."""
     rows, repeats, n_samples = golden.large_cells(), 200, 8
-    found = golden.model.posterior_predictive_sample(
+    result = golden.model.posterior_predictive_sample(
         indices=np.tile(rows, repeats), n_samples=n_samples, transform_batch=batch, seed=1
     )
     n = repeats * n_samples
-    draws = np.moveaxis(dense(found), 1, 2).reshape(repeats, 2, n_samples, -1)
+    draws = np.moveaxis(dense(result), 1, 2).reshape(repeats, 2, n_samples, -1)
     draws = draws.swapaxes(1, 2).reshape(n, 2, -1).astype(np.float64)
-    mixture = decoded_draws(golden, rows, n, batch)
+    mixture = decoded_samples(golden, rows, n, batch)
     mean, variance = (t.numpy().reshape(n, 2, -1) for t in (mixture.mean, mixture.variance))
     total = variance.mean(0) + mean.var(0)
     error = np.sqrt((total + mean.var(0)) / n)
@@ -220,11 +221,11 @@ def test_draws_have_the_moments_of_the_mixture_over_the_posterior(golden, batch)
 @pytest.mark.parametrize("golden", OF_COUNTS, indirect=True)
 def test_genes_of_a_cell_are_drawn_with_one_z(golden):
     """Totals vary more than they would if every gene had its own."""
-    found = golden.model.posterior_predictive_sample(indices=[8] * 1_500, seed=2)
-    mixture = decoded_draws(golden, np.array([8]), 1_500)
+    result = golden.model.posterior_predictive_sample(indices=[8] * 1_500, seed=2)
+    mixture = decoded_samples(golden, np.array([8]), 1_500)
     mean = mixture.mean.sum(1).double().numpy()
     wanted = mixture.variance.sum(1).double().mean().item() + mean.var()
-    total = np.asarray(found.sum(1), np.float64)[:, 0]
+    total = np.asarray(result.sum(1), np.float64)[:, 0]
     fourth = ((total - total.mean()) ** 4).mean()
     assert abs(total.var() - wanted) <= SIX * np.sqrt(2 * (fourth - wanted**2) / 1_500)
 
@@ -234,10 +235,10 @@ def test_genes_of_a_cell_are_drawn_with_one_z(golden):
 
 def test_of_two_batches_each_cell_takes_one_in_each_draw(opposite):
     """Whole counts of one batch or the other, not of a mean of both."""
-    found = dense(
+    result = dense(
         opposite.posterior_predictive_sample(transform_batch=["b0", "b1"], n_samples=100, seed=0)
     )
-    first, last = (found[:, half].sum(1) > 0 for half in (slice(15), slice(15, 30)))
+    first, last = (result[:, half].sum(1) > 0 for half in (slice(15), slice(15, 30)))
     assert not (first & last).any()
     assert (first | last).mean() > 0.95  # few cells are drawn without a molecule
     share = first.sum() / (first | last).sum()
@@ -252,11 +253,11 @@ def test_one_batch_is_that_of_every_cell(opposite):
     own = dense(opposite.posterior_predictive_sample(seed=0))[..., 0]
     batch = (opposite.adata.obs["batch"] == "b1").to_numpy()
     for code, name in enumerate(["b0", "b1"]):
-        found = dense(opposite.posterior_predictive_sample(transform_batch=name, seed=0))[..., 0]
-        other = found[:, slice(15, 30) if code == 0 else slice(15)]
+        result = dense(opposite.posterior_predictive_sample(transform_batch=name, seed=0))[..., 0]
+        other = result[:, slice(15, 30) if code == 0 else slice(15)]
         assert not other.any()
-        np.testing.assert_array_equal(found[batch == code], own[batch == code])
-        assert (found[batch != code] != own[batch != code]).any(1).mean() > 0.9
+        np.testing.assert_array_equal(result[batch == code], own[batch == code])
+        assert (result[batch != code] != own[batch != code]).any(1).mean() > 0.9
 
 
 def test_read_categories_several_columns_are_mixed(tiny):
@@ -267,7 +268,7 @@ def test_read_categories_several_columns_are_mixed(tiny):
     fitted.train(2, seed=0, progress=False)
     mapping = {"donor": ["d0", "d2"], "batch": ["b0", "b1"]}
     n = 4_000
-    found = dense(
+    result = dense(
         fitted.posterior_predictive_sample(indices=[4] * n, transform_batch=mapping, seed=3)
     )
     mean, variance = fitted.get_latent_representation(indices=[4] * n, return_dist=True)
@@ -280,7 +281,7 @@ def test_read_categories_several_columns_are_mixed(tiny):
             rates.append(fitted.decode(z, changed, indices=[4] * n).rate.numpy())
     rate = np.concatenate(rates)
     error = np.sqrt((rate.mean(0) + 2 * rate.var(0)) / n)
-    assert (np.abs(found[..., 0].mean(0) - rate.mean(0)) <= SIX * error).all()
+    assert (np.abs(result[..., 0].mean(0) - rate.mean(0)) <= SIX * error).all()
 
 
 # ---- what the draws do not depend on -----------------------------------------
@@ -289,17 +290,17 @@ DRAWN = [{}, {"n_samples": 3}, {"n_samples": 2, "transform_batch": ["b0", "b1"]}
 
 
 @pytest.fixture(params=["counts", "normal"])
-def asked(request, trained, normal):
+def model(request, trained, normal):
     return trained if request.param == "counts" else normal
 
 
 @pytest.mark.parametrize("drawn", DRAWN, ids=str)
-def test_not_on_the_batch_size(asked, drawn):
+def test_not_on_the_batch_size(model, drawn):
     large, small = (
-        dense(asked.posterior_predictive_sample(**drawn, batch_size=size, seed=4))
+        dense(model.posterior_predictive_sample(**drawn, batch_size=size, seed=4))
         for size in (512, 7)
     )
-    if asked.config.gene_likelihood == "normal":
+    if model.config.gene_likelihood == "normal":
         # a draw is a mean and a deviation, which may cancel: rounding is of their size, a gene's
         size = np.abs(large).reshape(*large.shape[:2], -1).max(axis=(0, 2))
         error = np.abs(small - large).reshape(*large.shape[:2], -1).max(axis=(0, 2))
@@ -309,20 +310,20 @@ def test_not_on_the_batch_size(asked, drawn):
 
 
 @pytest.mark.parametrize("drawn", DRAWN, ids=str)
-def test_not_on_the_genes(asked, drawn):
-    whole = dense(asked.posterior_predictive_sample(**drawn, seed=4))
-    some = dense(asked.posterior_predictive_sample(**drawn, gene_list=GENES, seed=4))
+def test_not_on_the_genes(model, drawn):
+    whole = dense(model.posterior_predictive_sample(**drawn, seed=4))
+    some = dense(model.posterior_predictive_sample(**drawn, gene_list=GENES, seed=4))
     np.testing.assert_array_equal(some, whole[:, [7, 2, 29, 7]])
 
 
 @pytest.mark.parametrize("drawn", DRAWN, ids=str)
-def test_on_the_seed(asked, drawn):
-    def found(seed):
-        return dense(asked.posterior_predictive_sample(**drawn, seed=seed))
+def test_on_the_seed(model, drawn):
+    def result(seed):
+        return dense(model.posterior_predictive_sample(**drawn, seed=seed))
 
-    first = found(11)
-    np.testing.assert_array_equal(found(11), first)
-    others = [found(12), found(None), found(None)]
+    first = result(11)
+    np.testing.assert_array_equal(result(11), first)
+    others = [result(12), result(None), result(None)]
     for one, other in ((first, others[0]), (first, others[1]), (others[1], others[2])):
         assert (one != other).mean() > 0.1
 
@@ -331,9 +332,9 @@ def test_without_data_of_its_own_the_model_answers_about_those_it_is_given(train
     loaded = SCVI.load(saved)
     with refused(DataError, "without data"):
         loaded.posterior_predictive_sample()
-    found = loaded.posterior_predictive_sample(trained.adata.copy(), indices=[4, 2], seed=1)
+    result = loaded.posterior_predictive_sample(trained.adata.copy(), indices=[4, 2], seed=1)
     wanted = trained.posterior_predictive_sample(indices=[4, 2], seed=1)
-    np.testing.assert_array_equal(found.toarray(), wanted.toarray())
+    np.testing.assert_array_equal(result.toarray(), wanted.toarray())
 
 
 def test_no_cells_give_no_rows(trained, normal):
@@ -359,9 +360,9 @@ def entries(request, monkeypatch):
 def test_a_path_becomes_a_sparse_matrix_that_anndata_reads(trained, tmp_path, asks):
     wanted = trained.posterior_predictive_sample(**asks, seed=2)
     place = tmp_path / "new" / "sample"
-    found = trained.posterior_predictive_sample(**asks, batch_size=7, out=place, seed=2)
+    result = trained.posterior_predictive_sample(**asks, batch_size=7, out=place, seed=2)
     back = sparse_dataset(zarr.open(str(place), mode="r"))
-    for dataset in (found, back):
+    for dataset in (result, back):
         matrix = dataset.to_memory()
         assert isinstance(matrix, sp.csr_matrix | sp.csr_array)
         assert matrix.dtype == np.int32
@@ -375,13 +376,13 @@ def test_a_path_becomes_a_sparse_matrix_that_anndata_reads(trained, tmp_path, as
 def test_several_draws_become_a_group_each(trained, tmp_path):
     wanted = dense(trained.posterior_predictive_sample(n_samples=3, seed=2))
     place = str(tmp_path / "samples")
-    found = trained.posterior_predictive_sample(n_samples=3, batch_size=7, out=place, seed=2)
-    assert len(found) == 3
+    result = trained.posterior_predictive_sample(n_samples=3, batch_size=7, out=place, seed=2)
+    assert len(result) == 3
     group = zarr.open(place, mode="r")
     assert sorted(group.group_keys()) == ["0", "1", "2"]
     assert sum(p.is_file() for p in Path(place).rglob("*")) < 40  # not one an entry
     for i in range(3):
-        for dataset in (found[i], sparse_dataset(group[str(i)])):
+        for dataset in (result[i], sparse_dataset(group[str(i)])):
             np.testing.assert_array_equal(dataset.to_memory().toarray(), wanted[..., i])
 
 
@@ -399,9 +400,9 @@ def test_values_that_are_no_counts_fill_an_array(normal, tmp_path, n_samples):
     asks = {"n_samples": n_samples, "seed": 2, "batch_size": 7, "gene_list": GENES}
     wanted = normal.posterior_predictive_sample(**asks)
     assert wanted.shape == ((60, 4) if n_samples == 1 else (60, 4, 3))
-    found = normal.posterior_predictive_sample(**asks, out=tmp_path / "sample")
-    np.testing.assert_array_equal(found[:], wanted)
-    assert found.chunks[0] == 7
+    result = normal.posterior_predictive_sample(**asks, out=tmp_path / "sample")
+    np.testing.assert_array_equal(result[:], wanted)
+    assert result.chunks[0] == 7
     np.testing.assert_array_equal(zarr.open_array(str(tmp_path / "sample"), mode="r")[:], wanted)
     array = np.empty_like(wanted)
     assert normal.posterior_predictive_sample(**asks, out=array) is array
@@ -409,7 +410,7 @@ def test_values_that_are_no_counts_fill_an_array(normal, tmp_path, n_samples):
 
 
 @pytest.mark.parametrize("n_samples", [1, 2])
-def test_nothing_is_left_where_it_fails_midway(asked, monkeypatch, tmp_path, n_samples):
+def test_nothing_is_left_where_it_fails_midway(model, monkeypatch, tmp_path, n_samples):
     calls, rates = [], VAE.rates
 
     def fails_later(*arguments):
@@ -421,7 +422,7 @@ def test_nothing_is_left_where_it_fails_midway(asked, monkeypatch, tmp_path, n_s
     monkeypatch.setattr(VAE, "rates", fails_later)
     monkeypatch.setattr("vivace.store.arrays._ENTRIES", 1)
     with pytest.raises(KeyboardInterrupt):
-        asked.posterior_predictive_sample(
+        model.posterior_predictive_sample(
             n_samples=n_samples, batch_size=10, out=tmp_path / "sample"
         )
     assert len(calls) == 5
@@ -476,7 +477,7 @@ def test_bad_input(trained, refused, arguments, error, parts):
 
 def named(observation):
     """Parameters under scvi-tools' names, of the shape of the distribution."""
-    found = {}
+    result = {}
     for name, attributes in (
         ("mean", ("rate", "mu")),
         ("dispersions", ("theta", "scale")),
@@ -484,14 +485,14 @@ def named(observation):
     ):
         there = [a for a in attributes if hasattr(observation, a)]
         if there and not (name == "dispersions" and hasattr(observation, "rate")):
-            found[name] = getattr(observation, there[0]).expand(observation.batch_shape)
-    if "dropout" in found:
-        found["dropout"] = 1 / (1 + (-found["dropout"]).exp())
-    return {name: value.numpy() for name, value in found.items()}
+            result[name] = getattr(observation, there[0]).expand(observation.batch_shape)
+    if "dropout" in result:
+        result["dropout"] = 1 / (1 + (-result["dropout"]).exp())
+    return {name: value.numpy() for name, value in result.items()}
 
 
 def test_parameters_are_those_decoded_at_the_mean_of_z(golden):
-    found = golden.model.get_likelihood_parameters(give_mean=True)
+    result = golden.model.get_likelihood_parameters(give_mean=True)
     mean = golden.model.get_latent_representation(return_dist=True)[0]
     wanted = named(golden.model.decode(placed(golden.model, mean)))
     names = {
@@ -500,22 +501,22 @@ def test_parameters_are_those_decoded_at_the_mean_of_z(golden):
         "normal": {"mean", "dispersions"},
         "zinb": {"mean", "dispersions", "dropout"},
     }
-    assert found.keys() == wanted.keys() == names[golden.likelihood]
-    for name, values in found.items():
+    assert result.keys() == wanted.keys() == names[golden.likelihood]
+    for name, values in result.items():
         assert values.dtype == np.float32
         assert_close(values, wanted[name])
 
 
 def test_dispersions_are_those_of_scvi_tools(golden):
     """Those of gene-cell depend on scvi-tools' draw of z."""
-    found = golden.model.get_likelihood_parameters(indices=range(24), seed=0)
+    result = golden.model.get_likelihood_parameters(indices=range(24), seed=0)
     if golden.likelihood == "poisson":
-        assert "dispersions" not in found
+        assert "dispersions" not in result
     elif golden.model.config.dispersion == "gene-cell":
-        assert (found["dispersions"][0] != found["dispersions"][1]).all()
+        assert (result["dispersions"][0] != result["dispersions"][1]).all()
     else:
         name = "px_sigma" if golden.likelihood == "normal" else "px_theta"
-        assert_close(found["dispersions"], golden.expected[name], 1e-4)
+        assert_close(result["dispersions"], golden.expected[name], 1e-4)
 
 
 @pytest.mark.parametrize(
@@ -528,7 +529,7 @@ def test_parameters_of_draws_are_those_of_the_posterior(golden):
     asks = {"indices": rows, "n_samples": n}
     mean = golden.model.get_likelihood_parameters(**asks, give_mean=True, seed=1)
     draws = golden.model.get_likelihood_parameters(**asks, seed=2)
-    wanted = named(decoded_draws(golden, rows, n))
+    wanted = named(decoded_samples(golden, rows, n))
     assert mean.keys() == draws.keys() == wanted.keys()
     for name, values in wanted.items():
         each, drawn = values.reshape(n, 2, -1), draws[name].astype(np.float64)
@@ -544,12 +545,12 @@ def test_parameters_of_draws_are_those_of_the_posterior(golden):
 
 
 def test_parameters_have_a_dimension_for_draws_unless_their_mean_is_asked_for(trained):
-    def found(n_samples, give_mean):
+    def result(n_samples, give_mean):
         return trained.get_likelihood_parameters(
             n_samples=n_samples, give_mean=give_mean, seed=3, batch_size=7
         )
 
-    draws, mean, one, centre = found(4, False), found(4, True), found(1, False), found(1, True)
+    draws, mean, one, centre = result(4, False), result(4, True), result(1, False), result(1, True)
     for name in ("mean", "dispersions", "dropout"):
         assert draws[name].shape == (4, 60, 30)
         assert mean[name].shape == one[name].shape == centre[name].shape == (60, 30)
@@ -574,11 +575,11 @@ def test_parameters_follow_from_the_seed_and_not_from_the_batch_size(trained, as
 def test_parameters_are_of_the_indices_in_their_order(trained, saved):
     whole = trained.get_likelihood_parameters(give_mean=True)
     rows = [40, 3, 3, -1]
-    found = trained.get_likelihood_parameters(indices=rows, give_mean=True)
+    result = trained.get_likelihood_parameters(indices=rows, give_mean=True)
     given = SCVI.load(saved).get_likelihood_parameters(trained.adata, rows, give_mean=True)
     for name, values in whole.items():
-        assert_close(found[name], values[rows])
-        np.testing.assert_array_equal(given[name], found[name])
+        assert_close(result[name], values[rows])
+        np.testing.assert_array_equal(given[name], result[name])
 
 
 def test_parameters_of_no_draws_are_refused(trained, refused):
@@ -593,20 +594,20 @@ def test_parameters_of_no_draws_are_refused(trained, refused):
 @pytest.mark.parametrize("golden", [f for f in FOLDERS if f not in LATENT], indirect=True)
 def test_an_observed_library_is_the_molecules_of_the_cell(golden, give_mean):
     """Where there are size factors, too."""
-    found = golden.model.get_latent_library_size(give_mean=give_mean)
-    assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, golden.adata.X.toarray().sum(1, keepdims=True))
+    result = golden.model.get_latent_library_size(give_mean=give_mean)
+    assert result.dtype == np.float32
+    np.testing.assert_array_equal(result, golden.adata.X.toarray().sum(1, keepdims=True))
 
 
 @pytest.mark.parametrize("golden", LATENT, indirect=True)
 def test_a_latent_library_has_the_mean_of_a_log_normal(golden):
-    found = golden.model.get_latent_library_size()
+    result = golden.model.get_latent_library_size()
     mean, variance = golden.expected["ql_mean"], golden.expected["ql_var"]
-    assert found.shape == (300, 1)
-    np.testing.assert_allclose(found, np.exp(mean + variance / 2), rtol=1e-4)
+    assert result.shape == (300, 1)
+    np.testing.assert_allclose(result, np.exp(mean + variance / 2), rtol=1e-4)
     normal = np.random.default_rng(0).standard_normal((100_000, 1))
     draws = np.exp(mean[:1] + np.sqrt(variance[:1]) * normal)
-    assert abs(draws.mean() - found[0, 0]) <= SIX * draws.std() / np.sqrt(len(draws))
+    assert abs(draws.mean() - result[0, 0]) <= SIX * draws.std() / np.sqrt(len(draws))
 
 
 @pytest.mark.parametrize("golden", LATENT, indirect=True)
@@ -618,8 +619,8 @@ def test_draws_of_a_latent_library_are_log_normal(golden):
     np.testing.assert_array_equal(first, again)
     np.testing.assert_allclose(small, first, rtol=1e-4)
     standard = [
-        (np.log(found) - golden.expected["ql_mean"]) / np.sqrt(golden.expected["ql_var"])
-        for found in (first, other)
+        (np.log(result) - golden.expected["ql_mean"]) / np.sqrt(golden.expected["ql_var"])
+        for result in (first, other)
     ]
     assert abs(np.corrcoef(*(s[:, 0] for s in standard))[0, 1]) < 0.3
     assert stats.kstest(np.concatenate(standard)[:, 0], "norm").pvalue > 1e-3

@@ -24,7 +24,7 @@ def names_in(path: Path) -> list[str]:
     return sorted(file.name for file in path.iterdir())
 
 
-def contents_of(path: Path) -> dict[str, bytes]:
+def get_contents(path: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in path.iterdir()}
 
 
@@ -115,19 +115,19 @@ def test_a_failing_save_leaves_what_was_there(
     path = tmp_path / "model"
     if existed:
         write_folder(path, small, None, overwrite=False)
-    before = contents_of(path) if existed else None
+    before = get_contents(path) if existed else None
     monkeypatch.setattr(place, name, broken)
     other = StoredModel({"a": torch.zeros(1)}, small.sections, small.history)
     with pytest.raises(OSError, match="no space left"):
         write_folder(path, other, None, overwrite=True)
     assert names_in(tmp_path) == (["model"] if existed else [])
-    assert (contents_of(path) if existed else None) == before
+    assert (get_contents(path) if existed else None) == before
 
 
 def test_a_failing_h5ad_leaves_what_was_there(tiny, tmp_path, monkeypatch):
     adata = tiny()
     folder.write_h5ad(adata, tmp_path / "cells.h5ad")
-    before = contents_of(tmp_path)
+    before = get_contents(tmp_path)
     write = type(adata).write_h5ad
 
     def write_and_fail(self, path):
@@ -137,17 +137,17 @@ def test_a_failing_h5ad_leaves_what_was_there(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(type(adata), "write_h5ad", write_and_fail)
     with pytest.raises(OSError, match="no space left"):
         folder.write_h5ad(adata[:5].copy(), tmp_path / "cells.h5ad")
-    assert contents_of(tmp_path) == before
+    assert get_contents(tmp_path) == before
 
 
 # ---- overwriting -------------------------------------------------------------
 
 
 def test_a_model_is_overwritten_only_on_request(trained, saved, refused):
-    before = contents_of(saved)
+    before = get_contents(saved)
     with refused(ModelFileError, str(saved), "exists", "overwrite=True"):
         trained.save(saved)
-    assert contents_of(saved) == before
+    assert get_contents(saved) == before
     trained.save(saved, overwrite=True)
     assert names_in(saved) == FILES
     assert names_in(saved.parent) == ["model"]
@@ -155,10 +155,10 @@ def test_a_model_is_overwritten_only_on_request(trained, saved, refused):
 
 def test_a_model_folder_with_files_of_others_is_not_overwritten(trained, saved, refused):
     (saved / "notes.txt").write_text("mine")
-    before = contents_of(saved)
+    before = get_contents(saved)
     with refused(ModelFileError, str(saved), "holds other files too", "choose another path"):
         trained.save(saved, overwrite=True)
-    assert contents_of(saved) == before
+    assert get_contents(saved) == before
 
 
 def test_data_saved_before_do_not_stay_after_an_overwrite(trained, tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from model_answers import answers_of, assert_same_bits
+from model_answers import assert_same_bits, get_answers
 from vivace import SCVI
 from vivace.errors import ArgumentTypeError, DataError
 
@@ -15,7 +15,7 @@ from vivace.errors import ArgumentTypeError, DataError
 def test_a_loaded_model_answers_identically(trained, tiny, tmp_path, with_data):
     trained.save(tmp_path / "model", save_anndata=with_data)
     loaded = SCVI.load(tmp_path / "model", None if with_data else tiny())
-    assert_same_bits(answers_of(trained), answers_of(loaded))
+    assert_same_bits(get_answers(trained), get_answers(loaded))
     pd.testing.assert_frame_equal(loaded.history, trained.history, check_exact=True)
     for rows in ("train_indices", "validation_indices", "test_indices"):
         np.testing.assert_array_equal(getattr(loaded, rows), getattr(trained, rows))
@@ -40,7 +40,7 @@ def test_a_loaded_model_trains_on_as_the_original_would(saved, tiny):
     split = loaded.train_indices.tolist()
     for model in (loaded, other):
         model.train(1, progress=False)
-    assert_same_bits(answers_of(loaded), answers_of(other))
+    assert_same_bits(get_answers(loaded), get_answers(other))
     assert loaded.train_indices.tolist() == split
     assert loaded.history.index.tolist() == [0, 1, 2]
 
@@ -61,7 +61,7 @@ def test_an_untrained_model_can_be_saved_and_trained_later(ready, tiny, tmp_path
     assert not loaded.is_trained
     for each in (model, loaded):
         each.train(1, progress=False)
-    assert_same_bits(answers_of(model), answers_of(loaded))
+    assert_same_bits(get_answers(model), get_answers(loaded))
 
 
 def test_paths_may_be_text(trained, tmp_path):

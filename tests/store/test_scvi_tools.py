@@ -26,7 +26,7 @@ def adata():
     return anndata.read_h5ad(GOLDEN / "adata.h5ad")
 
 
-def contents_of(folder):
+def get_contents(folder):
     return torch.load(folder / "model.pt", weights_only=False)  # our own files
 
 
@@ -35,7 +35,7 @@ def changed(tmp_path):
     """A copy of a golden model with its contents changed by a function."""
 
     def make(change, name="zinb_no_batch"):
-        contents = contents_of(GOLDEN / name)
+        contents = get_contents(GOLDEN / name)
         change(contents)
         torch.save(contents, tmp_path / "model.pt")
         return tmp_path
@@ -54,8 +54,8 @@ def test_constructor_and_setup_are_read(name, adata):
     for option, value in said["constructor"].items():
         assert getattr(loaded.config, option) == value, option
     for key, value in said["setup_anndata"].items():
-        found = getattr(loaded.schema.declarations, key)
-        assert (list(found) if isinstance(value, list) else found) == value
+        result = getattr(loaded.schema.declarations, key)
+        assert (list(result) if isinstance(value, list) else result) == value
     assert loaded.is_trained
     assert len(loaded.train_indices) == 270
     assert len(loaded.validation_indices) == 30
@@ -74,9 +74,9 @@ def test_the_posterior_is_the_one_that_scvi_tools_computed(name, adata):
 def test_a_model_without_data_answers_about_new_data(adata):
     without = SCVI.load(GOLDEN / "zinb_default")
     assert without.adata is None
-    found = without.get_latent_representation(adata[:7].copy())
+    result = without.get_latent_representation(adata[:7].copy())
     expected = SCVI.load(GOLDEN / "zinb_default", adata).get_latent_representation(indices=range(7))
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_data_beside_the_model_are_taken(adata, tmp_path):
@@ -151,17 +151,17 @@ RECONSTRUCT = np.empty(0).__reduce__()[0]
 SCALAR = np.float64(1).__reduce__()[0]
 
 
-def array_of(dtype, data, shape=(1,)):
+def get_array(dtype, data, shape=(1,)):
     return reduced(RECONSTRUCT, (np.ndarray, (0,), b"b"), (1, shape, dtype, False, data))
 
 
 # objects whose pointers would come from the file: NumPy's own unpickling believes it
 FORGED = reduced(np.dtype, ("O8", False, True), (3, "|", None, None, None, -1, -1, 0))
 ODD = {
-    "pointers from bytes": array_of(FORGED, b"A" * 8),
-    "pointers from an honest type": array_of(np.dtype(object), b"A" * 8),
-    "bytes that do not fill the shape": array_of(np.dtype("f8"), b"A" * 8, (100,)),
-    "a shape that is none": array_of(np.dtype("f8"), b"A" * 8, "wide"),
+    "pointers from bytes": get_array(FORGED, b"A" * 8),
+    "pointers from an honest type": get_array(np.dtype(object), b"A" * 8),
+    "bytes that do not fill the shape": get_array(np.dtype("f8"), b"A" * 8, (100,)),
+    "a shape that is none": get_array(np.dtype("f8"), b"A" * 8, "wide"),
     "a type that is none": reduced(np.dtype, ("nonsense",)),
     "a record": reduced(np.dtype, ([("a", "i4")],)),
     "odd arguments": reduced(RECONSTRUCT, (1, 2, 3)),
@@ -309,26 +309,26 @@ def test_what_is_written_is_what_was_read(name, adata, tmp_path):
     """Every tensor, used or not, bit for bit; through our own format too."""
     model.load(GOLDEN / name, adata).save(tmp_path / "ours")
     model.load(tmp_path / "ours", adata).save(tmp_path / "theirs", format="scvi-tools")
-    expected, found = contents_of(GOLDEN / name), contents_of(tmp_path / "theirs")
-    state = found["model_state_dict"]
+    expected, result = get_contents(GOLDEN / name), get_contents(tmp_path / "theirs")
+    state = result["model_state_dict"]
     assert set(state) == set(expected["model_state_dict"])
     for tensor, value in expected["model_state_dict"].items():
         if isinstance(value, torch.Tensor):
             assert state[tensor].dtype == value.dtype
             assert torch.equal(state[tensor], value), tensor
-    assert list(found["var_names"]) == list(expected["var_names"])
-    ours, theirs = (c["attr_dict"]["registry_"] for c in (found, expected))
+    assert list(result["var_names"]) == list(expected["var_names"])
+    ours, theirs = (c["attr_dict"]["registry_"] for c in (result, expected))
     assert ours["setup_args"] == theirs["setup_args"]
     assert ours["field_registries"].keys() == theirs["field_registries"].keys()
     for field, parts in theirs["field_registries"].items():
         assert str(ours["field_registries"][field]) == str(parts), field
-    assert found["attr_dict"].keys() == expected["attr_dict"].keys()
+    assert result["attr_dict"].keys() == expected["attr_dict"].keys()
 
 
 def test_a_model_of_ours_gets_the_tensors_that_scvi_tools_expects(trained, tmp_path):
     trained.save(tmp_path / "theirs", format="scvi-tools")
-    names = set(contents_of(tmp_path / "theirs")["model_state_dict"])
-    assert names == set(contents_of(GOLDEN / "zinb_default")["model_state_dict"])
+    names = set(get_contents(tmp_path / "theirs")["model_state_dict"])
+    assert names == set(get_contents(GOLDEN / "zinb_default")["model_state_dict"])
     stored = read_scvi_tools(tmp_path / "theirs")
     for name, value in trained.module.state_dict().items():
         assert torch.equal(stored.weights[name], value), name
@@ -344,7 +344,7 @@ def test_data_are_written_in_the_models_order(adata, tmp_path):
     loaded = SCVI.load(GOLDEN / "zinb_default", turned)
     loaded.save(tmp_path / "theirs", format="scvi-tools", save_anndata=True)
     written = anndata.read_h5ad(tmp_path / "theirs" / "adata.h5ad")
-    assert list(written.var_names) == list(contents_of(tmp_path / "theirs")["var_names"])
+    assert list(written.var_names) == list(get_contents(tmp_path / "theirs")["var_names"])
     again = SCVI.load(tmp_path / "theirs")
     assert np.array_equal(again.get_latent_representation(), loaded.get_latent_representation())
 

@@ -69,11 +69,11 @@ def train(monkeypatch, likelihood, backend, dtype, recipe, seed, **options):
         monkeypatch.setattr(
             Posterior, "at", lambda self, _, drawn=drawn: plain_at(self, drawn.to(dtype))
         )
-        found = net(batch, 0.5)
-        found.loss.backward()
+        result = net(batch, 0.5)
+        result.loss.backward()
         adam.step()
         adam.zero_grad()
-        losses.append(found.loss.detach())
+        losses.append(result.loss.detach())
     monkeypatch.setattr(Posterior, "at", plain_at)
     state = {
         k: v

@@ -26,7 +26,7 @@ def counts(n_cells: int, n_genes: int = 12, seed: int = 0) -> AnnData:
     return adata
 
 
-def model_of(adata: AnnData, **options: object) -> vivace.SCVI:
+def get_model(adata: AnnData, **options: object) -> vivace.SCVI:
     return vivace.SCVI(adata, n_hidden=8, n_latent=2, **options)  # type: ignore[arg-type]
 
 
@@ -47,7 +47,7 @@ def test_training_on_every_device_lowers_the_loss(accelerator: str, likelihood: 
 @pytest.mark.parametrize("n_cells", [1, 2, 3, 128, 129, 130, 142, 143, 144, 257])
 @pytest.mark.parametrize("train_size", [0.9, 1.0])
 def test_every_number_of_cells_trains(n_cells: int, train_size: float) -> None:
-    model = model_of(counts(n_cells))
+    model = get_model(counts(n_cells))
     model.train(2, train_size=train_size, progress=False)
     assert np.isfinite(model.history["train_loss"]).all()
     assert np.isfinite(model.get_elbo())
@@ -56,7 +56,7 @@ def test_every_number_of_cells_trains(n_cells: int, train_size: float) -> None:
 
 
 def test_history_adds_up() -> None:
-    model = model_of(counts(200))
+    model = get_model(counts(200))
     model.train(4, progress=False)
     h = model.history
     assert list(h.index) == [0, 1, 2, 3]
@@ -72,7 +72,7 @@ def test_history_adds_up() -> None:
 
 
 def test_without_validation_cells_the_columns_are_empty() -> None:
-    model = model_of(counts(40))
+    model = get_model(counts(40))
     model.train(1, train_size=1.0, progress=False)
     assert model.history["elbo_validation"].isna().all()
     assert len(model.validation_indices) == 0
@@ -81,7 +81,7 @@ def test_without_validation_cells_the_columns_are_empty() -> None:
 def test_the_same_seed_gives_the_same_bits_and_another_does_not() -> None:
     latents = []
     for seed in (1, 1, 2):
-        model = model_of(counts(150))
+        model = get_model(counts(150))
         model.train(3, seed=seed, progress=False)
         latents.append(model.get_latent_representation())
     assert np.array_equal(latents[0], latents[1])
@@ -89,7 +89,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not() -> None:
 
 
 def test_training_again_goes_on() -> None:
-    model = model_of(counts(150))
+    model = get_model(counts(150))
     model.train(3, progress=False)
     rows = model.train_indices.copy()
     first = model.history
@@ -103,7 +103,7 @@ def test_training_again_goes_on() -> None:
 
 
 def test_a_loss_that_is_not_finite_is_an_error_not_a_result() -> None:
-    model = model_of(counts(50))
+    model = get_model(counts(50))
     with torch.no_grad():
         model.module.decoder.scale.weight[0, 0] = float("nan")
     with (
@@ -115,7 +115,7 @@ def test_a_loss_that_is_not_finite_is_an_error_not_a_result() -> None:
 
 
 def test_an_epoch_that_went_wrong_is_done_again_with_smaller_steps() -> None:
-    model = model_of(counts(150))
+    model = get_model(counts(150))
     model.train(2, progress=False)
     weight = model.module.decoder.scale.weight
     broken = []
@@ -145,7 +145,7 @@ def test_an_epoch_that_went_wrong_is_done_again_with_smaller_steps() -> None:
 
 
 def test_after_a_failure_the_last_finite_weights_answer() -> None:
-    model = model_of(counts(150))
+    model = get_model(counts(150))
     model.train(2, progress=False)
     before = model.get_elbo(seed=0)
     with (
@@ -161,7 +161,7 @@ def test_after_a_failure_the_last_finite_weights_answer() -> None:
 @pytest.mark.parametrize("same", [True, False])
 def test_a_split_is_kept_for_the_same_cells_only(tmp_path: Path, same: bool) -> None:
     adata = counts(60)
-    model = model_of(adata)
+    model = get_model(adata)
     model.train(1, progress=False)
     model.save(tmp_path / "m")
     data = adata if same else adata[::-1].copy()
@@ -172,7 +172,7 @@ def test_a_split_is_kept_for_the_same_cells_only(tmp_path: Path, same: bool) -> 
 def test_counts_changed_in_place_are_noticed() -> None:
     adata = vivace.datasets.pbmc3k()[:100].copy()
     vivace.SCVI.setup_anndata(adata)
-    model = model_of(adata)
+    model = get_model(adata)
     model.train(1, progress=False)
     np.log1p(adata.X.data, out=adata.X.data)
     for question in (model.train, model.get_elbo, model.get_latent_representation):
@@ -181,7 +181,7 @@ def test_counts_changed_in_place_are_noticed() -> None:
 
 
 def test_training_needs_data(tmp_path: object) -> None:
-    model = model_of(counts(50))
+    model = get_model(counts(50))
     model.train(1, progress=False)
     model.save(f"{tmp_path}/m")
     with pytest.raises(DataError, match="loaded without data"):

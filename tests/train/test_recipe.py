@@ -54,8 +54,8 @@ def test_continuing_starts_at_full_kl_weight() -> None:
 def test_adam_remembers_a_share_of_the_steps_of_a_short_run() -> None:
     assert THEIRS.betas(10) == THEIRS.betas(10**6) == (0.9, 0.999)
     steps = [10, 500, 1_000, 5_000, 10**5]
-    found = [FAST.betas(n)[1] for n in steps]
-    assert found == pytest.approx([0.95, 0.95, 0.975, 0.995, 0.999])
+    result = [FAST.betas(n)[1] for n in steps]
+    assert result == pytest.approx([0.95, 0.95, 0.975, 0.995, 0.999])
 
 
 def test_fast_visits_fall_with_the_root_of_the_cells() -> None:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from model_answers import answers_of, assert_same_bits
+from model_answers import assert_same_bits, get_answers
 from vivace import SCVI
 from vivace.errors import NotTrainedError
 from vivace.train import fit
@@ -111,7 +111,7 @@ def test_an_interrupted_model_can_be_shown_asked_and_saved(ready, tiny, tmp_path
     assert "2 epochs on 54 cells" in repr(model)
     model.save(tmp_path / "model")
     loaded = SCVI.load(tmp_path / "model", tiny())
-    assert_same_bits(answers_of(model), answers_of(loaded))
+    assert_same_bits(get_answers(model), get_answers(loaded))
 
 
 def test_training_on_every_cell(ready):

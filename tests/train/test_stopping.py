@@ -198,9 +198,9 @@ def test_the_weights_that_stay_are_those_of_the_best_epoch(model):
     h = model.history["elbo_validation"]
     assert h.iloc[-1] > h.iloc[-2]
     best = h[model.history["kl_weight"] == 1].min()
-    found = -model.get_elbo(indices=model.validation_indices, n_samples=50, seed=0)
-    assert found == pytest.approx(best, rel=0.01)
-    assert abs(found - h.iloc[-1]) > 3 * abs(found - best)
+    result = -model.get_elbo(indices=model.validation_indices, n_samples=50, seed=0)
+    assert result == pytest.approx(best, rel=0.01)
+    assert abs(result - h.iloc[-1]) > 3 * abs(result - best)
 
 
 def test_early_stopping_holds_the_learning_rate_and_then_lets_it_fall(model):
@@ -424,17 +424,17 @@ def test_callbacks_are_called_in_order(model):
 
 
 def test_a_callback_may_ask_the_model_and_stop_it(model):
-    asked = []
+    shapes = []
 
     class Enough(Callback):
         def on_epoch_end(self, model, row):
-            asked.append(model.get_latent_representation().shape)
-            return len(asked) == 3
+            shapes.append(model.get_latent_representation().shape)
+            return len(shapes) == 3
 
     model.train(20, callbacks=Enough(), progress=False)
     assert len(model.history) == 3
     assert model.summary.endswith("verdict: Stopped by a callback after 3 epochs")
-    assert asked == [(model.adata.n_obs, 3)] * 3
+    assert shapes == [(model.adata.n_obs, 3)] * 3
 
 
 def test_a_callback_may_save_the_model(model, tmp_path):
@@ -476,8 +476,8 @@ def test_fabrics_csv_logger(model, tmp_path):
     rows = list(csv.DictReader(file.read_text().splitlines()))
     assert [int(row["step"]) for row in rows] == [0, 1, 2]
     for name in ("elbo_train", "elbo_validation", "lr"):
-        found = [float(row[name]) for row in rows]
-        assert found == pytest.approx(model.history[name].tolist())
+        result = [float(row[name]) for row in rows]
+        assert result == pytest.approx(model.history[name].tolist())
 
 
 # ---- never NaN -----------------------------------------------------------------

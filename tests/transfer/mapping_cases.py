@@ -153,7 +153,7 @@ def assert_unchanged(after: AnnData, before: AnnData) -> None:
 Place = tuple[str, int | None]
 
 
-def state_of(model: Any) -> dict[str, torch.Tensor]:
+def get_state(model: Any) -> dict[str, torch.Tensor]:
     """Parameters and buffers, on the CPU."""
     return {name: value.cpu().clone() for name, value in model.module.state_dict().items()}
 
@@ -165,12 +165,12 @@ def without(values: torch.Tensor, rows: Iterable[int]) -> np.ndarray:
 
 def hashes(model: Any) -> dict[Place, str]:
     """Of every row of what has rows, and of every vector, parameters and buffers alike."""
-    found = {}
-    for name, tensor in state_of(model).items():
+    result = {}
+    for name, tensor in get_state(model).items():
         rows = list(enumerate(tensor)) if tensor.ndim > 1 else [(None, tensor)]
         for row, values in rows:
-            found[name, row] = hashlib.sha256(values.numpy().tobytes()).hexdigest()
-    return found
+            result[name, row] = hashlib.sha256(values.numpy().tobytes()).hexdigest()
+    return result
 
 
 def changed(before: dict[Place, str], model: Any) -> set[Place]:

@@ -157,9 +157,9 @@ def test_a_new_batch_where_none_is_allowed(reference, query, refused_whole):
         SCVI.load_query_data(query, reference, transfer_batch=False)
     query.obs["batch"] = "b1"
     query.obs["donor"] = "somebody"  # of a covariate, new categories are allowed
-    found = SCVI.load_query_data(query, reference, transfer_batch=False).schema
-    assert found.batches == ("b0", "b1")
-    assert found.categories == (("d0", "d1", "d2", "somebody"), ("l0", "l1", "k"))
+    result = SCVI.load_query_data(query, reference, transfer_batch=False).schema
+    assert result.batches == ("b0", "b1")
+    assert result.categories == (("d0", "d1", "d2", "somebody"), ("l0", "l1", "k"))
 
 
 # ---- the reference -----------------------------------------------------------

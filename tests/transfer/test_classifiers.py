@@ -21,18 +21,18 @@ def test_components_keep_the_distances_of_cells_that_few_genes_tell_apart(shape)
     rng = np.random.default_rng(0)
     genes = np.zeros(shape)
     genes[:, :5] = rng.normal(size=(shape[0], min(5, shape[1])))
-    found = principal_components(sp.csr_matrix(genes), rng)
-    np.testing.assert_allclose(cdist(found, found), cdist(genes, genes), atol=1e-6)
+    result = principal_components(sp.csr_matrix(genes), rng)
+    np.testing.assert_allclose(cdist(result, result), cdist(genes, genes), atol=1e-6)
 
 
 def test_cells_that_are_all_the_same_have_components():
-    found = principal_components(sp.csr_matrix(np.ones((30, 20))), np.random.default_rng(0))
-    np.testing.assert_allclose(found, found[:1].repeat(30, axis=0), atol=1e-9)
+    result = principal_components(sp.csr_matrix(np.ones((30, 20))), np.random.default_rng(0))
+    np.testing.assert_allclose(result, result[:1].repeat(30, axis=0), atol=1e-9)
 
 
 def test_cells_without_any_counts_have_components():
-    found = principal_components(sp.csr_matrix((30, 20)), np.random.default_rng(0))
-    np.testing.assert_array_equal(found, np.zeros_like(found))
+    result = principal_components(sp.csr_matrix((30, 20)), np.random.default_rng(0))
+    np.testing.assert_array_equal(result, np.zeros_like(result))
 
 
 def test_counts_are_scaled_to_ten_thousand_before_the_logarithm():
@@ -59,8 +59,8 @@ def test_a_label_claims_the_cells_that_have_its_gene():
 def test_classifiers_learn_the_same_on_any_number_of_threads(monkeypatch):
     rng = np.random.default_rng(0)
     genes, labels = sp.csr_matrix(rng.random((200, 9))), rng.integers(0, 7, 200)
-    found = []
+    result = []
     for n in (1, 3):
         monkeypatch.setattr(torch, "get_num_threads", lambda n=n: n)
-        found.append(label_log_odds(genes, labels, 7, genes, 0))
-    np.testing.assert_array_equal(*found)
+        result.append(label_log_odds(genes, labels, 7, genes, 0))
+    np.testing.assert_array_equal(*result)

@@ -76,9 +76,9 @@ def unchanged(before: AnnData, after: AnnData) -> None:
 @pytest.mark.parametrize(("dtype", "wider"), [(np.uint8, np.int64), (np.int16, np.int16)])
 def test_sums_that_the_type_of_the_counts_cannot_hold_are_kept(form, dtype, wider):
     adata = data("aab", ((200, 200, 1), (5, 0, 255)), form, dtype)
-    found, _ = align_genes(adata, ("a", "b"), None, 0.8, None)
-    np.testing.assert_array_equal(dense(found.X), [[400, 1], [5, 255]])
-    assert found.X.dtype == wider
+    result, _ = align_genes(adata, ("a", "b"), None, 0.8, None)
+    np.testing.assert_array_equal(dense(result.X), [[400, 1], [5, 255]])
+    assert result.X.dtype == wider
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64, np.int32, np.uint16])
@@ -140,7 +140,7 @@ ONE, TWO, THREE = "ENSG00000000001", "ENSG00000000002", "ENSMUSG00000000003"
 
 
 @pytest.mark.parametrize(
-    ("genes", "names", "found"),
+    ("genes", "names", "result"),
     [
         ((f"{ONE}.3", TWO), (ONE, f"{TWO}.12"), (0, 1)),
         ((f"{ONE}.3", f"{TWO}.1"), (f"{ONE}.4", f"{TWO}.2"), (0, 1)),
@@ -154,15 +154,15 @@ ONE, TWO, THREE = "ENSG00000000001", "ENSG00000000002", "ENSMUSG00000000003"
         (("a", "B"), ("A", "B"), (None, 1)),  # case matters
     ],
 )
-def test_a_name_is_matched_as_it_is_or_without_its_version(genes, names, found):
-    """``found``: which gene of the reference each gene of the query is."""
+def test_a_name_is_matched_as_it_is_or_without_its_version(genes, names, result):
+    """``result``: which gene of the reference each gene of the query is."""
     new, report = align_genes(data(names), genes, min_overlap=0.1)
     expected = np.zeros((2, len(genes)))
-    for at, place in enumerate(found):
+    for at, place in enumerate(result):
         if place is not None:
             expected[:, place] += [1 + at, 4 + at]
     np.testing.assert_array_equal(dense(new.X), expected)
-    assert report.present == len({place for place in found if place is not None})
+    assert report.present == len({place for place in result if place is not None})
 
 
 def test_identifiers_that_several_genes_share_are_reported():
@@ -228,13 +228,13 @@ def test_the_report_outlives_a_file(tmp_path):
     query = data(["C", "A", "A"])
     report = SCVI.prepare_query_anndata(query, reference(["A", "B", "C"]), min_overlap=0.5)
     query.write_h5ad(tmp_path / "query.h5ad")
-    found = anndata.read_h5ad(tmp_path / "query.h5ad").uns["query_genes"]
-    assert found["n_genes"] == 3
-    assert found["present"] == 2
-    assert list(found["missing"]) == ["B"]
-    assert list(found["duplicated"]) == ["A"]
-    assert list(found["ambiguous"]) == []
-    assert found["share_of_counts"] == report.share_of_counts == 1.0
+    result = anndata.read_h5ad(tmp_path / "query.h5ad").uns["query_genes"]
+    assert result["n_genes"] == 3
+    assert result["present"] == 2
+    assert list(result["missing"]) == ["B"]
+    assert list(result["duplicated"]) == ["A"]
+    assert list(result["ambiguous"]) == []
+    assert result["share_of_counts"] == report.share_of_counts == 1.0
 
 
 @pytest.mark.parametrize(

@@ -33,9 +33,9 @@ def reference_and_query(tiny):
 def mapped(tiny):
     """A model of a query of batch "x", which knows its reference."""
     model, query = reference_and_query(tiny)
-    found = SCVI.load_query_data(query, model)
-    found.train(**SHORT)
-    return found
+    result = SCVI.load_query_data(query, model)
+    result.train(**SHORT)
+    return result
 
 
 def test_a_large_reference_is_sampled_as_it_is_and_small_labels_are_kept():
@@ -51,14 +51,14 @@ def test_a_large_reference_is_sampled_as_it_is_and_small_labels_are_kept():
 
 
 def test_types_of_a_query_are_found(mapped):
-    found = mapped.transfer_labels(None, "cell_type", seed=0)
+    result = mapped.transfer_labels(None, "cell_type", seed=0)
     truth = mapped.adata.obs["cell_type"].astype(str)
-    assert list(found.columns) == ["label", "probability", "novelty"]
-    assert list(found.index) == list(mapped.adata.obs_names)
-    assert (found["label"] == truth).mean() > 0.75
-    assert found["probability"].between(1 / 3, 1).all()
-    assert found.attrs["held_out_by_batch"]
-    assert set(found.attrs["exponents"]) == {"neighbours", "genes"}
+    assert list(result.columns) == ["label", "probability", "novelty"]
+    assert list(result.index) == list(mapped.adata.obs_names)
+    assert (result["label"] == truth).mean() > 0.75
+    assert result["probability"].between(1 / 3, 1).all()
+    assert result.attrs["held_out_by_batch"]
+    assert set(result.attrs["exponents"]) == {"neighbours", "genes"}
 
 
 def test_a_seed_repeats_it_and_minibatches_do_not_matter(mapped):
@@ -69,11 +69,11 @@ def test_a_seed_repeats_it_and_minibatches_do_not_matter(mapped):
 
 
 def test_probabilities_of_all_labels_add_up(mapped):
-    found = mapped.transfer_labels(None, "cell_type", all_probabilities=True, seed=0)
-    every = found.filter(like="probability_")
+    result = mapped.transfer_labels(None, "cell_type", all_probabilities=True, seed=0)
+    every = result.filter(like="probability_")
     assert list(every) == ["probability_B", "probability_NK", "probability_T"]
     np.testing.assert_allclose(every.sum(axis=1), 1.0)
-    np.testing.assert_allclose(every.max(axis=1), found["probability"])
+    np.testing.assert_allclose(every.max(axis=1), result["probability"])
 
 
 def test_unknown_where_doubt_is_too_large(mapped):
@@ -89,11 +89,11 @@ def test_unknown_where_doubt_is_too_large(mapped):
 
 def test_columns_of_obs_can_be_written(mapped, tmp_path):
     query = mapped.adata.copy()
-    found = mapped.transfer_labels(query, "cell_type", key_added="guess", seed=0)
+    result = mapped.transfer_labels(query, "cell_type", key_added="guess", seed=0)
     assert query.obs["guess"].dtype == "category"
-    assert (query.obs["guess"].astype(str) == found["label"]).all()
-    np.testing.assert_array_equal(query.obs["guess_probability"], found["probability"])
-    np.testing.assert_array_equal(query.obs["guess_novelty"], found["novelty"])
+    assert (query.obs["guess"].astype(str) == result["label"]).all()
+    np.testing.assert_array_equal(query.obs["guess_probability"], result["probability"])
+    np.testing.assert_array_equal(query.obs["guess_novelty"], result["novelty"])
     query.write_h5ad(tmp_path / "query.h5ad")
 
 
@@ -102,8 +102,8 @@ def test_cells_of_the_reference_without_a_label_are_left_out(mapped):
     reference.obs["half"] = (
         reference.obs["cell_type"].astype(str).where(reference.obs["cell_type"] != "T")
     )
-    found = mapped.transfer_labels(None, "half", reference, seed=0)
-    assert set(found["label"]) == {"B", "NK"}
+    result = mapped.transfer_labels(None, "half", reference, seed=0)
+    assert set(result["label"]) == {"B", "NK"}
 
 
 def test_labels_of_a_second_query_are_those_of_the_reference(mapped):
@@ -121,8 +121,8 @@ def test_labels_of_a_second_query_are_those_of_the_reference(mapped):
 def test_cells_labelled_unknown_are_cells_without_a_label(mapped):
     reference = mapped._reference.copy()
     reference.obs["cell_type"] = reference.obs["cell_type"].astype(str).replace({"T": "Unknown"})
-    found = mapped.transfer_labels(None, "cell_type", reference, seed=0)
-    assert set(found["label"]) == {"B", "NK"}
+    result = mapped.transfer_labels(None, "cell_type", reference, seed=0)
+    assert set(result["label"]) == {"B", "NK"}
 
 
 def test_cells_that_the_reference_has_too_are_told(mapped):
@@ -134,26 +134,26 @@ def test_cells_that_the_reference_has_too_are_told(mapped):
 def test_one_label_is_told_from_what_is_new_by_distances(mapped):
     reference = mapped._reference
     only = reference[reference.obs["cell_type"] == "B"].copy()
-    found = mapped.transfer_labels(None, "cell_type", only, seed=0)
-    assert set(found["label"]) == {"B"}
-    assert found["novelty"].nunique() > 40
-    assert list(found.attrs["exponents"]) == ["neighbours"]
+    result = mapped.transfer_labels(None, "cell_type", only, seed=0)
+    assert set(result["label"]) == {"B"}
+    assert result["novelty"].nunique() > 40
+    assert list(result.attrs["exponents"]) == ["neighbours"]
     is_b = mapped.adata.obs["cell_type"] == "B"
-    assert found["novelty"][is_b].median() < found["novelty"][~is_b].median()
+    assert result["novelty"][is_b].median() < result["novelty"][~is_b].median()
 
 
 @pytest.mark.parametrize("n", [1, 2, 12])
 def test_of_few_cells_with_labels_there_is_no_novelty(mapped, n):
     with pytest.warns(VivaceWarning, match="too few labelled cells to measure novelty"):
-        found = mapped.transfer_labels(None, "cell_type", mapped._reference[:n].copy(), seed=0)
-    assert found["novelty"].isna().all()
-    assert found["probability"].between(0, 1).all()
+        result = mapped.transfer_labels(None, "cell_type", mapped._reference[:n].copy(), seed=0)
+    assert result["novelty"].isna().all()
+    assert result["probability"].between(0, 1).all()
 
 
 def test_one_cell_is_labelled(mapped):
-    found = mapped.transfer_labels(mapped.adata[:1].copy(), "cell_type", seed=0)
-    assert found.shape == (1, 3)
-    assert np.isfinite(found["novelty"].iloc[0])
+    result = mapped.transfer_labels(mapped.adata[:1].copy(), "cell_type", seed=0)
+    assert result.shape == (1, 3)
+    assert np.isfinite(result["novelty"].iloc[0])
 
 
 def test_a_reference_without_counts_is_asked_by_its_neighbours(tiny, tmp_path):
@@ -165,12 +165,12 @@ def test_a_reference_without_counts_is_asked_by_its_neighbours(tiny, tmp_path):
     model.save(tmp_path / "reference")
     mapped = SCVI.load_query_data(query, tmp_path / "reference")
     mapped.train(**SHORT, seed=1)
-    found = mapped.transfer_labels(None, "cell_type", seed=0)
-    assert set(found.attrs["exponents"]) == {"neighbours"}
-    assert (found["label"] == expected["label"]).all()
+    result = mapped.transfer_labels(None, "cell_type", seed=0)
+    assert set(result.attrs["exponents"]) == {"neighbours"}
+    assert (result["label"] == expected["label"]).all()
     mapped.save(tmp_path / "mapped")
     again = SCVI.load(tmp_path / "mapped").transfer_labels(query, "cell_type", model.adata, seed=0)
-    assert (again["label"] == found["label"]).all()
+    assert (again["label"] == result["label"]).all()
 
 
 def test_what_cannot_be_labelled_is_refused(mapped, tiny, refused, tmp_path):

@@ -18,12 +18,12 @@ def test_neighbours_weigh_by_a_gaussian_of_their_distance():
     rng = np.random.default_rng(0)
     known, points = rng.normal(size=(40, 3)), rng.normal(size=(5, 3))
     labels = rng.integers(0, 3, 40)
-    found = neighbour_shares(known, labels, 3, [points], 7)
+    result = neighbour_shares(known, labels, 3, [points], 7)
     for i, distance in enumerate(cdist(points, known)):
         near = np.argsort(distance)[:7]
         weight = np.exp(-(distance[near] ** 2) / (2 * (distance[near] ** 2).mean()))
         expected = [weight[labels[near] == c].sum() / weight.sum() for c in range(3)]
-        np.testing.assert_allclose(found[i], expected, rtol=1e-6)
+        np.testing.assert_allclose(result[i], expected, rtol=1e-6)
 
 
 def test_samples_are_averaged():
@@ -55,9 +55,9 @@ def test_density_shows_what_only_the_query_has(n_known):
     known, points = rng.normal(size=(n_known, 3)), rng.normal(size=(600, 3))
     new = np.arange(600) % 20 == 0
     points[new] = 0.1 * points[new] + 1  # among the known cells, but denser
-    found = log_density_ratio(log_distance(known, points, 5), points, 5)
-    assert np.median(found[new]) > np.quantile(found[~new], 0.9)
-    assert abs(np.median(found)) < 1e-12
+    result = log_density_ratio(log_distance(known, points, 5), points, 5)
+    assert np.median(result[new]) > np.quantile(result[~new], 0.9)
+    assert abs(np.median(result)) < 1e-12
 
 
 def test_points_nearest_points_against_all_distances():

@@ -17,10 +17,10 @@ def test_one_new_cell_is_novel_by_itself_and_many_are_together():
     values[0][0] = 6.0  # by itself, while those like it are as usual
     values[1][1:20] += 3.0
     values[2][1:20] += 3.0  # with its kind
-    found = rank_novelty(known, values)
-    assert found[0] > 0.95
-    assert np.median(found[1:20]) > 0.99
-    assert (found[20:] > 0.9).mean() < 0.16
+    result = rank_novelty(known, values)
+    assert result[0] > 0.95
+    assert np.median(result[1:20]) > 0.99
+    assert (result[20:] > 0.9).mean() < 0.16
     larger = np.maximum(share_below(known[0], values[0]), 0)
     np.testing.assert_array_equal(rank_novelty(known[:1], values[:1]), larger)
 

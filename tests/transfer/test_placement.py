@@ -21,10 +21,10 @@ from mapping_cases import (
     answers,
     assert_same_answers,
     changed,
+    get_state,
     hashes,
     mapped,
     of_batch,
-    state_of,
     trained_on,
     with_lane,
     without,
@@ -38,7 +38,7 @@ from vivace.errors import VivaceWarning
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_new_rows_stand_in_the_block_of_their_covariate_at_its_mean(reference, query, name):
-    old, now = state_of(reference(name)), state_of(mapped(query, reference(name)))
+    old, now = get_state(reference(name)), get_state(mapped(query, reference(name)))
     for entry, value in now.items():
         new = ARCHITECTURES[name].new.get(entry, {})
         if entry in ("library_mean", "library_variance"):
@@ -73,7 +73,7 @@ def test_one_batch_gets_its_zeros_in_every_layer(tiny, query, n_layers, options)
     starts = {"decoder.linears.0.weight": 3, "decoder.linears.1.weight": 8}
     if options:
         starts |= {"encoder.linears.0.weight": 30, "encoder.linears.1.weight": 8}
-    old, now = state_of(trained), state_of(mine)
+    old, now = get_state(trained), get_state(mine)
     starts = {entry: start for entry, start in starts.items() if entry in now}
     for entry, value in now.items():
         if entry in starts:
@@ -97,9 +97,9 @@ def test_one_batch_gets_its_zeros_in_every_layer(tiny, query, n_layers, options)
 def test_tables_of_one_batch_repeat_its_row(tiny, query, option, table):
     trained = trained_on(of_batch(tiny, "b0"), options={**SEES, **option}, batch_key="batch")
     query.obs["batch"] = np.where(np.arange(60) % 2, "b0", "a9")
-    row = state_of(trained)[table]
+    row = get_state(trained)[table]
     assert len(row) == 1
-    assert torch.equal(state_of(mapped(query, trained))[table], torch.cat([row, row]))
+    assert torch.equal(get_state(mapped(query, trained))[table], torch.cat([row, row]))
 
 
 def test_a_covariate_of_one_category_gets_columns_between_the_others(tiny, query):
@@ -109,7 +109,7 @@ def test_a_covariate_of_one_category_gets_columns_between_the_others(tiny, query
     query.obs["donor"] = np.where(np.arange(60) % 2, "d1", "d00")
     mine = mapped(query, trained, freeze_batchnorm_decoder=True)
     for entry, start in (("encoder.linears.0.weight", 31), ("decoder.linears.0.weight", 4)):
-        old, new = state_of(trained)[entry], state_of(mine)[entry]
+        old, new = get_state(trained)[entry], get_state(mine)[entry]
         # b0 b1 l0 l1 become b0 b1 (a8 a9) d1 (d00) l0 l1 (k)
         kept = [*range(start + 2), start + 6, start + 7]
         assert torch.equal(new[kept], old)
@@ -121,11 +121,11 @@ def test_a_covariate_of_one_category_gets_columns_between_the_others(tiny, query
 
 def test_the_library_prior_of_a_new_batch_is_that_of_its_cells(reference, query):
     library = np.log(query.X.toarray().sum(1))
-    found = state_of(mapped(query, reference("latent library")))
+    result = get_state(mapped(query, reference("latent library")))
     for code, batch in ((2, "a8"), (3, "a9")):
         cells = library[(query.obs["batch"] == batch).to_numpy()]
-        np.testing.assert_allclose(found["library_mean"][code], cells.mean(), rtol=1e-5)
-        np.testing.assert_allclose(found["library_variance"][code], cells.var(), rtol=1e-4)
+        np.testing.assert_allclose(result["library_mean"][code], cells.mean(), rtol=1e-5)
+        np.testing.assert_allclose(result["library_variance"][code], cells.var(), rtol=1e-4)
 
 
 @pytest.mark.parametrize("batches", [("x",), ("b1", "x"), ("b1",)], ids=str)
@@ -133,10 +133,10 @@ def test_a_latent_library_takes_a_query_without_cells_of_every_known_batch(
     tiny, reference, batches
 ):
     mine = mapped(of_batch(tiny, *batches), reference("latent library"))
-    known, found = state_of(reference("latent library")), state_of(mine)
+    known, result = get_state(reference("latent library")), get_state(mine)
     for name in ("library_mean", "library_variance"):
-        assert torch.equal(found[name][:2], known[name])
-        assert torch.isfinite(found[name]).all()
+        assert torch.equal(result[name][:2], known[name])
+        assert torch.isfinite(result[name]).all()
     mine.train(**DECAYING)
     assert np.isfinite(mine.get_elbo(seed=0))
 
@@ -224,7 +224,7 @@ def test_a_second_query_leaves_the_cells_of_the_first(reference, query, tiny):
     second = SCVI.load_query_data(later, first)
     assert second.schema.batches == ("b0", "b1", "a8", "a9", "z")
     assert second.schema.categories == (("d0", "d1", "d2", "d00", "m"), ("l0", "l1", "k"))
-    old, new = state_of(first), state_of(second)
+    old, new = get_state(first), get_state(second)
     for entry, start in (("encoder.linears.0.weight", 31), ("decoder.linears.0.weight", 4)):
         z, m = start + 4, start + 9  # after b0 b1 a8 a9, and after d0 d1 d2 d00
         np.testing.assert_array_equal(without(new[entry], [z, m]), old[entry])
@@ -356,9 +356,9 @@ def test_a_query_needs_no_labels(reference, query, name, labels):
 def with_more_genes(adata: AnnData) -> AnnData:
     more = adata[:, :2].copy()
     more.var_names = ["more0", "more1"]
-    found = anndata.concat([adata.copy(), more], axis=1, merge="same")
-    found.layers["twice"] = found.X * 2
-    return found
+    result = anndata.concat([adata.copy(), more], axis=1, merge="same")
+    result.layers["twice"] = result.X * 2
+    return result
 
 
 def test_the_order_of_genes_and_further_genes_do_not_matter(reference, query):
@@ -402,9 +402,9 @@ def test_a_folder_is_as_good_as_the_model(reference, query, tmp_path, kind):
 
 def test_a_model_read_by_its_class_maps_as_one_read_by_name(reference, query, tmp_path):
     reference("linear").save(tmp_path / "reference")
-    found = mapped(query, model.load(tmp_path / "reference"))
-    assert type(found) is LinearSCVI
-    assert changed(hashes(mapped(query, reference("linear"))), found) == set()
+    result = mapped(query, model.load(tmp_path / "reference"))
+    assert type(result) is LinearSCVI
+    assert changed(hashes(mapped(query, reference("linear"))), result) == set()
 
 
 def test_in_scvi_tools_format_a_mapped_model_gives_the_same_numbers(reference, query, tmp_path):

@@ -43,11 +43,11 @@ def reference():
 
 def test_separated_labels_are_found_and_certain(reference):
     query, truth, _ = blobs(60, 0, 7)
-    found = predict(reference, query)
-    assert (found.probability.argmax(1) == truth).mean() > 0.98
-    np.testing.assert_allclose(found.probability.sum(1), 1.0)
-    assert found.by_batch
-    assert found.held_out == 300
+    result = predict(reference, query)
+    assert (result.probability.argmax(1) == truth).mean() > 0.98
+    np.testing.assert_allclose(result.probability.sum(1), 1.0)
+    assert result.by_batch
+    assert result.held_out == 300
 
 
 @pytest.mark.parametrize("sizes", [(900, 100), (1_900, 60)])
@@ -56,9 +56,9 @@ def test_batches_need_not_be_as_large(sizes, n):
     """Distances shrink with the number of cells that they are measured to."""
     reference = two_batches(*sizes)
     queries = [blobs(n, 0, seed)[0] for seed in range(10, 12 + 1_000 // n)]
-    found = np.concatenate([predict(reference, query).novelty for query in queries])
-    assert abs(np.median(found) - 0.5) < 0.2
-    assert (found > 0.95).mean() < 0.12
+    result = np.concatenate([predict(reference, query).novelty for query in queries])
+    assert abs(np.median(result) - 0.5) < 0.2
+    assert (result > 0.95).mean() < 0.12
 
 
 def test_a_sample_of_a_large_reference_measures_the_same_novelty(monkeypatch):
@@ -68,19 +68,19 @@ def test_a_sample_of_a_large_reference_measures_the_same_novelty(monkeypatch):
     kept = (whole.labels == 0) | (rng.random(6_000) < 0.03)  # 2 % are of other labels
     reference = whole.take(np.flatnonzero(kept))
     some = reference.take(choose_subset(reference.labels, rng))
-    asked = query.take(np.flatnonzero((truth == 0) | (rng.random(2_000) < 0.03)))
-    found = predict_labels(reference, some, asked, rng).novelty
-    assert (found > 0.95).mean() < 0.1
-    assert (found > 0.9).mean() < 0.17
+    chosen = query.take(np.flatnonzero((truth == 0) | (rng.random(2_000) < 0.03)))
+    result = predict_labels(reference, some, chosen, rng).novelty
+    assert (result > 0.95).mean() < 0.1
+    assert (result > 0.9).mean() < 0.17
 
 
 @pytest.mark.parametrize("n", [40, 600, 2_000, 6_000])
 def test_cells_like_the_reference_have_evenly_spread_novelty(n):
     queries = [blobs(n, 0, seed)[0] for seed in range(10, 12 + 1_000 // n)]
     reference = two_batches(1_500)
-    found = np.concatenate([predict(reference, query).novelty for query in queries])
+    result = np.concatenate([predict(reference, query).novelty for query in queries])
     for level in (0.5, 0.9, 0.95):
-        assert abs((found > level).mean() - (1 - level)) < 0.06
+        assert abs((result > level).mean() - (1 - level)) < 0.06
 
 
 def test_a_query_is_judged_in_groups_as_held_out_cells_are(monkeypatch):

@@ -78,17 +78,17 @@ def test_the_type_that_is_advised_makes_categories_those_of_the_reference(
         SCVI.load_query_data(query, trained)
     follow(said, query)
     schema = SCVI.load_query_data(query, trained).schema
-    found = schema.batches if column == "batch" else schema.categories[0]
-    assert found == (*known, *new)
-    assert [type(value) for value in found] == [type(known[0])] * len(found)
+    result = schema.batches if column == "batch" else schema.categories[0]
+    assert result == (*known, *new)
+    assert [type(value) for value in result] == [type(known[0])] * len(result)
     places = np.arange(60) % len(given)
-    assert [found[place] for place in places] == query.obs[column].tolist()
+    assert [result[place] for place in places] == query.obs[column].tolist()
 
 
 # ---- genes -------------------------------------------------------------------
 
 
-def reference_of(genes: list[str]) -> SCVI:
+def get_reference(genes: list[str]) -> SCVI:
     """A model that knows these genes; it need not be trained for its genes to be read."""
     adata = AnnData(np.ones((4, len(genes)), np.float32), var=pd.DataFrame(index=genes))
     SCVI.setup_anndata(adata)
@@ -114,10 +114,10 @@ def test_the_min_overlap_that_is_suggested_is_met_and_says_something(n_present, 
     genes = [f"g{i}" for i in range(n_genes)]
     adata = AnnData(np.ones((2, n_present), np.float32), var=pd.DataFrame(index=genes[:n_present]))
     with pytest.raises(DataError, match="or pass min_overlap=") as caught:
-        prepare(adata, reference_of(genes))
+        prepare(adata, get_reference(genes))
     suggested = float(str(caught.value).split("or pass min_overlap=")[1].split()[0])
     assert suggested > 0
-    assert prepare(adata, reference_of(genes), min_overlap=suggested).present == n_present
+    assert prepare(adata, get_reference(genes), min_overlap=suggested).present == n_present
 
 
 def test_a_prepared_query_trains_as_one_with_zeros_written_out(reference, tiny):
@@ -128,12 +128,12 @@ def test_a_prepared_query_trains_as_one_with_zeros_written_out(reference, tiny):
     full.X = sp.csr_matrix(counts)
     part = full[:, [i for i in range(29, -1, -1) if i not in (4, 11)]].copy()
     assert prepare(part, reference("seeing")).missing == ("gene4", "gene11")
-    found = []
+    result = []
     for query in (full, part):
         model = SCVI.load_query_data(query, reference("seeing"))
         model.train(max_epochs=1, seed=0, progress=False)
-        found.append(model.get_latent_representation())
-    np.testing.assert_array_equal(*found)
+        result.append(model.get_latent_representation())
+    np.testing.assert_array_equal(*result)
 
 
 @pytest.mark.parametrize("form", [np.asarray, np.asfortranarray, sp.csr_matrix, sp.csc_matrix])
@@ -146,7 +146,7 @@ def test_many_prepared_genes_are_as_pandas_has_them(form, dtype):
     var = pd.DataFrame({"ids": ids}, index=[f"x{i}" for i in range(40)])
     adata = AnnData(form(counts), var=var)
     adata.layers["thrice"] = form(counts * 3)
-    report = prepare(adata, reference_of(genes), gene_key="ids", min_overlap=0)
+    report = prepare(adata, get_reference(genes), gene_key="ids", min_overlap=0)
     expected = pd.DataFrame(counts.T).groupby(ids).sum().reindex(genes, fill_value=0).T
     np.testing.assert_array_equal(adata.to_df(), expected)
     np.testing.assert_array_equal(adata.to_df("thrice"), expected * 3)

@@ -59,7 +59,7 @@ def check_counts(
     DataError
         If a value is negative, not finite or not an integer, or a cell has no counts.
     """
-    where = location_of(schema.declarations.layer)
+    where = describe_location(schema.declarations.layer)
     library = np.zeros(counts.shape[0], np.float32)
     smallest = 0.0
     for first, last in _row_blocks(counts):
@@ -103,7 +103,7 @@ def check_counts(
 
 
 def _refuse_fractions(adata: AnnData, counts: sp.csr_matrix, schema: Schema, place: int) -> None:
-    where = location_of(schema.declarations.layer)
+    where = describe_location(schema.declarations.layer)
     entry = _name_entry(adata, counts, schema, place)
     raw = _suggest_layer(adata, schema)
     if _looks_log1p(counts):
@@ -178,6 +178,6 @@ def _name_entry(adata: AnnData, counts: sp.csr_matrix, schema: Schema, place: in
     return f"(cell {adata.obs_names[cell]!r}, gene {gene!r})"
 
 
-def location_of(layer: str | None) -> str:
+def describe_location(layer: str | None) -> str:
     """Where the counts are, for a message."""
     return "X" if layer is None else f"layers[{layer!r}]"

@@ -12,7 +12,7 @@ import torch
 from anndata import AnnData
 
 from vivace.data.batch import CountBatch, StoredPosterior
-from vivace.data.checks import check_counts, location_of
+from vivace.data.checks import check_counts, describe_location
 from vivace.data.fingerprint import CsrFingerprint, DataFingerprint
 from vivace.data.minified import read_minified
 from vivace.data.schema import Schema
@@ -118,7 +118,7 @@ class MemorySource:
                 )
             if not origin.has_counts(adata, self.counts):
                 raise DataError(
-                    f"{location_of(origin.layer)} no longer holds the counts that the model read; "
+                    f"{describe_location(origin.layer)} no longer holds the counts that the model read; "
                     f"{fix} and make the model again."
                 )
             key = origin.find_changed_column(adata, ignore)
@@ -256,7 +256,7 @@ def count_matrix(adata: AnnData, layer: str | None) -> sp.csr_matrix:
             f"adata.layers has no {layer!r} (layer); {near(layer, adata.layers.keys())}"
         )
     matrix: Any = adata.X if layer is None else adata.layers[layer]
-    where = location_of(layer)
+    where = describe_location(layer)
     if matrix is None:
         raise DataError(f"The AnnData has no {where}; name the layer with the counts in layer=.")
     if not sp.issparse(matrix) and not isinstance(matrix, np.ndarray):

@@ -195,7 +195,7 @@ def differential_expression(
     # Which cells are compared, and as which categories they are decoded.
     needs_counts = weighted or sample_key is not None
     cells = self._cells(adata, None, batch_size, silent, counts=needs_counts)
-    data = self._asked_adata(adata)
+    data = self._resolve_adata(adata)
     plan = plan_comparisons(data, groupby, group1, group2, idx1, idx2)
     columns = _corrected_columns(self, batch_correction)
     codes = _choose_codes(self, columns, batchid1, batchid2)

@@ -238,7 +238,7 @@ def _decode_genes(
     out = _TransposedArray(x_gm)
     with PassingBar("Decoding", x_gm.shape[1], "samples", not silent) as bar:
         for positions, point_mk, batch in _decoder_batches(groups):
-            scale = network.scale_of(point_mk, batch, genes, log_normaliser_m[positions])
+            scale = network.partial_scale(point_mk, batch, genes, log_normaliser_m[positions])
             out[positions] = scale.cpu().numpy()
             bar.done(positions.stop - positions.start)
     return x_gm

@@ -289,7 +289,7 @@ class VAE(nn.Module):
             return hidden_nh.new_zeros(len(hidden_nh))
         return linear(hidden_nh, heads.scale_hg, heads.scale_g).logsumexp(-1)
 
-    def scale_of(
+    def partial_scale(
         self, point_nk: Tensor, batch: CountBatch, genes: slice, log_normaliser_n: Tensor
     ) -> Tensor:
         """:meth:`scale` of some genes only, given :meth:`log_normaliser`."""

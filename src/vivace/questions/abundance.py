@@ -99,7 +99,7 @@ def differential_abundance(
     Source: Boyeau et al. 2024 (MrVI), doi:10.1101/2022.10.04.510898.
     """
     cells = self._cells(adata, indices, batch_size, silent)
-    data = self._asked_adata(adata)
+    data = self._resolve_adata(adata)
     sample_n = obs_column(data, "sample_key", sample_key).iloc[cells.rows]
     rng = np.random.default_rng(self._seed(seed, random=num_cells_posterior is not None))
     mean_nk, variance_nk = encode(cells)

@@ -68,7 +68,7 @@ def posterior_predictive_check(
     n_cells, genes = len(cells), self.schema.genes
     if n_cells == 0:
         raise OptionError("indices names no cells; a check needs some.")
-    cell_names = list(self._asked_adata(adata).obs_names[cells.rows])
+    cell_names = list(self._resolve_adata(adata).obs_names[cells.rows])
     pairs = _most_variable(cells, n_correlated)
     # sums over cells: one set per sample, and a last one for the data
     sums = np.zeros((n_samples + 1, 3, len(genes)))

@@ -158,7 +158,7 @@ def get_normalized_expression(
     values = fill_dense(out, shape, cells.batch_size, write)
     if out is not None or each_sample or return_numpy:
         return values
-    names = self._asked_adata(adata).obs_names[cells.rows]
+    names = self._resolve_adata(adata).obs_names[cells.rows]
     return pd.DataFrame(values, index=names, columns=self.schema.gene_names(genes), copy=False)
 
 

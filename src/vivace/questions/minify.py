@@ -45,7 +45,7 @@ def minify_adata(
     if self.minified_data_type is not None:
         raise DataError("The model's data are minified already; there is nothing to drop.")
     cells = self._cells(None, None, None)
-    adata, source = self._asked_adata(None), cells.source  # _cells has checked both
+    adata, source = self._resolve_adata(None), cells.source  # _cells has checked both
     k = self.config.n_latent
     moments = encode_with_library(cells)
     mean, variance = (np.ascontiguousarray(m[:, :k].numpy()) for m in moments)

@@ -111,7 +111,7 @@ def _writeable(out: Any) -> bool:
 
 
 def fill_sparse(
-    path: str | Path, n_genes: int, n_draws: int, blocks: Iterable[tuple[int, sp.csr_matrix]]
+    path: str | Path, n_genes: int, n_samples: int, blocks: Iterable[tuple[int, sp.csr_matrix]]
 ) -> Any:
     """Write one sparse matrix per sample to ``path``, from blocks of their rows in order.
 
@@ -121,7 +121,7 @@ def fill_sparse(
         Where to write a zarr group.
     n_genes
         Number of columns.
-    n_draws
+    n_samples
         Number of samples.
     blocks
         Pairs of a sample's number and its next rows.
@@ -139,23 +139,23 @@ def fill_sparse(
     import_zarr()
     import zarr
 
-    names = [str(i) for i in range(n_draws)]
+    names = [str(i) for i in range(n_samples)]
     with _whole(_local(path)) as new:
         root = zarr.open_group(str(new.parent), mode="a", zarr_format=2)
-        if n_draws > 1:
+        if n_samples > 1:
             root.create_group(new.name)
-        places = [f"{new.name}/{name}" for name in names] if n_draws > 1 else [new.name]
+        places = [f"{new.name}/{name}" for name in names] if n_samples > 1 else [new.name]
         for place in places:
-            none = sp.csr_matrix((0, n_genes), dtype=np.int32)
-            none.indptr = none.indptr.astype(np.int64)  # for more than 2**31 entries
+            empty = sp.csr_matrix((0, n_genes), dtype=np.int32)
+            empty.indptr = empty.indptr.astype(np.int64)  # for more than 2**31 entries
             # an empty array would otherwise get chunks of one entry
-            write_elem(root, place, none, dataset_kwargs={"chunks": (_CHUNK,)})
-        for draw, block in _larger(n_draws, blocks):
-            sparse_dataset(root[places[draw]]).append(block)
-    found = zarr.open_group(str(path), mode="r")
-    if n_draws == 1:
-        return sparse_dataset(found)
-    return [sparse_dataset(found[name]) for name in names]
+            write_elem(root, place, empty, dataset_kwargs={"chunks": (_CHUNK,)})
+        for sample, block in _larger(n_samples, blocks):
+            sparse_dataset(root[places[sample]]).append(block)
+    group = zarr.open_group(str(path), mode="r")
+    if n_samples == 1:
+        return sparse_dataset(group)
+    return [sparse_dataset(group[name]) for name in names]
 
 
 def import_zarr() -> None:
@@ -167,21 +167,21 @@ def import_zarr() -> None:
 
 
 def _larger(
-    n_draws: int, blocks: Iterable[tuple[int, sp.csr_matrix]]
+    n_samples: int, blocks: Iterable[tuple[int, sp.csr_matrix]]
 ) -> Iterator[tuple[int, sp.csr_matrix]]:
     """Collect rows into blocks of several million entries, because small writes are slow."""
-    waiting: list[list[sp.csr_matrix]] = [[] for _ in range(n_draws)]
-    entries = [0] * n_draws
-    for draw, block in blocks:
-        waiting[draw].append(block)
-        entries[draw] += block.nnz
+    waiting: list[list[sp.csr_matrix]] = [[] for _ in range(n_samples)]
+    entries = [0] * n_samples
+    for sample, block in blocks:
+        waiting[sample].append(block)
+        entries[sample] += block.nnz
         if sum(entries) >= _ENTRIES:  # over all samples, or memory would grow with their number
             for i in np.flatnonzero(entries):
                 yield int(i), sp.vstack(waiting[i], format="csr")
                 waiting[i], entries[i] = [], 0
-    for draw, left in enumerate(waiting):
+    for sample, left in enumerate(waiting):
         if left:
-            yield draw, sp.vstack(left, format="csr")
+            yield sample, sp.vstack(left, format="csr")
 
 
 @contextmanager

@@ -126,8 +126,8 @@ def _only_ours(path: Path) -> bool:
     if not path.is_dir():
         return False
     names = {p.name for p in path.iterdir()}
-    ours = _MODEL in names and names <= {_WEIGHTS, _MODEL, _HISTORY, _ADATA}
-    return not names or ours or {"model.pt"} <= names <= {"model.pt", _ADATA}
+    is_model = _MODEL in names and names <= {_WEIGHTS, _MODEL, _HISTORY, _ADATA}
+    return not names or is_model or {"model.pt"} <= names <= {"model.pt", _ADATA}
 
 
 def read_folder(path: Path) -> StoredModel:
@@ -187,10 +187,10 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise _damaged(path, _MODEL, error) from error
     if not isinstance(sections, dict):
         raise _damaged(path, _MODEL, "not a JSON object")
-    found = sections.get("format_version")
-    if found != FORMAT_VERSION:
+    version = sections.get("format_version")
+    if version != FORMAT_VERSION:
         raise ModelFileError(
-            f"{path} has format version {found!r}, but this vivace reads {FORMAT_VERSION}; "
+            f"{path} has format version {version!r}, but this vivace reads {FORMAT_VERSION}; "
             "open it with the version of vivace that wrote it."
         )
     missing = [name for name in _SECTIONS if name not in sections]

@@ -144,7 +144,7 @@ def transfer_labels(
         subset = replace(subset, cells=replace(subset.cells, expression=subset_genes))
 
     prediction = predict_labels(labelled, subset, query_latent, rng, n_neighbors, n_samples)
-    data = self._asked_adata(query)
+    data = self._resolve_adata(query)
     result = _make_table(
         prediction, names, data.obs_names, min_probability, max_novelty, all_probabilities
     )

@@ -29,13 +29,13 @@ def test_folded_batch_norm_is_batch_norm(training, shift):
     upstream = torch.randn(N, G, generator=gen).double()
 
     weight, bias = head(x)
-    found = x @ weight + bias
+    result = x @ weight + bias
     expected = norm(x @ head.weight)
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-11)
     ours = (x, head.weight, head.batch_norm.weight, head.batch_norm.bias)
     theirs = (x, head.weight, norm.weight, norm.bias)
     for a, b in zip(
-        torch.autograd.grad(found, ours, upstream),
+        torch.autograd.grad(result, ours, upstream),
         torch.autograd.grad(expected, theirs, upstream),
         strict=True,
     ):

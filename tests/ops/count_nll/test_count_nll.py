@@ -28,10 +28,10 @@ def kernel(problem, reduction="none", **options):
     return count_results(problem, torch.float32, backend="cpu", reduction=reduction, **options)
 
 
-def assert_same_bits(found, expected):
-    assert found.keys() == expected.keys()
+def assert_same_bits(result, expected):
+    assert result.keys() == expected.keys()
     for name, array in expected.items():
-        assert torch.equal(found[name], array), name
+        assert torch.equal(result[name], array), name
 
 
 # ---- the budget -------------------------------------------------------------
@@ -113,12 +113,12 @@ def test_theta_beyond_its_bounds(likelihood, sign, beyond):
     for reduction in REDUCTIONS:
         for backend in ("cpu", "reference"):
             options = {"backend": backend, "reduction": reduction}
-            found = count_results(outside, torch.float32, **options)
+            result = count_results(outside, torch.float32, **options)
             expected = count_results(at_bound, torch.float32, **options)
-            by_theta = found.pop("log_theta_g")
+            by_theta = result.pop("log_theta_g")
             assert not by_theta[some].any()
             assert torch.equal(by_theta[~some], expected.pop("log_theta_g")[~some])
-            assert_same_bits(found, expected)
+            assert_same_bits(result, expected)
 
 
 @pytest.mark.parametrize("zi_logit", [-60.0, -43.0, -20.0, 20.0, 43.0, 60.0, 100.0])
@@ -167,12 +167,12 @@ def test_processors_that_flush_small_numbers_to_zero(zi_logit):
         expected = kernel(problem)
         if not torch.set_flush_denormal(True):
             pytest.skip("this processor cannot flush small numbers to zero")
-        found = kernel(problem)
+        result = kernel(problem)
     finally:
         torch.set_flush_denormal(False)
         torch.set_num_threads(threads)
-    assert torch.equal(found["nll"], expected["nll"])
-    for name, gradient in found.items():
+    assert torch.equal(result["nll"], expected["nll"])
+    for name, gradient in result.items():
         assert torch.allclose(gradient, expected[name], rtol=1e-6, atol=1e-30), name
 
 
@@ -187,11 +187,11 @@ def test_a_gene_that_is_surely_dropped_beside_one_that_vanishes(certain):
     counts = problem.counts.dense()
     counts[:, [3, 50]] = 0.0
     problem = replace(problem.with_counts(counts), log_library=torch.full((16,), 14.0))
-    found = kernel(problem)
+    result = kernel(problem)
     finite = replace(problem, heads=replace(problem.heads, dropout_g=logits.clamp(max=1e4)))
     expected = count_results(finite, torch.float64, backend="reference", reduction="none")
-    assert torch.allclose(found["nll"].double(), expected["nll"], rtol=1e-6)
-    assert all(gradient.isfinite().all() for gradient in found.values())
+    assert torch.allclose(result["nll"].double(), expected["nll"], rtol=1e-6)
+    assert all(gradient.isfinite().all() for gradient in result.values())
 
 
 @pytest.mark.parametrize("largest", [-300.0, 0.0, 300.0])
@@ -217,7 +217,7 @@ KINDS = {
 each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 
 
-def kinds_of(likelihood, kind):
+def get_kinds(likelihood, kind):
     """Poisson has no dispersion."""
     return {k: v for k, v in kind.items() if likelihood != "poisson" or k != "dispersion"}
 
@@ -228,7 +228,7 @@ def kinds_of(likelihood, kind):
 @each_reduction
 @each_likelihood
 def test_each_dispersion_and_activation(likelihood, reduction, kind, weighted, spread):
-    options = kinds_of(likelihood, kind) | {"spread": spread}
+    options = get_kinds(likelihood, kind) | {"spread": spread}
     problems = (count_problem(likelihood, seed, **options) for seed in range(12))
     check_count_budget(problems, reduction, weighted=weighted)
 
@@ -238,7 +238,7 @@ def test_each_dispersion_and_activation(likelihood, reduction, kind, weighted, s
 @each_kind
 @each_likelihood
 def test_sizes_of_each_dispersion_and_activation(likelihood, kind, n, g):
-    options = kinds_of(likelihood, kind) | {"n": n, "g": g, "h": 5}
+    options = get_kinds(likelihood, kind) | {"n": n, "g": g, "h": 5}
     seeds = range(64 if n == 1 else 16)
     problems = [count_problem(likelihood, seed, **options) for seed in seeds]
     check_count_budget(problems)
@@ -251,7 +251,7 @@ def test_sizes_of_each_dispersion_and_activation(likelihood, kind, n, g):
 def test_blocks_of_each_dispersion_and_activation(likelihood, reduction, kind, monkeypatch):
     monkeypatch.setattr(cpu, "_BLOCK_CELLS", 1)
     monkeypatch.setattr(cpu, "_BLOCK_BYTES", 5 * 4 * 120)
-    options = kinds_of(likelihood, kind)
+    options = get_kinds(likelihood, kind)
     check_count_budget((count_problem(likelihood, s, **options) for s in range(8)), reduction)
 
 
@@ -266,10 +266,12 @@ def test_theta_of_a_cell_beyond_its_bounds(likelihood, dispersion):
     for sign in (-1, 1):
         outside = problem.with_heads(**{field: torch.where(some, sign * 100.0, inside)})
         for reduction in REDUCTIONS:
-            found = kernel(outside, reduction)
+            result = kernel(outside, reduction)
             expected = count_results(outside, torch.float64, reduction=reduction)
-            assert not found[field][..., some].any()
-            torch.testing.assert_close(found["nll"].double(), expected["nll"], rtol=1e-5, atol=1e-4)
+            assert not result[field][..., some].any()
+            torch.testing.assert_close(
+                result["nll"].double(), expected["nll"], rtol=1e-5, atol=1e-4
+            )
 
 
 @pytest.mark.parametrize("logit", [-300.0, -88.0, -25.0, -20.0, -19.9, 0.0, 25.0, 90.0])
@@ -479,17 +481,17 @@ def test_without_gradients_the_value_is_the_same(likelihood):
     problem = count_problem(likelihood, seed=15)
     p, weight = problem, torch.rand(16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        found = count_nll(
+        result = count_nll(
             *(p.counts, p.hidden, p.heads, p.log_library),
             likelihood=likelihood,
             weight_n=weight,
             reduction="sum",
             backend="cpu",
         )
-    torch.testing.assert_close(found, kernel(problem, "sum", weight=weight)["nll"])
+    torch.testing.assert_close(result, kernel(problem, "sum", weight=weight)["nll"])
 
 
-def inputs_of(problem):
+def get_inputs(problem):
     return CountNLLInputs(
         counts=problem.counts,
         hidden_nh=problem.hidden,
@@ -500,30 +502,30 @@ def inputs_of(problem):
     )
 
 
-def tensors_of(gradients):
+def get_tensors(gradients):
     """The tensors of a result by name."""
-    found = {k: v for k, v in vars(gradients.heads).items() if v is not None}
-    return found | {k: v for k, v in vars(gradients).items() if k != "heads"}
+    result = {k: v for k, v in vars(gradients.heads).items() if v is not None}
+    return result | {k: v for k, v in vars(gradients).items() if k != "heads"}
 
 
 @each_likelihood
 def test_losses_outlive_the_next_call(likelihood):
     problems = [count_problem(likelihood, seed=seed, n=n) for seed, n in ((1, 16), (2, 9), (1, 16))]
     with torch.no_grad():
-        found = [cpu.nll(inputs_of(p)) for p in problems]
-    for p, nll in zip(problems, found, strict=True):
+        result = [cpu.nll(get_inputs(p)) for p in problems]
+    for p, nll in zip(problems, result, strict=True):
         assert torch.equal(nll, kernel(p)["nll"])
 
 
 @pytest.mark.parametrize("kind", [{}, *KINDS.values()], ids=["", *KINDS])
 @each_likelihood
 def test_gradients_outlive_the_next_call(likelihood, kind):
-    problem, other = (count_problem(likelihood, s, **kinds_of(likelihood, kind)) for s in (1, 2))
-    found = tensors_of(cpu.nll_and_gradients(inputs_of(problem), torch.ones(16)))
-    kept = {name: tensor.clone() for name, tensor in found.items()}
-    cpu.nll_and_gradients(inputs_of(other), torch.ones(16))
-    cpu.nll_and_gradients(inputs_of(other), torch.ones(16), results=Workspace())
-    assert_same_bits(found, kept)
+    problem, other = (count_problem(likelihood, s, **get_kinds(likelihood, kind)) for s in (1, 2))
+    result = get_tensors(cpu.nll_and_gradients(get_inputs(problem), torch.ones(16)))
+    kept = {name: tensor.clone() for name, tensor in result.items()}
+    cpu.nll_and_gradients(get_inputs(other), torch.ones(16))
+    cpu.nll_and_gradients(get_inputs(other), torch.ones(16), results=Workspace())
+    assert_same_bits(result, kept)
 
 
 @pytest.mark.parametrize("kind", [{}, *KINDS.values()], ids=["", *KINDS])
@@ -532,39 +534,39 @@ def test_results_in_a_workspace_are_the_same(likelihood, kind):
     """Whatever calls of other sizes have left in it."""
     workspace = Workspace()
     for seed, n in ((1, 16), (2, 9), (3, 21), (1, 16)):
-        problem = count_problem(likelihood, seed, n=n, **kinds_of(likelihood, kind))
+        problem = count_problem(likelihood, seed, n=n, **get_kinds(likelihood, kind))
         weight = torch.rand(n, generator=torch.Generator().manual_seed(seed))
-        found = cpu.nll_and_gradients(inputs_of(problem), weight, results=workspace)
-        expected = cpu.nll_and_gradients(inputs_of(problem), weight)
-        assert_same_bits(tensors_of(found), tensors_of(expected))
+        result = cpu.nll_and_gradients(get_inputs(problem), weight, results=workspace)
+        expected = cpu.nll_and_gradients(get_inputs(problem), weight)
+        assert_same_bits(get_tensors(result), get_tensors(expected))
 
 
 def test_results_in_a_workspace_that_need_several_blocks_are_the_same(monkeypatch):
     problem, workspace = count_problem("zinb", seed=1), Workspace()
     monkeypatch.setattr(cpu, "_BLOCK_CELLS", 1)
     monkeypatch.setattr(cpu, "_BLOCK_BYTES", 5 * 4 * 120)
-    found = cpu.nll_and_gradients(inputs_of(problem), torch.ones(16), results=workspace)
-    expected = cpu.nll_and_gradients(inputs_of(problem), torch.ones(16))
-    assert_same_bits(tensors_of(found), tensors_of(expected))
+    result = cpu.nll_and_gradients(get_inputs(problem), torch.ones(16), results=workspace)
+    expected = cpu.nll_and_gradients(get_inputs(problem), torch.ones(16))
+    assert_same_bits(get_tensors(result), get_tensors(expected))
 
 
 def test_minibatches_of_every_size_do_not_add_memory():
     with torch.no_grad():
-        cpu.nll(inputs_of(count_problem("zinb", seed=0, n=40)))
+        cpu.nll(get_inputs(count_problem("zinb", seed=0, n=40)))
         kept = thread_workspace().kept_numbers
         for n in range(1, 40):
-            cpu.nll(inputs_of(count_problem("zinb", seed=0, n=n)))
+            cpu.nll(get_inputs(count_problem("zinb", seed=0, n=n)))
     assert thread_workspace().kept_numbers == kept
 
 
 def test_python_threads_do_not_share_memory():
     """Losses of different cells in four threads at once."""
     problems = [count_problem("zinb", seed=seed, n=40 + seed, g=300) for seed in range(4)]
-    inputs = [inputs_of(p) for p in problems]
+    inputs = [get_inputs(p) for p in problems]
     expected = [cpu.nll(i) for i in inputs]
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(cpu.nll, inputs * 25))
-    for i, nll in enumerate(found):
+        result = list(pool.map(cpu.nll, inputs * 25))
+    for i, nll in enumerate(result):
         assert torch.equal(nll, expected[i % 4])
 
 
@@ -575,19 +577,19 @@ def test_python_threads_do_not_share_memory():
 @pytest.mark.parametrize("kind", [{}, *KINDS.values()], ids=["", *KINDS])
 @each_likelihood
 def test_the_two_functions_agree_with_autograd(likelihood, kind, backend):
-    problem = count_problem(likelihood, seed=4, **kinds_of(likelihood, kind))
+    problem = count_problem(likelihood, seed=4, **get_kinds(likelihood, kind))
     weight = torch.rand(16, generator=torch.Generator().manual_seed(0))
-    inputs = inputs_of(problem)
-    found = tensors_of(backend.nll_and_gradients(inputs, weight))
-    total, nll = found.pop("total"), backend.nll(inputs)
+    inputs = get_inputs(problem)
+    result = get_tensors(backend.nll_and_gradients(inputs, weight))
+    total, nll = result.pop("total"), backend.nll(inputs)
     torch.testing.assert_close(total, (nll * weight).sum())
     exact = count_results(problem, torch.float64, reduction="sum", weight=weight)
     exact["hidden_nh"], exact["log_library_n"] = exact.pop("hidden"), exact.pop("log_library")
     torch.testing.assert_close(total.double(), exact.pop("nll"), rtol=1e-5, atol=1e-3)
-    assert found.keys() == exact.keys()
+    assert result.keys() == exact.keys()
     for name, gradient in exact.items():
         torch.testing.assert_close(
-            found[name].double(), gradient, rtol=1e-3, atol=1e-4 * gradient.abs().max().item()
+            result[name].double(), gradient, rtol=1e-3, atol=1e-4 * gradient.abs().max().item()
         )
 
 

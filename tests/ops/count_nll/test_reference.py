@@ -69,11 +69,11 @@ def test_value_against_forty_digits(reference, exact, axes, device, exact_dtype)
     """Off by no more than the rounding of the terms that the formula adds up."""
     points = list(product(*axes))
     columns = torch.tensor(points, dtype=exact_dtype, device=device).unbind(1)
-    found = reference(*columns).cpu().double().numpy()
+    result = reference(*columns).cpu().double().numpy()
     with mpmath.workdps(40):
         value, size = np.array([exact(*map(mpf, p)) for p in points]).astype(float).T
     rounding = torch.finfo(exact_dtype).eps * (1 + size)
-    assert np.all(np.abs(found - value) <= 16 * rounding)
+    assert np.all(np.abs(result - value) <= 16 * rounding)
 
 
 def test_theta_is_held_within_bounds(device, exact_dtype):
@@ -88,10 +88,10 @@ def test_theta_is_held_within_bounds(device, exact_dtype):
 
 @pytest.mark.parametrize("logit", [-200.0, -37.5, -36.5, -15.0, -1.0, 0.0, 1.0, 15.0, 60.0])
 def test_log_of_softplus(logit, device, exact_dtype):
-    found = log_scale(torch.tensor([[logit]], dtype=exact_dtype, device=device), "softplus").item()
+    result = log_scale(torch.tensor([[logit]], dtype=exact_dtype, device=device), "softplus").item()
     with mpmath.workdps(40):
         exact = float(mpmath.log(mpmath.log1p(mpmath.exp(mpf(logit)))))
-    assert abs(found - exact) <= 4 * torch.finfo(exact_dtype).eps * (1 + abs(exact))
+    assert abs(result - exact) <= 4 * torch.finfo(exact_dtype).eps * (1 + abs(exact))
 
 
 # ---- whole cells against SciPy ----------------------------------------------
@@ -138,7 +138,7 @@ def test_cells_against_scipy(likelihood, activation, dispersion, device_with_flo
     problem = count_problem(likelihood, seed=1, n=7, g=30, dispersion=dispersion)
     expected = torch.from_numpy(scipy_nll(problem, activation))
     moved = {k: _to(v, device_with_float64) for k, v in vars(problem.heads).items()}
-    found = count_nll(
+    result = count_nll(
         replace(problem.counts, values=problem.counts.values.double()).to(device_with_float64),
         problem.hidden.double().to(device_with_float64),
         CountHeads(**moved),
@@ -146,7 +146,7 @@ def test_cells_against_scipy(likelihood, activation, dispersion, device_with_flo
         likelihood=likelihood,
         activation=activation,
     )
-    torch.testing.assert_close(found.cpu(), expected, rtol=1e-10, atol=0)
+    torch.testing.assert_close(result.cpu(), expected, rtol=1e-10, atol=0)
 
 
 @pytest.mark.parametrize("likelihood", COUNT_LIKELIHOODS)
@@ -237,9 +237,9 @@ def test_reductions_are_what_they_say(backend, weighted):
     total = (each * (1 if weight is None else weight)).sum()
     for reduction, expected in (("sum", total), ("mean", total / n)):
         options = {"backend": backend, "reduction": reduction, "weight": weight}
-        found = count_results(problem, torch.float32, **options)["nll"]
-        assert found.shape == ()
-        torch.testing.assert_close(found, expected)
+        result = count_results(problem, torch.float32, **options)["nll"]
+        assert result.shape == ()
+        torch.testing.assert_close(result, expected)
 
 
 # ---- what it refuses --------------------------------------------------------

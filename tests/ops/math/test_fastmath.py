@@ -39,9 +39,9 @@ def spread_over(low, high, n=200_000):
     return x[(x >= low) & (x <= high)]
 
 
-def ulps(found, exact):
+def ulps(result, exact):
     """Distance in units in the last place of the exact value as a float32."""
-    return np.abs(found.astype(np.float64) - exact) / np.spacing(np.abs(exact.astype(np.float32)))
+    return np.abs(result.astype(np.float64) - exact) / np.spacing(np.abs(exact.astype(np.float32)))
 
 
 @pytest.mark.parametrize(
@@ -63,11 +63,11 @@ def test_one_number_against_forty_digits(function):
     for x in np.float32([1e-30, 1e-7, 0.1, 0.70710677, 0.7071068, 1, 1.4142135, 1.4142137, 3, 80]):
         with mpmath.workdps(40):
             value = np.array([float(exact(mpmath.mpf(float(x))))])
-        found = np.array([function(x)], np.float32)
+        result = np.array([function(x)], np.float32)
         if value[0] == 0:
-            assert found[0] == 0
+            assert result[0] == 0
         else:
-            assert ulps(found, value)[0] <= 2
+            assert ulps(result, value)[0] <= 2
 
 
 def test_exact_where_the_result_is():
@@ -86,9 +86,9 @@ def test_nan_stays_nan(function):
 
 @pytest.mark.parametrize("beyond", [-88.0, -1e30, -np.inf])
 def test_exp_of_very_negative_numbers_stays_normal(beyond):
-    found = LOOPS[exp32](np.full(19, beyond, np.float32))
-    assert np.array_equal(found, LOOPS[exp32](np.full(19, EXP_MIN, np.float32)))
-    assert np.all(found >= TINY)
+    result = LOOPS[exp32](np.full(19, beyond, np.float32))
+    assert np.array_equal(result, LOOPS[exp32](np.full(19, EXP_MIN, np.float32)))
+    assert np.all(result >= TINY)
 
 
 @pytest.mark.parametrize("size", [1, 7, 16, 1271])

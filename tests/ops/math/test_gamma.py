@@ -24,18 +24,18 @@ def over_array(z):
     return out
 
 
-def close(found, exact, tolerance):
+def close(result, exact, tolerance):
     """Relative error, or absolute where the exact value is below one."""
     exact = np.array([float(e) for e in exact])
-    assert np.max(np.abs(found - exact) / np.maximum(np.abs(exact), 1.0)) < tolerance
+    assert np.max(np.abs(result - exact) / np.maximum(np.abs(exact), 1.0)) < tolerance
 
 
 @pytest.mark.parametrize("points", [LOG_POINTS, LOG_POINTS[::-1]], ids=["", "reversed"])
 def test_log(points):
     with mpmath.workdps(40):
-        found = over_array(np.array(points))[0]
+        result = over_array(np.array(points))[0]
         exact = np.array([float(mpmath.log(p)) for p in points])
-    assert np.max(np.abs(found - exact) / np.maximum(np.abs(exact), 1e-12)) < 3e-15
+    assert np.max(np.abs(result - exact) / np.maximum(np.abs(exact), 1e-12)) < 3e-15
     assert log64(1.0) == 0.0
 
 

@@ -192,14 +192,14 @@ def test_threads_do_not_change_a_bit(threads):
     genes, values = np.nonzero(x)[1].astype(np.int32), x[x > 0].astype(np.float32)
     weight = rng.normal(size=(600, 24)).astype(np.float32)
     upstream = rng.normal(size=(70, 24)).astype(np.float32)
-    found = []
+    result = []
     for number in (1, 2):
         vivace.settings.num_threads = number
         out, gradient = np.empty((70, 24), np.float32), np.empty((600, 24), np.float32)
         cpu.product_into(out, indptr, genes, values, weight)
         cpu.weight_gradient_into(gradient, indptr, genes, values, upstream)
-        found.append(np.concatenate([out.ravel(), gradient.ravel()]))
-    assert np.array_equal(*found)
+        result.append(np.concatenate([out.ravel(), gradient.ravel()]))
+    assert np.array_equal(*result)
 
 
 @pytest.mark.parametrize("enabled", [True, False])

@@ -56,8 +56,8 @@ def test_the_quota_is_the_least_of_the_group_and_those_above(own, files, expecte
     # a limit outside the mount is nobody's
     write(tmp_path, cpu__max="1 1", cpu__cfs_quota_us="1", cpu__cfs_period_us="1")
     write(tmp_path / "self", cgroup=own)
-    found = cores._quota(tmp_path / "cgroup", tmp_path / "self" / "cgroup")
-    assert found == expected
+    result = cores._quota(tmp_path / "cgroup", tmp_path / "self" / "cgroup")
+    assert result == expected
 
 
 def test_no_quota_where_the_groups_cannot_be_read(tmp_path):
@@ -183,5 +183,5 @@ def test_on_this_machine_it_is_a_number_of_cores():
     until = time.perf_counter() + 0.3
     while time.perf_counter() < until:
         pass
-    found = free.look()
-    assert found is None or 0.0 < found < 1.3 * len(os.sched_getaffinity(0)) + 0.5
+    result = free.look()
+    assert result is None or 0.0 < result < 1.3 * len(os.sched_getaffinity(0)) + 0.5

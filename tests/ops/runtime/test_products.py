@@ -69,9 +69,9 @@ def test_budget(n, k, m, of_a, of_b, biased, path):
         gen = torch.Generator().manual_seed(seed)
         a, b = torch.randn(n, k, generator=gen), torch.randn(k, m, generator=gen)
         bias = torch.randn(m, generator=gen) if biased else None
-        found = matmul.product(of_a(a), of_b(b), bias)
+        result = matmul.product(of_a(a), of_b(b), bias)
         exact = a.double() @ b.double() + (0 if bias is None else bias.double())
-        budget.add("product", found, in_order(a, b, bias), exact)
+        budget.add("product", result, in_order(a, b, bias), exact)
     budget.check()
 
 
@@ -87,17 +87,17 @@ def test_a_bias_of_any_stride(path):
 @pytest.mark.parametrize(("n", "k", "m"), [(0, 3, 4), (3, 0, 4), (3, 4, 0)])
 def test_nothing_in_it(n, k, m, biased, path):
     bias = torch.arange(float(m)) if biased else None
-    found = matmul.product(torch.ones(n, k), torch.ones(k, m), bias)
+    result = matmul.product(torch.ones(n, k), torch.ones(k, m), bias)
     expected = torch.zeros(n, m) if k == 0 else torch.full((n, m), float(k))
-    assert torch.equal(found, expected if bias is None else expected + bias)
+    assert torch.equal(result, expected if bias is None else expected + bias)
 
 
 @each_path
 def test_nan_shows_in_its_row_and_column_alone(path):
     a, b = torch.ones(5, 7), torch.ones(7, 33)
     a[2, 3], b[4, 20] = torch.nan, torch.nan
-    found = matmul.product(a, b).isnan()
-    assert torch.equal(found, a.isnan().any(1)[:, None] | b.isnan().any(0))
+    result = matmul.product(a, b).isnan()
+    assert torch.equal(result, a.isnan().any(1)[:, None] | b.isnan().any(0))
 
 
 @pytest.mark.parametrize(("small", "calls_expected"), [(23, 1), (24, 0)])
@@ -111,8 +111,8 @@ def test_small_products_are_not_onednn_s(small, calls_expected, biased, monkeypa
     monkeypatch.setattr(matmul, "_ONEDNN", lambda *a: calls.append(a) or onednn(*a))
     monkeypatch.setattr(matmul, "_SMALL", small)
     bias = torch.ones(4) if biased else None
-    found = matmul.product(torch.ones(2, 3), torch.ones(3, 4), bias)
-    assert torch.equal(found, torch.full((2, 4), 3.0 + biased))
+    result = matmul.product(torch.ones(2, 3), torch.ones(3, 4), bias)
+    assert torch.equal(result, torch.full((2, 4), 3.0 + biased))
     assert len(calls) == calls_expected
 
 
@@ -136,12 +136,12 @@ def test_the_number_of_threads_does_not_show(n, k, m, of_a, of_b, threads):
     a, b = of_a(torch.randn(n, k, generator=gen)), of_b(torch.randn(k, m, generator=gen))
     bias = torch.randn(m, generator=gen)
     for bias_or_none in (None, bias):
-        found = []
+        result = []
         for number in (1, 2, 3, 4, 7, 16):
             torch.set_num_threads(number)
-            found.append(matmul.product(a, b, bias_or_none).clone())
+            result.append(matmul.product(a, b, bias_or_none).clone())
             assert torch.get_num_threads() == number
-        assert all(torch.equal(found[0], other) for other in found[1:])
+        assert all(torch.equal(result[0], other) for other in result[1:])
 
 
 @pytest.mark.parametrize("of_b", [plain, transposed])
@@ -165,10 +165,10 @@ def test_linear_has_the_gradients_of_its_definition(biased, dtype):
     shapes = [(17, 5), (5, 9)] + [(9,)] * biased
     given = [torch.randint(-4, 5, s, generator=gen).to(dtype).requires_grad_() for s in shapes]
     upstream = torch.randint(-4, 5, (17, 9), generator=gen).to(dtype)
-    found = torch.autograd.grad(matmul.linear(*given), given, upstream)
+    result = torch.autograd.grad(matmul.linear(*given), given, upstream)
     x, weight = given[:2]
     expected = [upstream @ weight.T, x.T @ upstream] + [upstream.sum(0)] * biased
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(result, expected, strict=True))
 
 
 @pytest.mark.parametrize("moved", [(0,), (1,), (2,), (0, 1, 2)])
@@ -184,10 +184,10 @@ def test_linear_has_the_derivative_of_its_definition(moved):
         return matmul.linear(*arguments)
 
     primals, along = tuple(given[i] for i in moved), tuple(tangents[i] for i in moved)
-    _, found = torch.func.jvp(moving, primals, along)
+    _, result = torch.func.jvp(moving, primals, along)
     (x, w, _), (dx, dw, db) = given, tangents
     parts = [dx @ w, x @ dw, db.expand(17, 9)]
-    assert torch.equal(found, sum(parts[i] for i in moved))
+    assert torch.equal(result, sum(parts[i] for i in moved))
 
 
 def test_linear_has_no_second_derivative():

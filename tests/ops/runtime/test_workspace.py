@@ -63,9 +63,9 @@ def test_clear():
 
 
 def test_each_thread_has_its_own():
-    found = []
-    other = threading.Thread(target=lambda: found.append(thread_workspace()))
+    result = []
+    other = threading.Thread(target=lambda: result.append(thread_workspace()))
     other.start()
     other.join()
-    assert found != [thread_workspace()]
+    assert result != [thread_workspace()]
     assert thread_workspace() is thread_workspace()

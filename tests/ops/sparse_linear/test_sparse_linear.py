@@ -49,9 +49,9 @@ def check_budget(problems, transform="none"):
     budget.check()
 
 
-def assert_same_bits(found, expected):
+def assert_same_bits(result, expected):
     for name, array in expected.items():
-        assert torch.equal(found[name], array), name
+        assert torch.equal(result[name], array), name
 
 
 # ---- the reference ----------------------------------------------------------
@@ -70,10 +70,10 @@ def test_reference_against_scipy(transform, device, exact_dtype):
         "weight": matrix.T @ upstream.double().numpy(),
     }
     there = counts.to(device), weight.to(device), upstream.to(device)
-    found = results(there, exact_dtype, "reference", transform)
+    result = results(there, exact_dtype, "reference", transform)
     for name, array in expected.items():
         size = 130 * np.abs(array).max() * torch.finfo(exact_dtype).eps
-        assert np.abs(found[name].cpu().double().numpy() - array).max() <= size
+        assert np.abs(result[name].cpu().double().numpy() - array).max() <= size
 
 
 @each_transform
@@ -211,14 +211,14 @@ def test_nan_and_infinity_show_where_they_belong():
 def test_bits_do_not_depend_on_threads():
     problem = draw(9, n=200, g=300)
     before = numba.get_num_threads()
-    found = []
+    result = []
     try:
         for threads in (1, 2):
             numba.set_num_threads(threads)
-            found.append(results(problem, torch.float32, "cpu", "log1p"))
+            result.append(results(problem, torch.float32, "cpu", "log1p"))
     finally:
         numba.set_num_threads(before)
-    assert_same_bits(*found)
+    assert_same_bits(*result)
 
 
 @pytest.mark.parametrize("backend", [cpu, reference], ids=["cpu", "reference"])
@@ -235,8 +235,8 @@ def test_logarithm_of_any_number_is_that_of_numpy():
         [np.geomspace(1e-30, 3e38, 9_000), -np.geomspace(1e-30, 0.999, 900), [0, 1, 2, 1e6]]
     ).astype(np.float32)
     exact = np.log1p(values.astype(np.float64))
-    found = cpu.log1p(torch.from_numpy(values)).numpy()
-    assert np.all(np.abs(found - exact) <= 2 * np.spacing(np.abs(exact).astype(np.float32)))
+    result = cpu.log1p(torch.from_numpy(values)).numpy()
+    assert np.all(np.abs(result - exact) <= 2 * np.spacing(np.abs(exact).astype(np.float32)))
     special = torch.tensor([-1.0, -1.5, -torch.inf, torch.inf, nan, 0.0, -0.0])
     torch.testing.assert_close(cpu.log1p(special), special.log1p(), rtol=0, atol=0, equal_nan=True)
 
@@ -299,6 +299,6 @@ def test_dense_counts_are_those_of_scipy(n):
     cells, genes = rng.integers(0, n, 300), rng.integers(0, 25, 300)
     indptr = np.append(0, np.bincount(cells, minlength=n).cumsum())
     genes, values = genes.astype(np.int32), rng.integers(1, 9, 300).astype(np.float32)
-    found = np.full((n, 25), np.nan, np.float32)
-    cpu.fill_dense(found, indptr, genes, values)
-    np.testing.assert_array_equal(found, sp.csr_matrix((values, genes, indptr), (n, 25)).toarray())
+    result = np.full((n, 25), np.nan, np.float32)
+    cpu.fill_dense(result, indptr, genes, values)
+    np.testing.assert_array_equal(result, sp.csr_matrix((values, genes, indptr), (n, 25)).toarray())

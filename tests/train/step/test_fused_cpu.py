@@ -62,7 +62,7 @@ def network(seed, *, size_factor=False, covariates=True, n_batches=3, **options)
     return net.train()
 
 
-def noise_of(net, n, seed):
+def get_noise(net, n, seed):
     """What the step draws after the bits of dropout."""
     gen = torch.Generator().manual_seed(seed)
     for after in net.encoder.activations:
@@ -100,7 +100,7 @@ def by_kernels(net, batch, seed):
 
 
 def by_autograd(net, batch, seed, dtype, monkeypatch):
-    noise = noise_of(net, batch.n_cells, seed).to(dtype)
+    noise = get_noise(net, batch.n_cells, seed).to(dtype)
     net = copy.deepcopy(net).to(dtype)
     net.backend = "reference"
     batch = replace(
@@ -125,17 +125,17 @@ def check(monkeypatch, n=24, seeds=SEEDS, typical=False, **options):
         if not net.dims.size_factor:
             batch = replace(batch, size_factor=None)
         assert supports(net)
-        found = by_kernels(net, batch, seed)
+        result = by_kernels(net, batch, seed)
         single, exact = (
             by_autograd(net, batch, seed, dtype, monkeypatch)
             for dtype in (torch.float32, torch.float64)
         )
-        assert found.keys() == exact.keys()
+        assert result.keys() == exact.keys()
         for name in exact:
             if n > 1 and name.endswith(".bias") and ".linears." in name:
-                assert not found[name].any(), name  # batch norm takes it out: exactly zero
+                assert not result[name].any(), name  # batch norm takes it out: exactly zero
                 continue
-            budget.add(name, found[name], single[name], exact[name])
+            budget.add(name, result[name], single[name], exact[name])
     if typical:
         budget.check_typical()
     else:
@@ -207,9 +207,9 @@ def test_what_a_call_leaves_does_not_depend_on_those_before(options):
         fresh = by_kernels(net, batch, seed)
         losses = repeated(batch, KL_WEIGHT, torch.Generator().manual_seed(seed))
         others(replace(cells(50 + seed, n), size_factor=batch.size_factor), KL_WEIGHT)
-        found = found_by(net, losses)
-        assert found.keys() == fresh.keys()
-        assert all(torch.equal(found[name], fresh[name]) for name in fresh), n
+        result = found_by(net, losses)
+        assert result.keys() == fresh.keys()
+        assert all(torch.equal(result[name], fresh[name]) for name in fresh), n
 
 
 def test_one_cell_leaves_the_running_statistics(monkeypatch):
@@ -234,9 +234,9 @@ def test_the_step_sees_parameters_that_were_changed_in_place():
     batch = replace(cells(0, 9), size_factor=None)
     step = Gradients(net)
     net.load_state_dict(other.state_dict())
-    found = step(batch, 1.0, torch.Generator().manual_seed(0))
+    result = step(batch, 1.0, torch.Generator().manual_seed(0))
     expected = Gradients(other)(batch, 1.0, torch.Generator().manual_seed(0))
-    assert torch.equal(found, expected)
+    assert torch.equal(result, expected)
     for p, q in zip(net.parameters(), other.parameters(), strict=True):
         assert torch.equal(p.grad, q.grad)
 

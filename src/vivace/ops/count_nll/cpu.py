@@ -61,17 +61,17 @@ def nll_and_gradients(
     blocks = _blocks(len(weight_n), inputs.heads)
     if len(blocks) > 1:
         results = None  # the blocks' results must outlive each other
-    found = []
+    parts = []
     for rows in blocks:
         cells, weights = _select_cells(inputs, rows), _part(weight_n, rows)
-        found.append(_weight_gradients(cells, weights, results or Workspace()))
-    if len(found) == 1:
-        return found[0]
+        parts.append(_weight_gradients(cells, weights, results or Workspace()))
+    if len(parts) == 1:
+        return parts[0]
     return NLLGradients(
-        total=torch.stack([block.total for block in found]).sum(),
-        hidden_nh=torch.cat([block.hidden_nh for block in found]),
-        heads=CountHeads(*map(_sum, zip(*(b.heads.tensors() for b in found), strict=True))),
-        log_library_n=torch.cat([block.log_library_n for block in found]),
+        total=torch.stack([part.total for part in parts]).sum(),
+        hidden_nh=torch.cat([part.hidden_nh for part in parts]),
+        heads=CountHeads(*map(_sum, zip(*(part.heads.tensors() for part in parts), strict=True))),
+        log_library_n=torch.cat([part.log_library_n for part in parts]),
     )
 
 

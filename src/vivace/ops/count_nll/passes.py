@@ -98,10 +98,10 @@ def gamma_functions(inv_theta: F32, log_theta: F64, log_gammas: F64, digammas: F
 def total(a: F32 | F64) -> float:
     """Sum in float64."""
     vector_loop()
-    found = 0.0
+    result = 0.0
     for j in range(a.size):
-        found += np.float64(a[j])
-    return found
+        result += np.float64(a[j])
+    return result
 
 
 @inner_kernel(fastmath=EXACT)
@@ -138,10 +138,10 @@ def total_of_logs(a: F32) -> float:
     third = a.size // 3
     logs = a[:third]
     _logs_of_products(logs, a[third : 2 * third], a[2 * third : 3 * third])
-    found: float = total(logs)
+    result: float = total(logs)
     for j in range(3 * third, a.size):
-        found += np.float64(log32(a[j]))
-    return found
+        result += np.float64(log32(a[j]))
+    return result
 
 
 # ---- the mean of every gene -------------------------------------------------------------
@@ -257,10 +257,10 @@ def odds_kept(logits: F32) -> None:
 def any_vanishing(value: F32, logits: F32) -> bool:
     """Whether e^pi and NB(0) of some gene are both too small for ``zero_zinb``."""
     vector_loop()
-    found = np.int32(0)
+    vanishing = np.int32(0)
     for j in range(value.size):
-        found |= np.int32(max(value[j], logits[j]) < _VANISHING)
-    return found != 0
+        vanishing |= np.int32(max(value[j], logits[j]) < _VANISHING)
+    return vanishing != 0
 
 
 @inner_kernel(fastmath=EXACT)
@@ -376,12 +376,9 @@ def nonzero_value(x: F32, ratio: F64, theta: F64, value: F64, grad_theta: F64) -
         u = ratio[i]
         t = theta[i]
         count = np.float64(x[i])
-        large = u > 1.0  # then log(1 + u) = log u + log(1 + 1/u), and log u cancels
-        log_u = value[i]
-        rest = log64(1.0 + (1.0 / u if large else u))
-        spread = rest + (log_u if large else 0.0)
+        spread = log64(1.0 + u)
         log_gamma_z, digamma_z = log_gamma_digamma(count + t)
-        value[i] = count * ((0.0 if large else log_u) - rest) - t * spread + log_gamma_z
+        value[i] = count * (value[i] - spread) - t * spread + log_gamma_z
         grad_theta[i] = t * (digamma_z - spread)
 
 

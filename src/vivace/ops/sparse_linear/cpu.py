@@ -145,7 +145,7 @@ def _gradient_of_genes(
     out = out_gh[first:last]
     out[:] = _ZERO
     number = np.uint32(last - first)
-    found = 0
+    n_entries = 0
     for n in range(indptr.size - 1):
         begin, end = indptr[n], indptr[n + 1]
         if first > 0:
@@ -154,8 +154,8 @@ def _gradient_of_genes(
         while stop < end and np.uint32(genes[stop] - first) < number:
             stop += 1
         add_to_rows(out, begin, stop, first, genes, values, grad_nh[n])
-        found += stop - begin
-    return found
+        n_entries += stop - begin
+    return n_entries
 
 
 @parallel_kernel()
@@ -163,9 +163,9 @@ def _gradient_by_stretches(out_gh: F32, indptr: I64, genes: I32, values: F32, gr
     """Write the gradient, right where the genes of each cell ascend; return the entries found."""
     n_genes = out_gh.shape[0]
     n_stretches = (n_genes + _GENES - 1) // _GENES
-    found = np.zeros(n_stretches, np.int64)
+    n_entries = np.zeros(n_stretches, np.int64)
     for part in prange(n_stretches):
         first, last = part * _GENES, min(n_genes, (part + 1) * _GENES)
-        found[part] = _gradient_of_genes(out_gh, first, last, indptr, genes, values, grad_nh)
-    total: int = found.sum()
+        n_entries[part] = _gradient_of_genes(out_gh, first, last, indptr, genes, values, grad_nh)
+    total: int = n_entries.sum()
     return total

@@ -29,16 +29,16 @@ class Pair:
 
     Parameters
     ----------
-    ours
+    vivace_name
         Name in our network.
-    theirs
-        Name in scvi-tools'; two names for two tensors that ours holds side by side.
+    scvi_names
+        Name in scvi-tools'; two names for two tensors that are one in our network.
     transposed
-        Whether theirs is the transpose of ours.
+        Whether scvi-tools' tensor is the transpose of ours.
     """
 
-    ours: str
-    theirs: tuple[str, ...]
+    vivace_name: str
+    scvi_names: tuple[str, ...]
     transposed: bool = False
 
 
@@ -67,10 +67,10 @@ def weights_from_scvi_tools(
     """
     weights = {}
     for pair in _pairs(config, size_factor):
-        parts = [_get_tensor(state, name) for name in pair.theirs]
+        parts = [_get_tensor(state, name) for name in pair.scvi_names]
         value = parts[0] if len(parts) == 1 else torch.cat(parts)
-        weights[pair.ours] = _transpose(value) if pair.transposed else value
-    for name in ("library_mean", "library_variance"):  # theirs has one row
+        weights[pair.vivace_name] = _transpose(value) if pair.transposed else value
+    for name in ("library_mean", "library_variance"):  # scvi-tools' have one row
         if name in weights:
             weights[name] = weights[name].flatten()
     return weights
@@ -80,7 +80,7 @@ def unused_in_scvi_tools(
     state: Mapping[str, Tensor], config: ModelConfig, size_factor: bool = False
 ) -> dict[str, Tensor]:
     """The tensors of an scvi-tools model that our network does not use, under their names."""
-    used = {name for pair in _pairs(config, size_factor) for name in pair.theirs}
+    used = {name for pair in _pairs(config, size_factor) for name in pair.scvi_names}
     return {name: value for name, value in state.items() if name not in used}
 
 
@@ -97,12 +97,14 @@ def weights_to_scvi_tools(
     """
     state: dict[str, Tensor] = {}
     for pair in _pairs(config, dims.size_factor):
-        value = weights[pair.ours].detach().cpu()
+        value = weights[pair.vivace_name].detach().cpu()
         value = _transpose(value) if pair.transposed else value
-        if pair.ours in ("library_mean", "library_variance"):
+        if pair.vivace_name in ("library_mean", "library_variance"):
             value = value[None, :]
-        parts = value.chunk(len(pair.theirs)) if len(pair.theirs) > 1 else (value,)
-        state |= {name: part.contiguous() for name, part in zip(pair.theirs, parts, strict=True)}
+        parts = value.chunk(len(pair.scvi_names)) if len(pair.scvi_names) > 1 else (value,)
+        state |= {
+            name: part.contiguous() for name, part in zip(pair.scvi_names, parts, strict=True)
+        }
     generator = torch.Generator().manual_seed(0)
     for name, make in _missing_makers(config, dims).items():
         if name not in state:
@@ -125,11 +127,11 @@ def _pairs(config: ModelConfig, size_factor: bool) -> Iterator[Pair]:
     if config.linear_decoder:
         heads = [("scale", "factor_regressor")]
         heads += [("dropout", "px_dropout_decoder")] if family.zero_inflated else []
-        for ours, theirs in heads:
-            layer = f"decoder.{theirs}.fc_layers.Layer 0"
-            yield Pair(f"decoder.{ours}.weight", (f"{layer}.0.weight",), transposed=True)
+        for vivace_name, scvi_name in heads:
+            layer = f"decoder.{scvi_name}.fc_layers.Layer 0"
+            yield Pair(f"decoder.{vivace_name}.weight", (f"{layer}.0.weight",), transposed=True)
             if normed:
-                yield from _norm(f"decoder.{ours}.batch_norm", f"{layer}.1")
+                yield from _norm(f"decoder.{vivace_name}.batch_norm", f"{layer}.1")
     else:
         yield from _stack("decoder", "decoder.px_decoder", config.n_layers, normed)
         yield from _linear("decoder.scale", "decoder.px_scale_decoder.0")
@@ -138,33 +140,37 @@ def _pairs(config: ModelConfig, size_factor: bool) -> Iterator[Pair]:
         if per_cell:
             yield from _linear("decoder.theta", "decoder.px_r_decoder")
     if family.dispersed and not per_cell:
-        yield Pair("log_theta", ("px_r",), transposed=True)  # theirs has one column per category
+        yield Pair(
+            "log_theta", ("px_r",), transposed=True
+        )  # scvi-tools' has one column per category
 
 
-def _encoder(ours: str, theirs: str, config: ModelConfig, n_layers: int) -> Iterator[Pair]:
+def _encoder(
+    vivace_name: str, scvi_name: str, config: ModelConfig, n_layers: int
+) -> Iterator[Pair]:
     normed = config.use_batch_norm in ("encoder", "both")
-    yield from _stack(ours, f"{theirs}.encoder", n_layers, normed)
+    yield from _stack(vivace_name, f"{scvi_name}.encoder", n_layers, normed)
     for name, transposed in (("weight", True), ("bias", False)):
-        heads = (f"{theirs}.mean_encoder.{name}", f"{theirs}.var_encoder.{name}")
-        yield Pair(f"{ours}.latent.{name}", heads, transposed)
+        heads = (f"{scvi_name}.mean_encoder.{name}", f"{scvi_name}.var_encoder.{name}")
+        yield Pair(f"{vivace_name}.latent.{name}", heads, transposed)
 
 
-def _stack(ours: str, theirs: str, n_layers: int, normed: bool) -> Iterator[Pair]:
+def _stack(vivace_name: str, scvi_name: str, n_layers: int, normed: bool) -> Iterator[Pair]:
     for i in range(n_layers):
-        layer = f"{theirs}.fc_layers.Layer {i}"
-        yield from _linear(f"{ours}.linears.{i}", f"{layer}.0")
+        layer = f"{scvi_name}.fc_layers.Layer {i}"
+        yield from _linear(f"{vivace_name}.linears.{i}", f"{layer}.0")
         if normed:
-            yield from _norm(f"{ours}.activations.{i}.batch_norm", f"{layer}.1")
+            yield from _norm(f"{vivace_name}.activations.{i}.batch_norm", f"{layer}.1")
 
 
-def _linear(ours: str, theirs: str) -> Iterator[Pair]:
-    yield Pair(f"{ours}.weight", (f"{theirs}.weight",), transposed=True)
-    yield Pair(f"{ours}.bias", (f"{theirs}.bias",))
+def _linear(vivace_name: str, scvi_name: str) -> Iterator[Pair]:
+    yield Pair(f"{vivace_name}.weight", (f"{scvi_name}.weight",), transposed=True)
+    yield Pair(f"{vivace_name}.bias", (f"{scvi_name}.bias",))
 
 
-def _norm(ours: str, theirs: str) -> Iterator[Pair]:
+def _norm(vivace_name: str, scvi_name: str) -> Iterator[Pair]:
     for name in _NORM:
-        yield Pair(f"{ours}.{name}", (f"{theirs}.{name}",))
+        yield Pair(f"{vivace_name}.{name}", (f"{scvi_name}.{name}",))
 
 
 def _transpose(value: Tensor) -> Tensor:
