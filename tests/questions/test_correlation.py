@@ -28,19 +28,19 @@ def golden(request):
     return model.load(GOLDEN / request.param, adata)
 
 
-def get_samples(options, n_samples, indices=None, batch=None, size=1000.0):
+def get_samples(model, n_samples, indices=None, batch=None, size=1000.0):
     """The rates that are correlated, cells x draws in rows: those of this seed."""
-    cells = options._cells(None, indices, None)
-    (codes,) = options.schema.codes(batch)
+    cells = model._cells(None, indices, None)
+    (codes,) = model.schema.codes(batch)
     with torch.no_grad():
         drawn = list(correlation._sample_rates(cells, codes, n_samples, size, SEED))
     return np.concatenate([x for _, x in drawn]).astype(np.float64)
 
 
-def placed(options, z):
+def placed(model, z):
     """Points as the decoder takes them."""
     z = torch.as_tensor(z)
-    return z.softmax(-1) if options.config.latent_distribution == "ln" else z
+    return z.softmax(-1) if model.config.latent_distribution == "ln" else z
 
 
 # ---- the matrix --------------------------------------------------------------

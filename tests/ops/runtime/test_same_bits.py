@@ -40,7 +40,7 @@ def cells(tiny):
 def set_threads(monkeypatch):
     """Makes everything run on some number of threads, or on another for each unit of work."""
     before = torch.get_num_threads()
-    # as many cores as are options for, all of them free
+    # as many cores as are asked for, all of them free
     monkeypatch.setattr(module, "allowed_cores", lambda: 4)
     monkeypatch.setattr(module._cores, "look", lambda: 4.0)
     ran = set()
@@ -72,24 +72,24 @@ def results(cells, kind=SCVI, **options):
     )
     model = kind(adata, **options)
     model.train(2, batch_size=100, seed=1, plan_kwargs={"lr": 1e-3}, progress=False)
-    options = {"batch_size": 100, "silent": True}
+    common = {"batch_size": 100, "silent": True}
     some = np.arange(120)
     answers = {
         "weights": np.concatenate([v.numpy().ravel() for v in model.module.state_dict().values()]),
         "history": model.history.drop(columns=["seconds", "compile_seconds"]).to_numpy(),
-        "latent": model.get_latent_representation(**options),
-        "expression": model.get_normalized_expression(return_numpy=True, **options),
-        "elbo": np.array(model.get_elbo(seed=1, **options)),
-        "error": np.array(list(model.get_reconstruction_error(seed=1, **options).values())),
+        "latent": model.get_latent_representation(**common),
+        "expression": model.get_normalized_expression(return_numpy=True, **common),
+        "elbo": np.array(model.get_elbo(seed=1, **common)),
+        "error": np.array(list(model.get_reconstruction_error(seed=1, **common).values())),
         "marginal": np.array(
-            model.get_marginal_ll(indices=some, n_mc_samples=20, seed=1, **options)
+            model.get_marginal_ll(indices=some, n_mc_samples=20, seed=1, **common)
         ),
-        "programs": model.get_gene_programs(**options).effect.to_numpy(),
+        "programs": model.get_gene_programs(**common).effect.to_numpy(),
     }
     if options.get("gene_likelihood") != "normal":
-        drawn = model.posterior_predictive_sample(indices=some, seed=1, **options)
+        drawn = model.posterior_predictive_sample(indices=some, seed=1, **common)
         answers["samples"] = np.asarray(drawn.todense())
-    table = model.differential_expression(groupby="cell_type", seed=1, **options)
+    table = model.differential_expression(groupby="cell_type", seed=1, **common)
     numbers = table.select_dtypes("number")
     answers |= {f"DE {name}": numbers[name].to_numpy() for name in numbers}
     return {name: np.ascontiguousarray(a).tobytes() for name, a in answers.items()}
