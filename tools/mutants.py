@@ -67,6 +67,7 @@ MUTANTS = [
     Mutant("theta-bound", "out[j] = _ZERO if abs(", "out[j] = _ZERO if 0.5 * abs(", COUNT_NLL),
     Mutant("stored-zero", "value[i] = 0.0", "value[i] += 0.0", COUNT_NLL),
     Mutant("softplus-tail", "_SOFTPLUS_IS_EXP = -20.0", "_SOFTPLUS_IS_EXP = -200.0", COUNT_NLL),
+    Mutant("large-ratio", "large = u > 1.0", "large = u > 1e30", COUNT_NLL),
     Mutant("theta-gradient", "(digamma_z - spread)", "(digamma_z + spread)", COUNT_NLL),
     Mutant("library-weight", "np.float32(-w * ", "np.float32(-", COUNT_NLL),
     Mutant(

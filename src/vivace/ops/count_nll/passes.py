@@ -376,9 +376,14 @@ def nonzero_value(x: F32, ratio: F64, theta: F64, value: F64, grad_theta: F64) -
         u = ratio[i]
         t = theta[i]
         count = np.float64(x[i])
-        spread = log64(1.0 + u)
+        # u comes from float32 and log u from float64: where u is large, log u cancels exactly
+        # in log u - log(1 + u) = -log(1 + 1/u), or the difference would be multiplied by x
+        large = u > 1.0
+        log_u = value[i]
+        rest = log64(1.0 + (1.0 / u if large else u))
+        spread = rest + (log_u if large else 0.0)
         log_gamma_z, digamma_z = log_gamma_digamma(count + t)
-        value[i] = count * (value[i] - spread) - t * spread + log_gamma_z
+        value[i] = count * ((0.0 if large else log_u) - rest) - t * spread + log_gamma_z
         grad_theta[i] = t * (digamma_z - spread)
 
 
