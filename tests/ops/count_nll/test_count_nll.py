@@ -100,6 +100,33 @@ def test_tiny_and_huge_theta(likelihood, reduction, log_theta):
     check_count_budget(problems, reduction)
 
 
+@pytest.mark.parametrize(("log_theta", "log_library"), [(-2.0, 8.0), (-4.0, 11.0), (-12.0, 12.0)])
+def test_counts_far_above_theta_lose_no_digits(log_theta, log_library):
+    """An absolute bound: here the float32 reference is wrong by 0.05, and so the budget is wide."""
+    n, g, h = 16, 40, 8
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(n, h, generator=generator).relu()
+    scale_hg = torch.randn(h, g, generator=generator) / h**0.5
+    scale_g = torch.randn(g, generator=generator)
+    log_theta_g = log_theta + 0.3 * torch.randn(g, generator=generator)
+    mean = ((hidden @ scale_hg + scale_g).double().log_softmax(-1) + log_library).exp()
+    counts = SparseCounts.from_dense(mean.round().clamp(min=1.0).float())
+
+    def nll(dtype, backend):
+        tensors = [t.to(dtype) for t in (hidden, scale_hg, scale_g, log_theta_g)]
+        return count_nll(
+            replace(counts, values=counts.values.to(dtype)),
+            tensors[0],
+            CountHeads(*tensors[1:], None, None),
+            torch.full((n,), log_library, dtype=dtype),
+            likelihood="nb",
+            backend=backend,
+        ).double()
+
+    error = (nll(torch.float32, "cpu") - nll(torch.float64, "reference")).abs().max()
+    assert error < 1e-4
+
+
 @pytest.mark.parametrize("beyond", [15.001, 16.0, 100.0, math.inf])
 @pytest.mark.parametrize("sign", [-1, 1])
 @each_dispersed
