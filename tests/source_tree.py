@@ -34,10 +34,25 @@ class Module:
     place: str  # the path to show, relative to the package's parent
     imports: tuple[Import, ...] = field(repr=False)
     classes: tuple[ast.ClassDef, ...] = field(repr=False)
+    aliases: dict[str, str] = field(repr=False)  # ``Name = other.name`` at the top of the file
 
 
 def _is_type_checking(test: ast.expr) -> bool:
     return ast.unparse(test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}
+
+
+def _is_import_call(call: ast.Call) -> bool:
+    return ast.unparse(call.func) in {"import_module", "importlib.import_module", "__import__"}
+
+
+def _aliases(tree: ast.Module) -> dict[str, str]:
+    return {
+        target.id: ast.unparse(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Name | ast.Attribute)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
 
 
 def _imports(
@@ -60,6 +75,8 @@ def _imports(
                     yield Import(source, alias.name, alias.asname or alias.name, *where)
             case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.Lambda():
                 yield from _imports(child, package, True, for_types_only)
+            case ast.Call(args=[ast.Constant(value=str(module)), *_]) if _is_import_call(child):
+                yield Import(module, None, module.split(".")[0], *where)
             case ast.If() if _is_type_checking(child.test):
                 body = ast.Module(child.body, [])
                 yield from _imports(body, package, in_function, True)
@@ -85,6 +102,7 @@ class SourceTree:
                 path.relative_to(root.parent).as_posix(),
                 tuple(_imports(tree, name if is_package else name.rpartition(".")[0])),
                 tuple(n for n in ast.walk(tree) if isinstance(n, ast.ClassDef)),
+                _aliases(tree),
             )
 
     def target(self, imported: Import) -> str | None:
@@ -129,12 +147,12 @@ class SourceTree:
     def circle(self) -> list[str]:
         """One circle of imports at module level as ``file:line imports module``; else empty.
 
-        A package that Python passes through on the way to a submodule is no edge: only what a
-        file names counts.
+        Imports for type checkers count as well. A package that Python passes through on the way
+        to a submodule is no edge: only what a file names counts.
         """
         lines: dict[tuple[str, str], int] = {}
         for name, module in self.modules.items():
-            for i in self._at_import(module):
+            for i in (i for i in module.imports if not i.in_function):
                 if (target := self.target(i)) and target != name:
                     lines.setdefault((name, target), i.line)
         graph: dict[str, set[str]] = {name: set() for name in self.modules}
@@ -149,12 +167,31 @@ class SourceTree:
             ]
         return []
 
-    def late_imports(self, allowed: set[str]) -> list[str]:
-        """Imports inside functions, except of ``allowed`` libraries and what needs Numba."""
+    def imported_rooms(self, name: str) -> dict[str, int]:
+        """The rooms (first name below the package) that a module imports, with a line of each.
+
+        Imports in functions and for types count. The package itself, whose lazy names can be any
+        room, is the room "".
+        """
+        rooms: dict[str, int] = {}
+        for i in self.modules[name].imports:
+            target = self.target(i)
+            if target is not None:
+                parts = target.split(".")
+                rooms.setdefault(parts[1] if len(parts) > 1 else "", i.line)
+        return rooms
+
+    def late_imports(self, allowed: dict[str, set[str]]) -> list[str]:
+        """Imports inside functions, except of modules that need Numba and of allowed libraries.
+
+        ``allowed`` has the files in which functions may import a library.
+        """
         bad = []
         for module in self.modules.values():
             for i in module.imports:
-                if not i.in_function or i.for_types_only or i.module.split(".")[0] in allowed:
+                if not i.in_function or i.for_types_only:
+                    continue
+                if module.place in allowed.get(i.module.split(".")[0], set()):
                     continue
                 if self.target(i) in self.needs_numba:
                     continue
@@ -162,13 +199,19 @@ class SourceTree:
                 bad.append(f"{module.place}:{i.line} {what}")
         return bad
 
-    def repeated_stems(self, allowed: set[str]) -> list[str]:
-        """Files that share their name with another file, whatever the folder."""
-        by_stem: dict[str, list[str]] = {}
+    def repeated_names(self, allowed: dict[str, str]) -> list[str]:
+        """Files and folders that share their name with another, wherever that is.
+
+        ``allowed`` has names that every subfolder of a folder may use.
+        """
+        places: dict[str, list[str]] = {}
         for module in self.modules.values():
-            if module.path.stem not in allowed:
-                by_stem.setdefault(module.path.stem, []).append(module.place)
-        return [f"{p}:1 named {s}" for s, ps in by_stem.items() if len(ps) > 1 for p in ps]
+            is_package = module.path.stem == "__init__"
+            name = module.path.parent.name if is_package else module.path.stem
+            folder = Path(module.place).parent.parent.as_posix()
+            if allowed.get(name) != folder:
+                places.setdefault(name, []).append(module.place)
+        return [f"{p}:1 named {n}" for n, ps in places.items() if len(ps) > 1 for p in ps]
 
     def _base(self, module: Module, name: str, depth: int = 0) -> tuple[str, ast.ClassDef] | None:
         """Where the class that ``module`` calls ``name`` is defined, re-exports followed."""
@@ -177,6 +220,8 @@ class SourceTree:
         for node in module.classes:
             if node.name == name:
                 return module.name, node
+        if name in module.aliases:
+            return self._base(module, module.aliases[name], depth + 1)
         first, _, rest = name.partition(".")
         for i in module.imports:
             if i.bound_as != first:
