@@ -1,7 +1,7 @@
 """A network's numbers in one buffer while it is trained.
 
 The optimiser, the check that weights are finite and a copy of the weights are then
-one call each, and so is the sum of gradients over processes.
+one call each.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ class FlatWeights:
     values
         Tensor, shape (m,), parameters and statistics.
     gradients
-        Tensor, shape (t,), gradients of the first t values; zero at first.
+        Tensor, shape (t,), places for gradients of the first t values; zero at first. The
+        fused step writes them, except for some large ones (``train/step/README.md``);
+        autograd keeps its own.
     counters
         Tensor, int64, shape (c,), minibatches that each batch norm has seen.
     stretches
