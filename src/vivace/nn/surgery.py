@@ -59,7 +59,7 @@ class Surgery:
             raise ValueError(f"the numbers of categories {numbers} are not all positive integers")
         for field in fields(self):
             value = getattr(self, field.name)
-            if not field.name.startswith("n_") and not isinstance(value, bool):
+            if isinstance(field.default, bool) and not isinstance(value, bool):
                 raise ValueError(f"{field.name} is {value!r}, not true or false")
 
     @property
