@@ -42,8 +42,13 @@ def minify_adata(
     DataError
         If obsm has no such key, or the data are minified already.
     """
-    if self.minified_data_type is not None:
-        raise DataError("The model's data are minified already; there is nothing to drop.")
+    if (kind := self.minified_data_type) is not None:
+        fix = (
+            "to drop their counts too, save the model and load it with the data from before as adata="
+            if kind.endswith("with_counts")
+            else "there is nothing to drop"
+        )
+        raise DataError(f"The model's data are minified already; {fix}.")
     cells = self._cells(None, None, None)
     adata, source = self._resolve_adata(None), cells.source  # _cells has checked both
     k = self.config.n_latent
@@ -63,9 +68,10 @@ def minify_adata(
         torch.from_numpy(mean), torch.from_numpy(variance), *library_moments
     )
     layer = self.schema.declarations.layer
+    with_counts = minified_data_type.endswith("with_counts")
     small = minify(
         adata,
-        count_matrix(adata, layer),
+        count_matrix(adata, layer) if with_counts else None,
         layer,
         posterior,
         source.library,
