@@ -102,7 +102,7 @@ def brief(value: object) -> str:
     >>> brief("slow")
     "'slow'"
     >>> brief(list(range(100)))
-    '[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, ...94, 95, 96, 97, 98, 99]'
+    '[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11,...95, 96, 97, 98, 99]'
     """
     text = repr(value)
     if "\n" in text:  # arrays and frames

@@ -9,7 +9,7 @@ from anndata import AnnData
 from vivace.cells import question
 from vivace.core import Core
 from vivace.data import Minified, StoredPosterior, count_matrix, minify
-from vivace.errors import DataError, ShapeError
+from vivace.errors import DataError, ShapeError, brief
 from vivace.questions.latent import encode_with_library
 from vivace.types import F32
 from vivace.validate import Choice, float_tensor
@@ -84,7 +84,7 @@ def minify_adata(
 def _stored(adata: AnnData, argument: str, key: str, shape: tuple[int, ...]) -> F32:
     """An array of obsm that takes the place of a computed one."""
     if not isinstance(key, str) or key not in adata.obsm:
-        raise DataError(f"obsm has no {key!r} ({argument}); leave it out to have it computed.")
+        raise DataError(f"obsm has no {brief(key)} ({argument}); leave it out to have it computed.")
     values = float_tensor(f"obsm[{key!r}] ({argument})", adata.obsm[key]).numpy()
     if values.shape != shape:
         raise ShapeError(f"obsm[{key!r}] ({argument}) has shape {values.shape}, not {shape}.")

@@ -23,7 +23,7 @@ _NO_LIMIT = -1  # Lightning's max_steps
 
 
 def _check_max_steps(name: str, value: object) -> None:
-    if not isinstance(value, int) or value != _NO_LIMIT:
+    if not isinstance(value, int | np.integer) or value != _NO_LIMIT:
         Int(optional=True)(name, value)
 
 
