@@ -620,7 +620,7 @@ def test_a_path_needs_zarr(trained, refused, monkeypatch, tmp_path):
         ({"indices": [60]}, OptionError, ("indices", "60")),
         ({"indices": [0.5]}, ArgumentTypeError, ("indices",)),
         ({"batch_size": 0}, OptionError, ("batch_size", "0")),
-        ({"seed": -1}, ArgumentTypeError, ("seed", "-1")),
+        ({"seed": -1}, OptionError, ("seed", "-1")),
     ],
     ids=lambda v: str(v) if isinstance(v, dict) else "",
 )

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from vivace.errors import DataError, OptionError, near
+from vivace.errors import DataError, OptionError, list_names, near
 from vivace.pl.canvas import need_plotting, new_axes, save_axes
 from vivace.types import F64, Bool
 
@@ -209,7 +209,9 @@ def _select_comparison(result: pd.DataFrame, comparison: str | None) -> pd.DataF
         raise DataError("The frame has no comparison; give the result of differential_expression.")
     names = list(dict.fromkeys(result["comparison"]))
     if comparison is None and len(names) > 1:
-        raise OptionError(f"The result has {len(names)} comparisons; name one, {near('', names)}")
+        raise OptionError(
+            f"The result has {len(names)} comparisons; name one: {list_names(sorted(names), most=10)}."
+        )
     if comparison is not None and comparison not in names:
         raise DataError(f"The result has no comparison {comparison!r}; {near(comparison, names)}")
     return result[result["comparison"] == (names[0] if comparison is None else comparison)]
