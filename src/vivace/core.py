@@ -235,8 +235,7 @@ class Core:
             torch.empty(0, device=place)
         except (AssertionError, ImportError, RuntimeError) as error:
             raise OptionError(
-                f"device={brief(device)} is not a device of this machine; use for example 'cpu' or "
-                "'cuda:0'."
+                f"device={brief(device)} is not a device of this machine; use for example 'cpu'."
             ) from error
         self.module.to(place)
 

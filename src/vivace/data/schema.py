@@ -211,8 +211,8 @@ class Schema:
         if not isinstance(transform, Mapping):
             if d.batch_key is None:
                 raise DataError(
-                    f"The model has no batch, and {brief(transform)} cannot be one; declare a batch_key "
-                    "with setup_anndata, or name the column: "
+                    f"The model has no batch, and {brief(transform)} cannot be one; declare a "
+                    "batch_key with setup_anndata, or name the column: "
                     "transform_batch={'column': 'category'}."
                 )
             transform = {d.batch_key: transform}
@@ -222,15 +222,16 @@ class Schema:
             if key not in columns and key != d.batch_key:
                 declared = [*columns, *([] if d.batch_key is None else [d.batch_key])]
                 raise DataError(
-                    f"{brief(key)} is not declared as the batch or a categorical covariate of the model; "
-                    f"{near(key, declared)}"
+                    f"{brief(key)} is not declared as the batch or a categorical covariate of the "
+                    f"model; {near(key, declared)}"
                 )
             column = None if key == d.batch_key else columns[key]
             known = self.batches if column is None else self.categories[column]
             argument = "batch_key" if column is None else "categorical_covariate_keys"
             if isinstance(wanted, Set):
                 raise ArgumentTypeError(
-                    f"transform_batch must be a category or a list of them, in order, not {brief(wanted)}."
+                    f"transform_batch must be a category or a list of them, in order, not "
+                    f"{brief(wanted)}."
                 )
             is_list = isinstance(wanted, Iterable) and not isinstance(wanted, str)
             is_list &= getattr(wanted, "ndim", 1) > 0  # NumPy scalars have a dimension of 0
@@ -363,7 +364,8 @@ def _find_code(key: str, category: Any, known: tuple[Category, ...], argument: s
     codes = {str(c): i for i, c in enumerate(known)}
     if str(plain_category(category)) not in codes:
         raise DataError(
-            f"obs[{key!r}] ({argument}) has no category {brief(category)}; {near(str(category), codes)}"
+            f"obs[{key!r}] ({argument}) has no category {brief(category)}; "
+            f"{near(str(category), codes)}"
         )
     return codes[str(plain_category(category))]
 

@@ -174,7 +174,7 @@ def differential_expression(
         n_samples_overall=n_samples_overall,
         use_permutation=use_permutation,
         m_permutation=m_permutation,
-        # scvi-tools' name for the log2 fold change
+        # "log-fold" is scvi-tools' name for the default
         change_fn=None if isinstance(change_fn, str) and change_fn == "log-fold" else change_fn,
         m1_domain_fn=m1_domain_fn,
         cred_interval_lvls=read_levels(cred_interval_lvls),

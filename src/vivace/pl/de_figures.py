@@ -156,7 +156,7 @@ def heatmap(
     groupby = result.attrs.get("groupby") if groupby is None else groupby
     if groupby is None or groupby not in adata.obs:
         raise DataError(
-            f"obs has no column {groupby!r} to take groups from; give groupby=, "
+            f"obs has no column {groupby!r} to take groups from; give groupby=; "
             f"{near(groupby, adata.obs.columns)}"
         )
     genes = _called_up_genes(result, n_genes)
@@ -210,7 +210,8 @@ def _select_comparison(result: pd.DataFrame, comparison: str | None) -> pd.DataF
     names = list(dict.fromkeys(result["comparison"]))
     if comparison is None and len(names) > 1:
         raise OptionError(
-            f"The result has {len(names)} comparisons; name one: {list_names(sorted(names), most=10)}."
+            f"The result has {len(names)} comparisons; name one: "
+            f"{list_names(sorted(names), most=10)}."
         )
     if comparison is not None and comparison not in names:
         raise DataError(f"The result has no comparison {comparison!r}; {near(comparison, names)}")
