@@ -114,8 +114,8 @@ def read_codes(adata: AnnData, key: str | None, known: tuple[Category, ...], arg
         unseen = sorted({str(v) for v in column[codes < 0]})
         raise DataError(
             f"obs[{key!r}] ({argument}) holds categories that the model has not seen: "
-            f"{list_names(unseen)} ({int((codes < 0).sum())} cells); rename them or leave out those "
-            f"cells; {near(unseen[0], known)}"
+            f"{list_names(unseen)} ({int((codes < 0).sum())} cells); rename them or leave "
+            f"out those cells; {near(unseen[0], known)}"
         )
     return codes
 

@@ -197,7 +197,8 @@ def _plan_groups(adata: AnnData, groupby: str, group1: object, group2: object) -
         for name in names:
             if name not in known:
                 raise DataError(
-                    f"obs[{groupby!r}] has no cells of {brief(name)} ({argument}); {near(name, known)}"
+                    f"obs[{groupby!r}] has no cells of {brief(name)} ({argument}); "
+                    f"{near(name, known)}"
                 )
     if first is None:
         first = [name for name in known if name != second]

@@ -44,7 +44,7 @@ def minify_adata(
     """
     if (kind := self.minified_data_type) is not None:
         fix = (
-            "to drop their counts too, save the model and load it with the data from before as adata="
+            "to drop their counts too, save the model and load it with its former data as adata="
             if kind.endswith("with_counts")
             else "there is nothing to drop"
         )

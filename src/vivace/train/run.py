@@ -138,8 +138,8 @@ def train(
             else "The counts of the model's data were dropped by minify_adata"
         )
         raise DataError(
-            f"{problem}; train before minify_adata, or save the model and load it with the data "
-            "from before as adata=."
+            f"{problem}; train before minify_adata, or save the model and load it with its former "
+            "data as adata=."
         )
     listeners = Listeners(self, callbacks, logger)
     seed = self._seeds.take(seed)

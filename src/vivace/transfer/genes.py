@@ -118,8 +118,8 @@ def prepare_query_anndata(
 
     Returns
     -------
-    A :class:`~vivace.transfer.GeneReport`, or the new AnnData with ``inplace=False``. In both cases the
-    report is also in ``uns["query_genes"]``.
+    A :class:`~vivace.transfer.GeneReport`, or the new AnnData with ``inplace=False``. In both cases
+    the report is also in ``uns["query_genes"]``.
 
     Raises
     ------

@@ -199,8 +199,8 @@ def _check_known(self: Core, query: AnnData) -> None:
     for known, all_categories in pairs:
         if new := all_categories[len(known) :]:
             raise DataError(
-                f"The query has categories that the model does not know ({list_names(new)}); map it first: "
-                f"{type(self).__name__}.load_query_data(query, model), then train()."
+                f"The query has categories that the model does not know ({list_names(new)}); map "
+                f"it first: {type(self).__name__}.load_query_data(query, model), then train()."
             )
 
 
