@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from vivace import SCVI
+from vivace.errors import ArgumentTypeError, OptionError
 
 
 def test_new_data_with_shuffled_and_further_genes(trained, saved, tiny):
@@ -44,6 +46,24 @@ def test_the_device_of_a_model(ready):
     assert model.device == torch.device("cpu")
     model.to_device("meta")
     assert model.device == torch.device("meta")
+
+
+@pytest.mark.parametrize(
+    ("device", "error", "said"),
+    [
+        ("zzz", OptionError, "'zzz'"),
+        (77, OptionError, "77"),
+        ("cuda:77", OptionError, "'cuda:77'"),
+        ([1], ArgumentTypeError, "[1]"),
+        (None, ArgumentTypeError, "None"),
+        (True, ArgumentTypeError, "True"),
+    ],
+)
+def test_a_device_that_is_not_there(ready, refused, device, error, said):
+    model = ready()
+    with refused(error, "device", said, "use for example 'cpu'"):
+        model.to_device(device)
+    assert model.device == torch.device("cpu")
 
 
 def test_splits_are_sorted_and_apart(trained):

@@ -21,6 +21,13 @@ def test_unknown_members_are_refused() -> None:
         _ = vivace.SCVII
 
 
+@pytest.mark.parametrize("path", ["train.Callback", "transfer.GeneReport"])
+def test_names_in_messages_and_docstrings_are_found_before_a_class_is_used(path: str) -> None:
+    code = f"import vivace; print(vivace.{path}.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == path.split(".")[1]
+
+
 def test_importing_the_class_leaves_heavy_libraries_alone() -> None:
     # what torch and anndata import themselves does not count
     code = (

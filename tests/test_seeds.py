@@ -105,14 +105,19 @@ def test_global_random_states_are_neither_read_nor_moved(ready):
 
 @pytest.mark.parametrize("seed", [-1, 2**63, 1.0, True, "1"])
 def test_invalid_seeds_are_refused(trained, refused, seed):
+    error = OptionError if type(seed) is int else ArgumentTypeError
     for call in (trained.train, trained.get_elbo, trained.get_reconstruction_error):
-        with refused(ArgumentTypeError, "seed", str(seed)):
+        with refused(error, "seed", str(seed)):
             call(seed=seed)
-    with refused(ArgumentTypeError, "seed", str(seed)):
-        trained.get_latent_representation(give_mean=False, seed=seed)
+    for give_mean in (False, True):
+        with refused(error, "seed", str(seed)):
+            trained.get_latent_representation(give_mean=give_mean, seed=seed)
 
 
 def test_an_invalid_package_seed_is_refused(ready, refused):
     vivace.settings.seed = -1
-    with refused(ArgumentTypeError, "seed", "-1"):
+    with refused(OptionError, "settings.seed must lie between 0 and", "-1"):
+        ready()
+    vivace.settings.seed = None
+    with refused(ArgumentTypeError, "settings.seed must be an integer, not None."):
         ready()

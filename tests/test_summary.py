@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from vivace import SCVI
+
 
 def test_repr_names_options_data_and_training(trained, ready):
     text = repr(trained)
@@ -13,3 +15,14 @@ def test_repr_names_options_data_and_training(trained, ready):
     new = repr(ready(n_layers=2))
     assert "2 layers" in new
     assert "not trained: call train()" in new
+
+
+def test_one_epoch_and_covariates_without_categories(tiny, tmp_path):
+    adata = tiny()
+    SCVI.setup_anndata(adata, continuous_covariate_keys=["age"], size_factor_key="depth")
+    model = SCVI(adata, n_hidden=16, n_latent=3)
+    model.train(max_epochs=1, progress=False)
+    assert "trained: 1 epoch on" in model.summary
+    assert "; continuous covariate obs['age']; size factor obs['depth']\n" in model.summary
+    model.save(tmp_path / "model")
+    assert "\nno data attached; 30 genes; " in SCVI.load(tmp_path / "model").summary

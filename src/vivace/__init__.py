@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from vivace.config import settings
 
 if TYPE_CHECKING:
-    from vivace import datasets, distributions, errors, model, nn, ops, pl, report
+    from vivace import datasets, distributions, errors, model, nn, ops, pl, report, train, transfer
     from vivace.model import SCVI, LinearSCVI
 
 __version__ = version("vivace")
@@ -26,10 +26,23 @@ __all__ = [
     "pl",
     "report",
     "settings",
+    "train",
+    "transfer",
 ]
 
 _CLASSES = {"SCVI": "vivace.model", "LinearSCVI": "vivace.model"}
-_MODULES = ("datasets", "distributions", "errors", "model", "nn", "ops", "pl", "report")
+_MODULES = (
+    "datasets",
+    "distributions",
+    "errors",
+    "model",
+    "nn",
+    "ops",
+    "pl",
+    "report",
+    "train",
+    "transfer",
+)
 
 
 def __getattr__(name: str) -> object:

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self, get_args, get_type_hints
 
 import numpy as np
 
-from vivace.errors import ArgumentTypeError, OptionError
+from vivace.errors import ArgumentTypeError, OptionError, brief
 
 GeneLikelihood = Literal["zinb", "nb", "poisson", "normal"]
 Dispersion = Literal["gene", "gene-batch", "gene-label", "gene-cell"]
@@ -73,7 +73,7 @@ class Settings:
             return
         if isinstance(number, bool) or not isinstance(number, int | np.integer):
             raise ArgumentTypeError(
-                f"settings.num_threads must be an integer or None, not {number!r}."
+                f"settings.num_threads must be an integer or None, not {brief(number)}."
             )
         if number < 1:
             raise OptionError(f"settings.num_threads must be at least 1, not {number}.")
@@ -224,13 +224,13 @@ def _check_option(name: str, value: object, hint: Any) -> None:
     """Refuse a value of the wrong type, or one that its Literal does not list."""
     choices = get_args(hint)
     if choices:
-        if value not in choices:
+        if not isinstance(value, str) or value not in choices:
             listed = ", ".join(repr(c) for c in choices)
-            raise OptionError(f"{name} must be one of {listed}, not {value!r}.")
+            raise OptionError(f"{name} must be one of {listed}, not {brief(value)}.")
         return
     allowed = (int, float) if hint is float else hint
     if not isinstance(value, allowed) or (isinstance(value, bool) and hint is not bool):
         raise ArgumentTypeError(
             f"{name} must be {'a number' if hint is float else f'of type {hint.__name__}'}, "
-            f"not {value!r}."
+            f"not {brief(value)}."
         )

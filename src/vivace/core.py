@@ -20,13 +20,13 @@ from vivace.config import ModelConfig, settings
 from vivace.data import Minified, Source, minified_type, read_cells
 from vivace.data.declare import refuse_without_counts
 from vivace.data.schema import Declarations, Schema, read_declarations
-from vivace.errors import ArgumentTypeError, DataError, NotTrainedError, OptionError
+from vivace.errors import ArgumentTypeError, DataError, NotTrainedError, OptionError, brief
 from vivace.nn import VAE, Dimensions
 from vivace.seeds import SeedStream, check_seed
 from vivace.state import TrainState
 from vivace.summary import summarise
 from vivace.types import Indices, Rows
-from vivace.validate import OPTIONAL_COUNT, row_numbers
+from vivace.validate import OPTIONAL_COUNT, READ_H5AD, check_anndata, checked, row_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,15 +69,11 @@ class Core:
     module: VAE
 
     def __init__(self, adata: AnnData, config: ModelConfig) -> None:
-        if not isinstance(adata, AnnData):
-            raise ArgumentTypeError(
-                f"{type(self).__name__} takes an AnnData, not {type(adata).__name__}; read one with "
-                "anndata.read_h5ad."
-            )
+        check_anndata(f"{type(self).__name__} takes", adata, READ_H5AD)
         refuse_without_counts(adata)
         schema = Schema.from_anndata(adata, read_declarations(adata))
         _check_columns(config, schema.declarations)
-        seeds = SeedStream(check_seed(settings.seed))
+        seeds = SeedStream(check_seed(settings.seed, "settings.seed"))
         self._build(config, schema, seeds, weights_seed=seeds.take())
         self._attach(adata, library_prior=True)
 
@@ -227,10 +223,23 @@ class Core:
         """Where the weights are."""
         return self.module.device
 
+    @checked()
     def to_device(self, device: str | torch.device) -> None:
         """Move the weights to ``device``, for example "cpu" or "cuda:0"."""
-        self.module.to(device)
+        if not isinstance(device, str | int | torch.device) or isinstance(device, bool):
+            raise ArgumentTypeError(
+                f"device must be the name of a device, not {brief(device)}; use for example 'cpu'."
+            )
+        try:
+            place = torch.device(device)
+            torch.empty(0, device=place)
+        except (AssertionError, ImportError, RuntimeError) as error:
+            raise OptionError(
+                f"device={brief(device)} is not a device of this machine; use for example 'cpu'."
+            ) from error
+        self.module.to(place)
 
+    @checked()
     def view_anndata_setup(self) -> pd.DataFrame:
         """What was declared: meaning, place in the AnnData, and content."""
         return pd.DataFrame(self.schema.summary(), columns=["meaning", "where", "content"])

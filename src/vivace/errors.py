@@ -7,12 +7,15 @@ expect: ``except ValueError`` works. A message is one sentence: what is wrong, w
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
-_PACKAGE = str(Path(__file__).parent)
+_PACKAGE = str(Path(__file__).parent) + os.sep
+_WIDTH = 60  # characters of a value in a message
 
 
 class VivaceError(Exception):
@@ -69,6 +72,58 @@ def warn(message: str, kind: type[Warning] = VivaceWarning) -> None:
     warnings.warn(message, kind, stacklevel=level)
 
 
+def require_extra(module: str, extra: str, purpose: str, alternative: str = "") -> None:
+    """Refuse to go on without an optional dependency.
+
+    Parameters
+    ----------
+    module
+        Name that the dependency is imported by.
+    extra
+        Extra of vivace that installs it.
+    purpose
+        What it is for, with its verb: "Figures need".
+    alternative
+        What would do without it, as a clause.
+    """
+    if find_spec(module) is None:
+        package = {"sklearn": "scikit-learn"}.get(module, module)
+        raise MissingExtraError(
+            f"{purpose} {package}, which is not installed; run pip install 'vivace[{extra}]'"
+            f"{', ' * bool(alternative)}{alternative}."
+        )
+
+
+def brief(value: object) -> str:
+    """``repr(value)`` on one line, shortened in the middle to at most 60 characters.
+
+    Examples
+    --------
+    >>> brief("slow")
+    "'slow'"
+    >>> brief(list(range(100)))
+    '[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11,...95, 96, 97, 98, 99]'
+    """
+    text = repr(value)
+    if "\n" in text:  # arrays and frames
+        text = " ".join(text.split())
+    if len(text) <= _WIDTH:
+        return text
+    tail = (_WIDTH - 3) // 3
+    return f"{text[: _WIDTH - 3 - tail]}...{text[-tail:]}"
+
+
+def list_names(names: Sequence[object], most: int = 5, form: Callable[[object], str] = repr) -> str:
+    """The first ``most`` names, and "..." if there are more.
+
+    Examples
+    --------
+    >>> list_names(["CD4", "CD8A", "NKG7"], most=2)
+    "'CD4', 'CD8A', ..."
+    """
+    return ", ".join(map(form, names[:most])) + ", ..." * (len(names) > most)
+
+
 def near(name: object, known: Iterable[object]) -> str:
     """A clause that suggests names similar to ``name``, or lists the known ones.
 
@@ -77,7 +132,7 @@ def near(name: object, known: Iterable[object]) -> str:
     >>> near("donnor", ["donor", "cell_type"])
     "did you mean 'donor'?"
     >>> near("x", ["donor", "cell_type"])
-    "there are 'cell_type', 'donor'."
+    "available: 'cell_type', 'donor'."
     >>> near("x", [])
     'there are none.'
     """
@@ -87,5 +142,4 @@ def near(name: object, known: Iterable[object]) -> str:
         return f"did you mean {' or '.join(repr(c) for c in close)}?"
     if not names:
         return "there are none."
-    shown = ", ".join(repr(n) for n in names[:10])
-    return f"there are {shown}{', ...' if len(names) > 10 else ''}."
+    return f"available: {list_names(names, most=10)}."

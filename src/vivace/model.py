@@ -21,7 +21,7 @@ from vivace.config import (
 from vivace.core import Core, constructor
 from vivace.data import declare
 from vivace.de import differential
-from vivace.errors import ArgumentTypeError, OptionError
+from vivace.errors import ArgumentTypeError, OptionError, brief
 from vivace.questions import (
     abundance,
     check,
@@ -258,7 +258,7 @@ class LinearSCVI(Core):
     ) -> None:
         if isinstance(use_batch_norm, bool):  # scvi-tools' LinearSCVI has it so
             use_batch_norm = "both" if use_batch_norm else "encoder"
-        if use_layer_norm in ("decoder", "both"):
+        if isinstance(use_layer_norm, str) and use_layer_norm in ("decoder", "both"):
             raise OptionError(
                 f"use_layer_norm={use_layer_norm!r} needs a hidden layer, which the linear decoder "
                 "does not have; use 'none' or 'encoder'."
@@ -344,7 +344,7 @@ def embedding_dim(batch_embedding_kwargs: object) -> int:
     if not isinstance(batch_embedding_kwargs, Mapping):
         raise ArgumentTypeError(
             "batch_embedding_kwargs must be a dict such as {'embedding_dim': 5}, not "
-            f"{batch_embedding_kwargs!r}."
+            f"{brief(batch_embedding_kwargs)}."
         )
     refuse_unknown("batch_embedding_kwargs", set(batch_embedding_kwargs), ["embedding_dim"])
     dim: int = batch_embedding_kwargs.get("embedding_dim", ModelConfig.batch_embedding_dim)

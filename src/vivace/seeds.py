@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from vivace.errors import ArgumentTypeError
+from vivace.errors import ArgumentTypeError, OptionError, brief
 
 
 class SeedStream:
@@ -46,12 +46,12 @@ class SeedStream:
         return int(state[0])
 
 
-def check_seed(seed: object) -> int:
-    """Return ``seed``, an integer from 0 to 2**63 - 1."""
+def check_seed(seed: object, name: str = "seed") -> int:
+    """Return ``seed``, an integer from 0 to 2**63 - 1; ``name`` is its name in messages."""
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
-        raise ArgumentTypeError(f"seed must be an integer or None, not {seed!r}.")
+        raise ArgumentTypeError(f"{name} must be an integer, not {brief(seed)}.")
     if not 0 <= int(seed) < 2**63:
-        raise ArgumentTypeError(f"seed must lie between 0 and 2**63 - 1, not {seed}.")
+        raise OptionError(f"{name} must lie between 0 and 2**63 - 1, not {brief(int(seed))}.")
     return int(seed)
 
 

@@ -137,8 +137,9 @@ class Convergence:
                 return f"Stopped after {epochs} while still improving; train longer"
             case "finished":
                 gain = max(self.gain or 0.0, 0.0)
+                last = "one" if self.gain_epochs == 1 else self.gain_epochs
                 return (
-                    f"Finished {epochs}; the last {self.gain_epochs} improved the ELBO by {gain:.1f} "
+                    f"Finished {epochs}; the last {last} improved the ELBO by {gain:.1f} "
                     "nats per cell"
                 )
 

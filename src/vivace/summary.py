@@ -7,7 +7,7 @@ import math
 from vivace.config import ModelConfig
 from vivace.data import Minified
 from vivace.data.schema import Schema
-from vivace.state import TrainState, verdict
+from vivace.state import TrainState, count_epochs, verdict
 
 _LEAST_COMPILATION = 0.05  # seconds; less is not mentioned
 
@@ -23,12 +23,13 @@ def summarise(
     """The text of ``model.summary``."""
     layers = f"{config.n_layers} layer{'s' if config.n_layers > 1 else ''} of {config.n_hidden}"
     columns = "".join(
-        f"; {meaning} {place} ({content})" for meaning, place, content in schema.summary()[1:]
+        f"; {meaning} {place}{f' ({content})' if content else ''}"
+        for meaning, place, content in schema.summary()[1:]
     )
     lines = [
         f"{name}: {config.gene_likelihood} likelihood, {config.n_latent} latent dimensions, {layers}",
-        f"data: {'none attached' if n_cells is None else f'{n_cells:,} cells'}"
-        f" x {len(schema.genes):,} genes{'' if minified is None else ', minified'}{columns}",
+        f"{'no data attached; ' if n_cells is None else f'data: {n_cells:,} cells x '}"
+        f"{len(schema.genes):,} genes{'' if minified is None else ', minified'}{columns}",
     ]
     return "\n".join(lines + _training_lines(state))
 
@@ -44,7 +45,7 @@ def _training_lines(state: TrainState) -> list[str]:
     last = state.history[-1]
     validation = last["elbo_validation"]
     lines = [
-        f"trained: {facts['epochs']} epochs on {facts['train_cells']:,} cells in "
+        f"trained: {count_epochs(facts['epochs'])} on {facts['train_cells']:,} cells in "
         f"{facts['seconds']:.1f} s (recipe {facts['recipe']!r}, final KL weight "
         f"{last['kl_weight']:.2g}), negative ELBO {last['elbo_train']:.1f} train"
         + ("" if math.isnan(validation) else f", {validation:.1f} validation")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 F32 = NDArray[np.float32]
@@ -21,3 +22,8 @@ Indices = Sequence[int] | NDArray[Any]  # row numbers, or a boolean mask
 Category = str | int | float | bool
 # transform_batch: a category, several, or a mapping from columns to those
 Transform = Category | Sequence[Category] | Mapping[str, Category | Sequence[Category]] | None
+
+if TYPE_CHECKING:
+    NameIndex = pd.Index[str]
+else:
+    NameIndex = pd.Index  # pandas has no generics at run time

@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
-from vivace.errors import ArgumentTypeError, DataError, MissingColumnError, OptionError, near
+from vivace.errors import ArgumentTypeError, DataError, MissingColumnError, OptionError, brief, near
 from vivace.types import I64, Indices
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -46,9 +46,9 @@ class Int:
         if value is None and self.optional:
             return
         if isinstance(value, bool) or not isinstance(value, int | np.integer):
-            raise ArgumentTypeError(f"{name} must be an integer, not {value!r}.")
+            raise ArgumentTypeError(f"{name} must be an integer, not {brief(value)}.")
         if value < self.at_least:
-            raise OptionError(f"{name} must be at least {self.at_least}, not {value}.")
+            raise OptionError(f"{name} must be at least {self.at_least}, not {brief(int(value))}.")
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Number:
         if value is None and self.optional:
             return
         if isinstance(value, bool) or not isinstance(value, RealNumber):
-            raise ArgumentTypeError(f"{name} must be a number, not {value!r}.")
+            raise ArgumentTypeError(f"{name} must be a number, not {brief(value)}.")
         try:
             number = float(value)
         except OverflowError:  # an integer of more than 308 digits
@@ -128,39 +128,24 @@ class Choice:
         known = get_args(self.choices) or tuple(self.choices)
         if not isinstance(value, str) or value not in known:
             listed = ", ".join(map(repr, known))
-            raise OptionError(f"{name} must be one of {listed}, not {value!r}.")
+            raise OptionError(f"{name} must be one of {listed}, not {brief(value)}.")
 
 
 @dataclass(frozen=True)
 class Flag:
-    """True or False; ``optional`` also allows None."""
+    """True or False, Python's or NumPy's; ``optional`` also allows None."""
 
     optional: bool = False
 
     def __call__(self, name: str, value: Any) -> None:
         if value is None and self.optional:
             return
-        if not isinstance(value, bool):
+        if not isinstance(value, bool | np.bool_):
             either = "True, False or None" if self.optional else "True or False"
-            raise ArgumentTypeError(f"{name} must be {either}, not {value!r}.")
+            raise ArgumentTypeError(f"{name} must be {either}, not {brief(value)}.")
 
 
-@dataclass(frozen=True)
-class InstanceOf:
-    """An object of a class; ``hint`` says how to get one."""
-
-    kind: type
-    hint: str = ""
-
-    def __call__(self, name: str, value: Any) -> None:
-        if not isinstance(value, self.kind):
-            article = "an" if self.kind.__name__[0] in "AEIOU" else "a"
-            raise ArgumentTypeError(
-                f"{name} must be {article} {self.kind.__name__}, not {type(value).__name__}"
-                f"{'; ' if self.hint else ''}{self.hint}."
-            )
-
-
+READ_H5AD = "; read one with anndata.read_h5ad"  # a fix for check_anndata
 COUNT = Int()
 OPTIONAL_COUNT = Int(optional=True)
 FLAG = Flag()
@@ -172,7 +157,8 @@ def checked(**checks: Check) -> Callable[[F], F]:
     Parameters
     ----------
     checks
-        The check of each argument; an argument without one may be anything.
+        The check of each argument. An argument without one may be anything, except that one
+        annotated as a bool is checked by :class:`Flag`.
 
     Examples
     --------
@@ -206,6 +192,7 @@ def argument_checker(
     names = list(parameters)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     wrong = set(checks) - set(names)
+    checks = _flags(parameters) | dict(checks)
     if wrong:
         raise TypeError(f"{function.__qualname__} has no arguments {sorted(wrong)} to check")
     title = function.__qualname__.removesuffix(".__init__").split(".")[-1]
@@ -222,6 +209,24 @@ def argument_checker(
     return check
 
 
+def _flags(parameters: Mapping[str, inspect.Parameter]) -> dict[str, Check]:
+    """A check for each argument that is annotated as a bool."""
+    kinds = {"bool": FLAG, "bool | None": Flag(optional=True)}
+    return {name: kinds[p.annotation] for name, p in parameters.items() if p.annotation in kinds}
+
+
+def check_anndata(subject: str, value: object, fix: str = "") -> None:
+    """Refuse anything but an AnnData; ``subject`` opens the message, ``fix`` closes it."""
+    if not isinstance(value, AnnData):
+        raise ArgumentTypeError(f"{subject} an AnnData, not {type(value).__name__}{fix}.")
+
+
+def check_mapping(name: str, value: object) -> None:
+    """Refuse anything but a mapping or None."""
+    if value is not None and not isinstance(value, Mapping):
+        raise ArgumentTypeError(f"{name} must be a dict or None, not {brief(value)}.")
+
+
 def refuse_unknown(function: str, given: Set[str] | Iterable[str], known: Iterable[str]) -> None:
     """Refuse an argument that a function does not have; the message suggests similar names."""
     for name in sorted(set(given) - set(known)):
@@ -231,11 +236,15 @@ def refuse_unknown(function: str, given: Set[str] | Iterable[str], known: Iterab
 def float_tensor(name: str, value: object) -> torch.Tensor:
     """An array or a number as a float32 CPU tensor; every value must be finite."""
     try:
+        if value is None:  # NumPy would make it NaN
+            raise TypeError
         array = np.asarray(
             value.detach().cpu() if isinstance(value, torch.Tensor) else value, np.float32
         )
-    except (TypeError, ValueError) as error:
-        raise ArgumentTypeError(f"{name} must be an array of numbers, not {value!r}.") from error
+    except (OverflowError, TypeError, ValueError) as error:
+        raise ArgumentTypeError(
+            f"{name} must be an array of numbers, not {brief(value)}."
+        ) from error
     if not np.isfinite(array).all():
         raise OptionError(f"{name} holds values that are not finite; replace them.")
     return torch.from_numpy(np.ascontiguousarray(array))
@@ -256,7 +265,9 @@ def obs_column(
         If a value is missing, unless ``allow_missing`` is True.
     """
     if not isinstance(key, str):
-        raise ArgumentTypeError(f"{argument} must be the name of a column of obs, not {key!r}.")
+        raise ArgumentTypeError(
+            f"{argument} must be the name of a column of obs, not {brief(key)}."
+        )
     if key not in adata.obs:
         raise MissingColumnError(f"obs has no column {key!r} ({argument}); {near(key, adata.obs)}")
     column = adata.obs[key]
@@ -271,7 +282,7 @@ def obs_column(
 def folder_path(value: object) -> Path:
     """``dir_path`` as a path."""
     if not isinstance(value, str | Path):
-        raise ArgumentTypeError(f"dir_path must be the path of a folder, not {value!r}.")
+        raise ArgumentTypeError(f"dir_path must be the path of a folder, not {brief(value)}.")
     return Path(value)
 
 
@@ -281,7 +292,7 @@ def check_accelerator(name: str, value: object) -> None:
     available = {"auto": True, "cpu": True, "cuda": cuda, "gpu": cuda or mps, "mps": mps}
     if not isinstance(value, str) or value not in available:
         listed = ", ".join(map(repr, available))
-        raise OptionError(f"{name} must be one of {listed}, not {value!r}.")
+        raise OptionError(f"{name} must be one of {listed}, not {brief(value)}.")
     if not available[value]:
         raise OptionError(f"This machine has no device for {name}={value!r}; use 'auto'.")
 

@@ -133,7 +133,7 @@ def test_changed_counts_are_noticed(adata, refused, convert, change):
     source = read(adata)
     source.check_unchanged(adata)
     change(adata)
-    with refused(DataError, "counts", "keep them in a layer", "make the model again"):
+    with refused(DataError, "counts", "keep them in a layer", "create the model again"):
         source.check_unchanged(adata)
 
 
@@ -205,7 +205,8 @@ def test_reordered_cells_are_noticed(adata, refused, order):
         "two halves swapped": np.roll(np.arange(N_CELLS), 500),
     }
     adata._inplace_subset_obs(orders[order])
-    with refused(DataError, "cells were reordered or renamed", "make the model again"):
+    fix = "when the model read them; create the model again, or pass adata= to read them again."
+    with refused(DataError, "The cells were reordered or renamed (cell '", "' was '", fix):
         source.check_unchanged(adata)
 
 

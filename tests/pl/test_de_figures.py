@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import pytest
 import scipy.sparse as sp
 from anndata import AnnData
 
-from vivace.errors import DataError, OptionError
+from vivace.errors import ArgumentTypeError, DataError, OptionError
 from vivace.pl import heatmap, volcano
 
 
@@ -71,3 +72,30 @@ def test_a_heatmap_shows_the_genes_that_are_called_and_up(tmp_path, refused):
         heatmap(result, adata[:, :2])
     with refused(DataError, "No gene is called"):
         heatmap(de_table("a vs b", [1.0], [False]), adata, groupby="kind")
+
+
+@pytest.mark.parametrize("value", [np.ones((9, 9)), None, 1.5, "zzz", {"a": 1}], ids=type)
+def test_arguments_of_the_wrong_type_are_refused(refused, value):
+    cells = AnnData(np.ones((4, 3), np.float32))
+    for draw in (volcano, lambda result: heatmap(result, cells)):
+        with refused(ArgumentTypeError, "result must be the frame", ", not "):
+            draw(value)
+    with refused(ArgumentTypeError, "adata must be an AnnData"):
+        heatmap(TABLE, value)
+    with refused(ArgumentTypeError, "n_genes must be an integer"):
+        volcano(TABLE, n_genes=value)
+    if value is not None:
+        with refused(DataError, "no comparison", "available: 'a vs Rest'"):
+            volcano(TABLE, value)
+    with refused(DataError, "obs has no column", "there are none"):
+        heatmap(TABLE, cells, groupby=value)
+
+
+def test_a_frame_of_something_else_is_refused(refused):
+    cells = AnnData(
+        np.ones((4, 3), np.float32), obs=pd.DataFrame({"g": list("aabb")}, list("wxyz"))
+    )
+    frame = pd.DataFrame({"a": [1]})
+    for draw in (volcano, lambda result: heatmap(result, cells, groupby="g")):
+        with refused(DataError, "The frame has no comparison"):
+            draw(frame)

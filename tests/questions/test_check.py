@@ -269,7 +269,7 @@ def test_statistics_of_cells_that_were_not_trained_on(held_out):
         ({"indices": []}, OptionError, ["indices"]),
         ({"indices": [0.5]}, ArgumentTypeError, ["indices"]),
         ({"batch_size": 0}, OptionError, ["batch_size"]),
-        ({"seed": -1}, ArgumentTypeError, ["seed"]),
+        ({"seed": -1}, OptionError, ["seed"]),
     ],
 )
 def test_bad_input(trained, refused, arguments, error, parts):

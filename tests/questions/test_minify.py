@@ -259,8 +259,30 @@ def test_with_counts_the_data_stay_whole(tiny):
 
 def test_training_on_minified_data_with_counts_is_refused(fitted, refused):
     fitted.minify_adata(WITH_COUNTS)
-    with refused(DataError, "minif", "train"):
+    with refused(DataError, "data were minified, and", "train before minify_adata", "as adata="):
         fitted.train(1, progress=False)
+
+
+def test_training_on_minified_data_without_counts_is_refused(fitted, refused):
+    fitted.minify_adata()
+    with refused(DataError, "counts", "were dropped", "train before minify_adata", "as adata="):
+        fitted.train(1, progress=False)
+
+
+def test_the_data_from_before_can_be_trained_on_and_minified_again(fitted, tmp_path):
+    before = fitted.adata
+    fitted.minify_adata(WITH_COUNTS)
+    fitted.save(tmp_path / "minified")
+    loaded = SCVI.load(tmp_path / "minified", before)
+    loaded.train(1, progress=False)
+    loaded.minify_adata(BARE)
+    assert loaded.minified_data_type == BARE
+
+
+def test_counts_are_read_only_to_be_kept(fitted, monkeypatch):
+    monkeypatch.delattr("vivace.questions.minify.count_matrix")
+    fitted.minify_adata(BARE)
+    assert fitted.adata.X.nnz == 0
 
 
 @pytest.fixture
@@ -381,7 +403,14 @@ def test_they_survive_writing_and_reading_h5ad(golden, before, tmp_path):
 def test_minified_twice_is_refused(fitted, refused):
     fitted.minify_adata()
     for kind in (BARE, WITH_COUNTS):
-        with refused(DataError, "minified already"):
+        with refused(DataError, "minified already; there is nothing to drop."):
+            fitted.minify_adata(kind)
+
+
+def test_minified_with_counts_twice_is_refused(fitted, refused):
+    fitted.minify_adata(WITH_COUNTS)
+    for kind in (BARE, WITH_COUNTS):
+        with refused(DataError, "minified already; to drop their counts too, save", "as adata="):
             fitted.minify_adata(kind)
 
 

@@ -443,11 +443,11 @@ def test_places_that_cannot_be_written_to_are_refused(trained, normal, refused, 
 
 
 def test_packages_that_are_missing_are_named(trained, refused, monkeypatch, tmp_path):
-    monkeypatch.setattr("vivace.store.arrays.find_spec", lambda name: None)
+    monkeypatch.setattr("vivace.errors.find_spec", lambda name: None)
     with refused(MissingExtraError, "zarr", "pip install"):
         trained.posterior_predictive_sample(out=tmp_path / "sample")
     assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr("vivace.questions.sample.find_spec", lambda name: None)
+    monkeypatch.setattr("vivace.errors.find_spec", lambda name: None)
     with refused(MissingExtraError, "sparse", "pip install"):
         trained.posterior_predictive_sample(n_samples=2)
     assert trained.posterior_predictive_sample().shape == (60, 30)

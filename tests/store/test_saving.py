@@ -27,7 +27,7 @@ def test_a_loaded_model_answers_identically(trained, tiny, tmp_path, with_data):
 def test_a_model_loaded_without_data_says_so(saved, refused):
     model = SCVI.load(saved)
     assert model.is_trained
-    assert "none attached" in repr(model)
+    assert "no data attached" in repr(model)
     for question in (model.get_latent_representation, model.get_elbo, model.train):
         with refused(DataError, "without data", "adata="):
             question()

@@ -90,7 +90,7 @@ VERDICTS = {
     "level": (
         [9.0, 5.0, 4.5, 4.5, 4.49, 4.48],
         None,
-        "Finished 6 epochs; the last 1 improved the ELBO by 0.0 nats per cell",
+        "Finished 6 epochs; the last one improved the ELBO by 0.0 nats per cell",
     ),
     "level, eight epochs": (
         [900.0, 800.0, 500.0, 497.0, 495.0, 494.2, 494.0, 493.8],

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from vivace.errors import DataError, MissingColumnError, near
+from vivace.errors import DataError, MissingColumnError, list_names, near
 from vivace.types import F32, I64, Category
 
 _MANY = 100  # categories; a column with fewer is never taken for names of cells
@@ -112,11 +112,10 @@ def read_codes(adata: AnnData, key: str | None, known: tuple[Category, ...], arg
         codes = category_codes[column.cat.codes.to_numpy()]
     if (codes < 0).any():
         unseen = sorted({str(v) for v in column[codes < 0]})
-        named = ", ".join(repr(u) for u in unseen[:5]) + (", ..." if len(unseen) > 5 else "")
         raise DataError(
-            f"obs[{key!r}] ({argument}) holds categories that the model has not seen: {named} "
-            f"({int((codes < 0).sum())} cells); rename them or leave out those cells; "
-            f"{near(unseen[0], known)}"
+            f"obs[{key!r}] ({argument}) holds categories that the model has not seen: "
+            f"{list_names(unseen)} ({int((codes < 0).sum())} cells); rename them or leave "
+            f"out those cells; {near(unseen[0], known)}"
         )
     return codes
 

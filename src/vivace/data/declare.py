@@ -11,8 +11,8 @@ from vivace.data.checks import check_counts
 from vivace.data.memory import count_matrix
 from vivace.data.minified import minified_type
 from vivace.data.schema import Declarations, Schema, write_declarations
-from vivace.errors import ArgumentTypeError, DataError, warn
-from vivace.validate import checked
+from vivace.errors import DataError, warn
+from vivace.validate import check_anndata, checked
 
 
 @checked()
@@ -62,8 +62,7 @@ def setup_anndata(
     VivaceWarning
         If a covariate has a single value, and so no effect.
     """
-    if not isinstance(adata, AnnData):
-        raise ArgumentTypeError(f"setup_anndata takes an AnnData, not {type(adata).__name__}.")
+    check_anndata("setup_anndata takes", adata)
     refuse_without_counts(adata)
     declarations = Declarations(
         layer=layer,
@@ -72,7 +71,7 @@ def setup_anndata(
         size_factor_key=size_factor_key,
         categorical_covariate_keys=_as_tuple(categorical_covariate_keys),
         continuous_covariate_keys=_as_tuple(continuous_covariate_keys),
-        allow_non_integer=allow_non_integer,
+        allow_non_integer=bool(allow_non_integer),  # JSON has no bools of NumPy
     )
     schema = Schema.from_anndata(adata, declarations)
     # negative values are refused later where the model's likelihood is one of counts

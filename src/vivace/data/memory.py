@@ -16,9 +16,10 @@ from vivace.data.checks import check_counts, describe_location
 from vivace.data.fingerprint import CsrFingerprint, DataFingerprint
 from vivace.data.minified import read_minified
 from vivace.data.schema import Schema
-from vivace.errors import ArgumentTypeError, DataError, MissingColumnError, near
+from vivace.errors import DataError, MissingColumnError, near
 from vivace.ops.csr import SparseCounts
 from vivace.types import F32, I32, I64, Rows
+from vivace.validate import READ_H5AD, check_anndata
 
 Csr = tuple[I64, I32, F32]  # indptr, genes, values
 
@@ -113,24 +114,24 @@ class MemorySource:
             change = origin.find_changed_cells(adata)
             if change is not None:
                 raise DataError(
-                    f"{change} when the model read them; make the model again, or pass adata= to "
-                    "have them read again."
+                    f"{change} when the model read them; create the model again, or pass adata= "
+                    "to read them again."
                 )
             if not origin.has_counts(adata, self.counts):
                 raise DataError(
                     f"{describe_location(origin.layer)} no longer holds the counts that the model read; "
-                    f"{fix} and make the model again."
+                    f"{fix} and create the model again."
                 )
             key = origin.find_changed_column(adata, ignore)
             if key is not None:
                 raise DataError(
-                    f"obs[{key!r}] was changed after the model read it; restore it, make the model "
-                    "again, or pass adata= to have it read again."
+                    f"obs[{key!r}] was changed after the model read it; restore it, create the "
+                    "model again, or pass adata= to read it again."
                 )
         if not self._arrays.matches(self.counts):
             raise DataError(
-                f"The counts were changed in place after the model was made; {fix} and make the "
-                "model again."
+                f"The counts were changed in place after the model was made; {fix} and create "
+                "the model again."
             )
 
     def gather(self, rows: Rows, *, counts: bool = True) -> CountBatch:
@@ -206,11 +207,7 @@ def read_cells(
         If the counts or columns cannot be used; the message names the cell, gene or column,
         and the fix.
     """
-    if not isinstance(adata, AnnData):
-        raise ArgumentTypeError(
-            f"adata must be an AnnData, not {type(adata).__name__}; read one with "
-            "anndata.read_h5ad."
-        )
+    check_anndata("adata must be", adata, READ_H5AD)
     positions = schema.gene_positions(adata)
     columns = schema.columns(adata)
     posterior, library = read_minified(adata, models)

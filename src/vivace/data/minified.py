@@ -32,7 +32,7 @@ LIBRARY_MEAN, LIBRARY_VARIANCE = "latent_lib_mean", "latent_lib_variance"
 
 def minify(
     adata: AnnData,
-    counts: sp.csr_matrix,
+    counts: sp.csr_matrix | None,
     layer: str | None,
     posterior: StoredPosterior,
     library_n: F32,
@@ -46,7 +46,7 @@ def minify(
     adata
         The data, n cells.
     counts
-        Its counts.
+        Its counts, if they are kept; None otherwise.
     layer
         Layer of the counts; None for X.
     posterior
@@ -58,8 +58,8 @@ def minify(
     kind
         Whether the counts are kept.
     """
-    with_counts = kind.endswith("with_counts")
-    kept = counts if with_counts else sp.csr_matrix(adata.shape, dtype=np.float32)
+    with_counts = counts is not None
+    kept = counts if counts is not None else sp.csr_matrix(adata.shape, dtype=np.float32)
     small = AnnData(
         X=adata.X if with_counts and layer is not None else kept,
         obs=adata.obs.copy(),

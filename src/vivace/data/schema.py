@@ -25,7 +25,7 @@ from vivace.data.columns import (
     read_gene_names,
     read_numbers,
 )
-from vivace.errors import ArgumentTypeError, DataError, MissingColumnError, near
+from vivace.errors import ArgumentTypeError, DataError, MissingColumnError, brief, list_names, near
 from vivace.types import I64, Category, Transform
 from vivace.validate import FLAG
 
@@ -50,15 +50,17 @@ class Declarations:
             if value is not None and not isinstance(value, str):
                 raise ArgumentTypeError(
                     f"{name} must be the name of a {'layer' if name == 'layer' else 'column of obs'}"
-                    f" or None, not {value!r}."
+                    f" or None, not {brief(value)}."
                 )
         for name in ("categorical_covariate_keys", "continuous_covariate_keys"):
             value = getattr(self, name)
             if isinstance(value, str) or not isinstance(value, Sequence):
-                raise ArgumentTypeError(f"{name} must be a list of column names, not {value!r}.")
+                raise ArgumentTypeError(
+                    f"{name} must be a list of column names, not {brief(value)}."
+                )
             for key in value:
                 if not isinstance(key, str):
-                    raise ArgumentTypeError(f"{name} must hold names of columns, not {key!r}.")
+                    raise ArgumentTypeError(f"{name} must hold names of columns, not {brief(key)}.")
             object.__setattr__(self, name, tuple(value))
         FLAG("allow_non_integer", self.allow_non_integer)
 
@@ -209,8 +211,8 @@ class Schema:
         if not isinstance(transform, Mapping):
             if d.batch_key is None:
                 raise DataError(
-                    f"The model has no batch, and {transform!r} cannot be one; declare a batch_key "
-                    "with setup_anndata, or name the column: "
+                    f"The model has no batch, and {brief(transform)} cannot be one; declare a "
+                    "batch_key with setup_anndata, or name the column: "
                     "transform_batch={'column': 'category'}."
                 )
             transform = {d.batch_key: transform}
@@ -220,15 +222,16 @@ class Schema:
             if key not in columns and key != d.batch_key:
                 declared = [*columns, *([] if d.batch_key is None else [d.batch_key])]
                 raise DataError(
-                    f"{key!r} is not declared as the batch or a categorical covariate of the model; "
-                    f"{near(key, declared)}"
+                    f"{brief(key)} is not declared as the batch or a categorical covariate of the "
+                    f"model; {near(key, declared)}"
                 )
             column = None if key == d.batch_key else columns[key]
             known = self.batches if column is None else self.categories[column]
             argument = "batch_key" if column is None else "categorical_covariate_keys"
             if isinstance(wanted, Set):
                 raise ArgumentTypeError(
-                    f"transform_batch must be a category or a list of them, in order, not {wanted!r}."
+                    f"transform_batch must be a category or a list of them, in order, not "
+                    f"{brief(wanted)}."
                 )
             is_list = isinstance(wanted, Iterable) and not isinstance(wanted, str)
             is_list &= getattr(wanted, "ndim", 1) > 0  # NumPy scalars have a dimension of 0
@@ -252,7 +255,7 @@ class Schema:
             return None
         if isinstance(gene_list, str | Set) or not isinstance(gene_list, Iterable):
             raise ArgumentTypeError(
-                f"gene_list must be a list of gene names, in order, not {gene_list!r}."
+                f"gene_list must be a list of gene names, in order, not {brief(gene_list)}."
             )
         names = [str(g) for g in gene_list]
         if not names:
@@ -301,10 +304,9 @@ class Schema:
         positions = pd.Index(names).get_indexer(pd.Index(self.genes))
         missing = [g for g, p in zip(self.genes, positions, strict=True) if p < 0]
         if missing:
-            named = ", ".join(repr(g) for g in missing[:5])
             raise MissingColumnError(
-                f"The data lack {len(missing):,} of the model's {len(self.genes):,} genes ({named}"
-                f"{', ...' if len(missing) > 5 else ''}); pass data with the same gene identifiers, "
+                f"The data lack {len(missing):,} of the model's {len(self.genes):,} genes "
+                f"({list_names(missing)}); pass data with the same gene identifiers, "
                 "before any selection of variable genes."
             )
         return np.asarray(positions, np.int64)
@@ -346,7 +348,7 @@ class Schema:
             ),
         ):
             if key is not None:
-                shown = ", ".join(str(c) for c in known[:6]) + (", ..." if len(known) > 6 else "")
+                shown = list_names(known, most=6, form=str)
                 rows.append((name, f"obs[{key!r}]", f"{len(known)} categories: {shown}"))
         rows += [("continuous covariate", f"obs[{k!r}]", "") for k in d.continuous_covariate_keys]
         if d.size_factor_key is not None:
@@ -362,7 +364,8 @@ def _find_code(key: str, category: Any, known: tuple[Category, ...], argument: s
     codes = {str(c): i for i, c in enumerate(known)}
     if str(plain_category(category)) not in codes:
         raise DataError(
-            f"obs[{key!r}] ({argument}) has no category {category!r}; {near(str(category), codes)}"
+            f"obs[{key!r}] ({argument}) has no category {brief(category)}; "
+            f"{near(str(category), codes)}"
         )
     return codes[str(plain_category(category))]
 

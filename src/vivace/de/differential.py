@@ -15,7 +15,7 @@ from vivace.data.schema import UNS_KEY, Codes
 from vivace.de.options import CHECKS, Mode, Options, Sampling, TestMode, Weights, read_levels
 from vivace.de.plan import Comparison, Plan, plan_comparisons, read_replicates
 from vivace.de.result_table import ComparisonResult, make_table, to_scanpy
-from vivace.errors import ArgumentTypeError, OptionError, warn
+from vivace.errors import ArgumentTypeError, OptionError, brief, warn
 from vivace.questions.importance import check_weighting
 from vivace.types import F64, Bool, Indices, Transform
 
@@ -174,7 +174,8 @@ def differential_expression(
         n_samples_overall=n_samples_overall,
         use_permutation=use_permutation,
         m_permutation=m_permutation,
-        change_fn=None if change_fn == "log-fold" else change_fn,  # scvi-tools' name for it
+        # "log-fold" is scvi-tools' name for the default
+        change_fn=None if isinstance(change_fn, str) and change_fn == "log-fold" else change_fn,
         m1_domain_fn=m1_domain_fn,
         cred_interval_lvls=read_levels(cred_interval_lvls),
     )
@@ -264,7 +265,7 @@ def _as_python_number(value: Any) -> Any:
 
 def _check_key_added(key_added: object) -> None:
     if key_added is not None and not isinstance(key_added, str):
-        raise ArgumentTypeError(f"key_added must be a name, not {key_added!r}.")
+        raise ArgumentTypeError(f"key_added must be a name, not {brief(key_added)}.")
     if key_added in ("", UNS_KEY):
         raise OptionError(f"key_added={key_added!r} is empty or reserved; choose another name.")
 
@@ -288,7 +289,7 @@ def _corrected_columns(self: Core, batch_correction: object) -> list[str]:
     if not isinstance(names, Sequence) or not all(isinstance(n, str) for n in names) or not names:
         raise ArgumentTypeError(
             "batch_correction must be True or False, or name the columns to correct for, not "
-            f"{batch_correction!r}."
+            f"{brief(batch_correction)}."
         )
     return list(dict.fromkeys(names))
 

@@ -8,9 +8,9 @@ from numbers import Real
 from typing import Any, Literal
 
 from vivace.data.schema import Codes
-from vivace.errors import ArgumentTypeError, OptionError
+from vivace.errors import ArgumentTypeError, OptionError, brief
 from vivace.questions.importance import Weighting
-from vivace.validate import COUNT, OPTIONAL_COUNT, Check, Choice, Number
+from vivace.validate import COUNT, OPTIONAL_COUNT, Check, Choice, Number, check_mapping
 
 Mode = Literal["change", "vanilla"]
 TestMode = Literal["two", "three"]
@@ -28,6 +28,7 @@ CHECKS: dict[str, Check] = {
     "pseudocounts": Number(at_least=0, optional=True),
     "threshold_counts": Number(at_least=0),
     "test_mode": Choice(TestMode),
+    "importance_weighting_kwargs": check_mapping,
 }
 _CHECK_LEVEL = Number(above=0, below=1)
 
@@ -61,7 +62,7 @@ class Options:
         for name in ("change_fn", "m1_domain_fn"):
             value = getattr(self, name)
             if value is not None and not callable(value):
-                raise ArgumentTypeError(f"{name} must be a function, not {value!r}.")
+                raise ArgumentTypeError(f"{name} must be a function, not {brief(value)}.")
         if self.mode == "vanilla":
             for name in ("change_fn", "m1_domain_fn", "cred_interval_lvls"):
                 if getattr(self, name):
@@ -110,7 +111,9 @@ def read_levels(value: object) -> tuple[float, ...]:
         return ()
     listed = [value] if isinstance(value, Real) else value
     if not isinstance(listed, Iterable):
-        raise ArgumentTypeError(f"cred_interval_lvls must be a list of numbers, not {value!r}.")
+        raise ArgumentTypeError(
+            f"cred_interval_lvls must be a list of numbers, not {brief(value)}."
+        )
     levels = []
     for level in listed:
         _CHECK_LEVEL("cred_interval_lvls", level)

@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 
-from vivace.errors import ArgumentTypeError, DataError, OptionError, near, warn
+from vivace.errors import ArgumentTypeError, DataError, OptionError, brief, near, warn
 from vivace.types import Indices, Rows
 from vivace.validate import obs_column, row_numbers
 
@@ -167,7 +167,7 @@ def _select_rows(adata: AnnData, name: str, selection: Selection) -> Rows:
         return np.flatnonzero(mask.to_numpy())
     except Exception as error:  # pandas raises errors of many kinds
         raise OptionError(
-            f"{name}={selection!r} is not a valid query of obs "
+            f"{name}={brief(selection)} is not a valid query of obs "
             f"({' '.join(str(error).split())}); {near(selection, adata.obs.columns)}"
         ) from error
 
@@ -197,7 +197,8 @@ def _plan_groups(adata: AnnData, groupby: str, group1: object, group2: object) -
         for name in names:
             if name not in known:
                 raise DataError(
-                    f"obs[{groupby!r}] has no cells of {name!r} ({argument}); {near(name, known)}"
+                    f"obs[{groupby!r}] has no cells of {brief(name)} ({argument}); "
+                    f"{near(name, known)}"
                 )
     if first is None:
         first = [name for name in known if name != second]

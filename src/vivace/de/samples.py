@@ -16,7 +16,7 @@ from vivace.data import CountBatch
 from vivace.data.schema import Codes
 from vivace.de.histograms import write_by_gene
 from vivace.de.options import Sampling
-from vivace.errors import MissingExtraError, TrainingError, warn
+from vivace.errors import TrainingError, require_extra, warn
 from vivace.progress import PassingBar
 from vivace.questions.expression import write_expression_at
 from vivace.questions.importance import Weighting, sample_group
@@ -105,13 +105,9 @@ def drop_outliers(cells: Cells, rows: Rows, sampling: Sampling, seed: int) -> Ro
     """The rows without those of outliers in the latent space, if ``sampling`` filters them."""
     if not sampling.filter_outliers:
         return rows
-    try:
-        from sklearn.covariance import EllipticEnvelope
-    except ImportError as error:
-        raise MissingExtraError(
-            "filter_outlier_cells needs scikit-learn, which is not installed; run pip install "
-            "'vivace[de]'."
-        ) from error
+    require_extra("sklearn", "de", "filter_outlier_cells needs")
+    from sklearn.covariance import EllipticEnvelope
+
     z_nk, _ = encode(cells.take(rows).quiet())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about a covariance that is nearly singular

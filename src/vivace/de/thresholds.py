@@ -9,7 +9,7 @@ import numpy as np
 
 from vivace.de.counts import CountSums
 from vivace.de.options import Options
-from vivace.errors import MissingExtraError, OptionError
+from vivace.errors import OptionError, require_extra
 from vivace.types import F64
 
 _LEAST_PSEUDOCOUNT = 1e-10
@@ -69,12 +69,9 @@ def choose_delta(effects: F64, seed: int) -> float:
     Three normal components are fitted. The threshold is 0.6 times the mean absolute value of
     the outer two means, and at least 0.1.
     """
-    try:
-        from sklearn.mixture import GaussianMixture
-    except ImportError as error:
-        raise MissingExtraError(
-            "delta=None needs scikit-learn, which is not installed; run pip install 'vivace[de]'."
-        ) from error
+    require_extra("sklearn", "de", "delta=None needs")
+    from sklearn.mixture import GaussianMixture
+
     if len(effects) < 2:
         return float(max(_LEAST_DELTA, _DELTA_SHARE * np.abs(effects).max(initial=0.0)))
     n_components = min(3, len(np.unique(effects)))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vivace.errors import MissingExtraError
+from vivace.errors import require_extra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,10 +14,7 @@ if TYPE_CHECKING:
 def need_plotting() -> None:
     """Raise an error in one sentence if a plotting library is missing."""
     for package in ("matplotlib", "sklearn"):
-        if find_spec(package) is None:
-            raise MissingExtraError(
-                f"Figures need {package}, which is not installed; run pip install 'vivace[plot]'."
-            )
+        require_extra(package, "plot", "Figures need")
 
 
 def new_axes(width: float, height: float) -> Axes:

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from vivace.errors import DataError, OptionError, near
+from vivace.errors import ArgumentTypeError, DataError, OptionError, brief, list_names, near
 from vivace.pl.canvas import need_plotting, new_axes, save_axes
 from vivace.types import F64, Bool
+from vivace.validate import READ_H5AD, Int, check_anndata, checked
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -22,6 +23,21 @@ _GENE_WIDTH = 0.18  # inches, in the heat map
 _GROUP_HEIGHT = 0.22
 
 
+def _check_result(name: str, value: object) -> None:
+    """Refuse anything but a frame with a comparison."""
+    if not isinstance(value, pd.DataFrame):
+        raise ArgumentTypeError(
+            f"{name} must be the frame that differential_expression returned, not {brief(value)}."
+        )
+    if "comparison" not in value or len(value) == 0:
+        raise DataError("The frame has no comparison; give the result of differential_expression.")
+
+
+def _check_cells(name: str, value: object) -> None:
+    check_anndata(f"{name} must be", value, READ_H5AD)
+
+
+@checked(result=_check_result, n_genes=Int(at_least=0))
 def volcano(
     result: pd.DataFrame,
     comparison: str | None = None,
@@ -109,6 +125,7 @@ def _name_genes(
             )
 
 
+@checked(result=_check_result, adata=_check_cells, n_genes=Int(at_least=0))
 def heatmap(
     result: pd.DataFrame,
     adata: AnnData,
@@ -154,9 +171,9 @@ def heatmap(
     """
     need_plotting()
     groupby = result.attrs.get("groupby") if groupby is None else groupby
-    if groupby is None or groupby not in adata.obs:
+    if not isinstance(groupby, str) or groupby not in adata.obs:
         raise DataError(
-            f"obs has no column {groupby!r} to take groups from; give groupby=, "
+            f"obs has no column {brief(groupby)} to take groups from; give groupby=; "
             f"{near(groupby, adata.obs.columns)}"
         )
     genes = _called_up_genes(result, n_genes)
@@ -205,13 +222,16 @@ def _called_up_genes(result: pd.DataFrame, n_genes: int) -> list[str]:
 
 
 def _select_comparison(result: pd.DataFrame, comparison: str | None) -> pd.DataFrame:
-    if "comparison" not in result or len(result) == 0:
-        raise DataError("The frame has no comparison; give the result of differential_expression.")
     names = list(dict.fromkeys(result["comparison"]))
     if comparison is None and len(names) > 1:
-        raise OptionError(f"The result has {len(names)} comparisons; name one, {near('', names)}")
-    if comparison is not None and comparison not in names:
-        raise DataError(f"The result has no comparison {comparison!r}; {near(comparison, names)}")
+        raise OptionError(
+            f"The result has {len(names)} comparisons; name one: "
+            f"{list_names(sorted(names), most=10)}."
+        )
+    if comparison is not None and (not isinstance(comparison, str) or comparison not in names):
+        raise DataError(
+            f"The result has no comparison {brief(comparison)}; {near(comparison, names)}"
+        )
     return result[result["comparison"] == (names[0] if comparison is None else comparison)]
 
 

@@ -15,7 +15,7 @@ from vivace.cells import Cells, child_generators, decoder_inputs, question, with
 from vivace.core import Core
 from vivace.data import CountBatch
 from vivace.data.schema import Codes
-from vivace.errors import OptionError
+from vivace.errors import OptionError, brief
 from vivace.ops.runtime.workspace import thread_workspace
 from vivace.questions.importance import Weighting, check_weighting, sample_group
 from vivace.store.arrays import fill_dense
@@ -129,7 +129,7 @@ def get_normalized_expression(
     at_mean = n_samples == 1 and return_mean and n_samples_overall is None
     first_seed = self._seed(seed, random=not at_mean)
     each_sample = n_samples > 1 and not return_mean
-    if each_sample and return_numpy is False:
+    if each_sample and return_numpy is not None and not return_numpy:
         raise OptionError(
             "A frame has two dimensions, so return_numpy=False does not go with several samples "
             "(n_samples) that are kept (return_mean=False); leave one of them out."
@@ -284,7 +284,7 @@ def _check_library(library_size: object) -> None:
         if library_size not in ("latent", "observed"):
             raise OptionError(
                 "library_size must be a number or one of 'latent', 'observed', not "
-                f"{library_size!r}."
+                f"{brief(library_size)}."
             )
         return
     Number(above=0, at_most=LARGEST_FLOAT)("library_size", library_size)

@@ -57,7 +57,8 @@ def get_latent_representation(
     if self.config.latent_distribution == "ln" and give_mean and not return_dist:
         return simplex_mean(cells, mc_samples, self._seeds.take(seed))
     random = not (give_mean or return_dist)
-    point_nk, variance_nk = encode(cells, self._seeds.take(seed) if random else None)
+    sample_seed = self._seed(seed, random)
+    point_nk, variance_nk = encode(cells, sample_seed if random else None)
     return (point_nk, variance_nk) if return_dist else point_nk
 
 

@@ -9,7 +9,7 @@ from anndata import AnnData
 from vivace.cells import question
 from vivace.core import Core
 from vivace.data import Minified, StoredPosterior, count_matrix, minify
-from vivace.errors import DataError, ShapeError
+from vivace.errors import DataError, ShapeError, brief
 from vivace.questions.latent import encode_with_library
 from vivace.types import F32
 from vivace.validate import Choice, float_tensor
@@ -42,8 +42,13 @@ def minify_adata(
     DataError
         If obsm has no such key, or the data are minified already.
     """
-    if self.minified_data_type is not None:
-        raise DataError("The model's data are minified already; there is nothing to drop.")
+    if (kind := self.minified_data_type) is not None:
+        fix = (
+            "to drop their counts too, save the model and load it with its former data as adata="
+            if kind.endswith("with_counts")
+            else "there is nothing to drop"
+        )
+        raise DataError(f"The model's data are minified already; {fix}.")
     cells = self._cells(None, None, None)
     adata, source = self._resolve_adata(None), cells.source  # _cells has checked both
     k = self.config.n_latent
@@ -63,9 +68,10 @@ def minify_adata(
         torch.from_numpy(mean), torch.from_numpy(variance), *library_moments
     )
     layer = self.schema.declarations.layer
+    with_counts = minified_data_type.endswith("with_counts")
     small = minify(
         adata,
-        count_matrix(adata, layer),
+        count_matrix(adata, layer) if with_counts else None,
         layer,
         posterior,
         source.library,
@@ -78,7 +84,7 @@ def minify_adata(
 def _stored(adata: AnnData, argument: str, key: str, shape: tuple[int, ...]) -> F32:
     """An array of obsm that takes the place of a computed one."""
     if not isinstance(key, str) or key not in adata.obsm:
-        raise DataError(f"obsm has no {key!r} ({argument}); leave it out to have it computed.")
+        raise DataError(f"obsm has no {brief(key)} ({argument}); leave it out to have it computed.")
     values = float_tensor(f"obsm[{key!r}] ({argument})", adata.obsm[key]).numpy()
     if values.shape != shape:
         raise ShapeError(f"obsm[{key!r}] ({argument}) has shape {values.shape}, not {shape}.")

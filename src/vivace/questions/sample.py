@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from vivace.cells import Cells, child_seeds, question, sample_latent, with_codes
 from vivace.core import Core
 from vivace.data import CountBatch
 from vivace.data.schema import Codes
-from vivace.errors import MissingExtraError
+from vivace.errors import require_extra
 from vivace.questions.decode import observation_distribution
 from vivace.store.arrays import fill_dense, fill_sparse
 from vivace.types import I64, Indices, Transform
@@ -91,10 +90,9 @@ def posterior_predictive_sample(
     blocks = ((i, sparse_counts(x_ng, genes)) for _, i, _, x_ng in samples)
     if out is not None:
         return fill_sparse(out, n_genes, n_samples, blocks)
-    if n_samples > 1 and find_spec("sparse") is None:
-        raise MissingExtraError(
-            "Several samples need the package sparse, which is not installed; run pip install "
-            "'vivace[samples]', or give out= a path."
+    if n_samples > 1:
+        require_extra(
+            "sparse", "samples", "Several samples need the package", "or give out= a path"
         )
     rows: list[list[sp.csr_matrix]] = [[] for _ in range(n_samples)]
     for i, block in blocks:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata.io import sparse_dataset, write_elem
 
-from vivace.errors import ArgumentTypeError, MissingExtraError, OptionError, ShapeError
+from vivace.errors import ArgumentTypeError, OptionError, ShapeError, require_extra
 from vivace.store.folder import move_into_place
 
 _CHUNK = 1 << 20  # numbers in a chunk: 4 MB in float32
@@ -160,10 +159,7 @@ def fill_sparse(
 
 def import_zarr() -> None:
     """Raise an error in one sentence if zarr is not installed."""
-    if find_spec("zarr") is None:
-        raise MissingExtraError(
-            "Writing to a path needs zarr, which is not installed; run pip install 'vivace[zarr]'."
-        )
+    require_extra("zarr", "zarr", "Writing to a path needs")
 
 
 def _larger(

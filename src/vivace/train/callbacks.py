@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vivace.errors import ArgumentTypeError, OptionError
+from vivace.errors import ArgumentTypeError, OptionError, brief
 
 
 class Callback:
@@ -60,7 +60,7 @@ class Listeners:
             if not callable(getattr(logger, "log_metrics", None)):
                 raise ArgumentTypeError(
                     f"logger must have log_metrics(metrics, step), as lightning_fabric's CSVLogger "
-                    f"and TensorBoardLogger have, but is {logger!r}."
+                    f"and TensorBoardLogger have, but is {brief(logger)}."
                 )
 
     def start(self) -> None:
@@ -103,7 +103,7 @@ def _as_objects(name: str, value: object) -> Sequence[Any]:
             "lightning_fabric.loggers.CSVLogger('logs')."
         )
     if isinstance(value, str):
-        raise ArgumentTypeError(f"{name} must be an object or a list of them, not {value!r}.")
+        raise ArgumentTypeError(f"{name} must be an object or a list of them, not {brief(value)}.")
     return tuple(value) if isinstance(value, Iterable) else (value,)
 
 
@@ -120,5 +120,5 @@ def _check_callback(callback: object) -> None:
         )
     if not any(callable(getattr(callback, m, None)) for m in _METHODS):
         raise ArgumentTypeError(
-            f"callbacks must have one of {', '.join(_METHODS)}, but {callback!r} has none."
+            f"callbacks must have one of {', '.join(_METHODS)}, but {brief(callback)} has none."
         )

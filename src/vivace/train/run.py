@@ -10,26 +10,21 @@ import numpy as np
 
 from vivace.core import Core, hash_names
 from vivace.data import split_rows
-from vivace.errors import ArgumentTypeError, DataError, OptionError, warn
+from vivace.errors import DataError, OptionError, warn
 from vivace.nn import trained_parts
 from vivace.train.callbacks import Listeners
 from vivace.train.loop import FitResult, TrainOptions, choose_watched_rows, fit
 from vivace.train.recipe import METRICS, RECIPES, Recipe
 from vivace.train.stopping import Patience
 from vivace.types import Rows
-from vivace.validate import Choice, Flag, Int, Number, check_accelerator, checked
+from vivace.validate import Choice, Int, Number, check_accelerator, check_mapping, checked
 
 _NO_LIMIT = -1  # Lightning's max_steps
 
 
 def _check_max_steps(name: str, value: object) -> None:
-    if value != _NO_LIMIT:
+    if not isinstance(value, int | np.integer) or value != _NO_LIMIT:
         Int(optional=True)(name, value)
-
-
-def _check_mapping(name: str, value: object) -> None:
-    if value is not None and not isinstance(value, Mapping):
-        raise ArgumentTypeError(f"{name} must be a dict or None, not {value!r}.")
 
 
 @checked(
@@ -39,15 +34,13 @@ def _check_mapping(name: str, value: object) -> None:
     validation_size=Number(at_least=0, below=1, optional=True),
     batch_size=Int(optional=True),
     max_steps=_check_max_steps,
-    early_stopping=Flag(optional=True),
     early_stopping_monitor=Choice(METRICS),
     early_stopping_patience=Int(optional=True),
     early_stopping_min_delta=Number(),
     early_stopping_mode=Choice(("min", "max")),
     early_stopping_warmup_epochs=Int(at_least=0, optional=True),
     accelerator=check_accelerator,
-    plan_kwargs=_check_mapping,
-    progress=Flag(),
+    plan_kwargs=check_mapping,
 )
 def train(
     self: Core,
@@ -138,10 +131,15 @@ def train(
             "else is frozen; use the model as it is, or load_query_data(..., unfrozen=True)."
         )
         return
-    if self.minified_data_type is not None:
+    if (kind := self.minified_data_type) is not None:
+        problem = (
+            "The model's data were minified, and the encoder would not be trained"
+            if kind.endswith("with_counts")
+            else "The counts of the model's data were dropped by minify_adata"
+        )
         raise DataError(
-            "The counts of the model's data were dropped by minify_adata; train before "
-            "minify_adata, or load the model with its counts."
+            f"{problem}; train before minify_adata, or save the model and load it with its former "
+            "data as adata=."
         )
     listeners = Listeners(self, callbacks, logger)
     seed = self._seeds.take(seed)

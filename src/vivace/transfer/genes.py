@@ -16,13 +16,12 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from vivace.core import Core
-from vivace.errors import ArgumentTypeError, DataError, MissingColumnError, near
+from vivace.errors import ArgumentTypeError, DataError, MissingColumnError, brief, list_names, near
 from vivace.store.saving import read_genes
-from vivace.types import I64
-from vivace.validate import FLAG, Number, checked
+from vivace.types import I64, NameIndex
+from vivace.validate import Number, check_anndata, checked
 
 _VERSIONED = re.compile(r"^(ENS[A-Z]*G\d{6,})\.\d+(_PAR_Y)?$")
-_N_SHOWN = 5
 _MANY = 0.5  # share of the reference's genes that makes a column of var worth suggesting
 
 
@@ -78,7 +77,7 @@ class GeneReport:
             "ambiguous": self.ambiguous,
         }
         shown = "".join(
-            f"; {title}: {_list_names(names)}" for title, names in lists.items() if names
+            f"; {title}: {list_names(names)}" for title, names in lists.items() if names
         )
         return (
             f"{self.present:,} of {self.n_genes:,} genes of the reference are in the query, with "
@@ -86,11 +85,7 @@ class GeneReport:
         )
 
 
-@checked(
-    return_reference_var_names=FLAG,
-    inplace=FLAG,
-    min_overlap=Number(at_least=0, at_most=1),
-)
+@checked(min_overlap=Number(at_least=0, at_most=1))
 def prepare_query_anndata(
     adata: AnnData,
     reference_model: Core | str | Path,
@@ -99,7 +94,7 @@ def prepare_query_anndata(
     *,
     gene_key: str | None = None,
     min_overlap: float = 0.8,
-) -> GeneReport | AnnData | pd.Index[str]:
+) -> GeneReport | AnnData | NameIndex:
     """Bring the genes of a query into the form of a reference.
 
     Genes are matched by name, Ensembl identifiers with or without their version. Counts of genes
@@ -123,8 +118,8 @@ def prepare_query_anndata(
 
     Returns
     -------
-    A :class:`~vivace.GeneReport`, or the new AnnData with ``inplace=False``. In both cases the
-    report is also in ``uns["query_genes"]``.
+    A :class:`~vivace.transfer.GeneReport`, or the new AnnData with ``inplace=False``. In both cases
+    the report is also in ``uns["query_genes"]``.
 
     Raises
     ------
@@ -150,15 +145,12 @@ def prepare_query_anndata(
         genes, layer = schema.genes, schema.declarations.layer
     else:
         raise ArgumentTypeError(
-            "reference_model must be a model or the path of its folder, not a "
+            "reference_model must be a model or the path of its folder, not "
             f"{type(reference_model).__name__}."
         )
     if return_reference_var_names:
         return pd.Index(genes)
-    if not isinstance(adata, AnnData):
-        raise ArgumentTypeError(
-            f"prepare_query_anndata takes an AnnData, not {type(adata).__name__}."
-        )
+    check_anndata("prepare_query_anndata takes", adata)
     new, report = align_genes(adata, genes, gene_key, min_overlap, layer)
     new.uns["query_genes"] = report.as_dict()
     if not inplace:
@@ -287,7 +279,9 @@ def _read_names(adata: AnnData, gene_key: str | None) -> list[str]:
     if gene_key is None:
         return [str(name) for name in adata.var_names]
     if not isinstance(gene_key, str):
-        raise ArgumentTypeError(f"gene_key must be the name of a column of var, not {gene_key!r}.")
+        raise ArgumentTypeError(
+            f"gene_key must be the name of a column of var, not {brief(gene_key)}."
+        )
     if gene_key not in adata.var:
         raise MissingColumnError(
             f"var has no column {gene_key!r} (gene_key); {near(gene_key, adata.var)}"
@@ -337,9 +331,9 @@ def _explain_too_few(
         fix = "leave gene_key out" if key is None else f"pass gene_key={key!r}"
         column = "var_names" if key is None else f"var[{key!r}]"
         return f"{text}, but {n_matches:,} in {column}; {fix}."
-    missing_names = _list_names([genes[i] for i in missing.tolist()])
+    missing_names = list_names([genes[i] for i in missing.tolist()])
     if n_present == 0:
-        query_names = _list_names([str(n) for n in adata.var_names])
+        query_names = list_names([str(n) for n in adata.var_names])
         return (
             f"{text} (the query has {query_names}; the reference has {missing_names}); give the "
             "column of var that has the reference's identifiers as gene_key."
@@ -367,7 +361,3 @@ def _find_better_column(
         if n_matches >= _MANY * len(genes) and (best is None or n_matches > best[1]):
             best = key, n_matches
     return best
-
-
-def _list_names(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:_N_SHOWN])) + (", ..." if len(names) > _N_SHOWN else "")

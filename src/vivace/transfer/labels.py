@@ -12,24 +12,22 @@ from anndata import AnnData
 
 from vivace.cells import Cells, question
 from vivace.core import Core
-from vivace.errors import ArgumentTypeError, DataError, OptionError, warn
+from vivace.errors import ArgumentTypeError, DataError, OptionError, brief, list_names, warn
 from vivace.questions.latent import encode
 from vivace.transfer.categories import extend_schema
 from vivace.transfer.classifiers import log_normalise
 from vivace.transfer.latent_cells import LabelledCells, LatentCells
 from vivace.transfer.predictors import LabelPrediction, predict_labels
 from vivace.types import I64, Rows
-from vivace.validate import COUNT, FLAG, Check, Number, obs_column
+from vivace.validate import COUNT, Check, Number, check_anndata, obs_column
 
 UNKNOWN = "Unknown"
 _SHARE = Number(at_least=0, at_most=1, optional=True)
 CHECKS: dict[str, Check] = {
     "n_neighbors": COUNT,
     "n_samples": COUNT,
-    "expression": FLAG,
     "min_probability": _SHARE,
     "max_novelty": _SHARE,
-    "all_probabilities": FLAG,
 }
 _MANY_LABELS = 100  # up to so many are never taken for names of cells
 _MAX_CELLS = 20_000  # of the reference, for classifiers and for what is measured on it
@@ -165,7 +163,7 @@ def _added_columns(self: Core, key_added: object) -> tuple[str, ...]:
     if key_added is None:
         return ()
     if not isinstance(key_added, str) or not key_added:
-        raise ArgumentTypeError(f"key_added must be a name, not {key_added!r}.")
+        raise ArgumentTypeError(f"key_added must be a name, not {brief(key_added)}.")
     columns = (key_added, f"{key_added}_probability", f"{key_added}_novelty")
     for column in columns:
         if column in self.schema.declarations.columns:
@@ -179,10 +177,7 @@ def _added_columns(self: Core, key_added: object) -> tuple[str, ...]:
 def _find_reference(self: Core, query: AnnData | None, reference: AnnData | None) -> AnnData:
     """The data that labels come from."""
     if reference is not None:
-        if not isinstance(reference, AnnData):
-            raise ArgumentTypeError(
-                f"reference must be an AnnData, not {type(reference).__name__}."
-            )
+        check_anndata("reference must be", reference)
         return reference
     is_mapped = self.module.surgery is not None
     data = self._reference if is_mapped else self._adata
@@ -197,17 +192,15 @@ def _find_reference(self: Core, query: AnnData | None, reference: AnnData | None
 
 def _check_known(self: Core, query: AnnData) -> None:
     """Refuse categories that have to be mapped first."""
-    if not isinstance(query, AnnData):
-        raise ArgumentTypeError(f"query must be an AnnData, not {type(query).__name__}.")
+    check_anndata("query must be", query)
     extended = extend_schema(self.schema, query, labels=self.config.dispersion == "gene-label")
     pairs = [(self.schema.batches, extended.batches)]
     pairs += zip(self.schema.categories, extended.categories, strict=True)
     for known, all_categories in pairs:
         if new := all_categories[len(known) :]:
-            listed = ", ".join(map(repr, new[:5]))
             raise DataError(
-                f"The query has categories that the model does not know ({listed}); map it first: "
-                f"{type(self).__name__}.load_query_data(query, model), then train()."
+                f"The query has categories that the model does not know ({list_names(new)}); map "
+                f"it first: {type(self).__name__}.load_query_data(query, model), then train()."
             )
 
 

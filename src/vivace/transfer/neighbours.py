@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vivace.errors import MissingExtraError
+from vivace.errors import require_extra
 from vivace.types import F64, I64
 
 
 def need_sklearn() -> None:
     """Refuse to go on without scikit-learn."""
-    if find_spec("sklearn") is None:
-        raise MissingExtraError(
-            "The transfer of labels needs scikit-learn; install it with "
-            "pip install 'vivace[transfer]'."
-        )
+    require_extra("sklearn", "transfer", "The transfer of labels needs")
 
 
 def neighbour_shares(

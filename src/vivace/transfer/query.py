@@ -13,26 +13,24 @@ from vivace.config import settings
 from vivace.core import Core, hash_names, network_dimensions
 from vivace.data.declare import refuse_without_counts
 from vivace.data.schema import Schema
-from vivace.errors import ArgumentTypeError, DataError, NotTrainedError, OptionError, warn
+from vivace.errors import (
+    ArgumentTypeError,
+    DataError,
+    NotTrainedError,
+    OptionError,
+    list_names,
+    warn,
+)
 from vivace.nn import Surgery, freeze_network, grow_weights, trained_parts, trains_encoder
 from vivace.seeds import SeedStream, check_seed
 from vivace.store.saving import load
 from vivace.transfer.categories import extend_schema
-from vivace.validate import FLAG, checked
+from vivace.validate import check_anndata, checked
 
 M = TypeVar("M", bound=Core)
 
 
-@checked(
-    inplace_subset_query_vars=FLAG,
-    unfrozen=FLAG,
-    freeze_dropout=FLAG,
-    freeze_expression=FLAG,
-    freeze_decoder_first_layer=FLAG,
-    freeze_batchnorm_encoder=FLAG,
-    freeze_batchnorm_decoder=FLAG,
-    transfer_batch=FLAG,
-)
+@checked()
 def load_query_data(
     cls: type[M],
     adata: AnnData,
@@ -110,15 +108,14 @@ def load_query_data(
     (638, 10)
     """
     flags = {
-        "unfrozen": unfrozen,
-        "freeze_dropout": freeze_dropout,
-        "freeze_expression": freeze_expression,
-        "freeze_decoder_first_layer": freeze_decoder_first_layer,
-        "freeze_batchnorm_encoder": freeze_batchnorm_encoder,
-        "freeze_batchnorm_decoder": freeze_batchnorm_decoder,
+        "unfrozen": bool(unfrozen),  # JSON has no bools of NumPy
+        "freeze_dropout": bool(freeze_dropout),
+        "freeze_expression": bool(freeze_expression),
+        "freeze_decoder_first_layer": bool(freeze_decoder_first_layer),
+        "freeze_batchnorm_encoder": bool(freeze_batchnorm_encoder),
+        "freeze_batchnorm_decoder": bool(freeze_batchnorm_decoder),
     }
-    if not isinstance(adata, AnnData):
-        raise ArgumentTypeError(f"load_query_data takes an AnnData, not {type(adata).__name__}.")
+    check_anndata("load_query_data takes", adata)
     refuse_without_counts(adata)
     reference = _read_reference(cls, reference_model)
     by_label = reference.config.dispersion == "gene-label"
@@ -131,7 +128,7 @@ def load_query_data(
     config = reference.config
     if freeze_dropout and not unfrozen:
         config = replace(config, dropout_rate=0.0)
-    seeds = SeedStream(check_seed(settings.seed))
+    seeds = SeedStream(check_seed(settings.seed, "settings.seed"))
     model = cls.__new__(cls)
     model._build(config, schema, seeds, weights_seed=seeds.take())
     model.module.to(reference.device)
@@ -166,7 +163,7 @@ def _read_reference(cls: type[M], value: object) -> M:
         reference = value
     else:
         raise ArgumentTypeError(
-            f"reference_model must be a trained {cls.__name__} or the path of its folder, not a "
+            f"reference_model must be a trained {cls.__name__} or the path of its folder, not "
             f"{type(value).__name__}."
         )
     if not reference.is_trained:
@@ -188,7 +185,7 @@ def _check_query(
     new = schema.batches[len(reference.schema.batches) :]
     if new and not transfer_batch:
         raise DataError(
-            f"The query has batches that the reference lacks ({', '.join(map(repr, new[:5]))}), "
+            f"The query has batches that the reference lacks ({list_names(new)}), "
             "which transfer_batch=False forbids; rename them, or leave transfer_batch=True."
         )
     names = pd.Index(adata.var_names.astype(str))

@@ -1,0 +1,59 @@
+"""Warnings point at the user's line; values and names in messages stay short."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import vivace
+from vivace.errors import MissingExtraError, brief, list_names, near, require_extra, warn
+
+
+def test_a_warning_points_at_a_script_in_a_folder_beside_the_package():
+    package = Path(vivace.__file__).parent
+    script = f"{package}_scripts/run.py"
+    inside = compile("def call(): warn('careful')", str(package / "inside.py"), "exec")
+    space = {"warn": warn}
+    exec(inside, space)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        exec(compile("\ncall()", script, "exec"), space)
+    assert [(w.filename, w.lineno) for w in caught] == [(script, 2)]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [np.zeros((50, 50)), pd.DataFrame({"a": range(9)}), list(range(999)), "z" * 999, {"a": "b"}],
+    ids=type,
+)
+def test_a_value_in_a_message_is_one_short_line(value):
+    text = brief(value)
+    assert "\n" not in text
+    assert len(text) <= 60
+    assert text[-1] == repr(value)[-1]
+
+
+def test_spaces_of_a_string_are_kept():
+    assert brief("a   b") == "'a   b'"
+
+
+def test_names_are_listed_up_to_a_number():
+    assert list_names("abcde") == "'a', 'b', 'c', 'd', 'e'"
+    assert list_names("abcdef") == "'a', 'b', 'c', 'd', 'e', ..."
+    assert list_names((1, 2, 3), most=2, form=str) == "1, 2, ..."
+    assert near("x", ["batch"]) == "available: 'batch'."
+
+
+@pytest.mark.parametrize(
+    ("alternative", "end"), [("", "'vivace[de]'."), ("or do x", "'vivace[de]', or do x.")]
+)
+def test_a_missing_extra(refused, monkeypatch, alternative, end):
+    require_extra("numpy", "de", "This needs")
+    monkeypatch.setattr("vivace.errors.find_spec", lambda name: None)
+    said = f"This needs scikit-learn, which is not installed; run pip install {end}"
+    with refused(MissingExtraError, said):
+        require_extra("sklearn", "de", "This needs", alternative)
