@@ -1,4 +1,4 @@
-"""Whether values are the raw counts of a model.
+"""Checks that values are raw counts.
 
 Every value is read once, in blocks, by ``setup_anndata`` and again when a model reads the
 data. A wrong layer that is found only after training costs more than this pass.
@@ -19,7 +19,7 @@ from vivace.errors import DataError
 from vivace.types import F32
 
 _BLOCK = 1 << 20  # values per block
-_SAMPLE = 1 << 20  # values of another matrix that are looked at before it is suggested
+_SAMPLE = 1 << 20  # values of another matrix to inspect before suggesting it
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def check_counts(
         values = counts.data[start:stop]
         if start == stop:
             continue
-        least, most = values.min(), values.max()  # NaN if one value is
+        least, most = values.min(), values.max()  # NaN if any value is
         if not (np.isfinite(least) and np.isfinite(most)):
             place = start + int(np.argmin(np.isfinite(values)))
             raise DataError(
@@ -86,7 +86,7 @@ def check_counts(
             if not whole.all():
                 _refuse_fractions(adata, counts, schema, start + int(np.argmin(whole)))
         smallest = min(smallest, float(least))
-        # the sums that SciPy's csr_matrix.sum(axis=1) gives, without a pass of their own
+        # the same sums as csr_matrix.sum(axis=1), without a separate pass
         filled = first + np.flatnonzero(np.diff(counts.indptr[first : last + 1]))
         library[filled] = np.add.reduceat(values, counts.indptr[filled] - start)
     empty = library <= 0  # no entries, stored zeros, or negative values
@@ -113,14 +113,14 @@ def _refuse_fractions(adata: AnnData, counts: sp.csr_matrix, schema: Schema, pla
         )
     raise DataError(
         f"{where} holds {counts.data[place]:g} {entry}, which is not an integer; give raw counts"
-        f"{raw}, or pass allow_non_integer=True to setup_anndata if these are meant."
+        f"{raw}, or pass allow_non_integer=True to setup_anndata if this is intended."
     )
 
 
 def _looks_log1p(counts: sp.csr_matrix) -> bool:
     """Whether, in most cells, expm1 gives whole multiples of the cell's smallest value.
 
-    Most, not all: in a cell without a count of one the smallest value is not the unit.
+    Most, not all, because in a cell without a count of one the smallest value is not the unit.
     """
     if counts.data.max() > 20:
         return False
@@ -179,5 +179,5 @@ def _name_entry(adata: AnnData, counts: sp.csr_matrix, schema: Schema, place: in
 
 
 def describe_location(layer: str | None) -> str:
-    """Where the counts are, for a message."""
+    """Location of the counts, for messages."""
     return "X" if layer is None else f"layers[{layer!r}]"

@@ -46,7 +46,7 @@ def minify(
     adata
         The data, n cells.
     counts
-        Its counts.
+        Counts of ``adata``.
     layer
         Layer of the counts; None for X.
     posterior
@@ -118,8 +118,8 @@ def read_minified(
         if with_counts:
             return None, None
         raise DataError(
-            "The counts were dropped by minify_adata of another model, or of this one before it "
-            "was trained further; load the model that was saved with these data, or pass data with "
+            "The counts were dropped by minify_adata of another model, or of this model before "
+            "further training; load the model that was saved with these data, or pass data with "
             "counts."
         )
     try:
@@ -133,8 +133,8 @@ def read_minified(
             raise KeyError(f"a posterior of {stamp['n_latent']} dimensions")
     except KeyError as error:
         raise DataError(
-            f"The data were minified, but {error} is no longer in them; load them again from the "
-            "folder of the model."
+            f"The data were minified, but {error} is missing; load them again from the model's "
+            "folder."
         ) from error
     return StoredPosterior(mean, variance, *columns), None if with_counts else library
 
@@ -154,6 +154,6 @@ def _read_stamp(adata: AnnData) -> dict[str, Any]:
         complete = False
     if not complete:
         raise DataError(
-            f"adata.uns[{KEY!r}] cannot be read; load the data again from the folder of the model."
+            f"adata.uns[{KEY!r}] cannot be read; load the data again from the model's folder."
         )
     return stamp

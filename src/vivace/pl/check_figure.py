@@ -31,7 +31,7 @@ def draw_check(path: str | Path, check: pd.DataFrame | Mapping[str, pd.DataFrame
     path
         File to write.
     check
-        ``model.posterior_predictive_check()``, or several by the name of their model, such
+        ``model.posterior_predictive_check()``, or several, keyed by model name, such
         as ``{"NB": ..., "ZINB": ...}``.
 
     Raises

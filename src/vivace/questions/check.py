@@ -32,7 +32,7 @@ def posterior_predictive_check(
     seed: int | None = None,
     silent: bool = False,
 ) -> pd.DataFrame:
-    """Is the model adequate for these data? Statistics of the data beside those of samples.
+    """Compare statistics of the data with those of samples: is the model adequate for the data?
 
     Mean, variance and fraction of zeros, by gene (over cells) and by cell (over genes),
     and the correlation of pairs of genes, of the data and of posterior predictive
@@ -43,9 +43,9 @@ def posterior_predictive_check(
     ----------
     adata, indices, batch_size, silent
         As in :meth:`get_latent_representation`. Cells that were not trained on
-        (:attr:`validation_indices`) make the harder test.
+        (:attr:`validation_indices`) are a harder test.
     n_samples
-        Samples of every cell.
+        Samples per cell.
     n_correlated
         Number of genes whose pairs are correlated: those that vary most, on log(1 + x).
     seed
@@ -57,7 +57,7 @@ def posterior_predictive_check(
     "variance", "zero_fraction", "correlation"), ``by`` ("gene", "cell", "gene pair"),
     ``name``, ``observed``, ``predicted`` (mean over samples), ``lower`` and ``upper`` (95 %
     of the samples lie between), ``p_value`` (share of samples above the observed value; ties
-    count half). NaN where a gene is the same in all cells.
+    count half). NaN where a gene has the same value in all cells.
 
     Notes
     -----
@@ -67,7 +67,7 @@ def posterior_predictive_check(
     cells = self._cells(adata, indices, batch_size, silent, counts=True)
     n_cells, genes = len(cells), self.schema.genes
     if n_cells == 0:
-        raise OptionError("indices names no cells; a check needs some.")
+        raise OptionError("indices selects no cells; a check needs at least one.")
     cell_names = list(self._resolve_adata(adata).obs_names[cells.rows])
     pairs = _most_variable(cells, n_correlated)
     # sums over cells: one set per sample, and a last one for the data
@@ -142,7 +142,7 @@ def _correlations(log_sums: F64, products: F64, n: int, genes: list[str]) -> tup
     mean = log_sums / n
     covariance = products / n - mean[:, :, None] * mean[:, None, :]
     variance, square = (np.diagonal(a, axis1=1, axis2=2) for a in (covariance, products / n))
-    # the rounding error of a gene that is the same in all cells is no variance
+    # the rounding error of a constant gene is not variance
     deviation = np.sqrt(np.where(variance > 1e-12 * square, variance, np.nan))
     upper = np.triu_indices(len(genes), 1)
     correlation = covariance / (deviation[:, :, None] * deviation[:, None, :])

@@ -36,7 +36,7 @@ def get_likelihood_parameters(
     n_samples
         Samples of z per cell.
     give_mean
-        The mean over the samples; of one, the parameters at the mean of q(z|x).
+        The mean over the samples; with one sample, the parameters at the mean of q(z|x).
     seed
         Random seed; None uses the model's next seed.
 

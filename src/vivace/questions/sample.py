@@ -48,15 +48,15 @@ def posterior_predictive_sample(
     adata, indices, batch_size, silent
         As in :meth:`get_latent_representation`.
     transform_batch
-        As in :meth:`get_normalized_expression`. Of several categories each cell takes one at
-        random in each sample, because counts are whole numbers.
+        As in :meth:`get_normalized_expression`. With several categories, each cell takes one
+        at random in each sample, because counts are integers.
     n_samples
         Samples per cell.
     gene_list
         Genes, in this order; None for all. A gene's samples do not depend on the others.
     out
-        A path, where AnnData's form of a sparse matrix is written as zarr, block by
-        block; with several samples one in each of the groups "0", "1" and so on.
+        A path, to which AnnData's form of a sparse matrix is written as zarr, block by
+        block; with several samples, one matrix in each of the groups "0", "1" and so on.
     seed
         Random seed; None uses the model's next seed.
 
@@ -70,9 +70,9 @@ def posterior_predictive_sample(
     Raises
     ------
     DataError
-        If there is no such category or gene; the message names near ones.
+        If there is no such category or gene; the message suggests similar ones.
     MissingExtraError
-        If a package is missing that the result needs.
+        If a package that the result needs is missing.
     """
     codes = self.schema.codes(transform_batch)
     genes = self.schema.genes_at(gene_list)
@@ -133,7 +133,7 @@ def sample_counts(
 
 
 def sparse_counts(x_ng: Tensor, genes: I64 | None) -> sp.csr_matrix:
-    """Whole counts of some genes as an int32 CSR matrix."""
+    """Integer counts of some genes as an int32 CSR matrix."""
     chosen = x_ng if genes is None else x_ng[:, torch.from_numpy(genes)]
     return sp.csr_matrix(chosen.numpy()).astype(np.int32)
 

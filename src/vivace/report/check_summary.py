@@ -16,7 +16,7 @@ def summarise_check(check: pd.DataFrame | Mapping[str, pd.DataFrame]) -> pd.Data
     Parameters
     ----------
     check
-        ``model.posterior_predictive_check()``, or several by the name of their model.
+        ``model.posterior_predictive_check()``, or several, keyed by model name.
 
     Returns
     -------

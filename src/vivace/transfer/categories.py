@@ -27,8 +27,8 @@ def extend_schema(schema: Schema, adata: AnnData, *, labels: bool) -> Schema:
     Raises
     ------
     DataError
-        If a declared column is missing, or has a category that the reference has with another
-        type.
+        If a declared column is missing, or contains a category that has another type in the
+        reference.
     """
     d = schema.declarations
     if not labels:
@@ -55,8 +55,8 @@ def _check_columns(d: Declarations, adata: AnnData) -> None:
         )
     if d.labels_key is not None and d.labels_key not in adata.obs:
         raise MissingColumnError(
-            f"The query has no column {d.labels_key!r} in obs, whose labels have dispersions of "
-            f"their own in the reference; label it with query.obs[{d.labels_key!r}] = 'Unknown'."
+            f"The query has no column {d.labels_key!r} in obs, whose labels have their own "
+            f"dispersions in the reference; label it with query.obs[{d.labels_key!r}] = 'Unknown'."
         )
 
 
@@ -97,7 +97,7 @@ def _conversion(value: Category, same: Category) -> str:
 
 
 def _reads_alike(one: Category, other: Category) -> bool:
-    """Whether two categories may be meant to be the same, such as 1, 1.0 and "1"."""
+    """Whether two categories may be intended to be the same, such as 1, 1.0 and "1"."""
     if str(one) == str(other):
         return True
     if type(one) is type(other):

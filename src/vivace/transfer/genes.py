@@ -1,4 +1,4 @@
-"""The genes of a query, brought into the form of a reference."""
+"""Aligns the genes of a query to those of a reference."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def prepare_query_anndata(
     gene_key: str | None = None,
     min_overlap: float = 0.8,
 ) -> GeneReport | AnnData | pd.Index[str]:
-    """Bring the genes of a query into the form of a reference.
+    """Align the genes of a query to those of a reference.
 
     Genes are matched by name, Ensembl identifiers with or without their version. Counts of genes
     with the same name are added up, in X and every layer, and missing genes are padded with
@@ -119,7 +119,7 @@ def prepare_query_anndata(
     gene_key
         Column of var with identifiers like the reference's; None for var_names.
     min_overlap
-        Least share of the reference's genes that the query must have.
+        Smallest share of the reference's genes that the query must have.
 
     Returns
     -------
@@ -185,14 +185,14 @@ def align_genes(
     gene_key
         Column of var with identifiers like the reference's; None for var_names.
     min_overlap
-        Least share of the reference's genes that the query must have.
+        Smallest share of the reference's genes that the query must have.
     layer
-        Where the counts are that the report is about; None for X.
+        Layer of the counts that the report describes; None for X.
 
     Raises
     ------
     DataError
-        If the query has too few genes; the message says which column of var would do.
+        If the query has too few genes; the message says which column of var would work.
     """
     _check_in_memory(adata, layer)
     names = _read_names(adata, gene_key)
@@ -253,7 +253,7 @@ def _check_in_memory(adata: AnnData, layer: str | None) -> None:
 
 
 def _sum_columns(matrix: Any, move: sp.csr_matrix) -> Any:
-    """Columns added up to those of the reference, dense or sparse as before.
+    """Sum columns to those of the reference, dense or sparse as before.
 
     The dtype stays the same, unless it is too small for the sums.
     """
@@ -347,7 +347,7 @@ def _explain_too_few(
     overlap = math.floor(1000 * n_present / len(genes)) / 1000
     return (
         f"{text}, fewer than min_overlap={min_overlap:g} (missing: {missing_names}); give data from "
-        f"before any selection of genes, or pass min_overlap={overlap:g} or less to pad the others "
+        f"before any selection of genes, or pass min_overlap={overlap:g} or lower to pad the others "
         "with zeros."
     )
 

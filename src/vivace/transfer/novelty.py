@@ -17,8 +17,8 @@ from vivace.transfer.latent_cells import LatentCells
 from vivace.transfer.neighbours import log_density_ratio, log_distance, nearest_points
 from vivace.types import F64
 
-LEAST_HELD_OUT = 30  # held-out cells; with fewer nothing can be measured
-LEAST_GROUP = 50  # cells; with fewer each is only judged by itself
+LEAST_HELD_OUT = 30  # held-out cells; with fewer, novelty is not measured
+LEAST_GROUP = 50  # cells; with fewer, each is judged only by itself
 _N_SIMILAR = 15  # cells, the cell itself among them, that measures are averaged over
 _TAIL = 0.05  # share of held-out cells beyond which their distribution continues exponentially
 

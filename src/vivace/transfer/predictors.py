@@ -58,12 +58,12 @@ class _Evidence:
 
 @dataclass(frozen=True)
 class _Setting:
-    """What held-out cells and a query have in common, to be judged alike.
+    """Settings shared by held-out cells and a query, so that both are judged alike.
 
     Parameters
     ----------
     n_neighbors
-        Nearest cells that are looked at.
+        Number of nearest cells.
     n_samples
         Random samples of each cell's point.
     n_anchors
@@ -99,7 +99,7 @@ def predict_labels(
     rng
         Source of randomness.
     n_neighbors
-        Nearest reference cells that are looked at.
+        Number of nearest reference cells.
     n_samples
         Random samples of the point of each cell of the query.
     """

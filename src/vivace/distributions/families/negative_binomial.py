@@ -35,7 +35,7 @@ class NegativeBinomial(CountDistribution):
     Parameters
     ----------
     total_count
-        Tensor or float, > 0, failures after which the textbook's experiment stops.
+        Tensor or float, > 0, number of failures at which the experiment stops.
     probs
         Tensor or float, at least 0 and below 1, probability of a success.
     logits

@@ -61,7 +61,7 @@ _keep_freed_memory()
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
     """``a @ b + bias`` for float32 CPU matrices (n, k) and (k, m), without autograd.
 
-    The result is either ``out``, of shape (n, m), or a new tensor; then ``out`` stays as it is.
+    The result is either ``out``, of shape (n, m), or a new tensor; then ``out`` is unchanged.
     """
     if _ONEDNN is None or a.numel() * b.shape[1] <= _SMALL:
         return _on_one_thread(a, b, bias, out)

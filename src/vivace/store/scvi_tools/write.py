@@ -42,7 +42,7 @@ def write_scvi_tools(
     adata: anndata.AnnData | None,
     overwrite: bool,
 ) -> None:
-    """Write the folder, whole or not at all.
+    """Write the folder, completely or not at all.
 
     Raises
     ------
