@@ -81,8 +81,8 @@ def read_categories(adata: AnnData, key: str | None, argument: str) -> tuple[Cat
     plain = tuple(plain_category(v) for v in values)
     if len(plain) > max(_MANY, adata.n_obs // 2):
         raise DataError(
-            f"obs[{key!r}] ({argument}) has {len(plain)} categories for {adata.n_obs} cells, as "
-            "names of cells do; choose a coarser column."
+            f"obs[{key!r}] ({argument}) has {len(plain)} categories for {adata.n_obs} cells, "
+            "like a column of cell names; choose a coarser column."
         )
     if len({str(v) for v in plain}) < len(plain):
         raise DataError(

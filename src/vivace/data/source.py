@@ -48,7 +48,7 @@ class Source(Protocol):
         ...
 
     def gather(self, rows: Rows, *, counts: bool = True) -> CountBatch:
-        """The cells at ``rows``, in that order; without ``counts`` these are left empty."""
+        """The cells at ``rows``, in that order; without ``counts``, with no counts in them."""
         ...
 
     def check_unchanged(

@@ -146,8 +146,8 @@ def summarise_effects(
 ) -> list[EffectSummary]:
     """The log2 fold change of each gene, all samples of one side against all of the other.
 
-    If both sides are decoded as the same categories, only samples of equal categories are
-    compared.
+    If both sides are decoded as the same categories, only samples with equal categories
+    are compared.
     """
     starts, segments = _number_segments(samples, sides)
     n_codes = segments.shape[1]

@@ -11,7 +11,8 @@ method estimates the mean effect over the population from which the replicates w
 * the variance is moderated over genes (Smyth 2004, doi:10.2202/1544-6115.1027), because a few
   replicates determine it poorly;
 * if the model expects a larger mean effect than the counts show, or one of opposite sign, the
-  difference is added to the error: the model may expect a change in one replicate of all of them;
+  difference is added to the error, because the model may attribute a change in one replicate to
+  all of them;
 * effects have a prior that is learned from all genes, a mixture of normals around zero and of
   zero itself (Stephens 2017, doi:10.1093/biostatistics/kxw041). If no gene differs, none is
   called;

@@ -60,7 +60,7 @@ class ComparisonResult:
     n_cells, n_samples
         Cells, and random samples, of the two sides.
     design, n_replicates
-        For a comparison across replicates: its design, and the number on each side.
+        For a comparison across replicates: its design, and the replicates on each side.
     """
 
     effect: EffectSummary

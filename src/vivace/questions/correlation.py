@@ -100,7 +100,7 @@ def _correlate_genes(
     """Correlation of genes over denoised samples of all cells, shape (g, g).
 
     Spearman's ranks are taken among the samples of evenly spaced cells, which are all cells
-    where the samples are at most 2**26 numbers. Memory does not grow with their number.
+    if the samples are at most 2**26 numbers. Memory does not grow with the number of cells.
     """
 
     def denoised() -> Iterator[tuple[slice, F32]]:

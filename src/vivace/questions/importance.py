@@ -56,8 +56,8 @@ def get_importance_weights(
 ) -> F64:
     """How well points of the latent space represent a group of cells.
 
-    A point has a large weight if it is more likely given the cells of the group than it
-    was to be sampled from their q(z|x).
+    A point has a large weight if cells of the group make it more likely than sampling
+    from their q(z|x) does.
 
     Parameters
     ----------

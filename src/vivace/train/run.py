@@ -90,10 +90,10 @@ def train(
     train_size, validation_size
         Fractions of the cells. None for ``validation_size`` takes all that are left.
     batch_size
-        Cells per minibatch. None for 128, or, with "fast" and fewer than 4,000
+        Cells per minibatch. None uses 128, or, with "fast" and fewer than 4,000
         training cells, 64. The recipe's number of epochs does not depend on it.
     max_steps
-        Maximum number of minibatches. None, or -1, for no limit.
+        Maximum number of minibatches. None or -1 means no limit.
     early_stopping
         Stop when ``early_stopping_monitor``, a column of the history, has
         not improved by more than ``early_stopping_min_delta`` for
