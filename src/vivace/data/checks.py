@@ -59,7 +59,7 @@ def check_counts(
     DataError
         If a value is negative, not finite or not an integer, or a cell has no counts.
     """
-    where = describe_location(schema.declarations.layer)
+    location = describe_location(schema.declarations.layer)
     library = np.zeros(counts.shape[0], np.float32)
     smallest = 0.0
     for first, last in _row_blocks(counts):
@@ -71,13 +71,13 @@ def check_counts(
         if not (np.isfinite(least) and np.isfinite(most)):
             place = start + int(np.argmin(np.isfinite(values)))
             raise DataError(
-                f"{where} holds {counts.data[place]} {_name_entry(adata, counts, schema, place)}; "
+                f"{location} holds {counts.data[place]} {_name_entry(adata, counts, schema, place)}; "
                 "replace or drop such values before setting up."
             )
         if least < 0 and not allow_negative:
             place = start + int(np.argmin(values))
             raise DataError(
-                f"{where} holds the negative value {counts.data[place]:g} "
+                f"{location} holds the negative value {counts.data[place]:g} "
                 f"{_name_entry(adata, counts, schema, place)}; give raw counts, not scaled data"
                 f"{_suggest_layer(adata, schema)}."
             )
@@ -93,7 +93,7 @@ def check_counts(
     if empty.any():
         cell = adata.obs_names[int(np.argmax(empty))]
         raise DataError(
-            f"{int(empty.sum())} of {adata.n_obs} cells have no counts in {where} over the "
+            f"{int(empty.sum())} of {adata.n_obs} cells have no counts in {location} over the "
             f"{counts.shape[1]} genes used (first: {cell!r}); drop them with "
             "sc.pp.filter_cells(adata, min_counts=1)."
         )
@@ -103,16 +103,16 @@ def check_counts(
 
 
 def _refuse_fractions(adata: AnnData, counts: sp.csr_matrix, schema: Schema, place: int) -> None:
-    where = describe_location(schema.declarations.layer)
+    location = describe_location(schema.declarations.layer)
     entry = _name_entry(adata, counts, schema, place)
     raw = _suggest_layer(adata, schema)
     if _looks_log1p(counts):
         raise DataError(
-            f"{where} looks log1p-normalised ({counts.data[place]:g} {entry}); give raw counts"
+            f"{location} looks log1p-normalised ({counts.data[place]:g} {entry}); give raw counts"
             f"{raw or ', from before sc.pp.normalize_total and sc.pp.log1p'}."
         )
     raise DataError(
-        f"{where} holds {counts.data[place]:g} {entry}, which is not an integer; give raw counts"
+        f"{location} holds {counts.data[place]:g} {entry}, which is not an integer; give raw counts"
         f"{raw}, or pass allow_non_integer=True to setup_anndata if this is intended."
     )
 
@@ -153,9 +153,9 @@ def _all_integers(matrix: Any) -> bool:
     values = matrix.data if sp.issparse(matrix) else matrix
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "iuf":
         return False
-    some = values.ravel()[:_SAMPLE]
+    sample = values.ravel()[:_SAMPLE]
     return bool(
-        some.size and np.isfinite(some).all() and (some >= 0).all() and not (some % 1).any()
+        sample.size and np.isfinite(sample).all() and (sample >= 0).all() and not (sample % 1).any()
     )
 
 

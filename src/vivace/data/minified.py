@@ -58,10 +58,10 @@ def minify(
     kind
         Whether the counts are kept.
     """
-    with_counts = kind.endswith("with_counts")
-    kept = counts if with_counts else sp.csr_matrix(adata.shape, dtype=np.float32)
+    keeps_counts = kind.endswith("with_counts")
+    kept = counts if keeps_counts else sp.csr_matrix(adata.shape, dtype=np.float32)
     small = AnnData(
-        X=adata.X if with_counts and layer is not None else kept,
+        X=adata.X if keeps_counts and layer is not None else kept,
         obs=adata.obs.copy(),
         var=adata.var.copy(),
         uns=dict(adata.uns),
@@ -69,10 +69,10 @@ def minify(
         varm=dict(adata.varm),
         obsp=dict(adata.obsp),
         varp=dict(adata.varp),
-        layers=(dict(adata.layers) if with_counts else {})
+        layers=(dict(adata.layers) if keeps_counts else {})
         | ({} if layer is None else {layer: kept}),
     )
-    if with_counts and adata.raw is not None:
+    if keeps_counts and adata.raw is not None:
         small.raw = adata.raw.to_adata()
     small.uns[KEY] = json.dumps(
         {
@@ -113,9 +113,9 @@ def read_minified(
     if KEY not in adata.uns:
         return None, None
     stamp = _read_stamp(adata)
-    with_counts = stamp["type"].endswith("with_counts")
+    keeps_counts = stamp["type"].endswith("with_counts")
     if stamp["model"] not in models:
-        if with_counts:
+        if keeps_counts:
             return None, None
         raise DataError(
             "The counts were dropped by minify_adata of another model, or of this model before "
@@ -136,7 +136,7 @@ def read_minified(
             f"The data were minified, but {error} is missing; load them again from the model's "
             "folder."
         ) from error
-    return StoredPosterior(mean, variance, *columns), None if with_counts else library
+    return StoredPosterior(mean, variance, *columns), None if keeps_counts else library
 
 
 def _read_tensor(adata: AnnData, key: str) -> torch.Tensor:

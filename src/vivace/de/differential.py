@@ -300,8 +300,8 @@ def _choose_codes(
         for name, value in (("batchid1", batchid1), ("batchid2", batchid2)):
             if value is not None:
                 raise OptionError(f"{name} needs batch_correction=True; give that too.")
-        own: tuple[Codes, ...] = (Codes(),)
-        return own, own
+        unchanged: tuple[Codes, ...] = (Codes(),)
+        return unchanged, unchanged
     declared = self.schema.declarations
     categories = dict(zip(declared.categorical_covariate_keys, self.schema.categories, strict=True))
     # An unknown name is refused by schema.codes.
@@ -364,18 +364,18 @@ def _count_columns(
 
 def _describe(result: ComparisonResult, table: pd.DataFrame, options: Options) -> dict[str, Any]:
     """How a comparison was made, as numbers and strings, which any file format can hold."""
-    about: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "n_cells": list(result.n_cells),
         "n_draws": list(result.n_samples),
     }
     expected_fdr = table.attrs.pop("expected_fdr", None)
     if options.mode == "change":
-        about |= {
+        facts |= {
             "delta": result.delta,
             "pseudocounts": result.pseudocount,
             "expected_fdr": expected_fdr,
             "n_called": int(table[f"is_de_fdr_{options.fdr_target}"].sum()),
         }
     if result.n_replicates is not None:
-        about |= {"design": result.design, "n_samples": list(result.n_replicates)}
-    return about
+        facts |= {"design": result.design, "n_samples": list(result.n_replicates)}
+    return facts

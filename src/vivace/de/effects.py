@@ -88,8 +88,8 @@ def compare_cells(
         pseudocount, deltas = 0.0, [None] * len(sides)
         effects = summarise_effects(samples, _TINY, sides, [0.0] * len(sides))
     else:
-        by_part = max_by_part(largest, [part for part, _ in wanted], len(plan.parts))
-        pseudocount = choose_pseudocount(by_part, sums, options)
+        part_largest = max_by_part(largest, [part for part, _ in wanted], len(plan.parts))
+        pseudocount = choose_pseudocount(part_largest, sums, options)
         if options.has_user_functions:
             pairs = choose_all_pairs(samples, sides, options, pairs_seed)
             effects, deltas = summarise_user_effects(
@@ -126,8 +126,8 @@ def _summarise_fold_changes(
 ) -> tuple[list[EffectSummary], list[float | None]]:
     """The log2 fold change and the threshold of each comparison."""
     if options.delta is None:
-        at_zero = summarise_effects(samples, pseudocount, sides, [0.0] * len(sides))
-        deltas = [choose_delta(effect.mean, delta_seed) for effect in at_zero]
+        unthresholded = summarise_effects(samples, pseudocount, sides, [0.0] * len(sides))
+        deltas = [choose_delta(effect.mean, delta_seed) for effect in unthresholded]
     else:
         deltas = [float(options.delta)] * len(sides)
     effects = summarise_effects(samples, pseudocount, sides, deltas)

@@ -140,8 +140,10 @@ def _summarise_user_effect(
 ) -> tuple[EffectSummary, float | None]:
     """The effect and the threshold of one comparison."""
     if options.change_fn is None:
-        one, other = (np.log2(x + np.float32(pseudocount)) for x in (first_pg, second_pg))
-        effect = one - other
+        log_first, log_second = (
+            np.log2(x + np.float32(pseudocount)) for x in (first_pg, second_pg)
+        )
+        effect = log_first - log_second
     else:
         effect = _call("change_fn", options.change_fn, first_pg, second_pg, pseudocount)
         _check_shape("change_fn", effect, first_pg.shape)

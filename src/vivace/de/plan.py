@@ -214,9 +214,9 @@ def _plan_groups(adata: AnnData, groupby: str, group1: object, group2: object) -
     names = first if second is None else [*first, second]
     parts = [np.flatnonzero(codes == known.index(name)) for name in names]
     # All remaining cells are one further part, which is in the rest of every comparison.
-    others = [i for i, name in enumerate(known) if name not in names]
-    if second is None and others:
-        parts.append(np.flatnonzero(np.isin(codes, others)))
+    remaining = [i for i, name in enumerate(known) if name not in names]
+    if second is None and remaining:
+        parts.append(np.flatnonzero(np.isin(codes, remaining)))
     comparisons = []
     for i, name in enumerate(first):
         if second is None:

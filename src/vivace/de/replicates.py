@@ -119,8 +119,8 @@ def compare_replicates(
     position = {key: i for i, key in enumerate(wanted)}
     samples = ExpressionSamples(groups, cells.network.dims.n_genes, silent=cells.silent)
     scale, largest = samples.summarise()
-    by_part = max_by_part(largest, [part for (part, _), _ in wanted], len(plan.parts))
-    pseudocount = choose_pseudocount(by_part, sums, options)
+    part_largest = max_by_part(largest, [part for (part, _), _ in wanted], len(plan.parts))
+    pseudocount = choose_pseudocount(part_largest, sums, options)
 
     # Means of each piece: log2 expression that the model expects, and the share in the counts.
     expected = _mean_logs(samples, pseudocount)
@@ -360,8 +360,8 @@ def infer_mean_effects(
         name: np.empty(n_genes) for name in ("plus", "minus", "above", "mean", "median", "std")
     }
     intervals = {level: (np.empty(n_genes), np.empty(n_genes)) for level in levels}
-    plus, minus = _beyond(grid, delta), _beyond(-grid, delta)
-    above = _beyond(grid, 0.0) + 0.5 * (grid == 0)
+    plus, minus = _mark_above(grid, delta), _mark_above(-grid, delta)
+    above = _mark_above(grid, 0.0) + 0.5 * (grid == 0)
     for start in range(0, n_genes, _GENES_AT_ONCE):
         genes = slice(start, start + _GENES_AT_ONCE)
         posterior = _likelihood(observed, grid, genes) * prior  # [genes, grid]
@@ -380,10 +380,10 @@ def infer_mean_effects(
     return EffectSummary(**stats, min=observed.least, max=observed.largest, intervals=intervals)
 
 
-def _beyond(grid: F64, delta: float) -> F64:
+def _mark_above(grid: F64, delta: float) -> F64:
     """Which points of the grid are above delta; a point at delta counts half, zero never counts."""
-    at_delta = np.isclose(grid, delta, atol=1e-9)
-    return np.where(at_delta, 0.5 * (delta > 0), grid > delta)
+    is_delta = np.isclose(grid, delta, atol=1e-9)
+    return np.where(is_delta, 0.5 * (delta > 0), grid > delta)
 
 
 def _prior_components(grid: F64, observed: ObservedEffects) -> F64:

@@ -130,5 +130,5 @@ def check_value(owner: Distribution, value: object) -> Tensor:
 def _describe_first_bad(value: Tensor, good: Tensor) -> str:
     if value.dim() == 0:
         return f"it is {value.item():g}"
-    at = tuple((~good).nonzero()[0].tolist())
-    return f"entry {at if len(at) > 1 else at[0]} is {value[at].item():g}"
+    position = tuple((~good).nonzero()[0].tolist())
+    return f"entry {position if len(position) > 1 else position[0]} is {value[position].item():g}"

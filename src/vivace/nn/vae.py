@@ -157,9 +157,9 @@ class VAE(nn.Module):
             return None
         if dispersion == "gene":
             return nn.Parameter(torch.randn(self.dims.n_genes))
-        by_batch = dispersion == "gene-batch"
-        self.category_rows["log_theta"] = TableRows("batch" if by_batch else "label")
-        n_rows = self.dims.n_batches if by_batch else self.dims.n_labels
+        uses_batch = dispersion == "gene-batch"
+        self.category_rows["log_theta"] = TableRows("batch" if uses_batch else "label")
+        n_rows = self.dims.n_batches if uses_batch else self.dims.n_labels
         return nn.Parameter(torch.randn(n_rows, self.dims.n_genes))
 
     @property

@@ -74,7 +74,7 @@ def posterior_predictive_check(
     sums = np.zeros((n_samples + 1, 3, len(genes)))
     log_sums = np.zeros((n_samples + 1, len(pairs)))
     products = np.zeros((n_samples + 1, len(pairs), len(pairs)))
-    by_cell = np.empty((n_cells, 3, 5))
+    cell_values = np.empty((n_cells, 3, 5))
     sampled: list[F64] = []
     samples = sample_counts(cells, (Codes(),), n_samples, self._seeds.take(seed), "Checking")
     for part, i, batch, x_ng in samples:
@@ -86,13 +86,13 @@ def posterior_predictive_check(
         _add(x_ng, pairs, sums[i], log_sums[i], products[i])
         sampled.append(_cell_statistics(x_ng))
         if i == n_samples - 1:
-            by_cell[part] = _compare(observed, np.stack(sampled)).transpose(1, 0, 2)
+            cell_values[part] = _compare(observed, np.stack(sampled)).transpose(1, 0, 2)
     statistics = _moments(sums, n_cells)
-    by_gene = _compare(statistics[-1], statistics[:-1])
-    by_pair, names = _correlations(log_sums, products, n_cells, [genes[g] for g in pairs])
-    frames = [_frame(s, "gene", genes, by_gene[j]) for j, s in enumerate(STATISTICS)]
-    frames += [_frame(s, "cell", cell_names, by_cell[:, j]) for j, s in enumerate(STATISTICS)]
-    frames.append(_frame("correlation", "gene pair", names, by_pair))
+    gene_values = _compare(statistics[-1], statistics[:-1])
+    pair_values, names = _correlations(log_sums, products, n_cells, [genes[g] for g in pairs])
+    frames = [_frame(s, "gene", genes, gene_values[j]) for j, s in enumerate(STATISTICS)]
+    frames += [_frame(s, "cell", cell_names, cell_values[:, j]) for j, s in enumerate(STATISTICS)]
+    frames.append(_frame("correlation", "gene pair", names, pair_values))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -157,9 +157,9 @@ def _compare(observed: F64, sampled: F64) -> F64:
     The first axis of ``sampled`` is that of the samples.
     """
     lower, upper = np.quantile(sampled, _INTERVAL, axis=0)
-    above = (sampled > observed).mean(0) + 0.5 * (sampled == observed).mean(0)
+    share_above = (sampled > observed).mean(0) + 0.5 * (sampled == observed).mean(0)
     mean = sampled.mean(0)
-    p_value = np.where(np.isnan(observed + mean), np.nan, above)
+    p_value = np.where(np.isnan(observed + mean), np.nan, share_above)
     return np.stack([observed, mean, lower, upper, p_value], axis=-1)
 
 

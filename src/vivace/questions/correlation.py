@@ -126,13 +126,13 @@ def _sample_rates(
 ) -> Iterator[tuple[slice, F32]]:
     """Each minibatch's positions and its rates at each sample, (n, g)."""
     network = cells.network
-    for_z, for_gamma = (child_generators(s, n_samples) for s in child_seeds(seed, 2))
+    z_generators, gamma_generators = (child_generators(s, n_samples) for s in child_seeds(seed, 2))
     for part, batch, inference in cells.encoded("Correlation"):
-        other = with_codes(batch, codes)
+        recoded = with_codes(batch, codes)
         log_size_n = torch.full_like(batch.library, rna_size_factor).log()
-        inputs = decoder_inputs(network, batch, inference, for_z)
-        for (point_nk, _), generator in zip(inputs, for_gamma, strict=True):
-            rates = network.rates(point_nk, other, log_size_n)
+        inputs = decoder_inputs(network, batch, inference, z_generators)
+        for (point_nk, _), generator in zip(inputs, gamma_generators, strict=True):
+            rates = network.rates(point_nk, recoded, log_size_n)
             x_ng = rates.mu.cpu().numpy()
             if network.likelihood.dispersed and network.likelihood.counts:
                 assert rates.theta is not None

@@ -96,10 +96,10 @@ def decode_cells(
     network = cells.network
     generators = child_generators(seed, n_samples)
     for part, batch, inference in cells.encoded(title):
-        other = with_codes(batch, codes)
+        recoded = with_codes(batch, codes)
         inputs = decoder_inputs(network, batch, inference, generators)
         for i, (point_nk, log_library_n) in enumerate(inputs):
-            rates = network.rates(point_nk, other, log_library_n)
+            rates = network.rates(point_nk, recoded, log_library_n)
             yield part, i, observation_distribution(network, rates)
 
 

@@ -126,8 +126,8 @@ def get_normalized_expression(
     codes = self.schema.codes(transform_batch)
     genes = self.schema.genes_at(gene_list)
     cells = self._cells(adata, indices, batch_size, silent, counts=weights == "importance")
-    at_mean = n_samples == 1 and return_mean and n_samples_overall is None
-    first_seed = self._seed(seed, random=not at_mean)
+    uses_mean = n_samples == 1 and return_mean and n_samples_overall is None
+    first_seed = self._seed(seed, random=not uses_mean)
     each_sample = n_samples > 1 and not return_mean
     if each_sample and return_numpy is False:
         raise OptionError(
@@ -139,7 +139,7 @@ def get_normalized_expression(
         shape = (n_samples, len(cells), n_genes) if each_sample else (len(cells), n_genes)
 
         def write(array: Any) -> None:
-            n = 0 if at_mean else n_samples
+            n = 0 if uses_mean else n_samples
             write_expression(
                 cells, codes, genes, library_size, n, first_seed, array, keep_samples=each_sample
             )

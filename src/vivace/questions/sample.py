@@ -116,19 +116,19 @@ def sample_counts(
     """
     network = cells.network
     generators = [np.random.default_rng(s) for s in child_seeds(seed, 3 * n_samples)]
-    for_z, for_codes, for_counts = (generators[i::3] for i in range(3))
+    z_rngs, code_rngs, count_rngs = (generators[i::3] for i in range(3))
     for part, batch, inference in cells.encoded(title):
         own_library_n = network.log_library(batch, inference)
         for i in range(n_samples):
-            point_nk, log_library_n = sample_latent(network, inference, for_z[i])
-            other = with_codes(batch, codes[0])
+            point_nk, log_library_n = sample_latent(network, inference, z_rngs[i])
+            recoded = with_codes(batch, codes[0])
             if len(codes) > 1:
-                other = _mix(batch, codes, for_codes[i].integers(len(codes), size=batch.n_cells))
+                recoded = _mix(batch, codes, code_rngs[i].integers(len(codes), size=batch.n_cells))
             if log_library_n is None:
                 log_library_n = own_library_n
-            rates = network.rates(point_nk, other, log_library_n)
+            rates = network.rates(point_nk, recoded, log_library_n)
             distribution = observation_distribution(network, rates)
-            uniform_ng = torch.from_numpy(for_counts[i].random(distribution.batch_shape))
+            uniform_ng = torch.from_numpy(count_rngs[i].random(distribution.batch_shape))
             yield part, i, batch, distribution.icdf(uniform_ng).float().cpu()
 
 

@@ -247,8 +247,8 @@ def check_free(path: Path, overwrite: bool = False) -> None:
         return
     if not overwrite:
         raise OptionError(f"{path} exists; remove it or choose another path.")
-    of_zarr = path.is_dir() and any((path / name).exists() for name in _ZARR)
-    if path.is_dir() and not of_zarr:
+    is_zarr = path.is_dir() and any((path / name).exists() for name in _ZARR)
+    if path.is_dir() and not is_zarr:
         raise OptionError(
             f"{path} is a folder without a zarr store, so it will not be overwritten; choose another "
             "path."

@@ -273,7 +273,7 @@ class _Training:
         """
         start, compiled = time.perf_counter(), self.bar.compilation.seconds
         self.network.train()
-        on_cpu = self.device.type == "cpu"
+        is_cpu = self.device.type == "cpu"
         sums = torch.zeros(3, device=self.device)
         lr = kl_weight = 0.0
         for rows in batches:
@@ -282,7 +282,7 @@ class _Training:
             lr = self.schedule.learning_rate(step)
             kl_weight = self.schedule.kl_weight(step, epoch=len(self.history))
             losses = self.step(batch, kl_weight, lr, self.noise)
-            if on_cpu and not math.isfinite(losses[0].item()):  # on a GPU this would wait for it
+            if is_cpu and not math.isfinite(losses[0].item()):  # on a GPU this would wait for it
                 return None
             sums.add_(losses, alpha=len(rows))
             step += 1

@@ -242,12 +242,12 @@ def _check_in_memory(adata: AnnData, layer: str | None) -> None:
             f"{near(layer, adata.layers.keys())}"
         )
     matrices = {"X": adata.X} | {f"layers[{key!r}]": value for key, value in adata.layers.items()}
-    for where, matrix in matrices.items():
+    for location, matrix in matrices.items():
         if adata.isbacked or not (
             matrix is None or sp.issparse(matrix) or isinstance(matrix, np.ndarray)
         ):
             raise DataError(
-                f"{where} is on disk (backed); read it into memory with adata = adata.to_memory() "
+                f"{location} is on disk (backed); read it into memory with adata = adata.to_memory() "
                 "first."
             )
 
@@ -328,9 +328,9 @@ def _explain_too_few(
     min_overlap: float,
 ) -> str:
     """Say which genes are missing, or which column of var has them."""
-    where = "var_names" if gene_key is None else f"var[{gene_key!r}]"
-    some = f"{n_present:,} of" if n_present else "none of"
-    text = f"The query has {some} the reference's {len(genes):,} genes in {where}"
+    location = "var_names" if gene_key is None else f"var[{gene_key!r}]"
+    share = f"{n_present:,} of" if n_present else "none of"
+    text = f"The query has {share} the reference's {len(genes):,} genes in {location}"
     better = _find_better_column(adata, genes, gene_key)
     if better is not None:
         key, n_matches = better

@@ -239,8 +239,8 @@ def choose_subset(labels: I64, rng: np.random.Generator) -> Rows:
     least = min(_LEAST_PER_LABEL, _MAX_CELLS // (2 * np.count_nonzero(sizes)))
     first = [order[labels[order] == label][:least] for label in np.flatnonzero(sizes)]
     chosen = np.concatenate(first)
-    others = order[~np.isin(order, chosen)]
-    return np.sort(np.concatenate([chosen, others[: _MAX_CELLS - len(chosen)]]))
+    rest = order[~np.isin(order, chosen)]
+    return np.sort(np.concatenate([chosen, rest[: _MAX_CELLS - len(chosen)]]))
 
 
 def _encode(self: Core, cells: Cells) -> LatentCells:
@@ -307,8 +307,10 @@ def _warn_about_shared_cells(
         return
     positions = names.get_indexer(query.obs_names)
     shared = np.flatnonzero(positions >= 0)
-    same = np.isclose(query_cells.mean[shared], reference_cells.mean[positions[shared]], atol=1e-4)
-    n_same = int(same.all(axis=1).sum())
+    is_same = np.isclose(
+        query_cells.mean[shared], reference_cells.mean[positions[shared]], atol=1e-4
+    )
+    n_same = int(is_same.all(axis=1).sum())
     if n_same:
         warn(
             f"{n_same:,} cells of the query are also in the reference and are their own neighbours, "

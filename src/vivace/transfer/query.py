@@ -121,8 +121,8 @@ def load_query_data(
         raise ArgumentTypeError(f"load_query_data takes an AnnData, not {type(adata).__name__}.")
     refuse_without_counts(adata)
     reference = _read_reference(cls, reference_model)
-    by_label = reference.config.dispersion == "gene-label"
-    schema = extend_schema(reference.schema, adata, labels=by_label)
+    reads_labels = reference.config.dispersion == "gene-label"
+    schema = extend_schema(reference.schema, adata, labels=reads_labels)
     _check_query(reference, adata, schema, unfrozen, transfer_batch)
 
     # A network with one more row for each new category, and the reference's weights.

@@ -55,8 +55,8 @@ def _quota(root: Path = _CGROUPS, own: Path = _OWN_CGROUPS) -> float | None:
             continue
         for mount in mounts:
             group = mount / path.lstrip("/")
-            above = [p for p in group.parents if p.is_relative_to(mount)]
-            quotas += [read(folder) for folder in (group, *above)]
+            parents = [p for p in group.parents if p.is_relative_to(mount)]
+            quotas += [read(folder) for folder in (group, *parents)]
     return min((q for q in quotas if q is not None), default=None)
 
 

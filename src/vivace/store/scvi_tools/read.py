@@ -213,9 +213,9 @@ def _split_layout(file: Path, contents: dict[str, Any]) -> tuple[dict[str, Any],
     missing = {"model_state_dict", "var_names", "attr_dict"} - set(contents)
     attributes = contents.get("attr_dict", {})
     if missing or "registry_" not in attributes:
-        what = "scvi_setup_dict_" if "scvi_setup_dict_" in attributes else "no registry"
+        layout = "scvi_setup_dict_" if "scvi_setup_dict_" in attributes else "no registry"
         raise ModelFileError(
-            f"{file} has a legacy layout ({what}); load it with scvi-tools {TRIED} "
+            f"{file} has a legacy layout ({layout}); load it with scvi-tools {TRIED} "
             "(SCVI.convert_legacy_save) and save it again."
         )
     registry = attributes["registry_"]
