@@ -232,7 +232,7 @@ class Core:
         self.module.to(device)
 
     def view_anndata_setup(self) -> pd.DataFrame:
-        """What was declared: meaning, place in the AnnData, and content."""
+        """The declarations: meaning, place in the AnnData, and content."""
         return pd.DataFrame(self.schema.summary(), columns=["meaning", "where", "content"])
 
     @property

@@ -24,7 +24,7 @@ _SAMPLE = 1 << 20  # values of another matrix to inspect before suggesting it
 
 @dataclass(frozen=True)
 class CountTotals:
-    """What one pass over the counts yields.
+    """Results of one pass over the counts.
 
     Parameters
     ----------

@@ -32,7 +32,7 @@ def read_gene_names(adata: AnnData) -> tuple[str, ...]:
     if not names.is_unique:
         repeated = names[names.duplicated()].unique()
         raise DataError(
-            f"var_names contains {len(repeated)} duplicated gene names (first: {repeated[0]!r}); call "
+            f"var_names holds {len(repeated)} duplicated gene names (first: {repeated[0]!r}); call "
             "adata.var_names_make_unique() or sum the duplicates."
         )
     if len(names) == 0:

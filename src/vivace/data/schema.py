@@ -261,7 +261,7 @@ class Schema:
         unknown = [g for g, p in zip(names, positions, strict=True) if p < 0]
         if unknown:
             raise MissingColumnError(
-                f"{len(unknown)} of the {len(names)} names in gene_list are not genes of the model "
+                f"{len(unknown)} of {len(names)} names in gene_list are not genes of the model "
                 f"(first: {unknown[0]!r}); {near(unknown[0], self.genes)}"
             )
         return np.asarray(positions, np.int64)

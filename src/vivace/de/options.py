@@ -117,6 +117,6 @@ def read_levels(value: object) -> tuple[float, ...]:
         levels.append(float(level))
     if len({str(level)[:5] for level in levels}) < len(levels):
         raise OptionError(
-            "cred_interval_lvls contains levels that agree to three decimals; drop one of them."
+            "cred_interval_lvls holds levels that agree to three decimals; drop one of them."
         )
     return tuple(levels)

@@ -238,12 +238,12 @@ def _average_pieces(
     )
 
 
-# ---- what was observed ------------------------------------------------------------------
+# ---- observed effects -------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class ObservedEffects:
-    """What was observed for each of g genes.
+    """The observed effects of g genes.
 
     Parameters
     ----------

@@ -41,7 +41,7 @@ class Part:
 
 
 def trained_parts(network: VAE) -> list[Part]:
-    """What the optimiser may change: everything, unless surgery has frozen some of it."""
+    """The parts that the optimiser may change: all, unless surgery has frozen some."""
     surgery = network.surgery
     if surgery is None or surgery.unfrozen:
         return [Part(name, parameter) for name, parameter in network.named_parameters()]

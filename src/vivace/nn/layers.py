@@ -178,7 +178,7 @@ class _MinibatchNorm(torch.autograd.Function):
 
 
 class Activation(nn.Module):
-    """What follows a hidden linear map: batch norm, layer norm, ReLU, dropout.
+    """The operations after a hidden linear map: batch norm, layer norm, ReLU, dropout.
 
     Parameters
     ----------

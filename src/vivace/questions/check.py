@@ -163,7 +163,7 @@ def _compare(observed: F64, sampled: F64) -> F64:
     return np.stack([observed, mean, lower, upper, p_value], axis=-1)
 
 
-def _frame(statistic: str, by: str, names: object, values: F64) -> pd.DataFrame:
+def _frame(statistic: str, unit: str, names: object, values: F64) -> pd.DataFrame:
     columns = ("observed", "predicted", "lower", "upper", "p_value")
     numbers = dict(zip(columns, values.T, strict=True))
-    return pd.DataFrame({"statistic": statistic, "by": by, "name": names, **numbers})
+    return pd.DataFrame({"statistic": statistic, "by": unit, "name": names, **numbers})

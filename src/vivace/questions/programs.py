@@ -200,7 +200,7 @@ def _named_moves(directions: Any, n_latent: int) -> tuple[list[str], F64]:
     if isinstance(directions, Mapping):
         names, vectors = [str(n) for n in directions], list(directions.values())
         if len(set(names)) < len(names):
-            raise OptionError("directions contains two names with the same text; rename one.")
+            raise OptionError("directions holds two names with the same text; rename one.")
         moves_dk = float_tensor("directions", vectors if vectors else np.empty((0, n_latent)))
     else:
         moves_dk = float_tensor("directions", directions)

@@ -140,7 +140,7 @@ def restore(cls: type[M], path: Path, stored: StoredModel, adata: AnnData | None
     sections = stored.sections
     if sections["class"] != cls.__name__:
         raise ModelFileError(
-            f"{path} contains a model of class {sections['class']}, not {cls.__name__}; load it "
+            f"{path} holds a model of class {sections['class']}, not {cls.__name__}; load it "
             f"with {sections['class']}.load, or vivace.model.load, which takes any."
         )
     model = cls.__new__(cls)

@@ -39,7 +39,7 @@ _COOLDOWN = 0.25  # steps of the decay after an early stop, as a share of those 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What one call of ``train`` should do.
+    """Options of one call of ``train``.
 
     Parameters
     ----------

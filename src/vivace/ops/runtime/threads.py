@@ -126,7 +126,7 @@ class Tuner:
 
 
 class _Scope(threading.local):
-    """What :func:`adapted_threads` has set up in this Python thread."""
+    """The state of :func:`adapted_threads` in this Python thread."""
 
     ceiling = 0  # threads at most, whatever the load; 0 outside of adapted_threads
     fixed = False  # whether the user has set the number
