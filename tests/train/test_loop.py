@@ -149,7 +149,7 @@ def test_after_a_failure_the_last_finite_weights_answer() -> None:
     model.train(2, progress=False)
     before = model.get_elbo(seed=0)
     with (
-        pytest.warns(RuntimeWarning, match="done again"),
+        pytest.warns(RuntimeWarning, match="epoch is repeated"),
         pytest.raises(TrainingError, match="weights are those from before it"),
     ):
         model.train(3, plan_kwargs={"lr": 1e38}, progress=False)
