@@ -477,6 +477,7 @@ def sample(
         idx1="Instead of groups, a query of obs: \"donor == 'd1'\".",
         idx2="The cells to compare with, as a query of obs; by default all other cells.",
         delta="Smallest log2 fold change that counts.",
+        batch_correction="Compare cells as if they were of the same batch.",
         batch_size="Cells at a time.",
     )
 )
@@ -492,7 +493,7 @@ def de(
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
-    """Write a table of the genes that differ between groups of cells, with probabilities."""
+    """Write a table with the probability that each gene differs between groups of cells."""
     from vivace.model import load
     from vivace.pl import volcano as draw_volcano
     from vivace.report import need_plotting

@@ -64,8 +64,8 @@ def get_normalized_expression(
     gene_list
         Genes, in this order; None for all.
     library_size
-        What the expression of a cell sums to over all genes: a number, "observed" for the
-        molecules of the cell, or "latent" for what scales the mean of its counts (the observed
+        Sum of a cell's expression over all genes: a number, "observed" for the molecules of
+        the cell, or "latent" for the factor that scales the mean of its counts (the observed
         or latent library, or the size factor). With a size factor rho is not a share: it is
         multiplied by this number and has no fixed sum, as in scvi-tools.
     n_samples
@@ -183,7 +183,7 @@ def write_expression(
     genes
         Positions of genes, in this order; None for all.
     library
-        A number, "observed", or "latent" for what scales the mean of the counts.
+        A number, "observed", or "latent" for the factor that scales the mean of the counts.
     n_samples
         Samples of z per cell; 0 for the mean of q(z|x).
     seed
