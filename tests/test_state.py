@@ -26,7 +26,7 @@ def test_every_status_has_a_sentence_and_survives_json(status):
 
 
 def test_an_unknown_status_is_refused():
-    with pytest.raises(ValueError, match="unknown status"):
+    with pytest.raises(ValueError, match="unknown training status"):
         Convergence("done", epochs=1)
 
 

@@ -172,7 +172,7 @@ def test_unknown_arguments_of_train(trained, refused, name, parts):
         ({"callbacks": [3]}, ("callbacks must have one of", "on_epoch_end")),
         ({"callbacks": "progress"}, ("callbacks must be an object or a list",)),
         ({"logger": object()}, ("logger must have log_metrics",)),
-        ({"logger": True}, ("logger=True is not known", "CSVLogger")),
+        ({"logger": True}, ("logger=True is not supported", "CSVLogger")),
         ({"plan_kwargs": {"reduce_lr_on_plateau": 1}}, ("must be True or False",)),
         ({"plan_kwargs": {"lr_scheduler_metric": "loss"}}, ("must be one of", "train_loss")),
         ({"plan_kwargs": {"lr_factor": "x"}}, ("plan_kwargs['lr_factor'] must be a number",)),

@@ -22,7 +22,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def question(**checks: Check) -> Callable[[F], F]:
-    """Decorate a public function that asks a trained model something.
+    """Decorate a public function that queries a trained model.
 
     Its arguments are checked (:mod:`vivace.validate`). It runs without gradients, on as many
     threads as the load of the machine allows.
@@ -30,7 +30,7 @@ def question(**checks: Check) -> Callable[[F], F]:
     Parameters
     ----------
     checks
-        What each argument may be.
+        The check of each argument.
     """
 
     def decorate(function: F) -> F:
@@ -79,7 +79,7 @@ class Cells:
         return replace(self, rows=self.rows[positions])
 
     def quiet(self) -> Cells:
-        """The same cells without a bar, for a question that shows its own."""
+        """The same cells without a progress bar, for a question that shows its own."""
         return replace(self, silent=True)
 
     def batches(
@@ -108,7 +108,7 @@ class Cells:
                 bar.done(part.stop - part.start)
 
     def encoded(self, title: str = "Cells") -> Iterator[tuple[slice, CountBatch, Inference]]:
-        """The same, with q(z, l|x) of each minibatch."""
+        """Like :meth:`batches`, with q(z, l|x) of each minibatch."""
         for part, batch in self.batches(title):
             yield part, batch, self.network.encode(batch)
 
@@ -158,7 +158,7 @@ def decoder_inputs(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Inputs of the decoder, (n, k), and log libraries, (n,): one sample per generator.
 
-    Without generators, the one pair of the means of q(z|x) (its softmax where the latent
+    Without generators, a single pair: the means of q(z|x) (its softmax where the latent
     space is logistic-normal) and of q(log l|x).
     """
     log_library_n = network.log_library(batch, inference)

@@ -42,18 +42,18 @@ def main() -> None:
     """Run the command line. An error that vivace raises is one sentence and exit code 2."""
     _limit_spinning()
     try:
-        app(prog_name="vivace")  # also where Python was started as ``python -c``
+        app(prog_name="vivace")  # the name in messages, even under ``python -c``
     except (VivaceError, OSError) as error:  # OSError: a full disk, a folder without permission
         print(f"vivace: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
 def _limit_spinning() -> None:
-    """Let OpenMP's waiting threads sleep after a while.
+    """Let idle OpenMP threads sleep after a short spin.
 
     GNU's OpenMP otherwise spins for several milliseconds. That gains nothing on an idle machine,
-    and makes a busy one four times as slow until the number of threads has adapted. The variable
-    is read when torch is imported; a user's OMP_WAIT_POLICY takes precedence.
+    and slows a busy one fourfold until the number of threads has adapted. The variable is read
+    when torch is imported; a user's OMP_WAIT_POLICY takes precedence.
     """
     if "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -79,14 +79,14 @@ def forward(source: str, names: str, **texts: str) -> Options:
 
     Returns
     -------
-    For each parameter the option, as a parameter that Typer understands.
+    The options by parameter name, each as a parameter that Typer understands.
     """
     known, described = _read_function(source)
     options = {}
     for name, _, option in (pair.partition("=") for pair in names.split()):
         annotation, default = known[name]
         text = texts.get(name) or described[name]
-        # Words that Python declares as a Literal are read as text: the API refuses a wrong one.
+        # A Literal is read as text; the API refuses invalid words.
         kind: Any = {"int": int, "float": float}.get(annotation.removesuffix(" | None"), str)
         if annotation.startswith("bool"):
             kind = bool
@@ -95,7 +95,7 @@ def forward(source: str, names: str, **texts: str) -> Options:
         elif kind is str and default is not None:
             default = str(default)
         option = option or name
-        # The name is spelled out, or Typer adds --no-... to a flag.
+        # Spell out the name; otherwise Typer adds a --no-... variant to a flag.
         declared = typer.Option("--" + option.replace("_", "-"), help=text)
         options[name] = inspect.Parameter(
             option,
@@ -135,7 +135,7 @@ def _read_function(source: str) -> tuple[dict[str, tuple[str, Any]], dict[str, s
     """Annotation and default of the optional parameters of a function, and their descriptions."""
     file, _, name = source.partition(":")
     text = (Path(__file__).parent / file).read_text(encoding="utf-8")
-    # Only these lines are parsed, which is quick: up to the next that is not indented further.
+    # To be fast, parse only the definition: up to the next line that is not indented further.
     lines = re.search(rf"^( *)(def|class) {name}\b(.*\n(?!\1?[^\s)]))*.*", text, re.MULTILINE)
     node: Any = ast.parse(dedent(lines[0])).body[0]  # type: ignore[index]
     described = _describe(ast.get_docstring(node) or "")
@@ -155,7 +155,7 @@ def _read_function(source: str) -> tuple[dict[str, tuple[str, Any]], dict[str, s
 
 
 def _describe(docstring: str) -> dict[str, str]:
-    r"""What the "Parameters" section of a numpydoc docstring says of each parameter.
+    r"""The description of each parameter in the "Parameters" section of a numpydoc docstring.
 
     Examples
     --------
@@ -164,7 +164,7 @@ def _describe(docstring: str) -> dict[str, str]:
     """
     section = re.split(r"\n\n\w.*\n---", docstring.partition("Parameters\n----------\n")[2])[0]
     section = re.sub(r"(:\w+:)?`+[~.]*([^`]+)`+", r"\2", section)  # ``code`` and :meth:`links`
-    # An option that is left out is None to Python.
+    # An option that is left out becomes None.
     section = section.replace("None for", "by default").replace(". None", ". The default")
     section = section.replace("None", "the default")
     return {
@@ -229,7 +229,7 @@ def demo(
         "train/run.py:train",
         "max_epochs recipe train_size batch_size max_steps early_stopping early_stopping_patience"
         " seed accelerator",
-        train_size="Share of the cells to train on.",
+        train_size="Fraction of the cells to train on.",
         early_stopping="Stop when the validation ELBO no longer improves.",
         early_stopping_patience="Epochs without an improvement after which training stops early.",
     ),
@@ -287,8 +287,8 @@ def embed(
     labelling=forward(
         "transfer/labels.py:transfer_labels",
         "max_novelty min_probability seed",
-        max_novelty='Label more novel cells "Unknown"; 0.95, for example.',
-        min_probability='Label less probable cells "Unknown".',
+        max_novelty='Label cells with a higher novelty "Unknown"; for example, 0.95.',
+        min_probability='Label cells with a lower probability "Unknown".',
     ),
 )
 def map_query(
@@ -323,7 +323,7 @@ def map_query(
     from vivace.store.folder import check_place, write_h5ad
     from vivace.transfer.labels import CHECKS, read_labels
 
-    # What can be refused is refused before anything is trained.
+    # Refuse invalid arguments before training.
     _use_threads(threads)
     if output.suffix != ".h5ad":
         raise OptionError(f"{output} must end in .h5ad.")
@@ -352,7 +352,7 @@ def map_query(
         read_labels(source, labels_key)
     query = _read(data)
 
-    # The query itself keeps its genes; a copy has those of the reference.
+    # The query keeps its own genes; a copy is aligned to the reference.
     aligned = query.copy()
     genes = loaded.prepare_query_anndata(aligned, loaded, **matching)
     typer.echo(repr(genes))
@@ -393,9 +393,9 @@ def express(
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
-    """Write the expected expression of each cell and gene, without noise and depth.
+    """Write the expected expression of each cell and gene, without noise or sequencing depth.
 
-    Expression is the mean over the batches and categories to decode as.
+    Expression is averaged over the batches and categories to decode as.
     """
     from vivace.core import minibatch_size
     from vivace.model import load
@@ -441,7 +441,7 @@ def sample(
 ) -> None:
     """Write counts as the model would observe them if the cells were sequenced again.
 
-    Each cell gets one of the batches and categories to decode as, at random.
+    Each cell is decoded as one of the given batches and categories, chosen at random.
     """
     import numpy as np
     from anndata import AnnData
@@ -456,7 +456,7 @@ def sample(
     check_free(_check_suffix(output), overwrite)
     loaded = load(model)
     adata = _read(data)
-    # Several samples are further rows, not a third dimension, which h5ad cannot hold.
+    # h5ad cannot hold a third dimension, so further samples become further rows.
     rows = np.tile(np.arange(adata.n_obs), n_samples)
     sampling["transform_batch"] = _transform(loaded, transform_batch, transform)
     counts = loaded.posterior_predictive_sample(adata, rows, **sampling, silent=quiet)
@@ -476,7 +476,8 @@ def sample(
         " batch_correction batch_size seed",
         idx1="Instead of groups, a query of obs: \"donor == 'd1'\".",
         idx2="The cells to compare with, as a query of obs; by default all other cells.",
-        delta="Least log2 fold change that counts.",
+        delta="Smallest log2 fold change that counts.",
+        batch_correction="Compare cells as if they were of the same batch.",
         batch_size="Cells at a time.",
     )
 )
@@ -492,7 +493,7 @@ def de(
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
-    """Write which genes differ between groups of cells, and with which probability."""
+    """Write a table with the probability that each gene differs between groups of cells."""
     from vivace.model import load
     from vivace.pl import volcano as draw_volcano
     from vivace.report import need_plotting
@@ -506,7 +507,9 @@ def de(
         if volcano.suffix not in (".png", ".pdf", ".svg"):
             raise OptionError(f"{volcano} must end in .png, .pdf or .svg.")
         if comparison["mode"] == "vanilla":
-            raise OptionError("--volcano shows calls, which mode vanilla does not make; drop one.")
+            raise OptionError(
+                "--volcano shows called genes, but mode 'vanilla' calls none; drop one of the two."
+            )
         check_free(volcano, overwrite)
         volcano.parent.mkdir(parents=True, exist_ok=True)
     loaded = load(model)
@@ -538,7 +541,7 @@ def convert(
     files: Any,
     overwrite: Overwrite = False,
 ) -> None:
-    """Convert a model that scvi-tools saved into one of vivace, or the other way round."""
+    """Convert a model saved by scvi-tools to vivace's format, or vice versa."""
     from vivace.model import load
 
     loaded = load(model)
@@ -570,7 +573,7 @@ def _read(path: Path) -> AnnData:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", OldFormatWarning)  # old files are read all the same
+            warnings.simplefilter("ignore", OldFormatWarning)  # old files can still be read
             return read_h5ad(path)
     except FileNotFoundError as error:
         raise DataError(f"There is no file {path}; check the path.") from error
@@ -604,5 +607,7 @@ def _transform(loaded: SCVI | LinearSCVI, batches: Keys, pairs: Keys) -> Any:
         return batches
     key = loaded.schema.declarations.batch_key
     if batches and key is None:
-        raise OptionError("The model has no batch that --transform-batch could name; leave it out.")
+        raise OptionError(
+            "The model has no batch, so --transform-batch does not apply; leave it out."
+        )
     return columns | ({key: batches} if batches else {})

@@ -41,7 +41,7 @@ class Settings:
         Seed of the random stream of a new model.
     batch_size
         Cells per minibatch outside training. None chooses 256 to 2,048 cells, about four million
-        numbers of cells x genes.
+        values (cells x genes).
     """
 
     seed: int = 0
@@ -54,9 +54,9 @@ class Settings:
     def num_threads(self) -> int:
         """Number of threads of torch's operations and of the kernels.
 
-        A number that is set becomes torch's number too. Before, and after None is set, it is at
-        most torch's own number (the cores, or ``OMP_NUM_THREADS``), and smaller while other
-        processes use the cores: see :mod:`vivace.ops.runtime.threads`.
+        Setting a number also sets torch's. Until then, and after setting None, it is at most
+        torch's own number (the cores, or ``OMP_NUM_THREADS``), and lower while other processes
+        use the cores: see :mod:`vivace.ops.runtime.threads`.
         """
         import torch
 
@@ -100,7 +100,7 @@ settings = Settings()
 
 
 def _one_thread() -> None:
-    """Use one thread in a forked process, which would wait for threads that it does not have."""
+    """Use one thread in a forked process, which otherwise waits for threads that it lacks."""
     if "torch" in sys.modules:
         settings.num_threads = 1
 
@@ -113,7 +113,7 @@ if hasattr(os, "register_at_fork"):
 class ModelConfig:
     """Options of the network: the constructor arguments of ``SCVI``, in one place.
 
-    The formats of ``store`` take the names from here.
+    The formats of ``store`` use these names.
 
     Parameters
     ----------
@@ -126,7 +126,7 @@ class ModelConfig:
     dropout_rate
         Dropout in the encoder.
     dispersion
-        What has its own inverse dispersion: "gene", "gene-batch", "gene-label", or
+        Level at which the inverse dispersion varies: "gene", "gene-batch", "gene-label", or
         "gene-cell" (a head of the decoder).
     gene_likelihood
         "zinb", "nb", "poisson" or "normal"; "negative_binomial" and
@@ -141,13 +141,13 @@ class ModelConfig:
     deeply_inject_covariates
         Whether categories enter every layer, not only the first.
     batch_representation
-        "one-hot" columns, or an "embedding" that is learned.
+        "one-hot" columns, or a learned "embedding".
     batch_embedding_dim
         Dimensions of that embedding.
     log_variational
         Whether the encoder sees log(1 + counts).
     var_activation
-        What makes the variance of q(z|x) positive: "exp" or "softplus".
+        Function that makes the variance of q(z|x) positive: "exp" or "softplus".
     use_batch_norm, use_layer_norm
         "none", "encoder", "decoder" or "both".
     linear_decoder
@@ -183,7 +183,7 @@ class ModelConfig:
         hints = get_type_hints(type(self))
         for option in fields(self):
             value = getattr(self, option.name)
-            if isinstance(value, np.generic):  # such as an element of an array; JSON has none
+            if isinstance(value, np.generic):  # such as an element of an array; JSON cannot hold it
                 object.__setattr__(self, option.name, value := value.item())
             _check_option(option.name, value, hints[option.name])
         for name in ("n_hidden", "n_latent", "n_layers", "batch_embedding_dim"):
@@ -199,7 +199,7 @@ class ModelConfig:
         return asdict(self)
 
     def with_preset(self, preset: Preset | None) -> Self:
-        """A copy with the options that ``preset`` sets; None sets none.
+        """A copy with the options of ``preset``; None changes nothing.
 
         Examples
         --------

@@ -1,4 +1,4 @@
-"""Core: the state of a count model, which every question of it reads.
+"""Core: the state of a count model, which every question reads.
 
 The classes in ``model.py`` add a constructor and the list of what they answer. The answers
 are functions of ``self: Core``, one question per file.
@@ -59,7 +59,7 @@ class Core:
     config
         Options of the network.
     schema
-        Genes, columns and their categories, as the model was made with them.
+        The genes, columns and categories that the model was created with.
     module
         The network.
     """
@@ -85,10 +85,10 @@ class Core:
         self.schema = schema
         self._seeds = seeds
         self._state = TrainState()
-        self._unused: dict[str, Tensor] = {}  # tensors of scvi-tools' that we only keep
+        self._unused: dict[str, Tensor] = {}  # scvi-tools' tensors that are kept but not used
         self._adata: AnnData | None = None
         self._source: Source | None = None
-        self._reference: AnnData | None = None  # data of the reference, of a query's model
+        self._reference: AnnData | None = None  # of a query's model: the reference's data
         self._origins: tuple[str, ...] = ()  # fingerprints of models with the same encoder
         with torch.random.fork_rng(devices=[]):  # layers read the global generator
             torch.default_generator.manual_seed(weights_seed)
@@ -96,7 +96,7 @@ class Core:
         self.module.eval()
 
     def _attach(self, adata: AnnData, *, library_prior: bool = False) -> None:
-        """Read the model's own data, and set the prior of a latent library from them if asked."""
+        """Read the model's own data and, if asked, set the prior of a latent library from them."""
         self._source = self._read(adata)
         self._adata = adata
         if library_prior and self.module.library_encoder is not None:
@@ -105,7 +105,7 @@ class Core:
             self.module.set_library_prior(log_library_n, source.batch)
 
     def _read(self, adata: AnnData) -> Source:
-        """The cells of ``adata`` in the model's genes and codes, checked."""
+        """Read and check the cells of ``adata``, with the model's genes and codes."""
         normal = self.config.gene_likelihood == "normal"
         minified = isinstance(adata, AnnData) and minified_type(adata) is not None
         models = (self._fingerprint(), *self._origins) if minified else ()
@@ -128,7 +128,7 @@ class Core:
         *,
         counts: bool = False,
     ) -> Cells:
-        """The cells that a question is about; ``counts`` if it cannot do without them."""
+        """The cells that a question is about; ``counts`` if it needs their counts."""
         if not self.is_trained:
             raise NotTrainedError("The model has not been trained; call train() first.")
         source = self._own_source() if adata is None else self._read(adata)
@@ -142,7 +142,7 @@ class Core:
         return Cells(self.module, source, rows, size, bool(silent))
 
     def _own_source(self) -> Source:
-        """The model's own data, unless they were changed since they were read."""
+        """The model's own data; raises an error if they changed since they were read."""
         if self._source is None:
             raise DataError(
                 "This model was loaded without data; pass adata= to load or to the method."
@@ -164,7 +164,7 @@ class Core:
         return data
 
     def _seed(self, seed: int | None, random: bool) -> int:
-        """The seed of a question; one that samples nothing leaves the model's stream as it is."""
+        """The seed of a question; without ``random`` the model's stream does not advance."""
         return self._seeds.take(seed) if random else 0 if seed is None else check_seed(seed)
 
     def _fingerprint(self) -> str:
@@ -182,8 +182,8 @@ class Core:
 
         ``train_loss``, ``elbo_train``, ``reconstruction_loss_train``, ``kl_local_train`` and
         the same for validation, in nats per cell; then ``lr``, ``kl_weight``, ``seconds`` and
-        ``compile_seconds``. Kernels are compiled once on a machine, and ``seconds`` leaves that
-        time out.  "elbo" is the negative ELBO here: lower is better.
+        ``compile_seconds``. Kernels are compiled once per machine; ``seconds`` excludes that
+        time. "elbo" is the negative ELBO here: lower is better.
         """
         return self._state.frame()
 
@@ -199,12 +199,12 @@ class Core:
 
     @property
     def validation_indices(self) -> Rows:
-        """Rows that training validates on."""
+        """Rows used for validation."""
         return self._state.validation_rows
 
     @property
     def test_indices(self) -> Rows:
-        """Rows that training never looks at."""
+        """Rows used for neither training nor validation."""
         used = np.concatenate([self.train_indices, self.validation_indices])
         return np.setdiff1d(np.arange(self._own_source().n_cells), used)
 
@@ -241,7 +241,7 @@ class Core:
 
     @checked()
     def view_anndata_setup(self) -> pd.DataFrame:
-        """What was declared: meaning, place in the AnnData, and content."""
+        """The declarations: meaning, place in the AnnData, and content."""
         return pd.DataFrame(self.schema.summary(), columns=["meaning", "where", "content"])
 
     @property
@@ -274,7 +274,7 @@ def network_dimensions(schema: Schema) -> Dimensions:
 
 
 def minibatch_size(batch_size: int | None, n_genes: int) -> int:
-    """Cells per minibatch: as given, as the settings say, or as suits the number of genes."""
+    """Cells per minibatch: as given, from the settings, or chosen by the number of genes."""
     size = settings.batch_size if batch_size is None else batch_size
     OPTIONAL_COUNT("batch_size", size)
     return min(2048, max(256, (1 << 22) // n_genes)) if size is None else size

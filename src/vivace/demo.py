@@ -60,13 +60,13 @@ def run_demo(folder: Path, *, seed: int = 0, progress: bool = True) -> None:
 
 
 def _describe_training(model: SCVI) -> str:
-    """Size, time and held-out ELBO of a training."""
+    """Size, time and held-out ELBO of a training run."""
     history = model.history
     held_out = model.get_elbo(indices=model.validation_indices, n_samples=_ELBO_SAMPLES, seed=0)
     seconds = history["seconds"].sum()
     n_encoded = len(history) * len(model.train_indices)  # a cell counts once per epoch
     compiled = history["compile_seconds"].sum()
-    # kernels are compiled once per machine, and not in the seconds of training
+    # kernels are compiled once per machine; the seconds of training exclude that time
     first = f"Compiled: kernels for this processor, once, {compiled:.1f} s\n" if compiled else ""
     return (
         f"{first}Trained: {len(model.train_indices):,} cells, {len(history)} epochs, {seconds:.1f} s "

@@ -55,29 +55,29 @@ class SCVI(Core):
         Cells x genes of raw counts, set up with :meth:`setup_anndata`.
     preset
         "mapping" for a reference that queries will be mapped onto: ``encode_covariates=True,
-        use_layer_norm="both", use_batch_norm="none"``, whatever those arguments say.
+        use_layer_norm="both", use_batch_norm="none"``, overriding those arguments.
     n_hidden, n_latent, n_layers
         Units of a hidden layer, latent dimensions, hidden layers.
     dropout_rate
         Dropout in the encoder.
     dispersion
-        What has an inverse dispersion of its own: "gene", "gene-batch", "gene-label"
+        Level at which the inverse dispersion varies: "gene", "gene-batch", "gene-label"
         (needs labels_key), or "gene-cell" (from a head of the decoder).
     gene_likelihood
         "zinb", "nb", "poisson", or "normal" for values that are not counts (set up with
-        ``allow_non_integer=True``; each cell's must add up to more than 0);
-        "negative_binomial" and "zero_inflated_negative_binomial" are understood.
+        ``allow_non_integer=True``; each cell's values must sum to more than 0);
+        "negative_binomial" and "zero_inflated_negative_binomial" are accepted too.
     use_observed_lib_size
         The library is the sum of a cell's counts; False makes it a latent variable
-        with a log-normal prior for each batch. A size factor comes before both.
+        with a log-normal prior for each batch. A size factor takes precedence over both.
     latent_distribution
-        "normal", or "ln": the softmax of a normal draw (logistic normal).
+        "normal", or "ln": the softmax of a normal sample (logistic normal).
     encode_covariates
         The encoder sees batch and covariates too.
     deeply_inject_covariates
         Categories enter every layer, not only the first.
     batch_representation
-        "one-hot" columns for the batch, or an "embedding" that is learned.
+        "one-hot" columns for the batch, or a learned "embedding".
     batch_embedding_kwargs
         ``{"embedding_dim": 5}``: dimensions of that embedding.
     log_variational
@@ -92,7 +92,7 @@ class SCVI(Core):
     DataError
         If the counts or a declared column cannot be used.
     OptionError, ArgumentTypeError
-        If an option is not one of the above.
+        If an option has an invalid value.
 
     Notes
     -----
@@ -184,11 +184,11 @@ class SCVI(Core):
 
 @final
 class LinearSCVI(Core):
-    """Linearly decoded variational inference on counts: each latent dimension weighs genes.
+    """Variational inference on counts with a linear decoder, whose weights are gene loadings.
 
     Log expression is linear in the latent space, up to the softmax over genes, so
-    that :meth:`get_loadings` says what each dimension means. Covariates of every
-    kind are taken, as in :class:`~vivace.SCVI`.
+    :meth:`get_loadings` shows what each dimension means. All kinds of covariates are
+    accepted, as in :class:`~vivace.SCVI`.
 
     Parameters
     ----------
@@ -196,7 +196,7 @@ class LinearSCVI(Core):
         Cells x genes of raw counts, set up with :meth:`setup_anndata`.
     preset
         "mapping" for a reference that queries will be mapped onto: ``encode_covariates=True,
-        use_layer_norm="encoder", use_batch_norm="decoder"``, whatever those arguments say.
+        use_layer_norm="encoder", use_batch_norm="decoder"``, overriding those arguments.
     n_layers
         Hidden layers of the encoder; the decoder has none.
     gene_likelihood
@@ -209,14 +209,14 @@ class LinearSCVI(Core):
     use_layer_norm
         "none" (default) or "encoder".
     n_hidden, n_latent, dropout_rate, dispersion, latent_distribution
-        As in :class:`~vivace.SCVI`; so are the arguments that are not named here.
+        As in :class:`~vivace.SCVI`, like all arguments that are not named here.
 
     Raises
     ------
     DataError
         If the counts or a declared column cannot be used.
     OptionError, ArgumentTypeError
-        If an option is not one of the above.
+        If an option has an invalid value.
 
     Notes
     -----
@@ -316,14 +316,14 @@ class LinearSCVI(Core):
 
 
 def load(dir_path: str | Path, adata: AnnData | None = None) -> SCVI | LinearSCVI:
-    """Read a model folder, ours or scvi-tools', of whichever class.
+    """Read a model folder of vivace or scvi-tools, of either class.
 
     Parameters
     ----------
     dir_path
         The folder.
     adata
-        Data to go on with, as in :meth:`vivace.SCVI.load`.
+        Data to continue with, as in :meth:`vivace.SCVI.load`.
 
     Raises
     ------

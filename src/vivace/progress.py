@@ -1,4 +1,4 @@
-"""Progress bars of a training and of a pass over cells, and the notice of compilation."""
+"""Progress bars for training and for passes over cells, and the notice of compilation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LONG = 2.0  # seconds after which a pass over cells shows a bar
 _EVERY = 20  # minibatches per move of the training bar: a move costs as much as a small step
 _COMPILING = "Compiling kernels for this processor, once"
 
-_live: list[Status | Progress] = []  # what is shown: rich may refuse a second one
+_live: list[Status | Progress] = []  # live displays: rich may refuse a second one
 
 
 class _TrainingProgress(Progress):
@@ -64,12 +64,12 @@ def _make_pass_bar() -> Progress:
 
 
 class CompilingNotice:
-    """A line on the error stream for as long as kernels are compiled inside.
+    """A line on the error stream while kernels are compiled in the context.
 
     Parameters
     ----------
     show
-        False for no line. There is none inside another notice or beside a bar either.
+        False for no line. None is shown inside another notice or next to a bar either.
     """
 
     def __init__(self, show: bool) -> None:
@@ -99,7 +99,7 @@ class CompilingNotice:
 
 
 class PassingBar:
-    """A bar that appears when a pass over cells has taken two seconds and is not done.
+    """A bar that appears once a pass over cells takes more than two seconds.
 
     Parameters
     ----------

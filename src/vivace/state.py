@@ -55,7 +55,7 @@ class Convergence:
         Epoch of this call, counted from 1, with the best validation ELBO. 0 if
         the weights from before this call were better; None if no epoch was judged.
     keeps_best
-        Whether the weights that stay are the best ones. Otherwise they are the last.
+        Whether the final weights are the best ones; otherwise they are the last.
     gain
         Improvement of the validation ELBO over the last ``gain_epochs``, nats
         per cell; None if there are too few epochs.
@@ -85,15 +85,15 @@ class Convergence:
 
     def __post_init__(self) -> None:
         if self.status not in get_args(Status):
-            raise ValueError(f"unknown status of a training: {self.status!r}")
+            raise ValueError(f"unknown training status: {self.status!r}")
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
+        """As types that JSON can hold."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, parts: Mapping[str, Any]) -> Self:
-        """Read what :meth:`as_dict` gave."""
+        """Create from the result of :meth:`as_dict`."""
         return cls(**parts)
 
     def describe(self) -> str:
@@ -110,7 +110,7 @@ class Convergence:
             case "stopped by callback":
                 return f"Stopped by a callback after {epochs}"
             case "not validated":
-                return f"Trained for {epochs} without validation cells to judge them by"
+                return f"Trained for {epochs} without validation cells, so convergence was not assessed"
             case "warming up":
                 return (
                     f"Stopped after {epochs} with the KL weight at {self.kl_weight:.3g} of "
@@ -180,7 +180,7 @@ class TrainState:
     history
         One dict per epoch, with the keys of :data:`COLUMNS`.
     summary
-        What the last call of ``train`` did, as JSON can hold it.
+        What the last call of ``train`` did, as types that JSON can hold.
     """
 
     train_rows: Rows = field(default_factory=_no_rows)

@@ -41,7 +41,7 @@ def _training_lines(state: TrainState) -> list[str]:
     if not state.history:
         if "scvi_tools" in facts:
             return ["trained by scvi-tools; its history is not read"]
-        return ["the weights of the reference: it knew every category of the query"]
+        return ["not trained further: the reference knew every category of the query"]
     last = state.history[-1]
     validation = last["elbo_validation"]
     lines = [

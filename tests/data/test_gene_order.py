@@ -38,5 +38,5 @@ def test_genes_in_another_order_are_aligned_by_name(tiny, trained):
 def test_genes_named_twice_are_refused(tiny, use, refused):
     adata = tiny()
     adata.var_names = ["gene1", "gene1", *adata.var_names[2:]]
-    with refused(DataError, "1 gene names more than once", "'gene1'", "var_names_make_unique"):
+    with refused(DataError, "1 duplicated gene names", "'gene1'", "var_names_make_unique"):
         use(adata)

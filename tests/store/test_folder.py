@@ -251,7 +251,7 @@ def test_another_format_version_is_refused(saved, refused, version):
 
 def test_a_model_of_another_class_is_refused(saved, refused):
     edit_json(saved, lambda sections: sections.update({"class": "LinearSCVI"}))
-    with refused(ModelFileError, "holds a LinearSCVI, not a SCVI"):
+    with refused(ModelFileError, "a model of class LinearSCVI, not SCVI"):
         SCVI.load(saved)
 
 

@@ -107,7 +107,7 @@ def test_a_loss_that_is_not_finite_is_an_error_not_a_result() -> None:
     with torch.no_grad():
         model.module.decoder.scale.weight[0, 0] = float("nan")
     with (
-        pytest.warns(RuntimeWarning, match="in epoch 1; the epoch is done again with half"),
+        pytest.warns(RuntimeWarning, match="in epoch 1; the epoch is repeated with half"),
         pytest.raises(TrainingError, match=r"in epoch 1, .* train a new model with a lower learn"),
     ):
         model.train(1, recipe="scvi-tools", progress=False)
@@ -136,7 +136,7 @@ def test_an_epoch_that_went_wrong_is_done_again_with_smaller_steps() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MemorySource, "gather", gather)
-        with pytest.warns(RuntimeWarning, match="in epoch 2; the epoch is done again with half"):
+        with pytest.warns(RuntimeWarning, match="in epoch 2; the epoch is repeated with half"):
             model.train(3, callbacks=Break(), progress=False)
     assert len(model.history) == 5
     assert np.isfinite(model.history.to_numpy()).all()
@@ -149,8 +149,8 @@ def test_after_a_failure_the_last_finite_weights_answer() -> None:
     model.train(2, progress=False)
     before = model.get_elbo(seed=0)
     with (
-        pytest.warns(RuntimeWarning, match="done again"),
-        pytest.raises(TrainingError, match="weights are those of before it"),
+        pytest.warns(RuntimeWarning, match="epoch is repeated"),
+        pytest.raises(TrainingError, match="weights are those from before it"),
     ):
         model.train(3, plan_kwargs={"lr": 1e38}, progress=False)
     assert np.isfinite(model.get_latent_representation()).all()

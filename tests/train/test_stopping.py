@@ -358,7 +358,7 @@ def test_loggers_write_what_they_hold_when_training_fails(model, tmp_path):
 
 
 def test_weights_that_are_not_finite_are_noticed_without_validation(model):
-    with pytest.warns(RuntimeWarning, match="done again with half the learning rate"):
+    with pytest.warns(RuntimeWarning, match="repeated with half the learning rate"):
         model.train(1, train_size=1.0, max_steps=1, plan_kwargs={"lr": 1e38}, progress=False)
     assert all(v.isfinite().all() for v in model.module.state_dict().values())
     assert model.history["lr"].iloc[0] < 1e38
@@ -520,7 +520,7 @@ def test_every_valid_matrix_of_counts_has_a_finite_loss(kind, likelihood):
     adata.obs["batch"] = np.repeat(["a", "b", "c"], len(adata) // 3)
     vivace.SCVI.setup_anndata(adata, batch_key="batch")
     model = vivace.SCVI(adata, gene_likelihood=likelihood, n_hidden=8, n_latent=2)
-    model.train(8, progress=False)  # a warning that an epoch was done again would be an error
+    model.train(8, progress=False)  # a warning that an epoch is repeated would be an error
     assert np.isfinite(model.history.to_numpy()).all()
     assert np.isfinite(model.get_latent_representation()).all()
     assert np.isfinite(model.get_elbo())

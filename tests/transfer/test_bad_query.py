@@ -242,7 +242,7 @@ def test_a_reference_of_another_class(tiny, query, refused_whole, tmp_path, stor
     linear = trained_on(tiny(), LinearSCVI, batch_key="batch")
     if stored:
         linear.save(tmp_path / "model")
-        with refused_whole(query, ModelFileError, "LinearSCVI, not a SCVI", "LinearSCVI.load"):
+        with refused_whole(query, ModelFileError, "LinearSCVI, not SCVI", "LinearSCVI.load"):
             SCVI.load_query_data(query, tmp_path / "model")
         return
     with refused_whole(query, ArgumentTypeError, "reference_model", "SCVI", "LinearSCVI"):

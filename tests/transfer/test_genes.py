@@ -382,7 +382,7 @@ def test_too_few_genes_are_refused_and_the_query_left_as_it_is(refused):
         "2 of the reference's 4 genes in var_names",
         "min_overlap=0.8",
         "'B', 'D'",
-        "min_overlap=0.5 or less",
+        "min_overlap=0.5 or lower",
     ):
         SCVI.prepare_query_anndata(query, model)
     unchanged(full_query(), query)

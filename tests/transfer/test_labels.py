@@ -127,7 +127,7 @@ def test_cells_labelled_unknown_are_cells_without_a_label(mapped):
 
 def test_cells_that_the_reference_has_too_are_told(mapped):
     reference = mapped._reference
-    with pytest.warns(VivaceWarning, match=r"^50 cells of the query are cells of the reference"):
+    with pytest.warns(VivaceWarning, match=r"^50 cells of the query are also in the reference"):
         mapped.transfer_labels(reference[:50].copy(), "cell_type", seed=0)
 
 

@@ -138,7 +138,7 @@ def test_an_epoch_that_is_done_again_leaves_what_is_frozen(reference, query):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MemorySource, "gather", gather)
-        with pytest.warns(RuntimeWarning, match="done again with half"):
+        with pytest.warns(RuntimeWarning, match="repeated with half"):
             model.train(**DECAYING)
     assert len(model.history) == 3
     assert changed(before, model) == expected_changes("seeing", "default", before)

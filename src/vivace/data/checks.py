@@ -1,4 +1,4 @@
-"""Whether values are the raw counts of a model.
+"""Checks that values are raw counts.
 
 Every value is read once, in blocks, by ``setup_anndata`` and again when a model reads the
 data. A wrong layer that is found only after training costs more than this pass.
@@ -19,12 +19,12 @@ from vivace.errors import DataError
 from vivace.types import F32
 
 _BLOCK = 1 << 20  # values per block
-_SAMPLE = 1 << 20  # values of another matrix that are looked at before it is suggested
+_SAMPLE = 1 << 20  # values of another matrix to inspect before suggesting it
 
 
 @dataclass(frozen=True)
 class CountTotals:
-    """What one pass over the counts yields.
+    """Results of one pass over the counts.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def check_counts(
     DataError
         If a value is negative, not finite or not an integer, or a cell has no counts.
     """
-    where = describe_location(schema.declarations.layer)
+    location = describe_location(schema.declarations.layer)
     library = np.zeros(counts.shape[0], np.float32)
     smallest = 0.0
     for first, last in _row_blocks(counts):
@@ -67,17 +67,17 @@ def check_counts(
         values = counts.data[start:stop]
         if start == stop:
             continue
-        least, most = values.min(), values.max()  # NaN if one value is
+        least, most = values.min(), values.max()  # NaN if any value is
         if not (np.isfinite(least) and np.isfinite(most)):
             place = start + int(np.argmin(np.isfinite(values)))
             raise DataError(
-                f"{where} holds {counts.data[place]} {_name_entry(adata, counts, schema, place)}; "
+                f"{location} holds {counts.data[place]} {_name_entry(adata, counts, schema, place)}; "
                 "replace or drop such values before setting up."
             )
         if least < 0 and not allow_negative:
             place = start + int(np.argmin(values))
             raise DataError(
-                f"{where} holds the negative value {counts.data[place]:g} "
+                f"{location} holds the negative value {counts.data[place]:g} "
                 f"{_name_entry(adata, counts, schema, place)}; give raw counts, not scaled data"
                 f"{_suggest_layer(adata, schema)}."
             )
@@ -86,14 +86,14 @@ def check_counts(
             if not whole.all():
                 _refuse_fractions(adata, counts, schema, start + int(np.argmin(whole)))
         smallest = min(smallest, float(least))
-        # the sums that SciPy's csr_matrix.sum(axis=1) gives, without a pass of their own
+        # the same sums as csr_matrix.sum(axis=1), without a separate pass
         filled = first + np.flatnonzero(np.diff(counts.indptr[first : last + 1]))
         library[filled] = np.add.reduceat(values, counts.indptr[filled] - start)
     empty = library <= 0  # no entries, stored zeros, or negative values
     if empty.any():
         cell = adata.obs_names[int(np.argmax(empty))]
         raise DataError(
-            f"{int(empty.sum())} of {adata.n_obs} cells have no counts in {where} over the "
+            f"{int(empty.sum())} of {adata.n_obs} cells have no counts in {location} over the "
             f"{counts.shape[1]} genes used (first: {cell!r}); drop them with "
             "sc.pp.filter_cells(adata, min_counts=1)."
         )
@@ -103,24 +103,24 @@ def check_counts(
 
 
 def _refuse_fractions(adata: AnnData, counts: sp.csr_matrix, schema: Schema, place: int) -> None:
-    where = describe_location(schema.declarations.layer)
+    location = describe_location(schema.declarations.layer)
     entry = _name_entry(adata, counts, schema, place)
     raw = _suggest_layer(adata, schema)
     if _looks_log1p(counts):
         raise DataError(
-            f"{where} looks log1p-normalised ({counts.data[place]:g} {entry}); give raw counts"
+            f"{location} looks log1p-normalised ({counts.data[place]:g} {entry}); give raw counts"
             f"{raw or ', from before sc.pp.normalize_total and sc.pp.log1p'}."
         )
     raise DataError(
-        f"{where} holds {counts.data[place]:g} {entry}, which is not an integer; give raw counts"
-        f"{raw}, or pass allow_non_integer=True to setup_anndata if these are meant."
+        f"{location} holds {counts.data[place]:g} {entry}, which is not an integer; give raw counts"
+        f"{raw}, or pass allow_non_integer=True to setup_anndata if this is intended."
     )
 
 
 def _looks_log1p(counts: sp.csr_matrix) -> bool:
     """Whether, in most cells, expm1 gives whole multiples of the cell's smallest value.
 
-    Most, not all: in a cell without a count of one the smallest value is not the unit.
+    Most, not all, because in a cell without a count of one the smallest value is not the unit.
     """
     if counts.data.max() > 20:
         return False
@@ -153,9 +153,9 @@ def _all_integers(matrix: Any) -> bool:
     values = matrix.data if sp.issparse(matrix) else matrix
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "iuf":
         return False
-    some = values.ravel()[:_SAMPLE]
+    sample = values.ravel()[:_SAMPLE]
     return bool(
-        some.size and np.isfinite(some).all() and (some >= 0).all() and not (some % 1).any()
+        sample.size and np.isfinite(sample).all() and (sample >= 0).all() and not (sample % 1).any()
     )
 
 
@@ -179,5 +179,5 @@ def _name_entry(adata: AnnData, counts: sp.csr_matrix, schema: Schema, place: in
 
 
 def describe_location(layer: str | None) -> str:
-    """Where the counts are, for a message."""
+    """Location of the counts, for messages."""
     return "X" if layer is None else f"layers[{layer!r}]"

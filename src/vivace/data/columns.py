@@ -12,7 +12,7 @@ from anndata import AnnData
 from vivace.errors import DataError, MissingColumnError, list_names, near
 from vivace.types import F32, I64, Category
 
-_MANY = 100  # categories; a column with fewer is never taken for names of cells
+_MANY = 100  # categories; a column with fewer is never mistaken for cell names
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ def read_gene_names(adata: AnnData) -> tuple[str, ...]:
     if not names.is_unique:
         repeated = names[names.duplicated()].unique()
         raise DataError(
-            f"var_names holds {len(repeated)} gene names more than once (first: {repeated[0]!r}); call "
-            "adata.var_names_make_unique() or sum such genes."
+            f"var_names holds {len(repeated)} duplicated gene names (first: {repeated[0]!r}); call "
+            "adata.var_names_make_unique() or sum the duplicates."
         )
     if len(names) == 0:
         raise DataError("The data have no genes; check the selection that made this AnnData.")
@@ -81,8 +81,8 @@ def read_categories(adata: AnnData, key: str | None, argument: str) -> tuple[Cat
     plain = tuple(plain_category(v) for v in values)
     if len(plain) > max(_MANY, adata.n_obs // 2):
         raise DataError(
-            f"obs[{key!r}] ({argument}) has {len(plain)} categories for {adata.n_obs} cells, as if "
-            "it named the cells; choose a coarser column."
+            f"obs[{key!r}] ({argument}) has {len(plain)} categories for {adata.n_obs} cells, "
+            "like a column of cell names; choose a coarser column."
         )
     if len({str(v) for v in plain}) < len(plain):
         raise DataError(

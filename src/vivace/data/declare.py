@@ -1,4 +1,4 @@
-"""``setup_anndata``: a user declares where the counts and covariates are, and they are checked."""
+"""``setup_anndata``: declares where the counts and covariates are, and checks them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def setup_anndata(
     Warns
     -----
     VivaceWarning
-        If a covariate has a single value, and so no effect.
+        If a covariate has a single value and therefore no effect.
     """
     check_anndata("setup_anndata takes", adata)
     refuse_without_counts(adata)
@@ -74,7 +74,7 @@ def setup_anndata(
         allow_non_integer=bool(allow_non_integer),  # JSON has no bools of NumPy
     )
     schema = Schema.from_anndata(adata, declarations)
-    # negative values are refused later where the model's likelihood is one of counts
+    # negative values are refused later if the model's likelihood is for counts
     check_counts(adata, count_matrix(adata, layer), schema, allow_negative=allow_non_integer)
     for sentence in schema.idle_columns(schema.columns(adata)):
         warn(sentence)
@@ -82,7 +82,7 @@ def setup_anndata(
 
 
 def refuse_without_counts(adata: AnnData) -> None:
-    """Refuse data whose counts were dropped, for a new model."""
+    """Refuse data whose counts were dropped; a new model needs them."""
     kind = minified_type(adata)
     if kind is not None and not kind.endswith("with_counts"):
         raise DataError(

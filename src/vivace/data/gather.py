@@ -14,7 +14,7 @@ from vivace.ops.runtime.kernels import parallel_kernel
 from vivace.ops.runtime.llvm import LINE, prefetch
 from vivace.types import F32, I32, I64
 
-_ROWS = 16  # rows that a thread takes at a time
+_ROWS = 16  # rows per thread at a time
 
 
 @parallel_kernel()
@@ -23,7 +23,7 @@ def gather_rows(
 ) -> tuple[I64, I32, F32]:
     """``indptr, genes, values`` of the given rows; positions are 64-bit.
 
-    Rows in random order are in no cache. Prefetching a block of them first halves the time
+    Rows in random order are not cached. Prefetching a block of them first halves the time
     (0.09 to 0.04 ms for 128 rows of 100 entries).
     """
     n = rows.size

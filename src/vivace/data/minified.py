@@ -46,7 +46,7 @@ def minify(
     adata
         The data, n cells.
     counts
-        Its counts, if they are kept; None otherwise.
+        Counts of ``adata``, if they are kept; None otherwise.
     layer
         Layer of the counts; None for X.
     posterior
@@ -58,10 +58,10 @@ def minify(
     kind
         Whether the counts are kept.
     """
-    with_counts = counts is not None
+    keeps_counts = counts is not None
     kept = counts if counts is not None else sp.csr_matrix(adata.shape, dtype=np.float32)
     small = AnnData(
-        X=adata.X if with_counts and layer is not None else kept,
+        X=adata.X if keeps_counts and layer is not None else kept,
         obs=adata.obs.copy(),
         var=adata.var.copy(),
         uns=dict(adata.uns),
@@ -69,10 +69,10 @@ def minify(
         varm=dict(adata.varm),
         obsp=dict(adata.obsp),
         varp=dict(adata.varp),
-        layers=(dict(adata.layers) if with_counts else {})
+        layers=(dict(adata.layers) if keeps_counts else {})
         | ({} if layer is None else {layer: kept}),
     )
-    if with_counts and adata.raw is not None:
+    if keeps_counts and adata.raw is not None:
         small.raw = adata.raw.to_adata()
     small.uns[KEY] = json.dumps(
         {
@@ -113,13 +113,13 @@ def read_minified(
     if KEY not in adata.uns:
         return None, None
     stamp = _read_stamp(adata)
-    with_counts = stamp["type"].endswith("with_counts")
+    keeps_counts = stamp["type"].endswith("with_counts")
     if stamp["model"] not in models:
-        if with_counts:
+        if keeps_counts:
             return None, None
         raise DataError(
-            "The counts were dropped by minify_adata of another model, or of this one before it "
-            "was trained further; load the model that was saved with these data, or pass data with "
+            "The counts were dropped by minify_adata of another model, or of this model before "
+            "further training; load the model that was saved with these data, or pass data with "
             "counts."
         )
     try:
@@ -133,10 +133,10 @@ def read_minified(
             raise KeyError(f"a posterior of {stamp['n_latent']} dimensions")
     except KeyError as error:
         raise DataError(
-            f"The data were minified, but {error} is no longer in them; load them again from the "
-            "folder of the model."
+            f"The data were minified, but {error} is missing; load them again from the model's "
+            "folder."
         ) from error
-    return StoredPosterior(mean, variance, *columns), None if with_counts else library
+    return StoredPosterior(mean, variance, *columns), None if keeps_counts else library
 
 
 def _read_tensor(adata: AnnData, key: str) -> torch.Tensor:
@@ -154,6 +154,6 @@ def _read_stamp(adata: AnnData) -> dict[str, Any]:
         complete = False
     if not complete:
         raise DataError(
-            f"adata.uns[{KEY!r}] cannot be read; load the data again from the folder of the model."
+            f"adata.uns[{KEY!r}] cannot be read; load the data again from the model's folder."
         )
     return stamp

@@ -45,7 +45,7 @@ def split_rows(
     """Choose training and validation rows at random; the other rows are test rows.
 
     The number of training cells is rounded up and that of validation cells down, as in
-    scvi-tools. Every data set has a training cell.
+    scvi-tools. There is always at least one training cell.
 
     Parameters
     ----------

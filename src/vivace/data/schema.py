@@ -1,4 +1,4 @@
-"""Declarations of a user about an AnnData, and the schema that a model makes of them.
+"""A user's declarations about an AnnData, and the schema that a model derives from them.
 
 ``setup_anndata`` writes :class:`Declarations` (names of columns) as one JSON string into
 ``adata.uns["vivace"]``. A model makes a :class:`Schema` (genes and categories) of them, saves
@@ -197,8 +197,8 @@ class Schema:
         Parameters
         ----------
         transform
-            None for those of the cells; a category of the batch or a list of them; or a
-            mapping from columns (of the batch or a categorical covariate) to those.
+            None for the cells' own; a category of the batch or a list of them; or a mapping
+            from columns (the batch or a categorical covariate) to categories.
 
         Raises
         ------
@@ -211,7 +211,7 @@ class Schema:
         if not isinstance(transform, Mapping):
             if d.batch_key is None:
                 raise DataError(
-                    f"The model has no batch, and {brief(transform)} cannot be one; declare a "
+                    f"The model has no batch, so {brief(transform)} cannot be one; declare a "
                     "batch_key with setup_anndata, or name the column: "
                     "transform_batch={'column': 'category'}."
                 )
@@ -234,11 +234,11 @@ class Schema:
                     f"{brief(wanted)}."
                 )
             is_list = isinstance(wanted, Iterable) and not isinstance(wanted, str)
-            is_list &= getattr(wanted, "ndim", 1) > 0  # NumPy scalars have a dimension of 0
+            is_list &= getattr(wanted, "ndim", 1) > 0  # NumPy scalars have ndim 0
             listed = list(wanted) if is_list else [wanted]  # type: ignore[arg-type]
             if not listed:
                 raise DataError(
-                    f"transform_batch names no category of {key!r}; use None for those of the cells."
+                    f"transform_batch names no category of {key!r}; use None for the cells' own."
                 )
             choices.append([(column, _find_code(key, c, known, argument)) for c in listed])
         return tuple(_make_codes(chosen) for chosen in itertools.product(*choices))
@@ -264,8 +264,8 @@ class Schema:
         unknown = [g for g, p in zip(names, positions, strict=True) if p < 0]
         if unknown:
             raise MissingColumnError(
-                f"gene_list holds {len(unknown)} of {len(names)} names that are not genes of the "
-                f"model (first: {unknown[0]!r}); {near(unknown[0], self.genes)}"
+                f"{len(unknown)} of {len(names)} names in gene_list are not genes of the model "
+                f"(first: {unknown[0]!r}); {near(unknown[0], self.genes)}"
             )
         return np.asarray(positions, np.int64)
 
@@ -275,7 +275,7 @@ class Schema:
         return names if positions is None else names[positions]
 
     def idle_columns(self, columns: Columns) -> list[str]:
-        """A sentence for each declared covariate with a single value, which has no effect."""
+        """A sentence for each declared covariate that has a single value and so no effect."""
         d = self.declarations
         named = [("batch_key", d.batch_key, self.batches)]
         named += [

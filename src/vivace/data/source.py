@@ -48,13 +48,13 @@ class Source(Protocol):
         ...
 
     def gather(self, rows: Rows, *, counts: bool = True) -> CountBatch:
-        """The cells at ``rows``, in that order; without ``counts`` as if each had none."""
+        """The cells at ``rows``, in that order; without ``counts``, with no counts in them."""
         ...
 
     def check_unchanged(
         self, adata: AnnData | None = None, *, ignore: Collection[str] = ()
     ) -> None:
-        """Refuse to go on if the data changed after they were read.
+        """Raise an error if the data changed after they were read.
 
         The cost does not depend on the number of cells.
 

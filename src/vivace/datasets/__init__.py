@@ -1,4 +1,4 @@
-"""Real counts in the package; README.md in this folder describes their origin."""
+"""Real counts that ship with the package; README.md in this folder describes their origin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Differential expression: which genes differ between groups of cells, and how sure that is.
+"""Differential expression: which genes differ between groups of cells, with what probability.
 
 Start with ``differential.py``, the public function, which calls the others in this order:
 ``options.py`` and ``plan.py`` (what is compared with what), ``counts.py`` (sums of counts), then

@@ -25,11 +25,11 @@ class CountSums:
     counts
         Molecules, shape (p, g).
     above_zero
-        Cells with a count, shape (p, g).
+        Cells with a non-zero count, shape (p, g).
     normalized
         Molecules after each cell was scaled to 10,000, shape (p, g).
     size
-        What scales the expected counts of the cells, their library or size factor, shape (p,).
+        Sum of the cells' libraries or size factors, which scale their expected counts, shape (p,).
     """
 
     n_cells: F64

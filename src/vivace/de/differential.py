@@ -58,12 +58,11 @@ def differential_expression(
     test_mode: TestMode = "three",
     cred_interval_lvls: Sequence[float] | float | None = None,
 ) -> pd.DataFrame:
-    """Which genes are expressed differently in two groups of cells, and how sure that is.
+    """Find the genes that are expressed differently in two groups of cells.
 
     Random samples from the posterior of the cells of both groups give the distribution of the
-    log2 fold change of every gene. A gene is called if it is probable enough that the change is
-    at least ``delta``: the expected share of wrong ones among all called genes is at most
-    ``fdr_target``.
+    log2 fold change of every gene. A gene is called if the probability of a change of at least
+    ``delta`` is high enough to keep the expected share of false calls at most ``fdr_target``.
 
     Parameters
     ----------
@@ -82,17 +81,17 @@ def differential_expression(
         "change", or "vanilla" for the probability that a gene is higher, without a threshold or
         an FDR (Lopez et al. 2018).
     delta
-        Least log2 fold change that counts; None chooses one from the fold changes of all genes.
+        Smallest log2 fold change that counts; None chooses one from the fold changes of all genes.
     all_stats
-        Include columns about the counts themselves.
+        Include columns computed from the counts.
     batch_correction
         Compare cells as if they were of the same batch. The name of a categorical covariate, or
-        a list of such names and that of the batch's column, does so for those columns.
+        a list of columns that may include the batch, corrects for those instead.
     batchid1, batchid2
         Categories that each side is decoded as, in the form of ``transform_batch``; None for all.
-        Give both sides the same ones, or give them different ones to compare batches.
+        Give both sides the same ones, or disjoint ones to compare batches.
     fdr_target
-        Expected share of wrong calls among the called genes.
+        Expected share of false calls among the called genes.
     weights
         "uniform", or "importance" for samples that are weighted by how well they represent the
         group (Boyeau et al. 2023).
@@ -101,7 +100,7 @@ def differential_expression(
     importance_weighting_kwargs
         Arguments of :meth:`get_importance_weights`.
     sample_key
-        Column of obs with the sample (donor, mouse) of each cell. The test is then about the
+        Column of obs with the sample (donor, mouse) of each cell. The test then concerns the
         mean effect over samples, relative to how much samples vary: a single sample cannot make
         a gene significant. ``docs/differential_expression.md`` describes the method.
     key_added
@@ -110,8 +109,8 @@ def differential_expression(
     seed
         Random seed; None uses the model's next seed.
     n_samples_overall
-        Random samples per group. None for 5,000; if several comparisons share more than two
-        groups, for 12,000 in all, but at least 1,000 per group.
+        Random samples per group. None uses 5,000; if several comparisons share more than two
+        groups, 12,000 in total, but at least 1,000 per group.
     use_permutation, m_permutation
         Pairs of samples for intervals, ``change_fn`` and ``m1_domain_fn``: ``m_permutation`` if
         ``use_permutation``, else 5,000 or as many as samples per group. Everything else is
@@ -123,10 +122,10 @@ def differential_expression(
         ``f(effects)`` that returns the pairs with a relevant effect upwards and those with one
         downwards, as two boolean arrays, or as one for both.
     pseudocounts
-        Added to the expression before its logarithm. None chooses it: genes with fewer than
-        ``threshold_counts`` counts per cell then hardly change.
+        Added to the expression before its logarithm. None chooses a number with which genes with
+        fewer than ``threshold_counts`` counts per cell hardly change.
     threshold_counts
-        Mean counts per cell below which a gene is taken as not expressed.
+        Mean counts per cell below which a gene is considered not expressed.
     test_mode
         "three" for the larger of the probabilities that a gene changes upwards and downwards,
         "two" for the probability that it changes in either direction.
@@ -226,7 +225,7 @@ def differential_expression(
                 cells, plan, options, sampling, sums, replicates, (samples_seed, delta_seed)
             )
 
-    # One table per comparison, below each other. Comparisons that were left out have no result.
+    # One table per comparison, concatenated. Comparisons that were left out have no result.
     genes = self.schema.genes
     tables, comparisons = [], {}
     for comparison, result in zip(plan.comparisons, results, strict=True):
@@ -259,7 +258,7 @@ def differential_expression(
 
 
 def _as_python_number(value: Any) -> Any:
-    """A NumPy number as Python's with as few digits as identify it: it names a column."""
+    """A NumPy float as the shortest equal Python float, because it names a column."""
     return float(str(value)) if isinstance(value, np.floating) else value
 
 
@@ -297,13 +296,13 @@ def _corrected_columns(self: Core, batch_correction: object) -> list[str]:
 def _choose_codes(
     self: Core, columns: Sequence[str], batchid1: Transform, batchid2: Transform
 ) -> tuple[tuple[Codes, ...], tuple[Codes, ...]]:
-    """What the samples of the two sides are decoded as."""
+    """The categories that the samples of each side are decoded as."""
     if not columns:
         for name, value in (("batchid1", batchid1), ("batchid2", batchid2)):
             if value is not None:
                 raise OptionError(f"{name} needs batch_correction=True; give that too.")
-        own: tuple[Codes, ...] = (Codes(),)
-        return own, own
+        unchanged: tuple[Codes, ...] = (Codes(),)
+        return unchanged, unchanged
     declared = self.schema.declarations
     categories = dict(zip(declared.categorical_covariate_keys, self.schema.categories, strict=True))
     # An unknown name is refused by schema.codes.
@@ -323,7 +322,7 @@ def _choose_codes(
     if set(first) & set(second):
         raise OptionError(
             "batchid1 and batchid2 share some categories and differ in others; make them equal to "
-            "compare groups, or give them none in common to compare batches."
+            "compare groups, or disjoint to compare batches."
         )
     return first, second
 
@@ -339,7 +338,7 @@ def _warn_about_confounding(data: AnnData, plan: Plan, columns: Sequence[str]) -
             second = set(category[plan.rows(comparison.second)])
             if not first & second:
                 warn(
-                    f"{comparison.name}: no category of {key!r} has cells of both groups, and "
+                    f"{comparison.name}: no category of {key!r} has cells of both groups, so "
                     "differences between groups cannot be distinguished from differences between "
                     "batches; the correction relies on what the model learned from other cells."
                 )
@@ -365,19 +364,19 @@ def _count_columns(
 
 
 def _describe(result: ComparisonResult, table: pd.DataFrame, options: Options) -> dict[str, Any]:
-    """How a comparison was made, in numbers and words only, which any file can hold."""
-    about: dict[str, Any] = {
+    """How a comparison was made, as numbers and strings, which any file format can hold."""
+    facts: dict[str, Any] = {
         "n_cells": list(result.n_cells),
         "n_draws": list(result.n_samples),
     }
     expected_fdr = table.attrs.pop("expected_fdr", None)
     if options.mode == "change":
-        about |= {
+        facts |= {
             "delta": result.delta,
             "pseudocounts": result.pseudocount,
             "expected_fdr": expected_fdr,
             "n_called": int(table[f"is_de_fdr_{options.fdr_target}"].sum()),
         }
     if result.n_replicates is not None:
-        about |= {"design": result.design, "n_samples": list(result.n_replicates)}
-    return about
+        facts |= {"design": result.design, "n_samples": list(result.n_replicates)}
+    return facts

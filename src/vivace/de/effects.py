@@ -42,12 +42,12 @@ def compare_cells(
     sums
         Sums of the counts of each part of the plan; None if the data have no counts.
     seeds
-        Of the samples, of pairs of samples, and of the search for delta.
+        Seeds of the samples, of the pairs of samples and of the search for delta.
     """
     samples_seed, pairs_seed, delta_seed = seeds
     first_codes, second_codes = sampling.codes
 
-    # Each part is sampled once per set of categories, and serves every comparison it is in.
+    # Sample each part once per set of categories; every comparison that includes it reuses it.
     wanted = list(
         dict.fromkeys(
             key
@@ -88,8 +88,8 @@ def compare_cells(
         pseudocount, deltas = 0.0, [None] * len(sides)
         effects = summarise_effects(samples, _TINY, sides, [0.0] * len(sides))
     else:
-        by_part = max_by_part(largest, [part for part, _ in wanted], len(plan.parts))
-        pseudocount = choose_pseudocount(by_part, sums, options)
+        part_largest = max_by_part(largest, [part for part, _ in wanted], len(plan.parts))
+        pseudocount = choose_pseudocount(part_largest, sums, options)
         if options.has_user_functions:
             pairs = choose_all_pairs(samples, sides, options, pairs_seed)
             effects, deltas = summarise_user_effects(
@@ -126,8 +126,8 @@ def _summarise_fold_changes(
 ) -> tuple[list[EffectSummary], list[float | None]]:
     """The log2 fold change and the threshold of each comparison."""
     if options.delta is None:
-        at_zero = summarise_effects(samples, pseudocount, sides, [0.0] * len(sides))
-        deltas = [choose_delta(effect.mean, delta_seed) for effect in at_zero]
+        unthresholded = summarise_effects(samples, pseudocount, sides, [0.0] * len(sides))
+        deltas = [choose_delta(effect.mean, delta_seed) for effect in unthresholded]
     else:
         deltas = [float(options.delta)] * len(sides)
     effects = summarise_effects(samples, pseudocount, sides, deltas)
@@ -146,7 +146,8 @@ def summarise_effects(
 ) -> list[EffectSummary]:
     """The log2 fold change of each gene, all samples of one side against all of the other.
 
-    If both sides are decoded as the same categories, only samples of the same are compared.
+    If both sides are decoded as the same categories, only samples with equal categories
+    are compared.
     """
     starts, segments = _number_segments(samples, sides)
     n_codes = segments.shape[1]
@@ -180,7 +181,7 @@ def summarise_effects(
 
 
 def _number_segments(samples: ExpressionSamples, sides: Sequence[Sides]) -> tuple[I32, I32]:
-    """Where segments of samples begin, and the numbers of each group's, (groups, codes).
+    """Start of each segment of samples, and each group's segment numbers, (groups, codes).
 
     If the sides are decoded differently, all samples of a group count as one segment.
     """

@@ -59,9 +59,9 @@ def _bin(bins: I32, x: F32, low: float, width: float) -> None:
 def _sum_lanes(lanes: F32) -> float:
     """The sum of the lanes, whose number is a power of two; overwrites them.
 
-    The order of a sum that ends up in a result is fixed here and not left to LLVM. LLVM compiles
-    a kernel anew for each kernel that calls it and may choose another order each time: a kernel
-    from the cache and the one that was compiled before could then differ in the last bit.
+    The order of a sum that ends up in a result is fixed here and not left to LLVM. LLVM recompiles
+    a kernel for each kernel that calls it and may choose another order each time: a kernel from
+    the cache and the one that was compiled before could then differ in the last bit.
     """
     width = lanes.size // 2
     while width > 0:
@@ -176,8 +176,8 @@ def _compare(
     """One comparison of one gene: the mean over the categories that samples are decoded as."""
     never_inline()
     n_codes = first.size
-    # Of the mixture over k and j, the first two moments and the range follow from those of
-    # the segments; histograms are only needed for probabilities.
+    # The first two moments and the range of the mixture over k and j follow from those of
+    # the segments; histograms are needed only for probabilities.
     mean, square, low, high = 0.0, 0.0, np.inf, -np.inf
     for k in range(n_codes):
         a = moments[first[k]]

@@ -1,4 +1,4 @@
-"""How a differential expression test is made."""
+"""Options of a differential expression test."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ _CHECK_LEVEL = Number(above=0, below=1)
 N_SAMPLES = 5_000  # per side of one comparison
 N_SHARED_SAMPLES = 12_000  # of all groups together, if several comparisons share them
 LEAST_SHARED_SAMPLES = 1_000  # per group in that case
-N_PAIRS = 5_000  # pairs of samples that intervals and users' functions see
+N_PAIRS = 5_000  # pairs of samples for intervals and user functions
 
 
 @dataclass(frozen=True)
 class Options:
-    """What ``differential_expression`` was asked for, as documented there.
+    """The arguments of ``differential_expression``, as documented there.
 
     ``change_fn`` is None for the log2 fold change.
     """
@@ -70,7 +70,7 @@ class Options:
 
     @property
     def has_user_functions(self) -> bool:
-        """Whether the effect or the region of relevant effects is a user's own."""
+        """Whether the effect or the region of relevant effects is user-defined."""
         return self.change_fn is not None or self.m1_domain_fn is not None
 
     def n_samples(self, n_groups: int) -> int:
@@ -82,7 +82,7 @@ class Options:
         return max(LEAST_SHARED_SAMPLES, min(N_SAMPLES, N_SHARED_SAMPLES // n_groups))
 
     def n_pairs(self, n_samples: int) -> int:
-        """Pairs of samples, if not all are compared."""
+        """Number of pairs of samples, where not all are compared."""
         return self.m_permutation if self.use_permutation else max(N_PAIRS, n_samples)
 
 
@@ -120,6 +120,6 @@ def read_levels(value: object) -> tuple[float, ...]:
         levels.append(float(level))
     if len({str(level)[:5] for level in levels}) < len(levels):
         raise OptionError(
-            "cred_interval_lvls holds levels that are equal to three digits; drop one of them."
+            "cred_interval_lvls holds levels that agree to three decimals; drop one of them."
         )
     return tuple(levels)

@@ -1,4 +1,4 @@
-"""Effects over a part of the pairs of samples: for intervals and users' functions."""
+"""Effects over a subset of the pairs of samples, for intervals and user functions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Sides:
     Parameters
     ----------
     first
-        The one group of the first side.
+        The group of the first side.
     second
         The groups of the second side.
     weights
@@ -78,7 +78,7 @@ def _segment_positions(samples: ExpressionSamples, group: int, i: int, n_segment
 
 
 def _cycle(positions: Rows, n: int, rng: np.random.Generator) -> Rows:
-    """``n`` of the positions in a random order, each equally often or once more than another."""
+    """``n`` of the positions in random order; how often they are used differs by at most one."""
     rounds = [rng.permutation(positions) for _ in range(-(-n // len(positions)))]
     return np.concatenate([positions[:0], *rounds])[:n]
 
@@ -102,7 +102,7 @@ def find_intervals(
 
 
 def shortest_interval(ordered: NDArray[Any], level: float) -> tuple[float, float]:
-    """Ends of the shortest interval that holds a share ``level`` of numbers in rising order."""
+    """Ends of the shortest interval that contains a share ``level`` of ascending numbers."""
     inside = min(len(ordered) - 1, int(np.floor(level * len(ordered))))
     start = int((ordered[inside:] - ordered[: len(ordered) - inside]).argmin())
     return float(ordered[start]), float(ordered[start + inside])
@@ -140,15 +140,17 @@ def _summarise_user_effect(
 ) -> tuple[EffectSummary, float | None]:
     """The effect and the threshold of one comparison."""
     if options.change_fn is None:
-        one, other = (np.log2(x + np.float32(pseudocount)) for x in (first_pg, second_pg))
-        effect = one - other
+        log_first, log_second = (
+            np.log2(x + np.float32(pseudocount)) for x in (first_pg, second_pg)
+        )
+        effect = log_first - log_second
     else:
         effect = _call("change_fn", options.change_fn, first_pg, second_pg, pseudocount)
         _check_shape("change_fn", effect, first_pg.shape)
     effect = np.asarray(effect)
     if not np.isfinite(effect).all():
         raise OptionError(
-            "change_fn returned effects that are not finite; it must return a number per pair."
+            "change_fn returned effects that are not finite; it must return a finite number per pair."
         )
     delta: float | None = None
     if options.m1_domain_fn is None:
@@ -180,8 +182,8 @@ def _call_region(function: Any, effect: NDArray[Any]) -> tuple[Any, Any]:
     arrays = list(region) if isinstance(region, tuple | list) else [region, None]
     if len(arrays) != 2:
         raise ArgumentTypeError(
-            f"m1_domain_fn returned {len(arrays)} arrays; it must return the pairs with an effect "
-            "upwards and those with one downwards, or one array for both."
+            f"m1_domain_fn returned {len(arrays)} arrays; it must return two boolean arrays, for "
+            "effects upwards and downwards, or one for both."
         )
     plus, minus = arrays[0], np.zeros(effect.shape, bool) if arrays[1] is None else arrays[1]
     _check_shape("m1_domain_fn", plus, effect.shape)

@@ -52,7 +52,7 @@ class Plan:
     comparisons
         Which parts are compared with which.
     groupby
-        The column whose categories the parts are; None if rows were given.
+        The column whose categories define the parts; None if rows were given.
     """
 
     parts: tuple[Rows, ...]
@@ -87,7 +87,7 @@ def plan_comparisons(
     if idx1 is None and idx2 is None:
         if groupby is None:
             raise OptionError(
-                "Nothing to compare was given; name a column of obs as groupby=, or cells as idx1= "
+                "There is nothing to compare; name a column of obs as groupby=, or cells as idx1= "
                 "and idx2=."
             )
         plan = _plan_groups(adata, groupby, group1, group2)
@@ -110,7 +110,7 @@ def _warn_about_single_cells(plan: Plan) -> None:
         for parts, name in zip(sides, (comparison.group1, comparison.group2), strict=True):
             if len(plan.rows(parts)) == 1:
                 warn(
-                    f"{comparison.name}: {name!r} is one cell, and the result describes that cell "
+                    f"{comparison.name}: {name!r} is one cell, so the result describes that cell "
                     "and not a group; give it more cells."
                 )
 
@@ -159,7 +159,7 @@ def _select_rows(adata: AnnData, name: str, selection: Selection) -> Rows:
         except (OptionError, ArgumentTypeError) as error:
             raise type(error)(str(error).replace("indices", name)) from None
     try:
-        if "@" in selection or "__" in selection:  # Python's own names are no columns
+        if "@" in selection or "__" in selection:  # Python's own names are not columns
             raise ValueError("a query compares columns of obs, without @ and __")
         mask = adata.obs.eval(selection)
         if not isinstance(mask, pd.Series) or mask.dtype != bool:
@@ -173,7 +173,7 @@ def _select_rows(adata: AnnData, name: str, selection: Selection) -> Rows:
 
 
 def _sort_rows(name: str, rows: Rows) -> Rows:
-    """The rows in rising order; each may occur once."""
+    """The rows in ascending order; each may occur once."""
     unique = np.unique(rows)
     if len(unique) < len(rows):
         raise DataError(
@@ -208,16 +208,16 @@ def _plan_groups(adata: AnnData, groupby: str, group1: object, group2: object) -
         raise OptionError("group1 names a group twice; name each once.")
     if len(known) == 1:
         raise DataError(
-            f"obs[{groupby!r}] has one group only, {known[0]!r}, and nothing to compare it with; "
+            f"obs[{groupby!r}] has only one group, {known[0]!r}, and nothing to compare it with; "
             "choose another column."
         )
     codes = labels.cat.codes.to_numpy()
     names = first if second is None else [*first, second]
     parts = [np.flatnonzero(codes == known.index(name)) for name in names]
     # All remaining cells are one further part, which is in the rest of every comparison.
-    others = [i for i, name in enumerate(known) if name not in names]
-    if second is None and others:
-        parts.append(np.flatnonzero(np.isin(codes, others)))
+    remaining = [i for i, name in enumerate(known) if name not in names]
+    if second is None and remaining:
+        parts.append(np.flatnonzero(np.isin(codes, remaining)))
     comparisons = []
     for i, name in enumerate(first):
         if second is None:
@@ -244,9 +244,7 @@ def _read_labels(adata: AnnData, groupby: object, complete: bool) -> pd.Series[s
     column = obs_column(adata, "groupby", groupby, allow_missing=not complete)
     labels = column.astype("category").cat.remove_unused_categories()
     if len({str(c) for c in labels.cat.categories}) < len(labels.cat.categories):
-        raise DataError(
-            f"obs[{groupby!r}] has different values that read the same as text; rename one."
-        )
+        raise DataError(f"obs[{groupby!r}] has different values with the same text; rename one.")
     return labels.cat.rename_categories([str(c) for c in labels.cat.categories])
 
 

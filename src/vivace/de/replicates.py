@@ -1,22 +1,22 @@
 """Is a gene expressed differently across replicates? Effects within replicates, and how they vary.
 
-A replicate is a biological sample: a donor or a mouse. It was replicated, not the cell. Each
-replicate has one effect per gene, the difference of its mean log2 expression between the sides.
-If no replicate is on both sides, each has one mean per gene instead. What is estimated is the
-mean effect over the population that the replicates were taken from:
+A replicate is a biological sample: a donor or a mouse. It, not the cell, is the unit of
+replication. Each replicate has one effect per gene, the difference of its mean log2 expression
+between the sides. If no replicate is on both sides, each has one mean per gene instead. The
+method estimates the mean effect over the population from which the replicates were sampled:
 
 * the effect is the mean of what the model expects of the replicates' cells;
 * the variance between replicates is that of their pooled counts: the model does not know the
   replicates and shrinks them together, and its estimates of them are too similar;
-* the variance is moderated over genes (Smyth 2004, doi:10.2202/1544-6115.1027), because few
-  replicates say little about it;
-* if the model expects a larger mean effect than was counted, or one of the other sign, the
-  difference is added to the error: a change in one replicate, which the model expects of all, is
-  not a change in all;
+* the variance is moderated over genes (Smyth 2004, doi:10.2202/1544-6115.1027), because a few
+  replicates determine it poorly;
+* if the model expects a larger mean effect than the counts show, or one of opposite sign, the
+  difference is added to the error, because the model may attribute a change in one replicate to
+  all of them;
 * effects have a prior that is learned from all genes, a mixture of normals around zero and of
   zero itself (Stephens 2017, doi:10.1093/biostatistics/kxw041). If no gene differs, none is
   called;
-* the posterior of the mean effect follows from both, with Student's t for what was observed.
+* the posterior of the mean effect follows from both, with Student's t for the observations.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ _LEAST_SAMPLES = 100  # of a piece
 
 _GRID_STEP = 0.02  # log2 units between the points of the posterior of an effect
 _N_ERRORS = 6  # standard errors that the grid reaches beyond an effect
-_MAX_EFFECT = 40.0  # log2 units: no expression of a model differs more
+_MAX_EFFECT = 40.0  # log2 units: a model's expression never differs by more
 _GENES_AT_ONCE = 512
-_NULL_WEIGHT = 10.0  # genes without an effect that are added, for a prior that leans to zero
+_NULL_WEIGHT = 10.0  # added genes without an effect, which pull the prior towards zero
 _EM_STEPS = 500
 _EM_TOLERANCE = 1e-6
 _MANY = 1e6  # degrees of freedom that stand for infinitely many
@@ -79,7 +79,7 @@ def compare_replicates(
     replicates
         The replicate of each cell.
     seeds
-        Of the samples, and of the search for delta.
+        Seeds of the samples and of the search for delta.
     """
     samples_seed, delta_seed = seeds
 
@@ -97,7 +97,7 @@ def compare_replicates(
             "comparison across samples needs; leave sample_key out, or compare other groups."
         )
 
-    # Sample each piece once per set of categories; every comparison that it is in uses it.
+    # Sample each piece once per set of categories; every comparison that includes it reuses it.
     wanted = list(
         dict.fromkeys(
             (piece, codes)
@@ -119,8 +119,8 @@ def compare_replicates(
     position = {key: i for i, key in enumerate(wanted)}
     samples = ExpressionSamples(groups, cells.network.dims.n_genes, silent=cells.silent)
     scale, largest = samples.summarise()
-    by_part = max_by_part(largest, [part for (part, _), _ in wanted], len(plan.parts))
-    pseudocount = choose_pseudocount(by_part, sums, options)
+    part_largest = max_by_part(largest, [part for (part, _), _ in wanted], len(plan.parts))
+    pseudocount = choose_pseudocount(part_largest, sums, options)
 
     # Means of each piece: log2 expression that the model expects, and the share in the counts.
     expected = _mean_logs(samples, pseudocount)
@@ -238,12 +238,12 @@ def _average_pieces(
     )
 
 
-# ---- what was observed ------------------------------------------------------------------
+# ---- observed effects -------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class ObservedEffects:
-    """What was observed for each of g genes.
+    """The observed effects of g genes.
 
     Parameters
     ----------
@@ -254,7 +254,7 @@ class ObservedEffects:
     dof
         Degrees of freedom of the error.
     least, largest
-        Least and largest effect in the counts of one replicate, or of one pair of replicates
+        Smallest and largest effect in the counts of one replicate, or of one pair of replicates
         if they are unpaired, shape (g,) each.
     """
 
@@ -276,7 +276,7 @@ def observe_paired(
         Log2 expression of the replicates of each side, as the model expects it and as it was
         counted, shape (replicates, g) each.
     fit
-        Genes that determine which variance is usual, shape (g,).
+        Genes from which the typical variance is estimated, shape (g,).
     """
     mean = (expected[0] - expected[1]).mean(0)
     difference = counted[0] - counted[1]
@@ -305,12 +305,12 @@ def observe_unpaired(
 
 
 def _excess(expected: F64, counted: F64) -> F64:
-    """How far an effect exceeds the counted one, or contradicts it; 0 if it lies between 0 and it."""
+    """How far an effect lies outside the interval from 0 to the counted one."""
     return np.abs(expected - np.clip(expected, np.minimum(counted, 0), np.maximum(counted, 0)))
 
 
 def moderate_variances(variance: F64, dof: int, fit: Bool) -> tuple[F64, float]:
-    """Variances shrunk towards what is usual over genes, and their degrees of freedom.
+    """Variances shrunk towards the typical one over genes, and their degrees of freedom.
 
     Variances of the genes of ``fit`` follow a scaled inverse chi-squared distribution. Its two
     parameters match the mean and variance of their logarithms.
@@ -320,7 +320,7 @@ def moderate_variances(variance: F64, dof: int, fit: Bool) -> tuple[F64, float]:
         return np.maximum(variance, np.finfo(float).tiny), float(dof)
     logs = np.log(variance[usable]) - digamma(dof / 2) + np.log(dof / 2)
     spread = logs.var(ddof=1) - polygamma(1, dof / 2)
-    if spread <= polygamma(1, _MANY / 2):  # no more than chance: all genes have one variance
+    if spread <= polygamma(1, _MANY / 2):  # no more than by chance: all genes share one variance
         return np.full_like(variance, np.exp(logs.mean())), _MANY
     prior_dof = 2 * brentq(lambda half: polygamma(1, half) - spread, 1e-6, _MANY)
     prior = np.exp(logs.mean() + digamma(prior_dof / 2) - np.log(prior_dof / 2))
@@ -341,7 +341,7 @@ def infer_mean_effects(
     observed
         What was observed.
     delta
-        Least effect that counts.
+        Smallest effect that counts.
     fit
         Genes that the prior is learned from, shape (g,).
     levels
@@ -360,8 +360,8 @@ def infer_mean_effects(
         name: np.empty(n_genes) for name in ("plus", "minus", "above", "mean", "median", "std")
     }
     intervals = {level: (np.empty(n_genes), np.empty(n_genes)) for level in levels}
-    plus, minus = _beyond(grid, delta), _beyond(-grid, delta)
-    above = _beyond(grid, 0.0) + 0.5 * (grid == 0)
+    plus, minus = _mark_above(grid, delta), _mark_above(-grid, delta)
+    above = _mark_above(grid, 0.0) + 0.5 * (grid == 0)
     for start in range(0, n_genes, _GENES_AT_ONCE):
         genes = slice(start, start + _GENES_AT_ONCE)
         posterior = _likelihood(observed, grid, genes) * prior  # [genes, grid]
@@ -380,10 +380,10 @@ def infer_mean_effects(
     return EffectSummary(**stats, min=observed.least, max=observed.largest, intervals=intervals)
 
 
-def _beyond(grid: F64, delta: float) -> F64:
+def _mark_above(grid: F64, delta: float) -> F64:
     """Which points of the grid are above delta; a point at delta counts half, zero never counts."""
-    at_delta = np.isclose(grid, delta, atol=1e-9)
-    return np.where(at_delta, 0.5 * (delta > 0), grid > delta)
+    is_delta = np.isclose(grid, delta, atol=1e-9)
+    return np.where(is_delta, 0.5 * (delta > 0), grid > delta)
 
 
 def _prior_components(grid: F64, observed: ObservedEffects) -> F64:

@@ -1,4 +1,4 @@
-"""What is known of each gene in a comparison, the table of it, and scanpy's form of the table."""
+"""The result of a comparison, its table, and scanpy's form of that table."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ class ComparisonResult:
     pseudocount
         Added to the expression before its logarithm.
     delta
-        Least effect that counts; None if there is no threshold.
+        Smallest effect that counts; None if there is no threshold.
     n_cells, n_samples
         Cells, and random samples, of the two sides.
     design, n_replicates
-        Of a comparison across replicates: its design, and the replicates of the two sides.
+        For a comparison across replicates: its design, and the replicates on each side.
     """
 
     effect: EffectSummary
@@ -146,9 +146,9 @@ def _bayes_factor(proba: F64) -> F64:
 
 
 def call_genes(sorted_proba: F64, fdr: float) -> tuple[Bool, F64]:
-    """Which genes of a falling list are called, and the expected FDR of calling down to each.
+    """Which genes of a descending list are called, and the expected FDR of calling down to each.
 
-    The expected FDR of a set of genes is the mean of their probabilities not to differ.
+    The expected FDR of a set of genes is the mean of their probabilities of not differing.
     """
     expected = np.cumsum(1.0 - sorted_proba) / np.arange(1, len(sorted_proba) + 1)
     return expected <= fdr, expected
@@ -158,8 +158,8 @@ def to_scanpy(table: pd.DataFrame, groupby: str | None) -> dict[str, Any]:
     """The table in the form in which ``sc.tl.rank_genes_groups`` writes to ``adata.uns``.
 
     Genes that are up in the group come first. ``scores`` is the sign of the change times the
-    probability that the gene differs. ``pvals`` is ``proba_not_de``, and ``pvals_adj`` the FDR
-    that is expected of calling every gene down to it. Both are posterior probabilities: they
+    probability that the gene differs. ``pvals`` is ``proba_not_de``, and ``pvals_adj`` the
+    expected FDR of calling all genes down to this one. Both are posterior probabilities: they
     are read like p values, but are not p values.
     """
     groups = list(dict.fromkeys(table["group1"]))

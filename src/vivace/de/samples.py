@@ -70,11 +70,11 @@ def sample_latents(
     seed: int,
     weighting: Weighting | None,
 ) -> GroupSamples:
-    """Sample z of a group ``n_samples`` times, rounded up to a multiple of the codes.
+    """Sample z of a group ``n_samples`` times, rounded up to a multiple of the number of codes.
 
     Every cell is sampled equally often, or once more than another. Every second sample of a
-    cell mirrors the previous one at the cell's mean, which makes the results of two seeds
-    differ less. With ``weighting``, samples are chosen by importance weights instead.
+    cell is the previous one mirrored at the cell's mean, which reduces the variation between
+    seeds. With ``weighting``, samples are chosen by importance weights instead.
     """
     n = -(-n_samples // len(codes)) * len(codes)
     order_seed, noise_seed = child_seeds(seed, 2)
@@ -130,7 +130,7 @@ class ExpressionSamples:
     Parameters
     ----------
     groups
-        Their samples of z.
+        Samples of z of each group.
     n_genes
         Number of genes of the model.
     all_genes
@@ -191,8 +191,8 @@ class ExpressionSamples:
                 largest[i, genes] = np.maximum.reduceat(group_gm, starts, axis=1).mean(1)
         if not np.isfinite(mean).all():
             raise TrainingError(
-                "The expression that the model expects is not finite, because its weights are "
-                "damaged; train it again."
+                "The model's expected expression is not finite, because its weights are damaged; "
+                "train it again."
             )
         return mean, largest
 
@@ -228,7 +228,7 @@ def _decode_all_genes(groups: Sequence[GroupSamples], silent: bool) -> F32:
 def _decode_genes(
     groups: Sequence[GroupSamples], genes: slice, log_normaliser_m: Tensor, silent: bool
 ) -> F32:
-    """The same for a block of genes, at the cost of those genes alone."""
+    """Like :func:`_decode_all_genes` for a block of genes, at the cost of those genes alone."""
     network = groups[0].cells.network
     x_gm = np.empty((genes.stop - genes.start, len(log_normaliser_m)), np.float32)
     out = _TransposedArray(x_gm)

@@ -1,4 +1,4 @@
-"""The pseudocount of fold changes, and the least fold change that counts."""
+"""The pseudocount of fold changes, and the smallest fold change that counts."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def max_by_part(largest: F64, part_of_group: Sequence[int], n_parts: int) -> F64
 
 
 def choose_pseudocount(largest: F64, sums: CountSums | None, options: Options) -> float:
-    """What is added to the expression before its logarithm.
+    """Choose the number that is added to the expression before its logarithm.
 
-    A gene with hardly a count in a group is expressed there in the decoder's opinion alone.
-    The pseudocount is the 0.9 quantile of what such genes reach, which makes changes below it
-    count as nothing. It is the largest over the groups that have enough cells for one count to
-    lie above ``threshold_counts``, or over the largest group alone, if none has: in ten cells
-    most genes are silent. It is at least the share of a cell's molecules that
-    ``threshold_counts`` molecules are.
+    If a gene has almost no counts in a group, its expression there is only the decoder's guess.
+    The pseudocount is the 0.9 quantile of the largest expression of such genes, so changes below
+    it hardly count. It is the maximum over the groups that have enough cells for one count to
+    lie above ``threshold_counts``, or that of the largest group if none has: in ten cells most
+    genes have no count. It is at least ``threshold_counts`` divided by the mean library (or size
+    factor).
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """Distributions of counts, as :class:`torch.distributions.Distribution`.
 
 ``NegativeBinomial``, ``ZeroInflatedNegativeBinomial`` and ``Poisson`` replace torch's, which
-lose their digits in float32 where counts or ``theta`` are large; ``Normal`` is torch's own.
+lose precision in float32 where counts or ``theta`` are large; ``Normal`` is torch's own.
 Each takes scvi-tools' argument names, stores the normalised expression if it is given, and
 samples from a passed generator: ``sample(shape, generator=g)``.
 """

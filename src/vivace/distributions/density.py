@@ -61,9 +61,9 @@ class _LogNB(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, mu: Tensor, theta: Tensor) -> Tensor:
-        at_zero = -theta * torch.log1p(mu / theta)
+        log_prob_zero = -theta * torch.log1p(mu / theta)
         positive = x > 0
-        return at_zero.masked_scatter_(
+        return log_prob_zero.masked_scatter_(
             positive, _log_nb_positive(x[positive], mu[positive], theta[positive])
         )
 

@@ -65,7 +65,7 @@ def expand_expression(
     except RuntimeError as error:
         raise ShapeError(
             f"{name} {tuple(value.shape)} of {owner} does not fit the parameters, "
-            f"which are {tuple(shape)}; give it their shape."
+            f"which have shape {tuple(shape)}; give it that shape."
         ) from error
 
 
@@ -118,11 +118,11 @@ def check_value(owner: Distribution, value: object) -> Tensor:
     if owner._validate_args and support is not None:
         good: Tensor = support.check(value)  # type: ignore[no-untyped-call]
         if not good.all():
-            kind = "counts, whole numbers from 0 up" if support.is_discrete else "numbers"
+            kind = "counts (non-negative integers)" if support.is_discrete else "numbers"
             raise DataError(
                 f"{type(owner).__name__} has a density for {kind}, but "
-                f"{_describe_first_bad(value, good)}; give such values, or validate_args=False to go "
-                "without this check."
+                f"{_describe_first_bad(value, good)}; give such values, or pass validate_args=False "
+                "to skip this check."
             )
     return value
 
@@ -130,5 +130,5 @@ def check_value(owner: Distribution, value: object) -> Tensor:
 def _describe_first_bad(value: Tensor, good: Tensor) -> str:
     if value.dim() == 0:
         return f"it is {value.item():g}"
-    at = tuple((~good).nonzero()[0].tolist())
-    return f"entry {at if len(at) > 1 else at[0]} is {value[at].item():g}"
+    position = tuple((~good).nonzero()[0].tolist())
+    return f"entry {position if len(position) > 1 else position[0]} is {value[position].item():g}"

@@ -24,7 +24,7 @@ def quantile(owner: Distribution, value: Tensor, *parameters: Tensor) -> Tensor:
     Parameters
     ----------
     owner
-        Distribution that messages name.
+        Distribution named in messages.
     value
         Tensor of probabilities, any shape that broadcasts with the parameters.
     parameters

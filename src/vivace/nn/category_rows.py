@@ -21,7 +21,7 @@ class CategoryRows(Protocol):
     """Which rows of a tensor belong to categories."""
 
     def find_new(self, n_rows: int, surgery: Surgery) -> list[slice]:
-        """Rows of the categories that the reference does not have, in a tensor of ``n_rows``."""
+        """Rows of categories that the reference lacks, in a tensor of ``n_rows``."""
         ...
 
     def grow(self, reference: Tensor, initial: Tensor, surgery: Surgery) -> Tensor:

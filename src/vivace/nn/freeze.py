@@ -1,8 +1,8 @@
-"""Architectural surgery: a network that has grown by categories, and what of it is trained.
+"""Architectural surgery: grows a network by new categories, and freezes parts of it.
 
-A network for a query has, for each category that the reference does not have, one row
-more in every weight that reads categories. What is frozen stays the same bit by bit,
-because the optimiser is given only the rows that are trained.
+A network for a query has, for each category that the reference lacks, one more row in
+every weight that reads categories. Frozen parts stay the same bit for bit, because the
+optimiser is given only the rows that are trained.
 
 The functions walk over the layers of a network. A layer says which of its rows belong to
 categories (``category_rows``), which flag freezes it (``role``) and what else it does
@@ -41,7 +41,7 @@ class Part:
 
 
 def trained_parts(network: VAE) -> list[Part]:
-    """What the optimiser may change: everything, unless surgery has frozen some of it."""
+    """The parts that the optimiser may change: all, unless surgery has frozen some."""
     surgery = network.surgery
     if surgery is None or surgery.unfrozen:
         return [Part(name, parameter) for name, parameter in network.named_parameters()]
@@ -97,7 +97,7 @@ def grow_weights(
 
 
 def freeze_network(network: VAE, surgery: Surgery) -> None:
-    """Freeze what ``surgery`` says in a network that has its weights already."""
+    """Apply the flags of ``surgery`` to a network that has its weights already."""
     _check_categories(network, surgery)
     network.surgery = surgery
     if surgery.unfrozen:

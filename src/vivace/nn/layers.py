@@ -50,7 +50,7 @@ class CategoryLinear(Linear):
     one_hot_sizes
         One-hot columns of each covariate, the batch first; 0 for a covariate without columns.
     role
-        Part that the layer plays in the network; None if no flag unfreezes the whole layer.
+        Role of the layer in the network; None if no flag unfreezes the whole layer.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ def fill(tensor: Tensor | None, values: F64) -> None:
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """Batch normalisation that also takes a single cell, and that can be frozen.
+    """Batch normalisation that also accepts a single cell and can be frozen.
 
     A single cell has no variance. Training normalises it by the running statistics, as
     evaluation does, and leaves them unchanged. Where the layer is ``frozen``, this holds
@@ -98,7 +98,7 @@ class BatchNorm(nn.BatchNorm1d):
     n_features
         Columns.
     role
-        Part that the layer plays in the network; None if it is always frozen for a query.
+        Role of the layer in the network; None if it is always frozen for a query.
     """
 
     running_mean: Tensor
@@ -142,8 +142,8 @@ class BatchNorm(nn.BatchNorm1d):
 class _MinibatchNorm(torch.autograd.Function):
     """torch's batch norm by the statistics of the minibatch, on one thread.
 
-    On several threads torch adds up one partial sum per thread, and their number shows
-    in the last bit.
+    On several threads torch adds one partial sum per thread, so the last bit depends on
+    their number.
     """
 
     @staticmethod
@@ -178,7 +178,7 @@ class _MinibatchNorm(torch.autograd.Function):
 
 
 class Activation(nn.Module):
-    """What follows a hidden linear map: batch norm, layer norm, ReLU, dropout.
+    """The operations after a hidden linear map: batch norm, layer norm, ReLU, dropout.
 
     Parameters
     ----------
@@ -187,9 +187,9 @@ class Activation(nn.Module):
     batch_norm, layer_norm
         Whether each is there; layer norm has no parameters.
     dropout
-        Share of units that training drops.
+        Fraction of units dropped in training.
     norm_role
-        Part that batch norm plays in the network.
+        Role of batch norm in the network.
     """
 
     def __init__(

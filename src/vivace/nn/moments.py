@@ -1,7 +1,7 @@
 """Moments of the counts, at which the heads of a new decoder start.
 
-A decoder that starts at a flat profile spends its first epochs on learning the mean
-of each gene; two moments of the counts give it that at once.
+A decoder that starts at a flat profile spends its first epochs learning the mean of
+each gene; two moments of the counts provide it immediately.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Moments:
 
     @property
     def zi_logits_g(self) -> F64:
-        """Shape (g,), logits of a small zero inflation; the counts do not tell."""
+        """Shape (g,), logits of a small zero inflation; the counts do not determine it."""
         return np.full(len(self.scale_logits_g), _ZI_LOGIT)
 
 

@@ -31,7 +31,7 @@ class Losses(NamedTuple):
 
 
 class LatentVariableModel(Protocol):
-    """What the objective needs of a network; :class:`~vivace.nn.VAE` explains the methods."""
+    """The interface that the objective needs of a network; :class:`~vivace.nn.VAE` explains the methods."""
 
     def encode(self, batch: CountBatch, generator: torch.Generator | None = None) -> Inference: ...
 

@@ -1,4 +1,4 @@
-"""What a network for a query takes over from its reference, and what of it is frozen."""
+"""What a query's network inherits from its reference, and which parts are frozen."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 
 
 class Role(Enum):
-    """The part that a layer plays in the network, which decides what flag freezes it."""
+    """The role of a layer in the network, which determines the flag that freezes it."""
 
     ENCODER_INPUT = "first layer of an encoder"
     ENCODER_NORM = "batch norm of an encoder"
@@ -19,7 +19,7 @@ class Role(Enum):
 
 @dataclass(frozen=True)
 class Surgery:
-    """The categories that a network for a query takes over, and the flags of what is frozen.
+    """The categories that a query's network inherits, and the flags that freeze parts of it.
 
     Parameters
     ----------
@@ -85,12 +85,12 @@ class Surgery:
         return role is not None and not frozen[role]
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields as JSON can hold them."""
+        """The fields as types that JSON can hold."""
         return asdict(self) | {"n_categories": list(self.n_categories)}
 
     @classmethod
     def from_dict(cls, parts: Mapping[str, Any]) -> Self:
-        """Read what :meth:`as_dict` gave."""
+        """Create from the result of :meth:`as_dict`."""
         return cls(**{**parts, "n_categories": tuple(parts["n_categories"])})
 
 
@@ -103,7 +103,7 @@ class HasRole(Protocol):
 
 @runtime_checkable
 class Freezable(Protocol):
-    """A layer that computes in another way, or less, when something is frozen."""
+    """A layer whose computation changes when something is frozen."""
 
     def freeze(self, surgery: Surgery) -> None:
         """Apply the flags."""

@@ -157,9 +157,9 @@ class VAE(nn.Module):
             return None
         if dispersion == "gene":
             return nn.Parameter(torch.randn(self.dims.n_genes))
-        by_batch = dispersion == "gene-batch"
-        self.category_rows["log_theta"] = TableRows("batch" if by_batch else "label")
-        n_rows = self.dims.n_batches if by_batch else self.dims.n_labels
+        uses_batch = dispersion == "gene-batch"
+        self.category_rows["log_theta"] = TableRows("batch" if uses_batch else "label")
+        n_rows = self.dims.n_batches if uses_batch else self.dims.n_labels
         return nn.Parameter(torch.randn(n_rows, self.dims.n_genes))
 
     @property
@@ -176,9 +176,9 @@ class VAE(nn.Module):
     def set_library_prior(self, log_library_n: F64, batch_n: I64) -> None:
         """Set the prior of a latent library to the moments of its log in each batch.
 
-        A batch without cells keeps the prior that it has. A batch whose cells all have the
-        same library (a single cell, say) takes the variance over all cells, since a prior
-        without variance has no density.
+        A batch without cells keeps its prior. A batch whose cells all have the same library
+        (a single cell, say) takes the variance over all cells, since a prior without variance
+        has no density.
 
         Parameters
         ----------
@@ -272,7 +272,7 @@ class VAE(nn.Module):
     ) -> Tensor:
         """Expected expression per unit of library, dense, shape (n, g).
 
-        The softmax of the logits takes one pass over cells x genes less than the exponential
+        The softmax of the logits takes one fewer pass over cells x genes than the exponential
         of :meth:`log_scale`. The result may be written to ``out_ng``, because the memory
         pages of a new tensor cost as much as the product.
         """

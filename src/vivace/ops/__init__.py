@@ -5,7 +5,7 @@
   log-likelihood of every cell, with all gradients.
 
 The reference runs on any torch device and in any float type, the kernels on the CPU in
-float32. ``backend="auto"`` takes the kernels where they apply.
+float32. ``backend="auto"`` uses the kernels where they apply.
 """
 
 from vivace.ops.backend import Backend

@@ -1,8 +1,8 @@
 """Which implementation of an operation runs.
 
 The folder of an operation has one module per backend: ``reference.py`` in plain PyTorch,
-and kernels such as ``cpu.py``. All of them define the same two functions. New kernels are
-a module in each folder, a line in the table below and a name in :data:`Backend`.
+and kernels such as ``cpu.py``. All of them define the same functions. To add kernels, add a
+module to each folder, a line to the table below and a name to :data:`Backend`.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def pick(operation: str, backend: Backend, *tensors: Tensor | None) -> Any:
     operation
         Name of its folder in ``vivace.ops``.
     backend
-        "auto" takes the first kernels that can read all tensors, and the reference where
-        there are none.
+        "auto" uses the first kernels that can read all tensors, or the reference if there
+        are none.
     tensors
         The float tensors that the operation reads; None for one that is absent.
 

@@ -1,4 +1,4 @@
-"""Figures, under the name that scanpy's users look for; needs the extra ``vivace[plot]``."""
+"""Figures, under the name that scanpy users expect; needs the extra ``vivace[plot]``."""
 
 from vivace.pl.check_figure import draw_check
 from vivace.pl.de_figures import heatmap, volcano

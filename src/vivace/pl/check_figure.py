@@ -31,7 +31,7 @@ def draw_check(path: str | Path, check: pd.DataFrame | Mapping[str, pd.DataFrame
     path
         File to write.
     check
-        ``model.posterior_predictive_check()``, or several by the name of their model, such
+        ``model.posterior_predictive_check()``, or several, keyed by model name, such
         as ``{"NB": ..., "ZINB": ...}``.
 
     Raises
@@ -47,8 +47,8 @@ def draw_check(path: str | Path, check: pd.DataFrame | Mapping[str, pd.DataFrame
     rows = figure.subplots(len(checks), len(_PANELS), squeeze=False)
     for row, (model, frame) in zip(rows, checks.items(), strict=True):
         complete = frame.dropna(subset=["observed", "predicted"])
-        for ax, (statistic, by, title) in zip(row, _PANELS, strict=True):
-            part = complete[(complete["statistic"] == statistic) & (complete["by"] == by)]
+        for ax, (statistic, unit, title) in zip(row, _PANELS, strict=True):
+            part = complete[(complete["statistic"] == statistic) & (complete["by"] == unit)]
             _draw_panel(ax, part, statistic in _LOGARITHMIC)
             ax.set_title(title, loc="left", fontsize=10)
         row[0].set_ylabel(f"{model}\npredicted" if model else "predicted")

@@ -1,4 +1,4 @@
-"""Figures of differential expression: a volcano plot, and a heat map of the surest genes."""
+"""Figures of differential expression: a volcano plot, and a heat map of the most certain genes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def volcano(
     ax: Axes | None = None,
     save: str | Path | None = None,
 ) -> Axes:
-    """Draw each gene's log2 fold change against its probability not to differ.
+    """Draw each gene's log2 fold change against its probability of not differing.
 
     Called genes are in colour.
 
@@ -57,7 +57,7 @@ def volcano(
     comparison
         A comparison by its name in the column ``comparison``. None if there is only one.
     n_genes
-        Number of called genes to name on either side, the largest changes first.
+        Number of called genes to label on each side, the largest changes first.
     ax
         Axes to draw on; None for a new figure.
     save
@@ -95,7 +95,7 @@ def volcano(
     ax.set_yscale("log")
     ax.invert_yaxis()
     _name_genes(ax, table, change, probability, called, n_genes)
-    ax.set(xlabel="log2 fold change", ylabel="probability not to differ")
+    ax.set(xlabel="log2 fold change", ylabel="probability of not differing")
     ax.set_title(str(table["comparison"].iloc[0]), loc="left", fontsize=10)
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, fontsize=7, loc="lower right", markerscale=2)
@@ -136,7 +136,7 @@ def heatmap(
     ax: Axes | None = None,
     save: str | Path | None = None,
 ) -> Axes:
-    """Draw the mean expression of the surest genes of each comparison in every group.
+    """Draw the mean expression of each comparison's most certain genes in every group.
 
     Parameters
     ----------
@@ -151,7 +151,7 @@ def heatmap(
     layer
         Layer with raw counts; None for X.
     n_genes
-        Number of genes per comparison, from those that are called and up, the surest first.
+        Number of genes per comparison, among those called as upregulated, most certain first.
     ax
         Axes to draw on; None for a new figure.
     save
@@ -164,8 +164,8 @@ def heatmap(
     Raises
     ------
     DataError, OptionError
-        If a column, layer or gene is missing, no gene is called and up, or the result is of mode
-        "vanilla".
+        If a column, layer or gene is missing, no gene is called as upregulated, or the result is
+        of mode "vanilla".
     MissingExtraError
         If the plotting libraries are not installed.
     """
@@ -178,7 +178,9 @@ def heatmap(
         )
     genes = _called_up_genes(result, n_genes)
     if not genes:
-        raise DataError("No gene is called and up in any comparison, so there is nothing to draw.")
+        raise DataError(
+            "No gene is called as upregulated in any comparison, so there is nothing to draw."
+        )
     mean = _mean_expression(adata, genes, groupby, layer)
     # a gene that is equal in all groups is 0, and not 0 / 0
     scaled = (mean - mean.min()) / (mean.max() - mean.min()).replace(0.0, 1.0)
@@ -213,7 +215,7 @@ def _mean_expression(
 
 
 def _called_up_genes(result: pd.DataFrame, n_genes: int) -> list[str]:
-    """The first genes of each comparison that are called and up, without repeats."""
+    """The first genes of each comparison that are called as upregulated, without repeats."""
     genes: dict[str, None] = {}
     for _, table in result.groupby("comparison", sort=False):
         up = table.index[_called_genes(table) & (table["lfc_mean"].to_numpy(float) > 0)]

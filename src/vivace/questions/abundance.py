@@ -1,4 +1,4 @@
-"""Where do groups of cells lie in the latent space, and of which samples is a place typical?"""
+"""Where do groups of cells lie in the latent space, and which samples is a place typical of?"""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def get_aggregated_posterior(
     """
     cells = self._cells(adata, indices, batch_size, silent)
     if len(cells) == 0:
-        raise OptionError("indices names no cells; an aggregated posterior needs one.")
+        raise OptionError("indices selects no cells; an aggregated posterior needs one.")
     return mixture(*encode(cells), dof)
 
 
@@ -63,11 +63,11 @@ def differential_abundance(
     seed: int | None = None,
     silent: bool = False,
 ) -> pd.DataFrame:
-    """How typical the place of each cell in the latent space is of each sample.
+    """How typical each cell's position in the latent space is of each sample.
 
     The log density, at the mean of a cell's q(z|x), of the aggregated posterior of
     the cells of each sample. Differences between columns say in which samples such
-    cells are common. Of all cells (``indices`` None) it is also written to
+    cells are common. For all cells (``indices=None``) it is also written to
     ``adata.obsm["da_log_probs"]``.
 
     Parameters
@@ -79,7 +79,7 @@ def differential_abundance(
     batch_size, indices, silent
         As in :meth:`get_latent_representation`; samples consist of these cells too.
     num_cells_posterior
-        Cells of a sample that are used at most, chosen at random.
+        Maximum number of cells used per sample, chosen at random.
     dof
         As in :meth:`get_aggregated_posterior`.
     seed

@@ -32,7 +32,7 @@ def posterior_predictive_check(
     seed: int | None = None,
     silent: bool = False,
 ) -> pd.DataFrame:
-    """Is the model adequate for these data? Statistics of the data beside those of samples.
+    """Compare statistics of the data with those of samples: is the model adequate for the data?
 
     Mean, variance and fraction of zeros, by gene (over cells) and by cell (over genes),
     and the correlation of pairs of genes, of the data and of posterior predictive
@@ -43,9 +43,9 @@ def posterior_predictive_check(
     ----------
     adata, indices, batch_size, silent
         As in :meth:`get_latent_representation`. Cells that were not trained on
-        (:attr:`validation_indices`) make the harder test.
+        (:attr:`validation_indices`) are a harder test.
     n_samples
-        Samples of every cell.
+        Samples per cell.
     n_correlated
         Number of genes whose pairs are correlated: those that vary most, on log(1 + x).
     seed
@@ -57,7 +57,7 @@ def posterior_predictive_check(
     "variance", "zero_fraction", "correlation"), ``by`` ("gene", "cell", "gene pair"),
     ``name``, ``observed``, ``predicted`` (mean over samples), ``lower`` and ``upper`` (95 %
     of the samples lie between), ``p_value`` (share of samples above the observed value; ties
-    count half). NaN where a gene is the same in all cells.
+    count half). NaN where a gene has the same value in all cells.
 
     Notes
     -----
@@ -67,14 +67,14 @@ def posterior_predictive_check(
     cells = self._cells(adata, indices, batch_size, silent, counts=True)
     n_cells, genes = len(cells), self.schema.genes
     if n_cells == 0:
-        raise OptionError("indices names no cells; a check needs some.")
+        raise OptionError("indices selects no cells; a check needs at least one.")
     cell_names = list(self._resolve_adata(adata).obs_names[cells.rows])
     pairs = _most_variable(cells, n_correlated)
     # sums over cells: one set per sample, and a last one for the data
     sums = np.zeros((n_samples + 1, 3, len(genes)))
     log_sums = np.zeros((n_samples + 1, len(pairs)))
     products = np.zeros((n_samples + 1, len(pairs), len(pairs)))
-    by_cell = np.empty((n_cells, 3, 5))
+    cell_values = np.empty((n_cells, 3, 5))
     sampled: list[F64] = []
     samples = sample_counts(cells, (Codes(),), n_samples, self._seeds.take(seed), "Checking")
     for part, i, batch, x_ng in samples:
@@ -86,13 +86,13 @@ def posterior_predictive_check(
         _add(x_ng, pairs, sums[i], log_sums[i], products[i])
         sampled.append(_cell_statistics(x_ng))
         if i == n_samples - 1:
-            by_cell[part] = _compare(observed, np.stack(sampled)).transpose(1, 0, 2)
+            cell_values[part] = _compare(observed, np.stack(sampled)).transpose(1, 0, 2)
     statistics = _moments(sums, n_cells)
-    by_gene = _compare(statistics[-1], statistics[:-1])
-    by_pair, names = _correlations(log_sums, products, n_cells, [genes[g] for g in pairs])
-    frames = [_frame(s, "gene", genes, by_gene[j]) for j, s in enumerate(STATISTICS)]
-    frames += [_frame(s, "cell", cell_names, by_cell[:, j]) for j, s in enumerate(STATISTICS)]
-    frames.append(_frame("correlation", "gene pair", names, by_pair))
+    gene_values = _compare(statistics[-1], statistics[:-1])
+    pair_values, names = _correlations(log_sums, products, n_cells, [genes[g] for g in pairs])
+    frames = [_frame(s, "gene", genes, gene_values[j]) for j, s in enumerate(STATISTICS)]
+    frames += [_frame(s, "cell", cell_names, cell_values[:, j]) for j, s in enumerate(STATISTICS)]
+    frames.append(_frame("correlation", "gene pair", names, pair_values))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -142,7 +142,7 @@ def _correlations(log_sums: F64, products: F64, n: int, genes: list[str]) -> tup
     mean = log_sums / n
     covariance = products / n - mean[:, :, None] * mean[:, None, :]
     variance, square = (np.diagonal(a, axis1=1, axis2=2) for a in (covariance, products / n))
-    # the rounding error of a gene that is the same in all cells is no variance
+    # the rounding error of a constant gene is not variance
     deviation = np.sqrt(np.where(variance > 1e-12 * square, variance, np.nan))
     upper = np.triu_indices(len(genes), 1)
     correlation = covariance / (deviation[:, :, None] * deviation[:, None, :])
@@ -157,13 +157,13 @@ def _compare(observed: F64, sampled: F64) -> F64:
     The first axis of ``sampled`` is that of the samples.
     """
     lower, upper = np.quantile(sampled, _INTERVAL, axis=0)
-    above = (sampled > observed).mean(0) + 0.5 * (sampled == observed).mean(0)
+    share_above = (sampled > observed).mean(0) + 0.5 * (sampled == observed).mean(0)
     mean = sampled.mean(0)
-    p_value = np.where(np.isnan(observed + mean), np.nan, above)
+    p_value = np.where(np.isnan(observed + mean), np.nan, share_above)
     return np.stack([observed, mean, lower, upper, p_value], axis=-1)
 
 
-def _frame(statistic: str, by: str, names: object, values: F64) -> pd.DataFrame:
+def _frame(statistic: str, unit: str, names: object, values: F64) -> pd.DataFrame:
     columns = ("observed", "predicted", "lower", "upper", "p_value")
     numbers = dict(zip(columns, values.T, strict=True))
-    return pd.DataFrame({"statistic": statistic, "by": by, "name": names, **numbers})
+    return pd.DataFrame({"statistic": statistic, "by": unit, "name": names, **numbers})

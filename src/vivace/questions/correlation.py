@@ -1,4 +1,4 @@
-"""Which genes go together, once the counting noise is gone?"""
+"""Which genes are correlated once the counting noise is removed?"""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ def get_feature_correlation_matrix(
     rna_size_factor
         Molecules of the cell whose rates are sampled.
     transform_batch
-        As in :meth:`get_normalized_expression`; of several, the mean of their matrices.
+        As in :meth:`get_normalized_expression`; for several, the mean of their matrices.
     correlation_type
         "spearman" or "pearson". Ranks are exact for up to 2**26 numbers (cells x samples
-        x genes), and taken among an evenly spaced choice of that many beyond.
+        x genes); beyond that, they are taken among an evenly spaced subset of that size.
     gene_list
         Genes, in this order; None for all.
     seed
@@ -72,13 +72,13 @@ def get_feature_correlation_matrix(
 
     Returns
     -------
-    Frame, genes x genes. NaN for a gene that is the same in every sample.
+    Frame, genes x genes. NaN for a gene that has the same value in every sample.
     """
     codes = self.schema.codes(transform_batch)
     genes = self.schema.genes_at(gene_list)
     cells = self._cells(adata, indices, batch_size, silent)
     if len(cells) < 2:
-        raise OptionError(f"A correlation needs two cells, but indices names {len(cells)}.")
+        raise OptionError(f"A correlation needs two cells, but indices selects {len(cells)}.")
     first_seed = self._seeds.take(seed)
     matrices = [
         _correlate_genes(cells, c, genes, n_samples, rna_size_factor, correlation_type, first_seed)
@@ -100,7 +100,7 @@ def _correlate_genes(
     """Correlation of genes over denoised samples of all cells, shape (g, g).
 
     Spearman's ranks are taken among the samples of evenly spaced cells, which are all cells
-    where the samples are at most 2**26 numbers. Memory does not grow with the cells.
+    if the samples are at most 2**26 numbers. Memory does not grow with the number of cells.
     """
 
     def denoised() -> Iterator[tuple[slice, F32]]:
@@ -126,13 +126,13 @@ def _sample_rates(
 ) -> Iterator[tuple[slice, F32]]:
     """Each minibatch's positions and its rates at each sample, (n, g)."""
     network = cells.network
-    for_z, for_gamma = (child_generators(s, n_samples) for s in child_seeds(seed, 2))
+    z_generators, gamma_generators = (child_generators(s, n_samples) for s in child_seeds(seed, 2))
     for part, batch, inference in cells.encoded("Correlation"):
-        other = with_codes(batch, codes)
+        recoded = with_codes(batch, codes)
         log_size_n = torch.full_like(batch.library, rna_size_factor).log()
-        inputs = decoder_inputs(network, batch, inference, for_z)
-        for (point_nk, _), generator in zip(inputs, for_gamma, strict=True):
-            rates = network.rates(point_nk, other, log_size_n)
+        inputs = decoder_inputs(network, batch, inference, z_generators)
+        for (point_nk, _), generator in zip(inputs, gamma_generators, strict=True):
+            rates = network.rates(point_nk, recoded, log_size_n)
             x_ng = rates.mu.cpu().numpy()
             if network.likelihood.dispersed and network.likelihood.counts:
                 assert rates.theta is not None

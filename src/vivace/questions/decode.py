@@ -35,7 +35,7 @@ def decode(
     Parameters
     ----------
     z
-        Points, shape (n, k); of the simplex for a logistic-normal latent.
+        Points, shape (n, k); on the simplex for a logistic-normal latent space.
     adata, indices
         The n cells whose covariates are used, as in
         :meth:`get_latent_representation`.
@@ -57,7 +57,7 @@ def decode(
     ShapeError
         If ``z`` is not of shape (n, k), or ``library_size`` not of length n.
     DataError
-        If ``transform_batch`` is no category of the batch.
+        If ``transform_batch`` is not a category of the batch.
     """
     cells = self._cells(adata, indices, None)
     n, k = len(cells), self.config.n_latent
@@ -72,7 +72,7 @@ def decode(
     if len(codes) > 1:
         raise OptionError(
             f"transform_batch names {len(codes)} combinations, but decode gives one distribution "
-            "per cell; call it for each."
+            "per cell; call it once for each."
         )
     network = cells.network.eval()
     encodes_library = library_n is None and network.library_encoder is not None
@@ -91,15 +91,15 @@ def decode_cells(
 ) -> Iterator[tuple[slice, int, Observation]]:
     """The observation distribution of each minibatch at each sample of z and of a latent library.
 
-    With ``n_samples`` 0, the one at the means of q(z, l|x).
+    With ``n_samples=0``, the distribution at the means of q(z, l|x).
     """
     network = cells.network
     generators = child_generators(seed, n_samples)
     for part, batch, inference in cells.encoded(title):
-        other = with_codes(batch, codes)
+        recoded = with_codes(batch, codes)
         inputs = decoder_inputs(network, batch, inference, generators)
         for i, (point_nk, log_library_n) in enumerate(inputs):
-            rates = network.rates(point_nk, other, log_library_n)
+            rates = network.rates(point_nk, recoded, log_library_n)
             yield part, i, observation_distribution(network, rates)
 
 
@@ -132,5 +132,5 @@ def _check_library(library_size: object, n_cells: int) -> Tensor:
             f"the {n_cells} cells."
         )
     if not (library_n > 0).all():
-        raise OptionError("library_size must be above 0; leave it None for the observed.")
+        raise OptionError("library_size must be above 0; leave it None for the observed one.")
     return library_n.expand(n_cells)

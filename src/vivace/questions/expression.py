@@ -57,28 +57,28 @@ def get_normalized_expression(
     adata, indices, batch_size, silent
         As in :meth:`get_latent_representation`.
     transform_batch
-        Decode cells as if they belonged to this category of the batch; of several, the mean
-        over them. For other categorical covariates a mapping from columns:
+        Decode cells as if they belonged to this category of the batch; for several, the mean
+        over them. For other categorical covariates, a mapping from columns to categories:
         ``{"donor": ["d1", "d2"], "condition": "control"}``, the mean over combinations.
         None keeps each cell's own.
     gene_list
         Genes, in this order; None for all.
     library_size
-        What the expression of a cell sums to over all genes: a number, "observed" for the
-        molecules of the cell, or "latent" for what scales the mean of its counts (the observed
+        Sum of a cell's expression over all genes: a number, "observed" for the molecules of
+        the cell, or "latent" for the factor that scales the mean of its counts (the observed
         or latent library, or the size factor). With a size factor rho is not a share: it is
         multiplied by this number and has no fixed sum, as in scvi-tools.
     n_samples
         Samples of z per cell. 1 decodes the mean of q(z|x) (one random sample with
         ``return_mean=False``).
     n_samples_overall
-        Number of rows in all, each of a cell sampled with replacement and of one sample of its
-        z; ``n_samples`` must then be 1.
+        Total number of rows, each one sample of z of a cell sampled with replacement;
+        ``n_samples`` must then be 1.
     weights
         How those rows are sampled: "uniform", or "importance" for samples that represent all
         cells (:meth:`get_importance_weights`, whose arguments are accepted too).
     return_mean
-        The mean over samples; False returns each of several, shape (samples, n, g).
+        Return the mean over samples; False returns every sample, shape (samples, n, g).
     return_numpy
         An array instead of a frame; None for a frame where the result has two dimensions.
     out
@@ -97,7 +97,7 @@ def get_normalized_expression(
     Raises
     ------
     DataError
-        If there is no such category or gene; the message names near ones.
+        If there is no such category or gene; the message suggests similar ones.
     OptionError, ArgumentTypeError, ShapeError
         If arguments are out of range or contradict each other.
 
@@ -120,26 +120,26 @@ def get_normalized_expression(
     _check_group(weights, n_samples, n_samples_overall)
     if importance_weighting_kwargs and weights != "importance":
         raise OptionError(
-            f"{next(iter(importance_weighting_kwargs))} is about importance weights; give "
+            f"{next(iter(importance_weighting_kwargs))} applies to importance weights; give "
             "weights='importance' too, or leave it out."
         )
     codes = self.schema.codes(transform_batch)
     genes = self.schema.genes_at(gene_list)
     cells = self._cells(adata, indices, batch_size, silent, counts=weights == "importance")
-    at_mean = n_samples == 1 and return_mean and n_samples_overall is None
-    first_seed = self._seed(seed, random=not at_mean)
+    uses_mean = n_samples == 1 and return_mean and n_samples_overall is None
+    first_seed = self._seed(seed, random=not uses_mean)
     each_sample = n_samples > 1 and not return_mean
     if each_sample and return_numpy is not None and not return_numpy:
         raise OptionError(
-            "A frame has two dimensions, so return_numpy=False does not go with several samples "
-            "(n_samples) that are kept (return_mean=False); leave one of them out."
+            "A frame has two dimensions, so return_numpy=False cannot be combined with several "
+            "samples (n_samples) that are kept (return_mean=False); leave one of them out."
         )
     n_genes = len(self.schema.genes) if genes is None else len(genes)
     if n_samples_overall is None:
         shape = (n_samples, len(cells), n_genes) if each_sample else (len(cells), n_genes)
 
         def write(array: Any) -> None:
-            n = 0 if at_mean else n_samples
+            n = 0 if uses_mean else n_samples
             write_expression(
                 cells, codes, genes, library_size, n, first_seed, array, keep_samples=each_sample
             )
@@ -183,7 +183,7 @@ def write_expression(
     genes
         Positions of genes, in this order; None for all.
     library
-        A number, "observed", or "latent" for what scales the mean of the counts.
+        A number, "observed", or "latent" for the factor that scales the mean of the counts.
     n_samples
         Samples of z per cell; 0 for the mean of q(z|x).
     seed
@@ -213,7 +213,7 @@ def write_expression_at(
     log_library_n: Tensor,
     out: Any,
 ) -> None:
-    """The same at one given z (before a softmax) and log library per cell."""
+    """Like :func:`write_expression`, at a given z (before a softmax) and log library per cell."""
     device = cells.network.device
     for part, batch in cells.batches("Expression", counts=False):
         pair = cells.network.place(z_nk[part].to(device)), log_library_n[part].to(device)
@@ -233,8 +233,8 @@ def _write_mean(
     """Write the mean, over decoder inputs and codes, of a minibatch's expression."""
     network = cells.network
     several = len(inputs) * len(codes) > 1
-    # on the CPU the softmax writes into memory that is there already: into the result itself,
-    # where nothing is left to do to it, else into scratch memory
+    # on the CPU the softmax writes into existing memory: the result itself if no further step
+    # follows, otherwise scratch memory
     target: Tensor | None = None
     in_place = False
     if network.device.type == "cpu":
@@ -271,7 +271,7 @@ def _is_plain_float32(out: object) -> bool:
 
 
 def _library_factor(library: Library, batch: CountBatch, log_library_n: Tensor) -> Tensor | None:
-    """What the expression of each cell is multiplied with; None for 1."""
+    """The factor by which the expression of each cell is multiplied; None for 1."""
     if library == "latent":
         return log_library_n.exp()
     if library == "observed":
@@ -300,6 +300,6 @@ def _check_group(weights: object, n_samples: int, n_samples_overall: int | None)
             )
     elif n_samples != 1:
         raise OptionError(
-            f"n_samples_overall ({n_samples_overall}) is the number of rows in all, each of one "
-            f"sample; leave n_samples at 1, not {n_samples}."
+            f"n_samples_overall ({n_samples_overall}) is the total number of rows, one sample "
+            f"each; leave n_samples at 1, not {n_samples}."
         )

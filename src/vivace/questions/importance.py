@@ -56,8 +56,8 @@ def get_importance_weights(
 ) -> F64:
     """How well points of the latent space represent a group of cells.
 
-    A point has a large weight where cells of the group find it more likely than it was
-    to be sampled from their q(z|x).
+    A point has a large weight if cells of the group make it more likely than sampling
+    from their q(z|x) does.
 
     Parameters
     ----------
@@ -67,13 +67,13 @@ def get_importance_weights(
         Points, shape (m, k), before a logistic-normal's softmax; None for one sample of each
         cell.
     max_cells
-        Cells that represent the group at most; they are sampled from it.
+        Maximum number of cells that represent the group, sampled from it.
     truncation
-        Cut weights above their mean times the square root of m.
+        Truncate weights at their mean times the square root of m.
     n_mc_samples
-        Samples behind the marginal likelihood of each of those cells.
+        Samples for the marginal likelihood of each of those cells.
     n_mc_samples_per_pass
-        As in scvi-tools; it changes nothing.
+        Accepted as in scvi-tools; has no effect.
     seed
         Random seed; None uses the model's next seed.
 
@@ -99,7 +99,7 @@ def get_importance_weights(
         k = self.config.n_latent
         if z_mk.ndim != 2 or z_mk.shape[1] != k:
             raise ShapeError(
-                f"zs has shape {tuple(z_mk.shape)}, but points of {k} latent dimensions have "
+                f"zs has shape {tuple(z_mk.shape)}, but points of {k} latent dimensions need "
                 f"(m, {k})."
             )
     weighting = Weighting(max_cells=max_cells, truncation=truncation, n_mc_samples=n_mc_samples)
@@ -126,7 +126,7 @@ def sample_group(
     Shapes (n_samples_overall,), (n_samples_overall, k), (n_samples_overall,).
     """
     if len(cells) == 0:
-        raise OptionError("indices names no cells; samples of a group need at least one.")
+        raise OptionError("indices selects no cells; samples of a group need at least one.")
     choice_seed, z_seed, weights_seed = child_seeds(seed, 3)
     rng = np.random.default_rng(choice_seed)
     if weighting is None:
@@ -153,7 +153,7 @@ def importance_weights(cells: Cells, z_mk: Tensor, seed: int, weighting: Weighti
     from vivace.progress import PassingBar  # lazy: importing Numba takes a second
 
     if len(cells) == 0:
-        raise OptionError("indices names no cells; importance weights need at least one.")
+        raise OptionError("indices selects no cells; importance weights need at least one.")
     if len(z_mk) == 0:
         raise OptionError("zs holds no points; give at least one, or leave it None.")
     choice_seed, marginal_seed = child_seeds(seed, 2)

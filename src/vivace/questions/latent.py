@@ -38,9 +38,9 @@ def get_latent_representation(
     give_mean
         The mean of z; False gives one random sample.
     mc_samples
-        Samples behind the mean of a logistic-normal latent, which has no closed form.
+        Samples for the mean of a logistic-normal latent space, which has no closed form.
     batch_size
-        Cells per minibatch; None for ``vivace.settings.batch_size``. It changes memory and
+        Cells per minibatch; None for ``vivace.settings.batch_size``. It affects memory and
         speed, not the result.
     return_dist
         Return mean and variance of q(z|x) instead, before a logistic-normal's softmax.
@@ -73,10 +73,10 @@ def get_latent_library_size(
     seed: int | None = None,
     silent: bool = False,
 ) -> F32:
-    """Library size of cells, molecules.
+    """Library size of each cell, in molecules.
 
     Where the library is latent, the mean of q(l|x), or one random sample with
-    ``give_mean=False``; else the observed one. The other arguments are those of
+    ``give_mean=False``; otherwise the observed one. The other arguments are those of
     :meth:`get_latent_representation`.
 
     Returns

@@ -92,5 +92,5 @@ def elbo_terms(cells: Cells, n_samples: int, seed: int) -> tuple[F64, F64]:
 def mean_over_cells(values_n: F64) -> float:
     """The mean of one value per cell; there must be a cell."""
     if len(values_n) == 0:
-        raise OptionError("There are no cells to average over; indices must name at least one.")
+        raise OptionError("There are no cells to average over; indices must select at least one.")
     return float(values_n.mean())

@@ -1,4 +1,4 @@
-"""How likely is each cell, whatever its latent variables are?"""
+"""How likely is each cell, with its latent variables integrated out?"""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def get_marginal_ll(
     adata, indices, batch_size, silent
         As in :meth:`get_latent_representation`.
     n_mc_samples
-        Samples per cell; the estimate rises with their number to the exact value.
+        Samples per cell; with more, the estimate rises towards the exact value.
     return_mean
         The mean over cells; False gives one value per cell, shape (n,).
     n_mc_samples_per_pass
-        As in scvi-tools. Samples are taken one after the other, so it changes nothing.
+        As in scvi-tools. Samples are taken one at a time, so it has no effect.
     seed
         Random seed; None uses the model's next seed.
 

@@ -1,4 +1,4 @@
-"""A model without its counts: what the encoders say about them is kept instead."""
+"""Dropping a model's counts: the posterior from the encoders is kept instead."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ def minify_adata(
     use_latent_qzm_key: str | None = None,
     use_latent_qzv_key: str | None = None,
 ) -> None:
-    """Drop the counts, and keep what the encoders say about them.
+    """Drop the counts and keep the posterior from the encoders.
 
-    The model goes on with a small copy of its data: the posterior of z in ``obsm``
-    ("X_latent_qzm", "X_latent_qzv"), the library in ``obs``. The AnnData that it was
-    made of stays as it is. All questions that need no counts are answered as before;
-    :meth:`save` keeps the copy with the model.
+    The model continues with a small copy of its data: the posterior of z in ``obsm``
+    ("X_latent_qzm", "X_latent_qzv"), the library in ``obs``. The original AnnData is
+    unchanged. All questions that need no counts are answered as before; :meth:`save`
+    keeps the copy with the model.
 
     Parameters
     ----------
     minified_data_type
         "latent_posterior_parameters", or "latent_posterior_parameters_with_counts" to
-        keep the counts beside them.
+        keep the counts as well.
     use_latent_qzm_key, use_latent_qzv_key
         Keys of obsm with mean and variance of q(z|x); None computes them.
 
@@ -84,7 +84,7 @@ def minify_adata(
 def _stored(adata: AnnData, argument: str, key: str, shape: tuple[int, ...]) -> F32:
     """An array of obsm that takes the place of a computed one."""
     if not isinstance(key, str) or key not in adata.obsm:
-        raise DataError(f"obsm has no {brief(key)} ({argument}); leave it out to have it computed.")
+        raise DataError(f"obsm has no {brief(key)} ({argument}); leave it out to compute it.")
     values = float_tensor(f"obsm[{key!r}] ({argument})", adata.obsm[key]).numpy()
     if values.shape != shape:
         raise ShapeError(f"obsm[{key!r}] ({argument}) has shape {values.shape}, not {shape}.")

@@ -36,7 +36,7 @@ def get_likelihood_parameters(
     n_samples
         Samples of z per cell.
     give_mean
-        The mean over the samples; of one, the parameters at the mean of q(z|x).
+        The mean over the samples; with one sample, the parameters at the mean of q(z|x).
     seed
         Random seed; None uses the model's next seed.
 
@@ -47,13 +47,13 @@ def get_likelihood_parameters(
     "normal"; not for "poisson"); "dropout", probabilities, for "zinb".
     """
     cells = self._cells(adata, indices, batch_size, silent)
-    at_mean = n_samples == 1 and give_mean
-    first_seed = self._seed(seed, random=not at_mean)
+    uses_mean = n_samples == 1 and give_mean
+    first_seed = self._seed(seed, random=not uses_mean)
     parameters: dict[str, F32] = {}
     each_sample = n_samples > 1 and not give_mean
-    samples = decode_cells(cells, Codes(), 0 if at_mean else n_samples, first_seed, "Parameters")
+    samples = decode_cells(cells, Codes(), 0 if uses_mean else n_samples, first_seed, "Parameters")
     for part, i, observation in samples:
-        for name, value_ng in _by_name(observation).items():
+        for name, value_ng in _name_parameters(observation).items():
             if name not in parameters:
                 shape = (len(cells), value_ng.shape[1])
                 shape = (n_samples, *shape) if each_sample else shape  # type: ignore[assignment]
@@ -65,7 +65,7 @@ def get_likelihood_parameters(
     return parameters
 
 
-def _by_name(observation: Observation) -> dict[str, F32]:
+def _name_parameters(observation: Observation) -> dict[str, F32]:
     """Parameters of a distribution under scvi-tools' names, shape (n, g) each."""
     shape = observation.batch_shape
     if isinstance(observation, Poisson):

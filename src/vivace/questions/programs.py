@@ -91,10 +91,10 @@ def get_gene_programs(
     adata, indices, batch_size, silent
         As in :meth:`get_latent_representation`.
     directions
-        None for each latent dimension by itself, a move of one standard deviation of
-        the cells along it ("Z_0", "Z_1", ...). Or moves of your own, such as the
-        difference of two groups' means: a mapping from names to vectors, shape (k,),
-        or an array, shape (k,) or (d, k).
+        None moves along each latent dimension by one standard deviation of the cells
+        ("Z_0", "Z_1", ...). Otherwise your own moves, such as the difference of two
+        groups' means: a mapping from names to vectors, shape (k,), or an array, shape
+        (k,) or (d, k).
     transform_batch
         As in :meth:`get_normalized_expression`.
 
@@ -122,7 +122,7 @@ def get_gene_programs(
     codes = self.schema.codes(transform_batch)
     cells = self._cells(adata, indices, batch_size, silent)
     if len(cells) == 0:
-        raise OptionError("indices names no cells; gene programs are a mean over some.")
+        raise OptionError("indices selects no cells; gene programs are means over cells.")
     if directions is None:
         names = [f"Z_{i}" for i in range(self.config.n_latent)]
         mean_nk, _ = encode(cells)
@@ -130,7 +130,7 @@ def get_gene_programs(
         if moves_dk.max() < _LEAST_DEVIATION:
             raise OptionError(
                 "All cells lie at one point, so there is no standard deviation to move by; give "
-                "more cells, or directions of your own."
+                "more cells, or your own directions."
             )
     else:
         names, moves_dk = _named_moves(directions, self.config.n_latent)
@@ -200,7 +200,7 @@ def _named_moves(directions: Any, n_latent: int) -> tuple[list[str], F64]:
     if isinstance(directions, Mapping):
         names, vectors = [str(n) for n in directions], list(directions.values())
         if len(set(names)) < len(names):
-            raise OptionError("directions holds two names that read the same; rename one.")
+            raise OptionError("directions holds two names with the same text; rename one.")
         moves_dk = float_tensor("directions", vectors if vectors else np.empty((0, n_latent)))
     else:
         moves_dk = float_tensor("directions", directions)
@@ -209,6 +209,6 @@ def _named_moves(directions: Any, n_latent: int) -> tuple[list[str], F64]:
     if moves_dk.ndim != 2 or moves_dk.shape[1] != n_latent or len(moves_dk) == 0:
         raise ShapeError(
             f"directions has shape {tuple(moves_dk.shape)}, but moves in {n_latent} latent "
-            f"dimensions have (d, {n_latent})."
+            f"dimensions need (d, {n_latent})."
         )
     return names, moves_dk.double().numpy()

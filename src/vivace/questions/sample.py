@@ -47,15 +47,15 @@ def posterior_predictive_sample(
     adata, indices, batch_size, silent
         As in :meth:`get_latent_representation`.
     transform_batch
-        As in :meth:`get_normalized_expression`. Of several categories each cell takes one at
-        random in each sample, because counts are whole numbers.
+        As in :meth:`get_normalized_expression`. With several categories, each cell takes one
+        at random in each sample, because counts are integers.
     n_samples
         Samples per cell.
     gene_list
         Genes, in this order; None for all. A gene's samples do not depend on the others.
     out
-        A path, where AnnData's form of a sparse matrix is written as zarr, block by
-        block; with several samples one in each of the groups "0", "1" and so on.
+        A path, to which AnnData's form of a sparse matrix is written as zarr, block by
+        block; with several samples, one matrix in each of the groups "0", "1" and so on.
     seed
         Random seed; None uses the model's next seed.
 
@@ -69,9 +69,9 @@ def posterior_predictive_sample(
     Raises
     ------
     DataError
-        If there is no such category or gene; the message names near ones.
+        If there is no such category or gene; the message suggests similar ones.
     MissingExtraError
-        If a package is missing that the result needs.
+        If a package that the result needs is missing.
     """
     codes = self.schema.codes(transform_batch)
     genes = self.schema.genes_at(gene_list)
@@ -114,24 +114,24 @@ def sample_counts(
     """
     network = cells.network
     generators = [np.random.default_rng(s) for s in child_seeds(seed, 3 * n_samples)]
-    for_z, for_codes, for_counts = (generators[i::3] for i in range(3))
+    z_rngs, code_rngs, count_rngs = (generators[i::3] for i in range(3))
     for part, batch, inference in cells.encoded(title):
         own_library_n = network.log_library(batch, inference)
         for i in range(n_samples):
-            point_nk, log_library_n = sample_latent(network, inference, for_z[i])
-            other = with_codes(batch, codes[0])
+            point_nk, log_library_n = sample_latent(network, inference, z_rngs[i])
+            recoded = with_codes(batch, codes[0])
             if len(codes) > 1:
-                other = _mix(batch, codes, for_codes[i].integers(len(codes), size=batch.n_cells))
+                recoded = _mix(batch, codes, code_rngs[i].integers(len(codes), size=batch.n_cells))
             if log_library_n is None:
                 log_library_n = own_library_n
-            rates = network.rates(point_nk, other, log_library_n)
+            rates = network.rates(point_nk, recoded, log_library_n)
             distribution = observation_distribution(network, rates)
-            uniform_ng = torch.from_numpy(for_counts[i].random(distribution.batch_shape))
+            uniform_ng = torch.from_numpy(count_rngs[i].random(distribution.batch_shape))
             yield part, i, batch, distribution.icdf(uniform_ng).float().cpu()
 
 
 def sparse_counts(x_ng: Tensor, genes: I64 | None) -> sp.csr_matrix:
-    """Whole counts of some genes as an int32 CSR matrix."""
+    """Integer counts of some genes as an int32 CSR matrix."""
     chosen = x_ng if genes is None else x_ng[:, torch.from_numpy(genes)]
     return sp.csr_matrix(chosen.numpy()).astype(np.int32)
 

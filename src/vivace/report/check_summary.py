@@ -16,7 +16,7 @@ def summarise_check(check: pd.DataFrame | Mapping[str, pd.DataFrame]) -> pd.Data
     Parameters
     ----------
     check
-        ``model.posterior_predictive_check()``, or several by the name of their model.
+        ``model.posterior_predictive_check()``, or several, keyed by model name.
 
     Returns
     -------
@@ -41,7 +41,7 @@ def summarise_check(check: pd.DataFrame | Mapping[str, pd.DataFrame]) -> pd.Data
         ]
         return pd.concat(parts, ignore_index=True)
     rows = []
-    for (statistic, by), group in check.groupby(["statistic", "by"], sort=False):
+    for (statistic, unit), group in check.groupby(["statistic", "by"], sort=False):
         group = group.dropna(subset=["observed", "predicted"])
         low = (group["observed"] < group["lower"]).mean()
         high = (group["observed"] > group["upper"]).mean()
@@ -50,5 +50,5 @@ def summarise_check(check: pd.DataFrame | Mapping[str, pd.DataFrame]) -> pd.Data
         ranks = group[["observed", "predicted"]].rank()
         varies = (ranks.nunique() > 1).all()
         spearman = ranks["observed"].corr(ranks["predicted"]) if varies else np.nan
-        rows.append((statistic, by, len(group), 1.0 - low - high, low, high, error, spearman))
+        rows.append((statistic, unit, len(group), 1.0 - low - high, low, high, error, spearman))
     return pd.DataFrame(rows, columns=list(_COLUMNS))

@@ -1,8 +1,8 @@
 """Results larger than memory: matrices on disk that are filled block by block.
 
 A path becomes a zarr array, or a zarr group that AnnData reads as a sparse matrix. It is written
-under a temporary name in the same folder and renamed when it is complete, so a path never holds
-a part of a result.
+under a temporary name in the same folder and renamed when it is complete, so a path never
+contains a partial result.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def fill_dense(
     if np.dtype(out.dtype).kind != "f":  # type: ignore[attr-defined]
         raise OptionError(f"out has type {out.dtype}, which does not hold fractions; use float32.")  # type: ignore[attr-defined]
     if not _writeable(out):
-        raise OptionError("out can only be read; open it for writing, or give a path.")
+        raise OptionError("out is read-only; open it for writing, or give a path.")
     write(out)
     return out
 
@@ -127,8 +127,8 @@ def fill_sparse(
 
     Returns
     -------
-    For one sample AnnData's sparse dataset, open for reading. For several a list of them, which
-    are in the groups "0", "1" and so on.
+    For one sample, AnnData's sparse dataset, open for reading; for several, a list of them, stored
+    in the groups "0", "1" and so on.
     """
     if not isinstance(path, str | Path):
         raise ArgumentTypeError(
@@ -186,7 +186,7 @@ def dense_file(
 ) -> Iterator[Any]:
     """An empty float32 X, cells x genes, of a file (.h5ad) or folder (.zarr) that AnnData reads.
 
-    ``path`` exists once the context has ended without an error, and not before.
+    ``path`` exists only after the context has ended without an error.
     """
     shape, frame = (len(obs), len(var)), anndata.AnnData(obs=obs, var=var)
     chunks = _chunks(shape, batch_size, 0)
@@ -243,8 +243,8 @@ def check_free(path: Path, overwrite: bool = False) -> None:
         return
     if not overwrite:
         raise OptionError(f"{path} exists; remove it or choose another path.")
-    of_zarr = path.is_dir() and any((path / name).exists() for name in _ZARR)
-    if path.is_dir() and not of_zarr:
+    is_zarr = path.is_dir() and any((path / name).exists() for name in _ZARR)
+    if path.is_dir() and not is_zarr:
         raise OptionError(
             f"{path} is a folder without a zarr store, so it will not be overwritten; choose another "
             "path."

@@ -1,6 +1,6 @@
 """A model as a folder: ``weights.safetensors``, ``model.json``, ``history.csv``.
 
-Loading executes nothing in it. The folder is written under a temporary name in the same folder
+Loading executes no code from it. The folder is written under a temporary name in the same folder
 and renamed when it is complete. If it replaces another and the process is killed between the two
 renames, the old one is left as ``.NAME-*/old``.
 """
@@ -94,7 +94,7 @@ def write_folder(
 def move_into_place(new: Path, path: Path, old: Path) -> None:
     """Rename ``new`` to ``path``, and what was at ``path`` to ``old``.
 
-    If that fails, what was at ``path`` is back there.
+    If that fails, the previous contents of ``path`` are restored.
     """
     try:
         if path.exists():

@@ -39,16 +39,16 @@ def save(
     save_anndata: bool = False,
     format: Format = "vivace",
 ) -> None:
-    """Write the model as a folder, whole or not at all.
+    """Write the model as a folder, completely or not at all.
 
     Parameters
     ----------
     dir_path
         The folder.
     overwrite
-        Replace a model folder that is there.
+        Replace an existing model folder.
     save_anndata
-        Keep the data in the folder too, as ``adata.h5ad``; minified data always are.
+        Keep the data in the folder too, as ``adata.h5ad``; minified data are always kept.
     format
         "vivace", or "scvi-tools" for a folder that scvi-tools 1.4.2 loads; it
         holds no history.
@@ -106,11 +106,11 @@ def load(cls: type[M], dir_path: str | Path, adata: AnnData | None = None) -> M:
         The folder; one with a ``model.pt`` is read as scvi-tools' (1.4.2 is
         tested; its history is not read).
     adata
-        Data to go on with, checked and aligned by the model's schema. None
+        Data to continue with, checked and aligned by the model's schema. None
         takes those saved with the model, if any; without data the model
-        answers about any AnnData that is passed to its methods. Data with
-        other cells (by name and order) than the model was trained on get a new
-        split when ``train`` is called.
+        answers about any AnnData that is passed to its methods. If the cells
+        differ (by name or order) from those that the model was trained on, the
+        next call of ``train`` makes a new split.
 
     Raises
     ------
@@ -140,8 +140,8 @@ def restore(cls: type[M], path: Path, stored: StoredModel, adata: AnnData | None
     sections = stored.sections
     if sections["class"] != cls.__name__:
         raise ModelFileError(
-            f"{path} holds a {sections['class']}, not a {cls.__name__}; load it with "
-            f"{sections['class']}.load, or vivace.model.load, which takes any."
+            f"{path} holds a model of class {sections['class']}, not {cls.__name__}; load it "
+            f"with {sections['class']}.load, or vivace.model.load, which takes any."
         )
     model = cls.__new__(cls)
     try:
@@ -174,7 +174,7 @@ def restore(cls: type[M], path: Path, stored: StoredModel, adata: AnnData | None
 
 
 def _check_training(state: TrainState) -> None:
-    """Refuse a summary that is damaged, or that history and split do not fit."""
+    """Refuse a summary that is damaged or inconsistent with history and split."""
     verdict(state.summary)  # raises if its parts do not fit together
     epochs = state.summary.get("epochs", 0)
     if len(state.history) != epochs:

@@ -92,7 +92,7 @@ class Segment:
     Parameters
     ----------
     start, stop
-        Where they begin and end.
+        Their first position, and the one after their last.
     weight_decay
         L2 penalty.
     lr_factor
@@ -110,19 +110,18 @@ class FusedAdam:
 
     torch's fused Adam spends 0.2 ms per step on grouping the parameters by device and
     type and on profiler hooks, as long as a matrix product of the model. Its kernel
-    takes twice as long as this one (Zen 5), and its first call in a process imports for
-    a second. Numbers below 1e-30 become zero; ``subnormal.py`` says why. Autograd is not
-    told that weights move, so it cannot notice that a graph made before a step is out of
-    date.
+    takes twice as long as this one (Zen 5), and its first call in a process spends a second
+    on imports. Numbers below 1e-30 become zero; ``subnormal.py`` says why. Autograd is not
+    notified of updates, so it cannot detect a graph that was made before a step.
 
     Parameters
     ----------
     weights
         Tensor, float32, one axis, contiguous; its memory must stay where it is.
     gradients
-        Tensor, of the first ``len(gradients)`` weights, likewise.
+        Tensor like ``weights``: gradients of the first ``len(gradients)`` of them.
     segments
-        What is moved. They lie within the gradients and do not overlap.
+        The parts to update. They lie within the gradients and do not overlap.
     lr
         Learning rate; may be changed between steps.
     eps, betas

@@ -1,4 +1,4 @@
-"""Callbacks and loggers, which follow a training while it runs."""
+"""Callbacks and loggers, which follow training while it runs."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _as_objects(name: str, value: object) -> Sequence[Any]:
         return ()
     if value is True:
         raise OptionError(
-            f"{name}=True is not known; give an object, for example "
+            f"{name}=True is not supported; give an object, for example "
             "lightning_fabric.loggers.CSVLogger('logs')."
         )
     if isinstance(value, str):

@@ -11,12 +11,12 @@ _Copy = tuple[Tensor, Tensor]  # values, counters
 
 
 class Checkpoints:
-    """What the network can go back to.
+    """Copies of a network's weights that can be restored.
 
     Parameters
     ----------
     weights
-        Of the network; those at the start are the first copy.
+        The network's weights; their initial values are the first copy.
     keep_best
         Whether the copy of the best epoch is kept.
     """
@@ -32,7 +32,7 @@ class Checkpoints:
         self._last = self._copy()
 
     def mark_best(self) -> None:
-        """The last copy is the best so far."""
+        """Mark the last copy as the best so far."""
         if self._keep_best:
             self._best = self._last
 

@@ -1,4 +1,4 @@
-"""A network's numbers in one buffer while it is trained.
+"""A network's parameters in one buffer while it is trained.
 
 The optimiser, the check that weights are finite and a copy of the weights are then
 one call each.
@@ -27,11 +27,11 @@ class Stretch:
     Parameters
     ----------
     start, stop
-        Where they begin and end.
+        Their first position, and the one after their last.
     parameter
         The parameter that they belong to.
     rows
-        Those of its rows that they are; None for all.
+        The rows of it that they hold; None for all.
     is_matrix
         Whether the parameter multiplies something. A table of dispersions does
         not: it is a list of vectors.
@@ -65,7 +65,7 @@ class FlatWeights:
     counters
         Tensor, int64, shape (c,), minibatches that each batch norm has seen.
     stretches
-        What the optimiser moves; matrices first.
+        What the optimiser updates; matrices first.
 
     Examples
     --------

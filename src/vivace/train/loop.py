@@ -39,7 +39,7 @@ _COOLDOWN = 0.25  # steps of the decay after an early stop, as a share of those 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What one call of ``train`` should do.
+    """Options of one call of ``train``.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ class TrainOptions:
     epochs
         Passes over the training cells; None lets the recipe choose.
     max_steps
-        Minibatches at most; None for no such limit.
+        Maximum number of minibatches; None for no limit.
     batch_size
         Cells per minibatch; None lets the recipe choose.
     patience
@@ -76,14 +76,14 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a training has reached.
+    """The result of training so far.
 
     Parameters
     ----------
     history
         One row per epoch of this call, with the keys of :data:`vivace.state.COLUMNS`.
     convergence
-        How it ended, or stands.
+        How it ended, or its current state.
     """
 
     history: tuple[dict[str, float], ...]
@@ -91,7 +91,7 @@ class FitResult:
 
 
 class Observer(Protocol):
-    """Follows a training while it runs."""
+    """Follows training while it runs."""
 
     def start(self) -> None:
         """Before the first step."""
@@ -100,7 +100,7 @@ class Observer(Protocol):
         """After each epoch; True stops the training."""
 
     def interrupted(self, result: FitResult) -> None:
-        """After an error or Ctrl-C, when the weights are whole again."""
+        """After an error or Ctrl-C, once the weights are consistent again."""
 
 
 def fit(
@@ -125,7 +125,7 @@ def fit(
     options
         How to train.
     observer
-        Told of the start, of each epoch and of an interruption.
+        Notified at the start, after each epoch and on interruption.
 
     Returns
     -------
@@ -262,7 +262,7 @@ class _Training:
         self.checkpoints.restore_best()
 
     def result(self, status: Status | None = None) -> FitResult:
-        """What has been reached. A ``status`` of None is that of a training that has ended."""
+        """The result so far; ``status=None`` means that training has ended."""
         convergence = self.judge.convergence(status, stopped_by_callback=self.stopped_by_callback)
         return FitResult(tuple(self.history), convergence)
 
@@ -273,7 +273,7 @@ class _Training:
         """
         start, compiled = time.perf_counter(), self.bar.compilation.seconds
         self.network.train()
-        on_cpu = self.device.type == "cpu"
+        is_cpu = self.device.type == "cpu"
         sums = torch.zeros(3, device=self.device)
         lr = kl_weight = 0.0
         for rows in batches:
@@ -282,7 +282,7 @@ class _Training:
             lr = self.schedule.learning_rate(step)
             kl_weight = self.schedule.kl_weight(step, epoch=len(self.history))
             losses = self.step(batch, kl_weight, lr, self.noise)
-            if on_cpu and not math.isfinite(losses[0].item()):  # on a GPU this would wait for it
+            if is_cpu and not math.isfinite(losses[0].item()):  # on a GPU this would wait for it
                 return None
             sums.add_(losses, alpha=len(rows))
             step += 1
@@ -313,7 +313,7 @@ class _Training:
 
 
 def choose_watched_rows(train_rows: Rows, validation_rows: Rows) -> Rows:
-    """Validation cells that are read in each epoch: all, or so many that they cost little.
+    """Validation cells that are read in each epoch: all, or few enough to cost little.
 
     They are the same in every call of ``train``, so their ELBOs can be compared.
     """
@@ -338,15 +338,15 @@ def _budget(
 
 
 def _report_divergence(epoch: int, halvings: int, recipe: Recipe) -> None:
-    """Warn that an epoch is done again, or give up after several halvings."""
+    """Warn that an epoch is repeated, or give up after several halvings."""
     if halvings > _MAX_HALVINGS:
         raise TrainingError(
             f"The loss stopped being finite in epoch {epoch}, and smaller steps did not help; "
-            "the weights are those of before it; train a new model with a lower learning rate, for "
-            f"example plan_kwargs={{'lr': {recipe.lr / 2**_MAX_HALVINGS:g}}}."
+            "the weights are those from before it; train a new model with a lower learning rate, "
+            f"for example plan_kwargs={{'lr': {recipe.lr / 2**_MAX_HALVINGS:g}}}."
         )
     warn(
-        f"The loss stopped being finite in epoch {epoch}; the epoch is done again with half "
+        f"The loss stopped being finite in epoch {epoch}; the epoch is repeated with half "
         "the learning rate.",
         RuntimeWarning,
     )

@@ -3,7 +3,7 @@
 "fast" is a trapezoid. The learning rate rises, stays, and decays to zero over the
 last part of a step budget that follows from the number of cells; the KL weight rises
 over a fraction of that budget. A second call of ``train`` starts at the full KL weight.
-"scvi-tools" is the default of scvi-tools 1.4.2, to the letter.
+"scvi-tools" is exactly the default of scvi-tools 1.4.2.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Recipe:
     patience
         Epochs without an improvement after which early stopping stops.
     keep_best
-        Whether the weights of the epoch with the best validation ELBO stay.
+        Whether the weights of the epoch with the best validation ELBO are kept.
     judge_warmup
         Whether epochs before the full KL weight are judged too.
     reduce_lr_on_plateau
@@ -149,8 +149,8 @@ class Recipe:
     def for_early_stopping(self, epochs: int, usual: int) -> Recipe:
         """The recipe with a learning rate that stays up until a plateau, or nearly to the end.
 
-        The KL weight is full long before. If ``epochs`` is more than ``usual``, the
-        recipe's own number, warm-ups and memory are shares of the usual number.
+        The KL weight reaches its full value long before that. If ``epochs`` is more than
+        ``usual``, the recipe's own number, warm-ups and memory are shares of the usual number.
         """
         if self.lr_decay == 0:
             return self
@@ -215,7 +215,7 @@ PLAN_OPTIONS: dict[str, Check] = {
 def fast_batch_size(n_train: int) -> int:
     """Cells per minibatch of the "fast" recipe.
 
-    Few cells need many steps more than they need a high rate of cells per second.
+    With few cells, many steps matter more than a high rate of cells per second.
 
     Examples
     --------
@@ -226,7 +226,7 @@ def fast_batch_size(n_train: int) -> int:
 
 
 def fast_epochs(n_cells: int, n_train: int) -> int:
-    """Epochs of the "fast" recipe: visits per cell fall with the root of the training cells.
+    """Epochs of the "fast" recipe: visits per cell fall with the root of the number of cells.
 
     Below 4,000 cells, where minibatches are half as large, they stay about the same:
     more would overfit.

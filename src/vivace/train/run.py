@@ -66,7 +66,7 @@ def train(
 ) -> None:
     """Fit the model.
 
-    With the "fast" recipe the weights that stay are those of the epoch with
+    With the "fast" recipe the final weights are those of the epoch with
     the best validation ELBO at KL weight 1. The last line of
     :attr:`summary` says whether training was long enough.
 
@@ -81,12 +81,12 @@ def train(
         "fast", or "scvi-tools" for the optimiser and schedule of
         scvi-tools 1.4.2.
     train_size, validation_size
-        Shares of the cells. None for the second takes all that are left.
+        Fractions of the cells. None for ``validation_size`` takes all that are left.
     batch_size
-        Cells per minibatch. None for 128, or, with "fast" and fewer than 4,000
+        Cells per minibatch. None uses 128, or, with "fast" and fewer than 4,000
         training cells, 64. The recipe's number of epochs does not depend on it.
     max_steps
-        Minibatches at most. None, or -1, for no such limit.
+        Maximum number of minibatches. None or -1 means no limit.
     early_stopping
         Stop when ``early_stopping_monitor``, a column of the history, has
         not improved by more than ``early_stopping_min_delta`` for
@@ -102,7 +102,7 @@ def train(
         Random seed of the split, the order of cells and the noise. None uses
         the model's next seed.
     accelerator
-        Where to train, by Lightning Fabric: "auto", "cpu", "cuda", "mps".
+        Device, by its name in Lightning Fabric: "auto", "cpu", "cuda", "mps".
     plan_kwargs
         Numbers of the recipe to replace: lr, eps, weight_decay,
         n_epochs_kl_warmup, n_steps_kl_warmup, min_kl_weight, max_kl_weight;
@@ -119,7 +119,7 @@ def train(
     Raises
     ------
     OptionError, ArgumentTypeError
-        If an argument is not one of the above.
+        If an argument has an invalid value.
     TrainingError
         If the loss stops being finite.
     """
@@ -127,8 +127,9 @@ def train(
     source = self._own_source()
     if not trained_parts(self.module):
         warn(
-            "There is nothing to train: the reference knows every category of the query, and all "
-            "else is frozen; use the model as it is, or load_query_data(..., unfrozen=True)."
+            "There is nothing to train: the reference knows every category of the query, and "
+            "everything else is frozen; use the model as it is, or load_query_data(..., "
+            "unfrozen=True)."
         )
         return
     if (kind := self.minified_data_type) is not None:
@@ -177,10 +178,10 @@ def train(
 
 
 class _Recorder:
-    """Stores what a training has reached in the model, then informs callbacks and loggers.
+    """Stores the state of training in the model, then notifies callbacks and loggers.
 
-    It does so after every epoch, so callbacks see a model that answers and can be saved,
-    and so does whoever interrupts the training.
+    It does so after every epoch, so callbacks, and users who interrupt training, see a
+    model that answers and can be saved.
     """
 
     def __init__(self, model: Core, recipe: str, n_cells: int, listeners: Listeners) -> None:
@@ -213,7 +214,7 @@ class _Recorder:
         self._listeners.close("failed")
 
     def store(self, result: FitResult) -> None:
-        """Make history and summary those of the training so far."""
+        """Update history and summary to the training so far."""
         history = [*self._earlier_history, *result.history]
         seconds = self._earlier_seconds + time.perf_counter() - self._start
         compiled = float(np.nansum([row.get("compile_seconds", 0.0) for row in history]))
@@ -238,6 +239,6 @@ def _check_validation_cells(plan: Recipe, patience: Patience | None, watched_row
     for name, column in monitored.items():
         if "validation" in column and not len(watched_rows):
             raise OptionError(
-                f"{name} needs validation cells for {column!r}, and there are none; leave some with "
+                f"{name} needs validation cells for {column!r}, but there are none; leave some with "
                 f"train_size=0.9, or leave {name} out."
             )

@@ -10,9 +10,8 @@ from vivace.train.recipe import Recipe
 class Schedule:
     """Learning rate of each step.
 
-    It is the recipe's, until the loop changes the course: early stopping ends the
-    training with a decay, a plateau reduces the rate, and a loss that is not finite
-    halves it.
+    It follows the recipe until the loop intervenes: early stopping ends the training
+    with a decay, a plateau reduces the rate, and a loss that is not finite halves it.
 
     Parameters
     ----------

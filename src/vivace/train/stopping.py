@@ -1,4 +1,4 @@
-"""What the validation ELBO says: which epoch is best, when to stop, how training ended."""
+"""Judging by the validation ELBO: which epoch is best, when to stop, how training ended."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Patience:
     epochs
         Epochs in a row without an improvement.
     min_delta
-        An improvement is larger than this.
+        An improvement must be larger than this.
     lower_is_better
         Whether the monitored number should fall.
     warmup_epochs
@@ -142,7 +142,7 @@ class Judge:
     def convergence(
         self, status: Status | None = None, *, stopped_by_callback: bool = False
     ) -> Convergence:
-        """How training stands. A ``status`` of None is that of a training that has ended."""
+        """The current state of training; ``status=None`` means that it has ended."""
         epochs = len(self._elbos)
         quarter = max(1, epochs // 4)
         gain = self._elbos[-1 - quarter] - self._best if epochs > quarter else math.inf

@@ -27,8 +27,8 @@ def extend_schema(schema: Schema, adata: AnnData, *, labels: bool) -> Schema:
     Raises
     ------
     DataError
-        If a declared column is missing, or has a category that the reference has with another
-        type.
+        If a declared column is missing, or contains a category that has another type in the
+        reference.
     """
     d = schema.declarations
     if not labels:
@@ -55,8 +55,8 @@ def _check_columns(d: Declarations, adata: AnnData) -> None:
         )
     if d.labels_key is not None and d.labels_key not in adata.obs:
         raise MissingColumnError(
-            f"The query has no column {d.labels_key!r} in obs, whose labels have dispersions of "
-            f"their own in the reference; label it with query.obs[{d.labels_key!r}] = 'Unknown'."
+            f"The query has no column {d.labels_key!r} in obs, whose labels have their own "
+            f"dispersions in the reference; label it with query.obs[{d.labels_key!r}] = 'Unknown'."
         )
 
 
@@ -68,41 +68,41 @@ def _add_new(
         return known
     new = []
     for value in read_categories(adata, key, argument):
-        same = next((k for k in known if _reads_alike(k, value)), None)
-        if same is None:
+        match = next((k for k in known if _reads_alike(k, value)), None)
+        if match is None:
             new.append(value)
-        elif type(same) is not type(value):
+        elif type(match) is not type(value):
             raise DataError(
                 f"obs[{key!r}] ({argument}) holds {value!r} ({type(value).__name__}), which may be the "
-                f"{same!r} ({type(same).__name__}) of the reference; if it is, convert it with "
-                f"query.obs[{key!r}] = query.obs[{key!r}]{_conversion(value, same)}, else rename it."
+                f"{match!r} ({type(match).__name__}) of the reference; if it is, convert it with "
+                f"query.obs[{key!r}] = query.obs[{key!r}]{_conversion(value, match)}, else rename it."
             )
     return (*known, *new)
 
 
-def _conversion(value: Category, same: Category) -> str:
-    """The pandas code that converts a column with ``value`` into one with ``same``.
+def _conversion(value: Category, target: Category) -> str:
+    """The pandas code that converts a column with ``value`` into one with ``target``.
 
     A plain astype would make True of "False", and "1.0" of 1.0.
     """
-    if isinstance(same, bool) and isinstance(value, str):
+    if isinstance(target, bool) and isinstance(value, str):
         return ".eq('True')"
-    if not isinstance(same, str):
-        via_float = isinstance(same, int) and isinstance(value, str) and not value.isdigit()
-        return f"{'.astype(float)' if via_float else ''}.astype({type(same).__name__})"
-    whole = same.isdigit() and isinstance(value, float | bool)
+    if not isinstance(target, str):
+        needs_float = isinstance(target, int) and isinstance(value, str) and not value.isdigit()
+        return f"{'.astype(float)' if needs_float else ''}.astype({type(target).__name__})"
+    whole = target.isdigit() and isinstance(value, float | bool)
     text = str(int(value)) if whole else str(value)
-    rename = "" if text == same else f".replace({text!r}, {same!r})"
+    rename = "" if text == target else f".replace({text!r}, {target!r})"
     return f"{'.astype(int)' if whole else ''}.astype(str){rename}"
 
 
-def _reads_alike(one: Category, other: Category) -> bool:
-    """Whether two categories may be meant to be the same, such as 1, 1.0 and "1"."""
-    if str(one) == str(other):
+def _reads_alike(first: Category, second: Category) -> bool:
+    """Whether two categories may be intended to be the same, such as 1, 1.0 and "1"."""
+    if str(first) == str(second):
         return True
-    if type(one) is type(other):
+    if type(first) is type(second):
         return False
     try:
-        return float(one) == float(other)
+        return float(first) == float(second)
     except ValueError:
         return False

@@ -20,7 +20,7 @@ from vivace.types import F64, I64
 
 _SCALE = 1e4  # total of a cell's counts before the logarithm
 _MAX_ITERATIONS = 100
-_MAX_THREADS = 4  # each holds a copy of the reference while it learns
+_MAX_THREADS = 4  # each holds a copy of the reference while fitting
 _N_COMPONENTS = 20
 
 

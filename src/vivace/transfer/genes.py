@@ -1,4 +1,4 @@
-"""The genes of a query, brought into the form of a reference."""
+"""Aligns the genes of a query to those of a reference."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def prepare_query_anndata(
     gene_key: str | None = None,
     min_overlap: float = 0.8,
 ) -> GeneReport | AnnData | NameIndex:
-    """Bring the genes of a query into the form of a reference.
+    """Align the genes of a query to those of a reference.
 
     Genes are matched by name, Ensembl identifiers with or without their version. Counts of genes
     with the same name are added up, in X and every layer, and missing genes are padded with
@@ -114,7 +114,7 @@ def prepare_query_anndata(
     gene_key
         Column of var with identifiers like the reference's; None for var_names.
     min_overlap
-        Least share of the reference's genes that the query must have.
+        Smallest share of the reference's genes that the query must have.
 
     Returns
     -------
@@ -177,14 +177,14 @@ def align_genes(
     gene_key
         Column of var with identifiers like the reference's; None for var_names.
     min_overlap
-        Least share of the reference's genes that the query must have.
+        Smallest share of the reference's genes that the query must have.
     layer
-        Where the counts are that the report is about; None for X.
+        Layer of the counts that the report describes; None for X.
 
     Raises
     ------
     DataError
-        If the query has too few genes; the message says which column of var would do.
+        If the query has too few genes; the message says which column of var would work.
     """
     _check_in_memory(adata, layer)
     names = _read_names(adata, gene_key)
@@ -234,18 +234,18 @@ def _check_in_memory(adata: AnnData, layer: str | None) -> None:
             f"{near(layer, adata.layers.keys())}"
         )
     matrices = {"X": adata.X} | {f"layers[{key!r}]": value for key, value in adata.layers.items()}
-    for where, matrix in matrices.items():
+    for location, matrix in matrices.items():
         if adata.isbacked or not (
             matrix is None or sp.issparse(matrix) or isinstance(matrix, np.ndarray)
         ):
             raise DataError(
-                f"{where} is on disk (backed); read it into memory with adata = adata.to_memory() "
+                f"{location} is on disk (backed); read it into memory with adata = adata.to_memory() "
                 "first."
             )
 
 
 def _sum_columns(matrix: Any, move: sp.csr_matrix) -> Any:
-    """Columns added up to those of the reference, dense or sparse as before.
+    """Sum columns to those of the reference, dense or sparse as before.
 
     The dtype stays the same, unless it is too small for the sums.
     """
@@ -322,9 +322,9 @@ def _explain_too_few(
     min_overlap: float,
 ) -> str:
     """Say which genes are missing, or which column of var has them."""
-    where = "var_names" if gene_key is None else f"var[{gene_key!r}]"
-    some = f"{n_present:,} of" if n_present else "none of"
-    text = f"The query has {some} the reference's {len(genes):,} genes in {where}"
+    location = "var_names" if gene_key is None else f"var[{gene_key!r}]"
+    share = f"{n_present:,} of" if n_present else "none of"
+    text = f"The query has {share} the reference's {len(genes):,} genes in {location}"
     better = _find_better_column(adata, genes, gene_key)
     if better is not None:
         key, n_matches = better
@@ -341,7 +341,7 @@ def _explain_too_few(
     overlap = math.floor(1000 * n_present / len(genes)) / 1000
     return (
         f"{text}, fewer than min_overlap={min_overlap:g} (missing: {missing_names}); give data from "
-        f"before any selection of genes, or pass min_overlap={overlap:g} or less to pad the others "
+        f"before any selection of genes, or pass min_overlap={overlap:g} or lower to pad the others "
         "with zeros."
     )
 

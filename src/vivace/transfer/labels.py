@@ -1,4 +1,4 @@
-"""Labels of a reference for the cells of a query, with calibrated doubt."""
+"""Labels of a reference for the cells of a query, with calibrated uncertainty."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ CHECKS: dict[str, Check] = {
     "min_probability": _SHARE,
     "max_novelty": _SHARE,
 }
-_MANY_LABELS = 100  # up to so many are never taken for names of cells
+_MANY_LABELS = 100  # up to this many are never mistaken for names of cells
 _MAX_CELLS = 20_000  # of the reference, for classifiers and for what is measured on it
-_LEAST_PER_LABEL = 100  # of them, of each label that has as many
+_LEAST_PER_LABEL = 100  # of these, of each label that has that many
 
 
 @question(**CHECKS)
@@ -52,7 +52,7 @@ def transfer_labels(
     seed: int | None = None,
     silent: bool = False,
 ) -> pd.DataFrame:
-    """What the cells of a query are, how sure that is, and how unlike the reference they are.
+    """Label the cells of a query, with the label's probability and the cell's novelty.
 
     Two predictors are combined: the nearest cells of the reference in the latent space, over
     random samples from the posterior of each cell of the query, and one linear classifier per
@@ -62,7 +62,7 @@ def transfer_labels(
     Parameters
     ----------
     query
-        Cells to label, of categories that the model knows; None for the model's own data.
+        Cells to label, whose categories the model knows; None for the model's own data.
     labels_key
         Column of the reference's obs with the labels. Cells without one, or with "Unknown",
         are left out.
@@ -70,7 +70,7 @@ def transfer_labels(
         Cells with labels. None for those of the reference model (the first, if queries were
         mapped one after another), or of this model.
     n_neighbors
-        Nearest cells of the reference that are looked at.
+        Number of nearest reference cells.
     n_samples
         Random samples from the posterior of each cell.
     expression
@@ -90,9 +90,9 @@ def transfer_labels(
     Returns
     -------
     Frame with one row per cell of the query: ``label``, its ``probability``, and ``novelty``,
-    the share of held-out reference cells that are more typical, such as 0.99 for the least
-    typical hundredth. Novelty is NaN if fewer than 30 cells could be held out. ``attrs`` says
-    how the frame was made.
+    the share of held-out reference cells that are more typical, for example 0.99 for the least
+    typical 1 %. Novelty is NaN if fewer than 30 cells could be held out. ``attrs`` says how the
+    frame was made.
 
     Raises
     ------
@@ -125,7 +125,7 @@ def transfer_labels(
         _check_known(self, query)
     rng = np.random.default_rng(self._seeds.take(seed))
 
-    # Both in the latent space.
+    # Encode both.
     query_cells = self._cells(query, None, batch_size, silent)
     reference_cells = self._cells(labelled_adata, rows, batch_size, silent)
     query_latent = _encode(self, query_cells)
@@ -232,8 +232,8 @@ def choose_subset(labels: I64, rng: np.random.Generator) -> Rows:
     least = min(_LEAST_PER_LABEL, _MAX_CELLS // (2 * np.count_nonzero(sizes)))
     first = [order[labels[order] == label][:least] for label in np.flatnonzero(sizes)]
     chosen = np.concatenate(first)
-    others = order[~np.isin(order, chosen)]
-    return np.sort(np.concatenate([chosen, others[: _MAX_CELLS - len(chosen)]]))
+    rest = order[~np.isin(order, chosen)]
+    return np.sort(np.concatenate([chosen, rest[: _MAX_CELLS - len(chosen)]]))
 
 
 def _encode(self: Core, cells: Cells) -> LatentCells:
@@ -300,10 +300,12 @@ def _warn_about_shared_cells(
         return
     positions = names.get_indexer(query.obs_names)
     shared = np.flatnonzero(positions >= 0)
-    same = np.isclose(query_cells.mean[shared], reference_cells.mean[positions[shared]], atol=1e-4)
-    n_same = int(same.all(axis=1).sum())
+    is_same = np.isclose(
+        query_cells.mean[shared], reference_cells.mean[positions[shared]], atol=1e-4
+    )
+    n_same = int(is_same.all(axis=1).sum())
     if n_same:
         warn(
-            f"{n_same:,} cells of the query are cells of the reference too, and their own "
-            "neighbours: their probabilities are too high; leave them out of one of the two."
+            f"{n_same:,} cells of the query are also in the reference and are their own neighbours, "
+            "so their probabilities are too high; remove them from one of the two."
         )

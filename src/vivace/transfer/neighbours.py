@@ -12,7 +12,7 @@ from vivace.types import F64, I64
 
 
 def need_sklearn() -> None:
-    """Refuse to go on without scikit-learn."""
+    """Raise an error if scikit-learn is missing."""
     require_extra("sklearn", "transfer", "The transfer of labels needs")
 
 
@@ -79,9 +79,11 @@ def log_density_ratio(log_distance_q: F64, point_qk: NDArray[Any], n_neighbors: 
         Nearest other points of each.
     """
     distance, nearest = _index(point_qk, n_neighbors + 1).kneighbors(point_qk)
-    others = nearest != np.arange(len(nearest))[:, None]
-    others[others.all(1), -1] = False  # a point with many equal ones may not be its own neighbour
-    mean_distance = (distance * others).sum(1) / np.maximum(others.sum(1), 1)
+    is_other = nearest != np.arange(len(nearest))[:, None]
+    is_other[is_other.all(1), -1] = (
+        False  # a point with many duplicates may not be its own neighbour
+    )
+    mean_distance = (distance * is_other).sum(1) / np.maximum(is_other.sum(1), 1)
     ratio: F64 = log_distance_q - np.log(mean_distance + 1e-12)
     return ratio - np.median(ratio)
 

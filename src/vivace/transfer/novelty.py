@@ -17,8 +17,8 @@ from vivace.transfer.latent_cells import LatentCells
 from vivace.transfer.neighbours import log_density_ratio, log_distance, nearest_points
 from vivace.types import F64
 
-LEAST_HELD_OUT = 30  # held-out cells; with fewer nothing can be measured
-LEAST_GROUP = 50  # cells; with fewer each is only judged by itself
+LEAST_HELD_OUT = 30  # held-out cells; with fewer, novelty is not measured
+LEAST_GROUP = 50  # cells; with fewer, each is judged only by itself
 _N_SIMILAR = 15  # cells, the cell itself among them, that measures are averaged over
 _TAIL = 0.05  # share of held-out cells beyond which their distribution continues exponentially
 
@@ -57,9 +57,9 @@ def measure_novelty(
     """
     points = cells.points()
     distance = log_distance(anchors, points, n_neighbors)
-    alone = distance if log_odds is None else -log_odds
+    single = distance if log_odds is None else -log_odds
     if group_size < LEAST_GROUP:
-        return [alone]
+        return [single]
     averaged = [np.zeros(len(cells)), np.zeros(len(cells))]
     n_groups = max(1, round(len(cells) / group_size))
     for group in np.array_split(rng.permutation(len(cells)), n_groups):
@@ -68,9 +68,9 @@ def measure_novelty(
         coordinates = points[group] if genes is None else principal_components(genes, rng)
         similar = nearest_points(coordinates, _N_SIMILAR)
         density = log_density_ratio(distance[group], points[group], n_neighbors)
-        for measure, value in zip(averaged, (alone[group], density), strict=True):
+        for measure, value in zip(averaged, (single[group], density), strict=True):
             measure[group] = value[similar].mean(1)
-    return [alone, *averaged]
+    return [single, *averaged]
 
 
 def rank_novelty(held_out: list[F64], measures: list[F64]) -> F64:
@@ -84,18 +84,18 @@ def rank_novelty(held_out: list[F64], measures: list[F64]) -> F64:
     held_out, measures
         :func:`measure_novelty` of the held-out cells, and of the cells that are ranked.
     """
-    alone, *averaged = zip(held_out, measures, strict=True)
+    single, *averaged = zip(held_out, measures, strict=True)
     if not averaged:
-        return share_below(*alone)
-    ranks = [_rank([alone]), _rank(averaged)]
+        return share_below(*single)
+    ranks = [_rank([single]), _rank(averaged)]
     return share_below(*(np.maximum(*pair) for pair in zip(*ranks, strict=True)))
 
 
 def _rank(measures: list[tuple[F64, F64]]) -> tuple[F64, F64]:
     """Ranks of held-out and of other cells among the held-out, by their summed ranks."""
     held_out = np.sum([share_below(known, known) for known, _ in measures], axis=0)
-    others = np.sum([share_below(known, values) for known, values in measures], axis=0)
-    return share_below(held_out, held_out), share_below(held_out, others)
+    ranked = np.sum([share_below(known, values) for known, values in measures], axis=0)
+    return share_below(held_out, held_out), share_below(held_out, ranked)
 
 
 def share_below(known: F64, values: F64) -> F64:
@@ -105,7 +105,7 @@ def share_below(known: F64, values: F64) -> F64:
     ordered = np.sort(known)
     share = np.searchsorted(ordered, values, side="right") / (len(ordered) + 1)
     start = np.quantile(ordered, 1 - _TAIL)
-    beyond = ordered[ordered > start] - start
-    scale = beyond.mean() if len(beyond) else 1.0
+    excess = ordered[ordered > start] - start
+    scale = excess.mean() if len(excess) else 1.0
     tail = 1 - _TAIL * np.exp(-np.maximum(values - start, 0.0) / scale)
     return np.where(values > start, tail, np.minimum(share, 1 - _TAIL))

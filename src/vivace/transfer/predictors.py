@@ -58,12 +58,12 @@ class _Evidence:
 
 @dataclass(frozen=True)
 class _Setting:
-    """What held-out cells and a query have in common, to be judged alike.
+    """Settings shared by held-out cells and a query, so that both are judged alike.
 
     Parameters
     ----------
     n_neighbors
-        Nearest cells that are looked at.
+        Number of nearest cells.
     n_samples
         Random samples of each cell's point.
     n_anchors
@@ -99,7 +99,7 @@ def predict_labels(
     rng
         Source of randomness.
     n_neighbors
-        Nearest reference cells that are looked at.
+        Number of nearest reference cells.
     n_samples
         Random samples of the point of each cell of the query.
     """
@@ -177,11 +177,11 @@ def _hold_out(
     parts = [_Evidence([x[:0] for x in template.shares], [x[:0] for x in template.novelty])]
     truths = [np.zeros(0, np.int64)]
     for fold in np.unique(folds):
-        others = subset.take(np.flatnonzero(folds != fold))
-        rows = np.flatnonzero((folds == fold) & np.isin(subset.labels, others.labels))
+        training = subset.take(np.flatnonzero(folds != fold))
+        rows = np.flatnonzero((folds == fold) & np.isin(subset.labels, training.labels))
         if len(rows):
             cells = subset.cells.take(rows)
-            parts.append(_collect_evidence(others, others, cells, setting, rng))
+            parts.append(_collect_evidence(training, training, cells, setting, rng))
             truths.append(subset.labels[rows])
     shares = [np.concatenate(each) for each in zip(*(p.shares for p in parts), strict=True)]
     measures = [np.concatenate(each) for each in zip(*(p.novelty for p in parts), strict=True)]

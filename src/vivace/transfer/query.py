@@ -1,4 +1,4 @@
-"""``load_query_data``: the model of a query, which starts as a copy of that of a reference."""
+"""``load_query_data``: creates the model of a query as a copy of the reference's."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def load_query_data(
 
     New batches, and new categories of the categorical covariates, get weights of their own,
     which :meth:`train` then learns. With the default flags the latent space of the reference
-    stays as it is, and the query is moved into it. ``docs/transfer.md`` has a table of what is
+    stays as it is, and the query is mapped into it. ``docs/transfer.md`` has a table of what is
     trained with each flag.
 
     Parameters
@@ -118,11 +118,11 @@ def load_query_data(
     check_anndata("load_query_data takes", adata)
     refuse_without_counts(adata)
     reference = _read_reference(cls, reference_model)
-    by_label = reference.config.dispersion == "gene-label"
-    schema = extend_schema(reference.schema, adata, labels=by_label)
+    reads_labels = reference.config.dispersion == "gene-label"
+    schema = extend_schema(reference.schema, adata, labels=reads_labels)
     _check_query(reference, adata, schema, unfrozen, transfer_batch)
 
-    # A network with a row more for each new category, and the reference's weights.
+    # A network with one more row for each new category, and the reference's weights.
     known = network_dimensions(reference.schema)
     surgery = Surgery(known.n_batches, known.n_categories, known.n_labels, **flags)
     config = reference.config
@@ -205,7 +205,7 @@ def _warn_if_no_cell_moves(model: Core, reference: Core) -> None:
         return
     if not trains_encoder(model.module):
         warn(
-            "The encoder of the reference does not see batch or covariates; training moves no cell "
-            "in the latent space, and only changes how cells are decoded; for a query that moves, "
-            f"train the reference as {type(model).__name__}(adata, preset='mapping')."
+            "The encoder of the reference does not see batch or covariates, so training moves no "
+            "cell in the latent space and only changes how cells are decoded; for a query that "
+            f"moves, train the reference as {type(model).__name__}(adata, preset='mapping')."
         )

@@ -35,7 +35,7 @@ class NegativeBinomial(CountDistribution):
     Parameters
     ----------
     total_count
-        Tensor or float, > 0, failures after which the textbook's experiment stops.
+        Tensor or float, > 0, number of failures at which the experiment stops.
     probs
         Tensor or float, at least 0 and below 1, probability of a success.
     logits
@@ -166,10 +166,10 @@ class NegativeBinomial(CountDistribution):
         dtype, aligned = self._aligned(value, self.mu, self.theta)
         x, mu, theta = (t.detach().cpu().double() for t in aligned)
         failure = 1.0 / (1.0 + mu / theta)
-        below = special.betainc(
+        cdf_value = special.betainc(
             theta.numpy(), x.clamp(min=0).floor().numpy() + 1.0, failure.numpy()
         )
-        probability = torch.where(x < 0, 0.0, torch.as_tensor(below))
+        probability = torch.where(x < 0, 0.0, torch.as_tensor(cdf_value))
         return probability.to(aligned[0].device, dtype)
 
     def icdf(self, value: Tensor) -> Tensor:

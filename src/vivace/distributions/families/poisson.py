@@ -114,8 +114,8 @@ class Poisson(CountDistribution):
         """
         dtype, (x, rate) = self._aligned(value, self.rate)
         x, rate = float64_if_supported(x), float64_if_supported(rate)
-        below = torch.special.gammaincc(x.clamp(min=0).floor() + 1.0, rate)
-        return torch.where(x < 0, 0.0, below).to(dtype)
+        cdf_value = torch.special.gammaincc(x.clamp(min=0).floor() + 1.0, rate)
+        return torch.where(x < 0, 0.0, cdf_value).to(dtype)
 
     def icdf(self, value: Tensor) -> Tensor:
         """Smallest count whose cdf is at least ``value``; see :meth:`NegativeBinomial.icdf`."""

@@ -1,4 +1,4 @@
-"""Negative binomial counts, some of which are lost and read as zero."""
+"""Negative binomial counts, some of which are lost and observed as zero."""
 
 from __future__ import annotations
 

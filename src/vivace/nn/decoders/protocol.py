@@ -1,4 +1,4 @@
-"""What the network asks of a decoder."""
+"""The interface that the network expects of a decoder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Decoder(Protocol):
 
     A decoder is an ``nn.Module``. Its layers declare ``category_rows`` and ``role``
     (:class:`~vivace.nn.layers.CategoryLinear`, :class:`~vivace.nn.layers.BatchNorm`), from
-    which :mod:`vivace.nn.freeze` knows how to grow and freeze them.
+    which :mod:`vivace.nn.freeze` determines how to grow and freeze them.
     """
 
     def __call__(

@@ -1,6 +1,6 @@
 """Vectorisable float64 logarithm, log-gamma and digamma for the Numba kernels.
 
-Calls of libm's functions would keep LLVM from vectorising the loop around them. These
+Calls to libm would prevent LLVM from vectorising the loop around them. These
 functions are polynomials with one to three divisions.
 
 The gamma functions shift their argument up by six, where the asymptotic series are exact to

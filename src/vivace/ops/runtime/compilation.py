@@ -10,14 +10,14 @@ from numba.core import event
 
 
 class Compilation(event.Listener):
-    """Counts and times the kernels that are compiled inside it.
+    """Counts and times the kernels that are compiled in its context.
 
     A kernel that is loaded from the cache is not compiled.
 
     Parameters
     ----------
     begins, ends
-        Called when compilation begins, and when it has ended for now.
+        Called when compilation begins and when it ends.
 
     Examples
     --------

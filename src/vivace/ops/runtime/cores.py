@@ -40,7 +40,7 @@ def _quota(root: Path = _CGROUPS, own: Path = _OWN_CGROUPS) -> float | None:
     """
     try:
         lines = own.read_text().splitlines()
-    except (OSError, UnicodeDecodeError):  # not Linux, or no text
+    except (OSError, UnicodeDecodeError):  # not Linux, or not text
         return None
     quotas = []
     for line in lines:
@@ -55,8 +55,8 @@ def _quota(root: Path = _CGROUPS, own: Path = _OWN_CGROUPS) -> float | None:
             continue
         for mount in mounts:
             group = mount / path.lstrip("/")
-            above = [p for p in group.parents if p.is_relative_to(mount)]
-            quotas += [read(folder) for folder in (group, *above)]
+            parents = [p for p in group.parents if p.is_relative_to(mount)]
+            quotas += [read(folder) for folder in (group, *parents)]
     return min((q for q in quotas if q is not None), default=None)
 
 
@@ -78,7 +78,7 @@ def _quota_v1(folder: Path) -> float | None:
 
 @dataclass(frozen=True)
 class _Reading:
-    """Counters in seconds, whose differences mean something."""
+    """Counters in seconds; only their differences are meaningful."""
 
     clock: float
     idle: float  # of the allowed cores together
@@ -99,8 +99,8 @@ class FreeCores:
     def look(self) -> float | None:
         """Mean number of free cores between the last two readings.
 
-        Takes a new reading if the last is at least a tenth of a second old. None where there
-        are no two readings yet, or the system has no counters.
+        Takes a new reading if the last is at least a tenth of a second old. None before the
+        second reading, or if the system has no counters.
         """
         last = self._last
         if last is None or time.perf_counter() - last.clock < _SHORTEST:

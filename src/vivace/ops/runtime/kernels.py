@@ -72,8 +72,8 @@ def parallel_kernel(*, fastmath: Set[str] = frozenset()) -> Callable[[F], F]:
     """Compile a function with a ``prange``, which is called from Python only.
 
     It runs on as many threads as torch. A process that never has more than one thread
-    compiles it without threads, which takes less time. So does a forked process from then
-    on: Numba's threads do not survive ``os.fork``, and using them would end the process.
+    compiles it without threads, which takes less time. A forked process does the same:
+    Numba's threads do not survive ``os.fork``, and using them would end the process.
     """
 
     def decorate(function: F) -> F:
@@ -130,7 +130,7 @@ def _compiled(function: Callable[..., Any], **options: Any) -> Any:
     options |= {"error_model": "numpy", "nogil": True}
     try:
         compiled = numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # no folder can be written: every process compiles
+    except RuntimeError:  # no writable folder: every process compiles
         compiled = numba.njit(**options)(function)
     else:
         cache = compiled._cache
@@ -144,8 +144,8 @@ def _without_collector(method: Callable[..., Any]) -> Callable[..., Any]:
     """Pause Python's garbage collector while a kernel is compiled.
 
     The compiler makes millions of objects, and nearly all of them live until it has
-    finished. The collector would walk over them and over every imported module again and
-    again, which takes a tenth of the time.
+    finished. The collector would walk over them and over every imported module repeatedly,
+    which takes a tenth of the time.
     """
 
     @wraps(method)
@@ -162,7 +162,7 @@ def _without_collector(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _ignore_os_errors(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Do without the cache where the disk is full or the folder has gone."""
+    """Ignore the cache if the disk is full or the folder is gone."""
 
     def attempt(*args: Any) -> Any:
         try:

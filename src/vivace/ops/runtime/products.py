@@ -61,19 +61,21 @@ _keep_freed_memory()
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
     """``a @ b + bias`` for float32 CPU matrices (n, k) and (k, m), without autograd.
 
-    The result is either ``out``, of shape (n, m), or a new tensor; then ``out`` stays as it is.
+    The result is either ``out``, of shape (n, m), or a new tensor; then ``out`` is unchanged.
     """
     if _ONEDNN is None or a.numel() * b.shape[1] <= _SMALL:
-        return _on_one_thread(a, b, bias, out)
+        return _multiply_single_threaded(a, b, bias, out)
     a = a if a.is_contiguous() or a.T.is_contiguous() else a.contiguous()
     b = b if b.is_contiguous() or b.T.is_contiguous() else b.contiguous()
     bias = None if bias is None else bias.contiguous()  # oneDNN ignores its stride
     if a.shape[1] > _LONGEST:
-        return _in_pieces(a, b, bias)
+        return _multiply_pieces(a, b, bias)
     return _ONEDNN(a, b.T, bias, "none", [], "")  # type: ignore[operator,no-any-return]
 
 
-def _on_one_thread(a: Tensor, b: Tensor, bias: Tensor | None, out: Tensor | None) -> Tensor:
+def _multiply_single_threaded(
+    a: Tensor, b: Tensor, bias: Tensor | None, out: Tensor | None
+) -> Tensor:
     threads = torch.get_num_threads()
     if threads > 1:
         torch.set_num_threads(1)  # takes a tenth of a microsecond
@@ -84,7 +86,7 @@ def _on_one_thread(a: Tensor, b: Tensor, bias: Tensor | None, out: Tensor | None
             torch.set_num_threads(threads)
 
 
-def _in_pieces(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+def _multiply_pieces(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     """Add the products of even pieces of a long inner axis."""
     length = a.shape[1]
     size = math.ceil(length / math.ceil(length / _LONGEST))

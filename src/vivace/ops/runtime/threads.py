@@ -10,9 +10,9 @@ per training step. So the number of threads follows the load while vivace works:
   ``torch.set_num_threads``; by default the cores), at most the cores that this process may
   use (its affinity mask, its cgroup's quota), and at most the cores that no other process
   uses.
-* Of that number and its halves, the one is used with which a unit of work (a training step,
-  a minibatch of cells) takes the least time. They are tried again every few seconds, and as
-  soon as units become slow.
+* That number and its successive halves are tried, and the one with which a unit of work (a
+  training step, a minibatch of cells) takes the least time is used. They are tried again
+  every few seconds, and as soon as units become slow.
 
 Results do not depend on the number: every product and kernel gives the same bits on any
 number of threads.
@@ -75,7 +75,7 @@ class Tuner:
         self._best: tuple[float, int] | None = None  # seconds per unit, halvings
 
     def renew(self) -> None:
-        """Other work of the same kind begins: keep the chosen number, forget the usual time."""
+        """Begin other work of the same kind: keep the chosen number, forget the usual time."""
         self._usual, self._slow = None, 0
         if self._trying:
             self._begin_trial()
@@ -126,7 +126,7 @@ class Tuner:
 
 
 class _Scope(threading.local):
-    """What :func:`adapted_threads` has set up in this Python thread."""
+    """The state of :func:`adapted_threads` in this Python thread."""
 
     ceiling = 0  # threads at most, whatever the load; 0 outside of adapted_threads
     fixed = False  # whether the user has set the number
@@ -139,9 +139,9 @@ _tuners: dict[tuple[Hashable, ...], Tuner] = {}
 
 @contextmanager
 def adapted_threads() -> Iterator[None]:
-    """Let the number of threads follow the load inside; afterwards restore it.
+    """Let the number of threads follow the load in the context; restore it afterwards.
 
-    One of these inside another does nothing.
+    A nested context does nothing.
     """
     if _scope.ceiling:
         yield
@@ -158,7 +158,7 @@ def adapted_threads() -> Iterator[None]:
 
 
 def _available() -> int:
-    """Threads that can have a core each."""
+    """Number of threads that can each have a core."""
     if settings.fixed_threads is not None:  # a callback may have set it meanwhile
         return settings.fixed_threads
     if _scope.ceiling == 1:
@@ -175,7 +175,7 @@ class Pace:
     Parameters
     ----------
     kind
-        What two paces must have in common for the times of their units to be alike.
+        Key of the work; units of paces with the same key take similar times.
 
     Examples
     --------

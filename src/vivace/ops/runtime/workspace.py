@@ -1,4 +1,4 @@
-"""Arrays that the next call uses again instead of making new ones.
+"""Arrays that are reused between calls.
 
 Making and freeing a dozen arrays of a megabyte costs a training step a tenth of a
 millisecond, and evicts the old ones from the processor's cache.
@@ -49,8 +49,8 @@ class Workspace:
 
     A name has one buffer, as large as its largest array so far. Shapes that change from
     call to call share it, so a workspace does not grow with every new minibatch size.
-    Beyond 256 MB the buffers that were made first are dropped. An array that somebody
-    still holds stays valid when its buffer is dropped.
+    Beyond 256 MB the buffers that were made first are dropped. An array that is still
+    referenced stays valid when its buffer is dropped.
 
     Examples
     --------

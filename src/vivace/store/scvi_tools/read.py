@@ -1,7 +1,7 @@
 """Reads a folder that scvi-tools saved; nothing in it is executed.
 
 ``model.pt`` is a pickle. torch's restricted unpickler reads tensors and plain containers, and
-stand-ins of ours replace the few other names in such a file. NumPy arrays are made from their
+our stand-ins replace the few other names in such a file. NumPy arrays are made from their
 bytes, because NumPy's own unpickling trusts a hostile file. What pandas wrote (the history) is
 dropped. Any other name is refused.
 """
@@ -182,7 +182,7 @@ def _load(file: Path) -> dict[str, Any]:
         refused = sorted(n for n, stand_in in known.items() if stand_in is None)
         if refused:
             raise ModelFileError(
-                f"{file} names code ({', '.join(refused[:3])}), which vivace does not run; if you "
+                f"{file} refers to code ({', '.join(refused[:3])}), which vivace does not run; if you "
                 f"trust it, load it with scvi-tools {TRIED} and save it without that code."
             )
         with torch.serialization.safe_globals([(stand_in, n) for n, stand_in in known.items()]):
@@ -213,9 +213,9 @@ def _split_layout(file: Path, contents: dict[str, Any]) -> tuple[dict[str, Any],
     missing = {"model_state_dict", "var_names", "attr_dict"} - set(contents)
     attributes = contents.get("attr_dict", {})
     if missing or "registry_" not in attributes:
-        what = "scvi_setup_dict_" if "scvi_setup_dict_" in attributes else "no registry"
+        layout = "scvi_setup_dict_" if "scvi_setup_dict_" in attributes else "no registry"
         raise ModelFileError(
-            f"{file} has a legacy layout ({what}); load it with scvi-tools {TRIED} "
+            f"{file} has a legacy layout ({layout}); load it with scvi-tools {TRIED} "
             "(SCVI.convert_legacy_save) and save it again."
         )
     registry = attributes["registry_"]
@@ -284,7 +284,7 @@ def _read_schema(file: Path, registry: dict[str, Any], var_names: Any) -> Schema
         fields.get("extra_categorical_covs", {}).get("state_registry", {}).get("mappings", {})
     )
     return Schema(
-        # scvi-tools does not ask for integers
+        # scvi-tools does not require integers
         declarations=Declarations(**known, allow_non_integer=True),
         genes=tuple(str(g) for g in var_names),
         batches=_read_categories(fields["batch"]["state_registry"]["categorical_mapping"]),

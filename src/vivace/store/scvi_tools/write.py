@@ -42,7 +42,7 @@ def write_scvi_tools(
     adata: anndata.AnnData | None,
     overwrite: bool,
 ) -> None:
-    """Write the folder, whole or not at all.
+    """Write the folder, completely or not at all.
 
     Raises
     ------
@@ -90,7 +90,7 @@ def _check_options(config: ModelConfig, schema: Schema) -> None:
             f"use_batch_norm={config.use_batch_norm!r}": config.use_batch_norm
             not in ("both", "encoder"),
         }
-        used = [option for option, in_use in unsupported.items() if in_use]
+        used = [option for option, is_used in unsupported.items() if is_used]
         problem = f"a LinearSCVI with {used[0]}" if used else None
     if problem is not None:
         raise OptionError(
