@@ -1,16 +1,17 @@
-"""Differential expression: is it right, is it calibrated, how fast, in how much memory?
+"""Differential expression: accuracy, calibration, speed and memory.
 
 Usage: python benchmarks/de.py --raw FOLDER --folder F --peer-python PEER --save
 
 * truth: microarrays (Zheng et al. 2017 sorted T cells; PBMC 3k, B against dendritic cells), 20
   draws of up to 100 cells a side; AUC of the score for genes with an adjusted P below 0.05 (of all
-  genes, and of those with a count in the drawn cells), and
-  Spearman's correlation of the log fold change; beside scvi-tools 1.4.2 and a Wilcoxon test
+  genes, and of those with a count in the drawn cells), and Spearman's correlation of the log fold
+  change; compared with scvi-tools 1.4.2 and a Wilcoxon test
 * null: donors of Kang et al. split two against two, in each cell type and condition
 * planted: counts drawn from a fitted model with known fold changes, between cells and between
-  donors who differ of themselves; realised false discoveries against the target
-* repeat: calls of two seeds
-* speed: one test of both libraries in turn, and all of 12 groups; memory: 1,000,000 cells x 20,000
+  donors who also differ among themselves; realised false discoveries against the target
+* repeat: agreement of the calls of two seeds
+* speed: one test with both libraries, alternating, and all of 12 groups; memory: 1,000,000 cells x
+  20,000
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from quality import prepare, setup
 Rows = np.ndarray
 DRAWS, CELLS = 20, 100
 TARGETS = (0.01, 0.05, 0.1, 0.2)
-# file, cell types, and the columns of the truth, whose fold changes are the second against the first
+# file, cell types, and the columns of the truth; fold changes are the second over the first
 TRUTHS = {
     "CD4 against CD8 T cells": ("pbmc_facs_zheng", ("CD4 T", "CD8 T"), ("CD",)),
     "B against dendritic cells": ("pbmc3k", ("B", "DC"), ("BDC", "BDC2")),
@@ -48,7 +49,7 @@ STUDIES = ("truth", "null", "planted", "repeat", "speed", "memory")
 
 
 def trained(data: Path, batch_key: str = "none") -> vivace.SCVI:
-    """A default model of a file."""
+    """Train a default model on a file."""
     vivace.settings.seed = 0
     adata = anndata.read_h5ad(data)
     setup(adata, batch_key)
@@ -58,7 +59,7 @@ def trained(data: Path, batch_key: str = "none") -> vivace.SCVI:
 
 
 def ours(model: vivace.SCVI, sides: list[tuple[Rows, Rows]], **more: Any) -> dict[str, Any]:
-    """Score, effect and calls of each pair of row sets, in each way, as peer.py gives them."""
+    """Score, effect and calls for each pair of row sets, in each way, in the format of peer.py."""
 
     def ask(i: int, **options: Any) -> pd.DataFrame:
         first, second = sides[i]
@@ -73,7 +74,7 @@ def ours(model: vivace.SCVI, sides: list[tuple[Rows, Rows]], **more: Any) -> dic
 def theirs(
     data: Path, batch_key: str, weights: Path, sides: list[tuple[Rows, Rows]], peer_python: str
 ) -> dict[str, Any]:
-    """The same of scvi-tools, from weights that are made by its default training if missing."""
+    """The same for scvi-tools, whose default training is run if its weights are missing."""
     if not weights.exists():
         run_json(peer_python, "peer.py", "default", data, batch_key, "zinb", 0, weights)
     rows, out = weights.with_suffix(".rows.npz"), weights.with_suffix(".de.npz")
@@ -98,7 +99,7 @@ def theirs(
 
 
 def with_truth(raw: Path, name: str, out: Path) -> pd.DataFrame:
-    """The truth of the genes that are in it and in ten cells or more; writes those cells."""
+    """Save the cells; return the truth for its genes that are in at least ten cells."""
     table = pd.read_csv(raw / "de_truth_pbmc_microarray.csv").set_index("ENSG")
     adata = anndata.read_h5ad(raw / f"{name}.h5ad")
     if "ensembl" in adata.var:
@@ -113,7 +114,7 @@ def with_truth(raw: Path, name: str, out: Path) -> pd.DataFrame:
 
 
 def wilcoxon(adata: anndata.AnnData, sides: list[tuple[Rows, Rows]]) -> dict[str, Any]:
-    """Score and effect of a rank sum test on log-normalised counts."""
+    """Score and effect from a rank sum test on log-normalised counts."""
     x = adata.X.toarray()
     x = np.log1p(1e4 * x / x.sum(1, keepdims=True))
     tests = [ranksums(x[first], x[second]) for first, second in sides]
@@ -125,7 +126,7 @@ def wilcoxon(adata: anndata.AnnData, sides: list[tuple[Rows, Rows]]) -> dict[str
 
 
 def truth(raw: Path, folder: Path, peer_python: str) -> list[dict[str, Any]]:
-    """AUC and rank correlation of every way, mean over draws, and paired differences to the peer's."""
+    """AUC and rank correlation of every way, mean over subsets, and differences from the peer."""
     rows = []
     for comparison, (name, types, columns) in TRUTHS.items():
         data = folder / f"{name}.h5ad"
@@ -181,7 +182,7 @@ def truth(raw: Path, folder: Path, peer_python: str) -> list[dict[str, Any]]:
 
 
 def null(raw: Path, folder: Path, peer_python: str) -> list[dict[str, Any]]:
-    """Calls between donors of the same condition, within a cell type: there is nothing to find."""
+    """Calls between donors of the same condition within a cell type, where nothing differs."""
     there = prepare("kang, condition", raw, folder, peer_python)
     data = there / "fit.h5ad"  # of which recipe.py and trajectories.py train too
     model = trained(data, "condition")
@@ -228,11 +229,11 @@ DONORS = 4
 def plant(
     source: vivace.SCVI, rows: Rows, types: tuple[str, str], seed: int, between: float
 ) -> tuple[anndata.AnnData, np.ndarray]:
-    """Counts of cells whose expression is known, and the true log2 fold change of two types.
+    """Simulate counts with known expression; return the true log2 fold changes of two types.
 
-    Drawn from a fitted model; in the first type a tenth of the genes that are expressed at all
-    changes by a further factor of 2**(0.3 to 2), up or down. ``between``: standard deviation of
-    log2 effects that the first type has in each donor. Expression adds up to 1 again after both.
+    Drawn from a fitted model; in the first type, the expression of a tenth of the expressed genes
+    is multiplied or divided by 2**(0.3 to 2). ``between`` is the standard deviation of the log2
+    effects of each donor on the first type. Expression is rescaled to sum to 1 after both.
     """
     rng = np.random.default_rng(seed)
     parameters = source.get_likelihood_parameters(indices=rows, seed=seed, silent=True)
@@ -262,7 +263,7 @@ def plant(
 
 
 def planted(raw: Path, folder: Path, peer_python: str, times: int) -> list[dict[str, Any]]:
-    """Realised share of false calls, and of found genes, at each target."""
+    """Realised share of false calls, and of changed genes called, at each target."""
     there = prepare("kang, condition", raw, folder, peer_python)
     source = trained(there / "data.h5ad")
     control = np.flatnonzero((source.adata.obs["condition"] == "ctrl").to_numpy())
@@ -318,7 +319,7 @@ def planted(raw: Path, folder: Path, peer_python: str, times: int) -> list[dict[
 
 
 def repeat(raw: Path, folder: Path, peer_python: str) -> dict[str, Any]:
-    """How far the calls of two seeds agree: in both, of those in either; six pairs of seeds."""
+    """Genes called with both seeds as a share of those called with either, for six pairs."""
     there = prepare("kang, condition", raw, folder, peer_python)
     model = trained(there / "data.h5ad")
     cases = {
@@ -348,7 +349,7 @@ def repeat(raw: Path, folder: Path, peer_python: str) -> dict[str, Any]:
 
 
 def speed(folder: Path, peer_python: str, pairs: int) -> dict[str, Any]:
-    """Seconds of one test, a group of 12 against the rest, of both libraries in turn."""
+    """Seconds of one test, one of 12 groups against the rest, with both libraries alternating."""
     data = folder / "answers_grouped.h5ad"
     if not data.exists():
         if not (folder / "answers.h5ad").exists():
@@ -379,7 +380,7 @@ def speed(folder: Path, peer_python: str, pairs: int) -> dict[str, Any]:
 
 
 def picture(path: Path) -> None:
-    """PBMC 3k, each type against the rest: a volcano of B cells, and the surest genes of all."""
+    """PBMC 3k, each type against the rest: volcano of B cells, heat map of top genes."""
     from matplotlib.figure import Figure
 
     vivace.settings.seed = 0
@@ -398,12 +399,14 @@ def picture(path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--raw", required=True, type=Path, help="folder of the h5ad files")
-    parser.add_argument("--folder", required=True, type=Path, help="where data and models are kept")
+    parser.add_argument("--folder", required=True, type=Path, help="folder for data and models")
     parser.add_argument("--peer-python", required=True, help="Python that has scvi-tools 1.4.2")
     parser.add_argument("--only", nargs="*", choices=STUDIES, default=list(STUDIES))
     parser.add_argument("--pairs", default=3, type=int)
-    parser.add_argument("--times", default=20, type=int, help="data sets with planted effects")
-    parser.add_argument("--figure", type=Path, help="PNG of a volcano and a heat map")
+    parser.add_argument(
+        "--times", default=20, type=int, help="number of data sets with simulated effects"
+    )
+    parser.add_argument("--figure", type=Path, help="PNG file for a volcano plot and a heat map")
     parser.add_argument("--save", action="store_true")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)

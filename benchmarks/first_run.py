@@ -1,4 +1,4 @@
-"""Both libraries side by side: speed at scvi-tools' settings, and default training.
+"""Compare both libraries: speed at scvi-tools' settings, and default training.
 
 Usage: python benchmarks/first_run.py --raw kang_ifnb_dev.h5ad --peer-python .peer/bin/python --save
 """
@@ -22,7 +22,7 @@ from quality import elbo, load_peer, split
 
 
 def paired_speed(args: argparse.Namespace, data: Path, likelihood: str) -> dict[str, Any]:
-    """Cells a second of both, in turn, several times."""
+    """Cells per second of both libraries, alternating, several times."""
     peer, ours = [], []
     for _ in range(args.pairs):
         peer.append(
@@ -44,7 +44,7 @@ def paired_speed(args: argparse.Namespace, data: Path, likelihood: str) -> dict[
 
 
 def quality(model: vivace.SCVI, test: anndata.AnnData) -> dict[str, float]:
-    """ELBO of the test cells, and how well their neighbours tell the cell type."""
+    """ELBO of the test cells, and kNN accuracy of their cell types."""
     latent = model.get_latent_representation(test)
     knn = KNeighborsClassifier(15)
     labels = test.obs["cell_type"].astype(str)
@@ -80,7 +80,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--raw", required=True, type=Path, help="h5ad of raw counts")
     parser.add_argument("--batch-key", default="condition")
-    parser.add_argument("--genes", default=2000, type=int, help="most variable genes to keep")
+    parser.add_argument(
+        "--genes", default=2000, type=int, help="number of most variable genes to keep"
+    )
     parser.add_argument("--peer-python", required=True, help="Python that has scvi-tools 1.4.2")
     parser.add_argument("--pairs", default=3, type=int)
     parser.add_argument("--likelihood", default="zinb")

@@ -1,9 +1,9 @@
-"""A model goes from each library to the other: ELBO of the same cells in both.
+"""Convert a model from each library to the other and compare the ELBO of the same cells in both.
 
 Usage: python benchmarks/round_trip.py --raw kang_ifnb_dev.h5ad --peer-python .peer/bin/python --save
 
-Both ELBOs are means over the cells of one draw a cell, so that they agree up to
-the noise of the draws; the latent means agree to float32 accuracy.
+Both ELBOs are means over cells with one sample per cell, so they agree up to sampling noise; the
+latent means agree to float32 accuracy.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DRAWS = 10
 
 
 def ours(folder: Path, adata: anndata.AnnData, other: Path) -> dict[str, Any]:
-    """ELBO, its standard error over draws, and the distance to the peer's latent means."""
+    """ELBO, its standard error over samples, and the distance to the peer's latent means."""
     model = vivace.SCVI.load(folder, adata)
     draws = [model.get_elbo(seed=i) for i in range(DRAWS)]
     theirs = np.load(other)

@@ -1,10 +1,10 @@
-"""Training steps at scvi-tools' settings: cells a second of both, over the option grid.
+"""Training steps at scvi-tools' settings: cells per second of both, over a grid of options.
 
 Usage: python benchmarks/step.py --peer-python .peer/bin/python --pairs 5 --save
 
-Where other work on the machine halves its speed for minutes, the ratio of the fastest run of
-each side is the steadier one. The floor is the time of the matrix products alone: six of batch
-size x 128 x genes a step for ZINB, three for the others, by the same library on the same machine.
+If other work on the machine halves its speed for minutes, the ratio of the fastest runs is more
+stable. The floor is the time of the matrix products alone: per step six of batch size x 128 x genes
+for ZINB and three for the others, with the same library on the same machine.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ DATA = {"wide": (6_400, 2_000, 0.14), "deep": (2_560, 20_000, 0.05)}
 
 
 def measure(case: dict[str, Any], files: dict[str, Path], args: argparse.Namespace) -> Any:
-    """Cells a second of both, in turn, several times."""
+    """Cells per second of both libraries, alternating, several times."""
     threads = case.get("threads", os.cpu_count())
     likelihood, options = case.get("likelihood", "zinb"), json.dumps(case.get("options", {}))
     theirs_epochs, ours_epochs = case.get("epochs", (2, 6))
@@ -73,7 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peer-python", required=True, help="Python that has scvi-tools 1.4.2")
     parser.add_argument("--pairs", default=5, type=int)
-    parser.add_argument("--only", nargs="*", help="some of the cases")
+    parser.add_argument("--only", nargs="*", help="run only these cases")
     parser.add_argument("--save", action="store_true")
     args = parser.parse_args()
     chosen = {name: case for name, case in CASES.items() if not args.only or name in args.only}

@@ -7,7 +7,7 @@ EXACT = torch.tensor([8.0, -1.0, 0.5], dtype=torch.float64)
 
 
 def errors(ulps):
-    """The exact array in float32, its second entry off by so many ulps of the largest."""
+    """The exact array in float32, with its second entry off by so many ulps of the largest."""
     array = EXACT.float()
     array[1] += 8 * ulps * ULP
     return array

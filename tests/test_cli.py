@@ -19,7 +19,7 @@ from vivace.cli import main
 
 @pytest.fixture
 def vivace_says(capsys, monkeypatch):
-    """Run the command line; gives exit code, standard output and standard error."""
+    """Run the command line; returns exit code, standard output and standard error."""
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["vivace", *map(str, arguments)])
@@ -33,7 +33,7 @@ def vivace_says(capsys, monkeypatch):
 
 @pytest.fixture
 def vivace_refuses(vivace_says):
-    """The command must end with code 2 and one line on standard error that holds the parts."""
+    """The command must exit with code 2 and one line on standard error that contains the parts."""
 
     def run(arguments, *parts: str) -> None:
         code, out, err = vivace_says(*arguments)

@@ -1,4 +1,4 @@
-"""What every model answers: new data, its splits, its device."""
+"""What all models share: new data, splits, device."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def adata(tiny) -> AnnData:
 
 
 def unsorted(x: sp.csr_matrix) -> sp.csr_matrix:
-    """Equal to ``x``, but with the entries of each cell in falling order."""
+    """Equal to ``x``, but with the entries of each cell in descending order."""
     order = np.concatenate(
         [np.arange(b, a, -1) - 1 for a, b in zip(x.indptr[:-1], x.indptr[1:], strict=True)]
     )
@@ -50,7 +50,7 @@ def unsorted(x: sp.csr_matrix) -> sp.csr_matrix:
 
 
 def in_parts(x: sp.csr_matrix) -> sp.csr_matrix:
-    """Equal to ``x``, but with each entry stored as two."""
+    """Equal to ``x``, but with each entry split into two stored entries."""
     two = np.repeat(x.data, 2)
     two[::2], two[1::2] = 1, x.data - 1
     return sp.csr_matrix((two, np.repeat(x.indices, 2), 2 * x.indptr), shape=x.shape)
@@ -97,7 +97,7 @@ def delete(adata):
 
 
 def put_elsewhere(adata):
-    """A format that is never read."""
+    """Values that are never read."""
     adata.X = sp.csr_matrix(adata.X)
     adata._X = adata.X.tocoo()
 
@@ -382,7 +382,7 @@ def test_a_model_without_an_anndata_checks_its_counts_alone(adata):
 
 
 class Counted(np.ndarray):
-    """An array that adds up how many of its numbers are touched."""
+    """An array that counts how many of its values are read."""
 
     touched = 0
 

@@ -1,4 +1,4 @@
-"""Every form of a matrix in memory gives the same numbers."""
+"""All matrix formats in memory give the same numbers."""
 
 from __future__ import annotations
 

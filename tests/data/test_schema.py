@@ -307,7 +307,7 @@ def schema(tiny):
     ids=repr,
 )
 def test_codes_of_what_transform_batch_names(schema, transform, codes):
-    """One for each combination, in the order given; columns that are not named stay the cells'."""
+    """One per combination, in the given order; other columns keep the values of the cells."""
     assert list(schema.codes(transform)) == codes
 
 

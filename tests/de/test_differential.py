@@ -1,4 +1,4 @@
-"""``differential_expression`` as a whole: every option, on real and on small data."""
+"""``differential_expression`` end to end: every option, on real and small data."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_importance_weights_of_every_likelihood(folder):
 
 
 def test_a_gene_without_counts_on_both_sides_is_never_called(covered):
-    """It was counted in other cells, so that the model knows it."""
+    """It has counts in other cells, so the model knows it."""
     adata = covered.adata.copy()
     x = adata.X.toarray()
     x[np.isin(adata.obs["cell_type"], ["B", "T"]), 7] = 0
@@ -281,7 +281,7 @@ def test_one_cell_is_a_group(covered):
 
 
 def test_a_correction_decodes_both_sides_as_all_batches(covered):
-    """Two sides of the same cells, whose batches alone differ: corrected they are alike."""
+    """Both sides are the same cells in different batches; with the correction they are equal."""
     result = covered.differential_expression(
         idx1=range(10), idx2=range(10, 20), batch_correction=True, pseudocounts=1e-5, seed=0,
         batchid1="b0", batchid2="b1",
@@ -509,7 +509,7 @@ def test_minified_data_cannot_be_weighted_nor_compared_over_samples(minified, re
 
 
 def test_surer_genes_differ_more_in_counts(pbmc):
-    """Rank correlation with a test on the counts themselves."""
+    """Rank correlation with a test on the counts."""
     result = pbmc.differential_expression(
         groupby="cell_type", group1="B cells", group2="NK cells", seed=0
     )

@@ -1,4 +1,4 @@
-"""The distribution of differences between samples, against all pairs of them in NumPy in float64."""
+"""The distribution of differences between samples, compared with all pairs in NumPy in float64."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CLOSE = 1e-5  # of probabilities, which are sums in float32
 
 
 class Samples:
-    """Samples of several groups, each decoded as several codes: segments of given lengths."""
+    """Samples of several groups, each decoded with several codes, in segments of given lengths."""
 
     def __init__(self, x, lengths, n_codes=1):
         self.x = x
@@ -49,7 +49,7 @@ class Samples:
         return out
 
     def pairs(self, side, gene, pseudocount=1e-30):
-        """Every difference of one gene, and what it counts."""
+        """Every difference of one gene, and its weight."""
         one, weights = side
         logs = np.log2(self.x[gene].astype(np.float64) + pseudocount)
         effects, counts = [], []
@@ -71,7 +71,7 @@ class Samples:
 
 
 def assert_described(result, effects, counts, delta, width):
-    """Means and ends to float32; the rest as near as bins tell: samples are half a bin, or one, off."""
+    """Means and extremes agree to float32, the rest to half a bin or one bin per sample."""
     mean = effects @ counts
     assert counts.sum() == pytest.approx(1)
     assert result[MEAN] == pytest.approx(mean, abs=NEAR)

@@ -1,4 +1,4 @@
-"""Which pairs of samples are compared, and their intervals and users' effects, against NumPy."""
+"""Pairs of samples, their intervals and user-defined effects, compared with NumPy."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_an_interval_is_the_shortest_that_holds_its_share(n, level):
 
 
 def groups(*sizes_and_codes):
-    """As much of the samples as pairs depend on: their positions and codes."""
+    """The parts of the samples that pairs depend on: positions and codes."""
     starts = np.cumsum([0, *(n for n, _ in sizes_and_codes)])
     return SimpleNamespace(
         groups=[SimpleNamespace(codes=codes) for _, codes in sizes_and_codes],
@@ -233,7 +233,7 @@ def test_sides_that_are_decoded_as_others_are_compared_in_any_combination(sizes)
 
 
 def test_pairs_are_any():
-    """Neither side says anything about the other, nor about the place among the pairs."""
+    """The two sides are independent of each other and of the position among the pairs."""
     samples = groups((500, codes(1)), (500, codes(1)), (500, codes(1)))
     first, second = choose_pairs(samples, sides(0, [1, 2], [1, 1, 1]), 5000, 3)
     for a, b in ((first, second), (first, np.arange(5000)), (second, np.arange(5000))):

@@ -1,4 +1,4 @@
-"""Which cells are compared: groups and rows become parts, and what cannot be compared is refused."""
+"""Which cells are compared: groups and rows become parts; impossible comparisons are refused."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def make_comparisons(adata=None, groupby=None, group1=None, group2=None, idx1=No
 
 
 def get_rows(result):
-    """Each comparison by its names: rows of the one side and of the other."""
+    """The rows of both sides of each comparison, by its names."""
     return {
         (c.group1, c.group2): (
             sorted(result.parts[c.first].tolist()),

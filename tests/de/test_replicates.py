@@ -1,6 +1,6 @@
-"""Comparisons across replicates: which of them, which design, and that one decides nothing.
+"""Comparisons across replicates: which ones, which design, and that one alone does not decide.
 
-Statistics are compared with SciPy's t tests, limma's moderation, and integrals.
+Statistics are compared with SciPy's t tests, limma's moderation and numerical integration.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def labelled(model, side, sample):
 
 
 def laid_out(model, *numbers):
-    """So many cells of (side, sample), in turn; the others are of no side."""
+    """Given numbers of cells per (side, sample), in turn; the others are on neither side."""
     side, sample = [], []
     for a, b, n in numbers:
         side += [a] * n
@@ -158,7 +158,7 @@ def test_bad_input(covered, refused):
 
 @pytest.fixture(scope="module")
 def mice():
-    """Four donors in two conditions. Most cells are of one of them, in which alone g1 is up.
+    """Four donors in two conditions. Most cells are of one donor, and only there g1 is up.
 
     g0 is up in condition B in every donor.
     """
@@ -234,7 +234,7 @@ def test_swapped_sides_mirror_effects(mice):
 
 
 def test_random_samples_are_reported(covered, monkeypatch):
-    """As many as there are, also if each of the categories gets equally many."""
+    """The number of random samples is reported, also when it is the same for each category."""
     made, sample_latents = [], replicates.sample_latents
 
     def counting(*arguments):
@@ -265,7 +265,7 @@ def every(n):
 
 
 def inverse_trigamma(y):
-    """Newton's steps as limma takes them."""
+    """Newton's method as in limma."""
     x = 0.5 + 1 / y
     for _ in range(50):
         x += special.polygamma(1, x) * (1 - special.polygamma(1, x) / y) / special.polygamma(2, x)
@@ -273,7 +273,7 @@ def inverse_trigamma(y):
 
 
 def by_limma(variance, dof):
-    """squeezeVar of limma, whose fitFDist finds the prior."""
+    """limma's squeezeVar, with the prior from fitFDist."""
     e = np.log(variance) - special.digamma(dof / 2) + np.log(dof / 2)
     spread = e.var(ddof=1) - special.polygamma(1, dof / 2)
     prior_dof = 2 * inverse_trigamma(spread)
@@ -390,7 +390,7 @@ def integral(function, low, high, points):
 
 
 def cut_normal(x, width, reach):
-    """Density of a normal around zero that ends at ``reach``."""
+    """Density of a normal around zero, truncated at ``reach``."""
     whole = width * np.sqrt(2 * np.pi) * special.erf(reach / width / np.sqrt(2))
     return np.exp(-0.5 * (x / width) ** 2) / whole
 
@@ -453,7 +453,7 @@ def test_the_posterior_is_that_of_integrals():
 
 
 def test_intervals_and_the_median_are_quantiles():
-    """Of genes that say much more than the prior: those of Student's t."""
+    """For genes much more informative than the prior, they equal those of Student's t."""
     effects = get_effects(np.linspace(-4, 4, 60), 0.15, 12.0)
     result = infer_mean_effects(effects, 0.25, every(60), (0.5, 0.9))
     far = (np.abs(effects.mean) > 2) & (np.abs(effects.mean) < 3.3)
@@ -466,7 +466,7 @@ def test_intervals_and_the_median_are_quantiles():
 
 
 def test_the_gene_that_changes_most_is_not_cut_off():
-    """It could change more than it was seen to."""
+    """Its true change may be larger than the observed one."""
     effects = get_effects([*np.linspace(-2, 2, 40), 4.0], 0.4, 12.0)
     result = infer_mean_effects(effects, 0.25, every(41), (0.9,))
     assert result.intervals[0.9][1][-1] > 4.3
@@ -501,7 +501,7 @@ def test_where_no_gene_differs_none_is_called(seed, delta):
 
 
 def test_where_no_gene_differs_none_is_called_with_a_threshold_of_nothing():
-    """No change at all is neither upwards nor downwards."""
+    """A change of exactly zero is neither up nor down."""
     result = infer_mean_effects(observed(np.zeros(1000), 4, 0.3, 0), 0.0, every(1000), ())
     assert surest(result).max() < 0.95
 
@@ -527,13 +527,13 @@ def test_one_deviating_replicate_calls_no_gene():
 
 
 def test_genes_that_fit_nothing_say_nothing():
-    """Without a gene to learn the prior from, none has an effect."""
+    """If there is no gene to learn the prior from, none has an effect."""
     result = infer_mean_effects(get_effects([3.0, -1.0], 0.1), 0.25, np.zeros(2, bool), ())
     assert surest(result).max() < 1e-6
 
 
 def test_across_samples_a_size_factor_is_no_library(conditions):
-    """Expression is then in molecules, and so must be what was counted."""
+    """Expression is then in molecules, so the counts must be too."""
     model = fitted(conditions, size_factor_key="size")
     result = model.differential_expression(
         groupby="condition", group1="1", group2="0", sample_key="donor", seed=0

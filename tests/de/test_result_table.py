@@ -1,4 +1,4 @@
-"""The table: columns, order and calls; and the form that scanpy reads, by scanpy itself."""
+"""The table: columns, order and calls; and the format for scanpy, read by scanpy itself."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_probabilities_of_rounding_stay_probabilities():
 
 @pytest.fixture(params=["change", "vanilla"])
 def written(request, pbmc):
-    """A result of three groups against all others, in the data and as a frame."""
+    """A result for three groups against all others, written to the data and as a DataFrame."""
     adata = pbmc.adata.copy()
     result = pbmc.differential_expression(
         adata,

@@ -1,4 +1,4 @@
-"""Random samples of groups: which cells, where in the latent space, decoded as what."""
+"""Posterior samples of groups: cells, latent positions, and the covariates of the decoding."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WEIGHTING = {"max_cells": 20, "truncation": False, "n_mc_samples": 3}
 
 @pytest.fixture(autouse=True)
 def _no_gradients():
-    """As in every question."""
+    """Without gradients, as in every question."""
     with torch.no_grad():
         yield
 
@@ -43,7 +43,7 @@ def whole(expression):
 
 
 def decoded_as(model, group, transform):
-    """What the model's public ``decode`` says at the same points, (m, g)."""
+    """The result of the public ``decode`` at the same points, (m, g)."""
     z = torch.softmax(group.z, -1) if model.config.latent_distribution == "ln" else group.z
     result = model.decode(z, indices=group.cells.rows, transform_batch=transform)
     name = "normal_mu" if model.config.gene_likelihood == "normal" else "scale"
@@ -176,5 +176,5 @@ def test_the_summary_is_of_each_group(cells):
 
 
 def test_a_large_model_is_decoded_in_blocks():
-    """12,000 samples of 36,000 genes are not held at a time."""
+    """12,000 samples of 36,000 genes are not held in memory at once."""
     assert samples.MAX_VALUES < 12_000 * 36_000

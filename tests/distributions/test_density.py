@@ -1,4 +1,4 @@
-"""log_prob, its gradient and cdf against 40 digits, SciPy and each other."""
+"""log_prob, its gradient and cdf, compared with 40-digit arithmetic, SciPy and each other."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def drawn(n, seed):
 
 @lru_cache(None)
 def points():
-    """Float32 numbers, so that every type is asked the same."""
+    """Float32 numbers, so that all types get the same input."""
     grid = np.array(list(product(COUNTS, MUS, THETAS))).T
     return np.concatenate([grid, drawn(1000, seed=0)], axis=1).astype(np.float32)
 
@@ -237,7 +237,7 @@ def test_gradcheck():
 
 
 def test_gradient_against_forty_digits(dtype, device):
-    """The gradient in the logarithm of each parameter, which is what networks are trained by."""
+    """The gradient with respect to the logarithm of each parameter, as used in training."""
     x, mu, theta = tensors(*points(), dtype=dtype, device=device)
     mu.requires_grad_()
     theta.requires_grad_()

@@ -1,4 +1,4 @@
-"""Shapes, expansion, what is kept, what is refused."""
+"""Shapes, expansion, attributes and refused arguments."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def made(parameters, dtype=torch.float64, **options):
 
 
 def assert_inverse(parameters, u, k, within=WITHIN):
-    """``k`` are the smallest whole numbers with P(x <= k) >= u."""
+    """Check that ``k`` are the smallest integers with P(x <= k) >= u."""
     assert np.array_equal(k, np.floor(k))
     assert k.min() >= 0
     assert (below(parameters, k) >= u - within).all()
@@ -62,7 +62,7 @@ SWEEPS = {
 
 @pytest.fixture(params=SWEEPS)
 def parameters(request):
-    """Every combination of parameters, the last dimension free for uniform numbers."""
+    """Every combination of parameters; the last dimension is left for uniform numbers."""
     return SWEEPS[request.param]
 
 
@@ -77,7 +77,7 @@ def test_it_is_the_smallest_count_with_as_much_probability_below(parameters):
 
 
 def test_it_is_so_far_out_in_the_tail_too(parameters):
-    """One in 1e12 above: the probability above is as right as that below."""
+    """With 1e-12 above, the upper tail probability is as accurate as the lower."""
     u = 1.0 - np.array([1e-10, 1e-11, 1e-12])
     result = made(parameters).icdf(torch.from_numpy(u)).numpy()
     assert_inverse(parameters, u, result, within=1e-13)
@@ -137,7 +137,7 @@ def test_a_mean_of_zero_gives_zero():
 
 @pytest.mark.parametrize("logit", [20.0, 30.0])
 def test_a_probability_of_a_loss_that_rounds_to_1_is_still_told_from_it(logit):
-    """In float32 from 17 on; the uniform number says how far above the losses it is."""
+    """In float32 from a logit of 17 on."""
     d = ZeroInflatedNegativeBinomial(mu=1e3, theta=1e6, zi_logits=logit)
     kept = special.expit(-logit)
     share = np.array([0.9, 0.5, 0.1])  # of the counts that are kept, above
@@ -220,7 +220,7 @@ def test_single_numbers_give_a_single_number(u):
 
 
 def test_each_entry_is_by_itself(parameters):
-    """Alone, among others, in another order: the same count."""
+    """An entry gives the same count alone, among others, and in another order."""
     rng = np.random.default_rng(1)
     tensors = np.broadcast_arrays(*parameters.values(), INSIDE)
     *flat, u = (a.reshape(-1) for a in tensors)

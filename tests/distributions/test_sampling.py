@@ -1,4 +1,4 @@
-"""Draws against the density they are said to have."""
+"""Samples compared with their density."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def generator(seed, device="cpu"):
 
 
 def p_value(distribution, draws):
-    """Chi-square test in some 20 bins, set by a few of the draws; each should hold 10 of the rest."""
+    """Chi-square test in some 20 bins from a few of the samples; each expects 10 of the others."""
     first, draws = draws[:2000], draws[2000:]
     x = np.unique(np.quantile(first, np.linspace(0, 1, 21)[:-1]).astype(np.int64))
     edges = np.unique(np.concatenate([x, x - 1, [0, 1, 2]]))
@@ -80,7 +80,7 @@ def moved(distribution, device):
 
 
 def test_the_test_sees_a_wrong_density():
-    """A tenth more dispersion, one draw in fifty lost, a mean 4 % too high."""
+    """10 % more dispersion, 2 % of samples lost, a mean 4 % too high."""
     draws = NegativeBinomial(mu=12.0, theta=1.0).sample((DRAWS,), generator=generator(2)).numpy()
     for wrong in (
         NegativeBinomial(mu=12.0, theta=0.9),

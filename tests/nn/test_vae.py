@@ -1,4 +1,4 @@
-"""Encoder and decoder against plain torch.nn, with the same weights."""
+"""Encoder and decoder compared with plain torch.nn with the same weights."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def linear(ours) -> nn.Linear:
 
 
 def plain_layers(ours, config: ModelConfig, where: str) -> list[nn.Sequential]:
-    """Linear, BatchNorm1d, LayerNorm, ReLU, with our weights."""
+    """Linear, BatchNorm1d, LayerNorm, ReLU, with vivace's weights."""
     layers = []
     for ours_linear, ours_after in zip(ours.linears, ours.activations, strict=True):
         steps = [linear(ours_linear)]
@@ -129,7 +129,7 @@ def test_decoder(options, training):
 
 
 def check_running_statistics(ours, layers):
-    """Untouched in evaluation, moved as torch's in training."""
+    """Unchanged in evaluation, updated like torch's in training."""
     for activation, layer in zip(ours.activations, layers, strict=True):
         norms = [step for step in layer if isinstance(step, nn.BatchNorm1d)]
         assert len(norms) == isinstance(activation.batch_norm, nn.BatchNorm1d)

@@ -1,4 +1,4 @@
-"""Aggregated posteriors against SciPy's densities, and which samples a place is typical of."""
+"""Aggregated posteriors against SciPy's densities, and which samples a position is typical of."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vivace.errors import (
 
 @pytest.fixture(scope="module", params=["normal", "ln"])
 def fitted(request, tiny):
-    """A model of a few cell types that are apart in its latent space."""
+    """A model of a few cell types that are separated in its latent space."""
     adata = tiny(n_cells=120)
     SCVI.setup_anndata(adata, batch_key="batch")
     model = SCVI(adata, n_hidden=16, n_latent=3, latent_distribution=request.param)

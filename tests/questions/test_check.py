@@ -130,7 +130,7 @@ def known(tiny):
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_model_is_found_adequate_for_data_of_its_own(known, seed):
-    """Data are one more draw, so that p-values are uniform: 2 of 80 ranks are extreme."""
+    """The data are another sample, so p-values are uniform: 2 of 80 ranks are extreme."""
     data = known.adata.copy()
     data.X = known.posterior_predictive_sample(seed=seed).astype(np.float32)
     frame = known.posterior_predictive_check(data, n_samples=79, n_correlated=10, seed=10 * seed)
@@ -147,7 +147,7 @@ def test_a_model_is_found_adequate_for_data_of_its_own(known, seed):
 
 @pytest.fixture(scope="module")
 def overdispersed(tiny):
-    """Counts with an inverse dispersion of 0.3, for which no latent variable accounts."""
+    """Counts with an inverse dispersion of 0.3 that no latent variable explains."""
     adata = tiny(n_cells=300)
     rng = np.random.default_rng(0)
     mean = rng.uniform(1.0, 5.0, 30)
@@ -237,7 +237,7 @@ def spearman(a, b):
 
 @pytest.mark.parametrize("statistic", ["mean", "zero_fraction"])
 def test_what_is_predicted_tracks_cells_that_were_not_trained_on(held_out, statistic):
-    """As closely as nine times as many real cells do; their own noise is the limit.
+    """As closely as nine times as many real cells; the limit is their own noise.
 
     Over genes of 200 molecules or more that noise is small, and so is the difference.
     """

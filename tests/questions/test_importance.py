@@ -77,7 +77,7 @@ def log_terms(model, z, cells):
 
 
 def defined(model, z, cells, log_px):
-    """Sum over cells of p(z) p(x|z) / p(x), over the sum of q(z|x); made to add up to 1."""
+    """Sum over cells of p(z) p(x|z) / p(x), divided by the sum of q(z|x), normalised to 1."""
     joint, proposal = log_terms(model, z, cells)
     log_w = np.logaddexp.reduce(joint - np.asarray(log_px)[:, None], axis=0)
     log_w -= np.logaddexp.reduce(proposal, axis=0)
@@ -142,7 +142,7 @@ def test_truncation_caps_them_at_the_root_of_their_number(default, points):
 
 
 def test_a_few_cells_speak_for_all(default, points):
-    """With ``max_cells=1`` one of them, which the seed decides."""
+    """With ``max_cells=1`` a single cell is used, chosen by the seed."""
     alone = [defined(default, points, [cell], [0.0]) for cell in CELLS]
     chosen = set()
     for seed in range(12):

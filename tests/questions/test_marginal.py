@@ -17,7 +17,7 @@ DRAWS = 5_000
 def two_dimensional(tiny):
     """A model of two latent dimensions for each set of options, trained once.
 
-    Its q(z, l|x) is made wide, the prior nearly: what is drawn changes, and p(x) does not.
+    Its q(z, l|x) is widened almost to the prior, which changes the samples but not p(x).
     """
     made = {}
 

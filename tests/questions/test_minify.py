@@ -1,4 +1,4 @@
-"""Minified data: what needs no counts is answered as before, the rest is refused."""
+"""Minified data: questions that need no counts are answered as before, the others are refused."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def answers(model, adata=None):
 
 
 def assert_same(result, expected):
-    """To float32, of the largest of each answer."""
+    """Equal to float32 precision, relative to the largest value of each answer."""
     assert list(result) == list(expected)
     for name, value in expected.items():
         bound = 1e-5 * np.abs(value).max()
@@ -112,7 +112,7 @@ def assert_same(result, expected):
 
 
 def contents(adata):
-    """A copy of everything that can be told apart in an AnnData."""
+    """A copy of all contents of an AnnData."""
     return {
         "X": adata.X.copy(),
         "obs": adata.obs.copy(),

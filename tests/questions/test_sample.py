@@ -1,4 +1,4 @@
-"""What the model would observe: counts drawn anew, the parameters behind them, and the library."""
+"""Posterior predictive samples, the parameters of their distribution, and the library."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SIX = 6.0  # standard errors; of some thousand comparisons with fixed seeds none
 
 
 class Golden(NamedTuple):
-    """A model of scvi-tools', its data, and what scvi-tools said."""
+    """A model saved by scvi-tools, its data, and scvi-tools' results."""
 
     model: SCVI
     adata: AnnData
@@ -55,7 +55,7 @@ class Golden(NamedTuple):
 
 @pytest.fixture(scope="module", params=FOLDERS)
 def golden(request):
-    """As scvi-tools left it; with ", full" the latent library of every cell is log-normal(5, 0.3)."""
+    """As saved by scvi-tools; with ", full" the latent library of a cell is log-normal(5, 0.3)."""
     name, *full = request.param.split(", ")
     adata = anndata.read_h5ad(GOLDEN / "adata.h5ad")
     loaded, expected = (
@@ -73,7 +73,7 @@ def golden(request):
 
 @pytest.fixture(scope="module")
 def normal(tiny):
-    """A model of values that are no counts."""
+    """A model of values that are not counts."""
     adata = tiny()
     SCVI.setup_anndata(adata, batch_key="batch")
     fitted = SCVI(adata, n_hidden=8, n_latent=2, gene_likelihood="normal")

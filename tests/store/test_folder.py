@@ -93,7 +93,7 @@ def fail(*args, **kwargs):
 
 
 def rename_only_to_scratch(path: Path, target: Path) -> Path:
-    """A rename that works for the old folder, which goes aside, and fails for the new one."""
+    """A rename that moves the old folder away but fails for the new one."""
     if path.name == "new":
         fail()
     return Path(path.replace(target))

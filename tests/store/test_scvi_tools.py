@@ -1,4 +1,4 @@
-"""Folders that scvi-tools saved: read without running anything, and written back."""
+"""Folders saved by scvi-tools: read without executing anything, and written back."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_a_history_of_pandas_is_left_alone(changed, adata):
 
 
 class Hostile:
-    """Would make a file if anything called it."""
+    """Creates a file when called."""
 
     def __init__(self, path):
         self.path = path
@@ -138,7 +138,7 @@ def test_a_hostile_pickle_is_named_and_not_run(place, changed, tmp_path, refused
 
 
 def reduced(function, arguments, state=None):
-    """An object that a pickle makes by calling ``function`` and then setting ``state``."""
+    """An object that is unpickled by calling ``function`` and then setting ``state``."""
 
     class Made:
         def __reduce__(self):
@@ -231,7 +231,7 @@ def test_a_prefix_is_named(tmp_path, refused):
 
 
 def test_pandas_code_is_not_run_either(changed, tmp_path, refused):
-    """A stand-in takes the arguments of whatever pandas function the file names."""
+    """A substitute accepts the arguments of any pandas function that the file names."""
 
     class Evil:
         def __reduce__(self):

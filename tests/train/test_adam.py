@@ -22,7 +22,7 @@ def parameters(seed, dtype=torch.float32):
 
 
 class Ours:
-    """Parameters in one buffer and the kernel over it, which is handed their ``.grad``."""
+    """Parameters in one buffer, updated by the kernel from their ``.grad``."""
 
     def __init__(self, params, groups=None, elsewhere=(), **settings):
         groups = groups or [(params, 0.0, 1.0)]

@@ -1,4 +1,4 @@
-"""Ten steps of Adam on the same cells: kernel and reference stay together."""
+"""Kernel and reference agree over ten steps of Adam on the same cells."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def test_fast_visits_fall_with_the_root_of_the_cells() -> None:
 
 
 def test_few_cells_are_not_visited_more_often_in_smaller_minibatches() -> None:
-    """A hundred cells, visited a hundred times each, are learnt by heart."""
+    """A hundred cells seen a hundred times each would be memorised."""
     assert max(fast_epochs(n, n) for n in range(1, 4_000)) <= 16
     assert [FAST.choose_batch_size(n) for n in (1, 3_999, 4_000, 10**7)] == [64, 64, 128, 128]
     assert THEIRS.choose_batch_size(10) == THEIRS.choose_batch_size(10**7) == 128
@@ -101,7 +101,7 @@ def test_plan_refusals() -> None:
 
 
 def test_none_is_no_other_warm_up() -> None:
-    """As it is scvi-tools' own default."""
+    """Because None is scvi-tools' default."""
     for recipe in RECIPES.values():
         assert recipe.with_plan({"n_steps_kl_warmup": None}) == recipe
 

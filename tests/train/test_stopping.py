@@ -1,4 +1,4 @@
-"""Judging epochs, early stopping, the weights that stay, callbacks and loggers."""
+"""Evaluation of epochs, early stopping, which weights are kept, callbacks and loggers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def model(adata):
 
 
 def judged(elbos, patience=None, full_from=0, **more):
-    """A judge after these epochs, and the epoch after which it was out of patience."""
+    """A judge after these epochs, and the epoch after which its patience ran out."""
     judge = Judge(patience, keep_best=True)
     for epoch, elbo in enumerate(elbos):
         row = {"elbo_validation": elbo, "kl_weight": float(epoch >= full_from)}
@@ -187,7 +187,7 @@ def test_reducing_the_learning_rate_stops_at_the_least():
 
 def test_the_weights_that_stay_are_those_of_the_best_epoch(model):
     class Spoil(Callback):
-        """Ruins the weights after the second to last epoch, and again after the last."""
+        """Destroys the weights after the second to last epoch, and again after the last."""
 
         def on_epoch_end(self, model, row):
             if len(model.history) >= 11:
@@ -484,7 +484,7 @@ def test_fabrics_csv_logger(model, tmp_path):
 
 
 def hostile(kind, rng):
-    """Valid counts that nobody wishes for."""
+    """Valid but extreme counts."""
     n, g = 90, 40
     x = rng.poisson(1.0, (n, g)).astype(float)
     if kind == "counts of a million":

@@ -1,7 +1,7 @@
-"""What cannot be mapped onto a reference is refused in one sentence, and left as it was.
+"""A query that cannot be mapped is refused in one sentence and left unchanged.
 
-What is much like it and is taken stands beside it. Refusals whose message gives the line that
-helps are in test_remedies.py, those of genes alone in test_genes.py.
+What is much like it and is taken stands beside it. Refusals whose message gives the line of code
+that helps are in test_remedies.py, those of genes alone in test_genes.py.
 """
 
 from __future__ import annotations

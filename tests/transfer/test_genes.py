@@ -1,4 +1,4 @@
-"""The genes of a query brought into the form of a reference, and the report of how that went."""
+"""Aligning the genes of a query with a reference, and the report about it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FORMS = {
 
 
 def data(genes, rows=((1, 2, 3), (4, 5, 6)), form=sp.csr_matrix, dtype=np.float32) -> AnnData:
-    """Two cells (or so) whose counts are written out."""
+    """A few cells with explicit counts."""
     counts = np.array([row[: len(genes)] for row in rows], dtype)
     var = pd.DataFrame(index=pd.Index(list(genes), dtype=object))
     obs = pd.DataFrame(index=[f"cell{i}" for i in range(len(rows))])
@@ -55,7 +55,7 @@ def reference(genes, layer=None) -> SCVI:
 
 
 def unchanged(before: AnnData, after: AnnData) -> None:
-    """Whatever an AnnData holds is as it was."""
+    """Check that nothing in an AnnData has changed."""
     np.testing.assert_array_equal(dense(after.X), dense(before.X))
     assert type(after.X) is type(before.X)
     assert after.X.dtype == before.X.dtype

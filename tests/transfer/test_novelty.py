@@ -10,7 +10,7 @@ from vivace.transfer.novelty import measure_novelty, rank_novelty, share_below
 
 
 def test_one_new_cell_is_novel_by_itself_and_many_are_together():
-    """A new cell among known ones must not be drowned, nor known ones be called new."""
+    """A single new cell must be detected, and the known ones must not be called new."""
     rng = np.random.default_rng(0)
     known = [rng.normal(size=500) for _ in range(3)]
     values = [rng.normal(size=200) for _ in range(3)]

@@ -1,4 +1,4 @@
-"""Where the cells of a query land, and that those of the reference stay where they were."""
+"""Where query cells are placed, and that reference cells do not move."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_a_latent_library_takes_a_query_without_cells_of_every_known_batch(
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_before_training_all_combinations_have_the_numbers_of_the_reference(reference, query, name):
-    """Blocks of several covariates that were mixed up would show here."""
+    """This would detect blocks of covariates that are mixed up."""
     trained = reference(name)
     mine = mapped(query, trained, freeze_batchnorm_decoder=True)
     mine.train(**NO_STEP)  # a model that was not trained answers nothing
@@ -194,7 +194,7 @@ def test_reference_cells_move_once_the_expression_is_trained(reference, query, n
     }.items(),
 )
 def test_cells_of_a_model_of_scvi_tools_keep_its_numbers(name, sees):
-    """What scvi-tools found for the reference's cells is found by the mapped model still."""
+    """The mapped model still reproduces scvi-tools' results for the cells of the reference."""
     adata = anndata.read_h5ad(GOLDEN / "adata.h5ad")
     cls = LinearSCVI if name == "linear" else SCVI
     query = adata[::4].copy()
@@ -296,7 +296,7 @@ def test_there_is_a_warning_exactly_where_no_cell_moves(tiny, query, options):
 
 @pytest.mark.parametrize("batches", [("b0", "b1"), ("b1",)], ids=str)
 def test_there_is_no_warning_where_nothing_is_new(tiny, batches):
-    """Labels that are not read are nothing new."""
+    """Labels that are not used do not count as new."""
     trained = trained_on(tiny(), options={}, batch_key="batch", labels_key="cell_type")
     mine = SCVI.load_query_data(of_batch(tiny, *batches), trained)  # a warning would be an error
     assert mine.schema.batches == ("b0", "b1")

@@ -53,7 +53,7 @@ def test_separated_labels_are_found_and_certain(reference):
 @pytest.mark.parametrize("sizes", [(900, 100), (1_900, 60)])
 @pytest.mark.parametrize("n", [40, 500])
 def test_batches_need_not_be_as_large(sizes, n):
-    """Distances shrink with the number of cells that they are measured to."""
+    """Distances to the nearest cells decrease with the number of cells."""
     reference = two_batches(*sizes)
     queries = [blobs(n, 0, seed)[0] for seed in range(10, 12 + 1_000 // n)]
     result = np.concatenate([predict(reference, query).novelty for query in queries])

@@ -139,7 +139,7 @@ def test_extreme_zero_inflation(reduction, zi_logit):
 @pytest.mark.parametrize("zi_logit", [-26.0, -28.0, -43.0, -45.0, -61.0, -86.0, -90.0, -120.0])
 @each_reduction
 def test_a_zero_that_neither_dropout_nor_nb_explains(reduction, zi_logit, log_library):
-    """Means of 25 or 1e4 and theta of 10: log NB(0) is about -20 or -70, and leaves float32 in time."""
+    """Means of 25 or 1e4 and theta of 10: log NB(0) is about -20 or -70, and later underflows."""
     problems = []
     for seed in range(32):
         gen = torch.Generator().manual_seed(seed)
@@ -156,7 +156,7 @@ def test_a_zero_that_neither_dropout_nor_nb_explains(reduction, zi_logit, log_li
 
 @pytest.mark.parametrize("zi_logit", [-43.0, -43.7, -60.0, -float("inf")])
 def test_processors_that_flush_small_numbers_to_zero(zi_logit):
-    """Nothing on the way leaves normal float32; one thread, since each has its own setting."""
+    """All intermediate values are normal float32 numbers. One thread: the setting is per thread."""
     problem = count_problem("zinb", seed=0, n=4, g=3000).with_heads(
         dropout_hg=torch.zeros(8, 3000), dropout_g=torch.full((3000,), zi_logit)
     )
@@ -178,7 +178,7 @@ def test_processors_that_flush_small_numbers_to_zero(zi_logit):
 
 @pytest.mark.parametrize("certain", [80.0, 1e30, float("inf")])
 def test_a_gene_that_is_surely_dropped_beside_one_that_vanishes(certain):
-    """A row that is computed by logarithms, because of one gene, has all sorts of others."""
+    """A row computed with logarithms because of one gene also contains ordinary genes."""
     logits = torch.full((120,), -2.0)
     logits[3], logits[50] = -70.0, certain
     problem = count_problem("zinb", seed=0).with_heads(
@@ -197,7 +197,7 @@ def test_a_gene_that_is_surely_dropped_beside_one_that_vanishes(certain):
 @pytest.mark.parametrize("largest", [-300.0, 0.0, 300.0])
 @each_likelihood
 def test_each_gene_in_the_softmax_may_lie_far_below_the_largest(likelihood, largest):
-    """Where exp(logit - max) leaves float32, the loss still sees the logit."""
+    """The loss still depends on a logit whose exp(logit - max) underflows in float32."""
     problem = count_problem(likelihood, seed=3)
     logits = torch.linspace(largest - 200, largest, 120)
     problems = [problem.with_heads(scale_hg=torch.zeros(8, 120), scale_g=logits)]
@@ -258,7 +258,7 @@ def test_blocks_of_each_dispersion_and_activation(likelihood, reduction, kind, m
 @pytest.mark.parametrize("dispersion", ["table", "head"])
 @each_dispersed
 def test_theta_of_a_cell_beyond_its_bounds(likelihood, dispersion):
-    """As with one theta a gene: the value at the bound, no gradient."""
+    """As with one theta per gene: the value at the bound, no gradient."""
     field = "log_theta_g" if dispersion == "table" else "theta_bias_g"
     problem = count_problem(likelihood, seed=6, dispersion=dispersion)
     some = torch.arange(120) % 3 == 0
@@ -531,7 +531,7 @@ def test_gradients_outlive_the_next_call(likelihood, kind):
 @pytest.mark.parametrize("kind", [{}, *KINDS.values()], ids=["", *KINDS])
 @each_likelihood
 def test_results_in_a_workspace_are_the_same(likelihood, kind):
-    """Whatever calls of other sizes have left in it."""
+    """Regardless of what earlier calls of other sizes left in it."""
     workspace = Workspace()
     for seed, n in ((1, 16), (2, 9), (3, 21), (1, 16)):
         problem = count_problem(likelihood, seed, n=n, **get_kinds(likelihood, kind))
@@ -560,7 +560,7 @@ def test_minibatches_of_every_size_do_not_add_memory():
 
 
 def test_python_threads_do_not_share_memory():
-    """Losses of different cells in four threads at once."""
+    """Compute losses of different cells in four threads at once."""
     problems = [count_problem("zinb", seed=seed, n=40 + seed, g=300) for seed in range(4)]
     inputs = [get_inputs(p) for p in problems]
     expected = [cpu.nll(i) for i in inputs]

@@ -1,4 +1,4 @@
-"""The reference against SciPy and 40 digits; its gradient; what the function refuses."""
+"""The reference compared with SciPy and 40-digit arithmetic; its gradient; refused arguments."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def exact_zinb(x, log_mu, log_theta, zi_logits):
     ids=["poisson", "nb", "zinb"],
 )
 def test_value_against_forty_digits(reference, exact, axes, device, exact_dtype):
-    """Off by no more than the rounding of the terms that the formula adds up."""
+    """The error is at most the rounding error of the terms in the sum."""
     points = list(product(*axes))
     columns = torch.tensor(points, dtype=exact_dtype, device=device).unbind(1)
     result = reference(*columns).cpu().double().numpy()
@@ -151,7 +151,7 @@ def test_cells_against_scipy(likelihood, activation, dispersion, device_with_flo
 
 @pytest.mark.parametrize("likelihood", COUNT_LIKELIHOODS)
 def test_probabilities_sum_to_one(likelihood):
-    """Over every count that has any probability; reference and kernel."""
+    """Over all counts with non-negligible probability; reference and kernel."""
     budget = Budget()
     for log_mu, log_theta, zi_logits in product((-3.0, 0.0, 2.0), (-1.0, 1.0, 4.0), (-2.0, 3.0)):
         x = torch.arange(1500.0)[:, None]  # g = 1: softmax is 1, the library is the mean

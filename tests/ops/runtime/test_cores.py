@@ -107,7 +107,7 @@ class Times(NamedTuple):
 
 @pytest.fixture
 def machine(monkeypatch):
-    """A clock, this process's time and the idle time of four cores, to be moved by hand."""
+    """A fake clock, process time and idle time of four cores, set by the test."""
     made = SimpleNamespace(clock=100.0, own=5.0, idle=[10.0, 20.0, 30.0, 40.0], mask={0, 1, 2, 3})
     monkeypatch.setattr(cores.time, "perf_counter", lambda: made.clock)
     monkeypatch.setattr(cores.time, "process_time", lambda: made.own)

@@ -25,7 +25,7 @@ def path(request, monkeypatch):
 
 @pytest.fixture
 def threads():
-    """The number of torch's threads, put back afterwards."""
+    """Restores the number of torch's threads afterwards."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -131,7 +131,7 @@ SHAPES = [  # cells, inner axis, columns: heads, their gradients, latent space, 
 @pytest.mark.parametrize("of_b", [plain, transposed])
 @pytest.mark.parametrize("of_a", [plain, transposed])
 def test_the_number_of_threads_does_not_show(n, k, m, of_a, of_b, threads):
-    """It follows the load of the machine while a model trains."""
+    """The number of threads changes with the load during training."""
     gen = torch.Generator().manual_seed(0)
     a, b = of_a(torch.randn(n, k, generator=gen)), of_b(torch.randn(k, m, generator=gen))
     bias = torch.randn(m, generator=gen)
@@ -191,7 +191,7 @@ def test_linear_has_the_derivative_of_its_definition(moved):
 
 
 def test_linear_has_no_second_derivative():
-    """Its gradients are computed by functions that autograd does not see."""
+    """Its gradients are computed outside autograd."""
     x = torch.ones(2, 3, requires_grad=True)
     weight = torch.ones(3, 4, requires_grad=True)
     (gradient,) = torch.autograd.grad(matmul.linear(x, weight).square().sum(), x, create_graph=True)

@@ -1,4 +1,4 @@
-"""The number of threads does not show in any result: it changes as the load of the machine does."""
+"""No result depends on the number of threads, which changes with the load of the machine."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def cells(tiny):
 
 @pytest.fixture
 def set_threads(monkeypatch):
-    """Makes everything run on some number of threads, or on another for each unit of work."""
+    """Fixes the number of threads, or changes it for each unit of work."""
     before = torch.get_num_threads()
     # as many cores as are asked for, all of them free
     monkeypatch.setattr(module, "allowed_cores", lambda: 4)
@@ -61,7 +61,7 @@ def set_threads(monkeypatch):
 
 
 def results(cells, kind=SCVI, **options):
-    """Everything a model says, as bytes, by name."""
+    """All results of a model as bytes, by name."""
     adata = cells.copy()
     covariates = {"categorical_covariate_keys": ["donor"], "continuous_covariate_keys": ["age"]}
     kind.setup_anndata(

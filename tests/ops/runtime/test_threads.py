@@ -1,4 +1,4 @@
-"""How many threads run: what was set, what the load lets, what takes the least time."""
+"""The number of threads: as set, as the load allows, and what is fastest."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_the_best_of_the_halves_is_found(best):
 
 
 def test_a_small_gain_is_none():
-    """Measured times differ by as much for no reason."""
+    """Measured times vary that much by chance."""
     machine = Machine({2: 0.010, 1: 0.0095})
     machine.run(Tuner(), 100, most=2)
     assert machine.ran[-1] == 2
@@ -88,7 +88,7 @@ def test_a_machine_that_becomes_busy_and_idle_again():
 
 
 def test_a_long_run_on_a_busy_machine_is_never_much_longer_than_on_one_thread():
-    """Even if nothing but the time of units tells that it is busy."""
+    """Even if only the time of the units shows that the machine is busy."""
     machine = Machine(BUSY)
     taken = machine.run(Tuner(), 20_000, most=2)
     assert taken < 1.2 * 20_000 * BUSY[1]
@@ -142,7 +142,7 @@ def test_never_more_threads_than_may_run():
 
 @pytest.fixture
 def torch_threads():
-    """Three threads of torch's on three allowed cores; all is put back afterwards."""
+    """Three torch threads on three allowed cores; both are restored afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     yield

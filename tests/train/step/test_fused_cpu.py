@@ -1,4 +1,4 @@
-"""The step by kernels against autograd through the network that defines it."""
+"""The fused step compared with autograd through the network that defines it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KL_WEIGHT = 0.3
 
 
 def cells(seed, n):
-    """Every kind of column, for a network that may not look at them."""
+    """Every kind of column, for a network that may not use them."""
     gen = torch.Generator().manual_seed(seed)
     x = torch.poisson(3 * torch.rand(n, GENES, generator=gen) ** 4, generator=gen)
     x[:, 0] += 1
@@ -144,7 +144,7 @@ def check(monkeypatch, n=24, seeds=SEEDS, typical=False, **options):
 
 @pytest.fixture(autouse=True)
 def _sparse_counts(monkeypatch):
-    """The first layer's product is the sparse one, unless a test wants the other."""
+    """The product of the first layer is sparse unless a test sets it otherwise."""
     monkeypatch.setattr(fused_cpu, "_DENSE", 1.0)
 
 
@@ -179,7 +179,7 @@ def test_each_option(options, monkeypatch):
 @pytest.mark.parametrize("share", [0.0, 1.0], ids=["dense", "sparse"])
 @pytest.mark.parametrize("n", [1, 2, 3, 131])
 def test_sizes(n, share, monkeypatch):
-    """Two or three cells can be nearly alike; what batch norm makes of such a draw is chance."""
+    """Two or three cells can be nearly equal, and batch norm then amplifies rounding errors."""
     monkeypatch.setattr(fused_cpu, "_DENSE", share)
     check(monkeypatch, n=n, seeds=range(48 if n < 4 else 8), typical=n in (2, 3))
 
@@ -197,7 +197,7 @@ MANY_CALLS = OPTIONS | {"poisson": {"gene_likelihood": "poisson"}, "nb": {"gene_
 
 @pytest.mark.parametrize("options", MANY_CALLS.values(), ids=MANY_CALLS)
 def test_what_a_call_leaves_does_not_depend_on_those_before(options):
-    """Arrays are used again by the next call of so many cells, and by no other step."""
+    """Arrays are reused by the next call with the same number of cells, and by no other step."""
     net, others = network(0, **options), Gradients(network(1, **options))
     repeated = Gradients(net)
     for seed, n in enumerate((24, 7, 24, 1, 7, 24)):
