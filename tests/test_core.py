@@ -39,7 +39,7 @@ def test_the_models_own_data_passed_explicitly(trained):
     )
 
 
-def test_the_device_of_a_model(ready):
+def test_a_model_moves_to_a_device(ready):
     model = ready()
     assert model.device == torch.device("cpu")
     model.to_device("meta")

@@ -137,7 +137,7 @@ def test_new_data_may_hold_a_part_of_the_categories(tiny):
     assert schema.columns(adata[1::2].copy()).batch.tolist() == [1] * 30
 
 
-def test_columns_of_every_kind(tiny):
+def test_columns_of_every_kind_are_read(tiny):
     adata = tiny()
     columns = Schema.from_anndata(adata, Declarations(**EVERYTHING)).columns(adata)
     assert columns.batch.tolist() == [0, 1] * 30

@@ -62,7 +62,7 @@ def test_markers_go_the_right_way(pbmc, mode):
     assert (result.loc[down, "raw_mean1"] < result.loc[down, "raw_mean2"]).all()
 
 
-def test_what_was_counted(covered):
+def test_statistics_of_the_counts_are_those_of_each_side(covered):
     result = by_gene(run_de(covered), covered)
     kind, x = covered.adata.obs["cell_type"].to_numpy(), covered.adata.X.toarray().astype(float)
     relative = 1e4 * x / x.sum(1, keepdims=True)
@@ -251,7 +251,7 @@ def test_every_option(covered, options):
     ],
     ids=lambda v: str(v) if isinstance(v, dict) else "",
 )  # fmt: skip
-def test_bad_input(covered, refused, options, error, parts):
+def test_bad_input_is_refused(covered, refused, options, error, parts):
     with refused(error, *parts):
         run_de(covered, **options)
 
@@ -305,7 +305,7 @@ def test_a_correction_decodes_both_sides_as_all_batches(covered):
 
 
 @pytest.mark.parametrize(("correction", "warned"), [(True, True), ("donor", False), (False, False)])
-def test_groups_in_batches_of_their_own_are_warned_of(covered, correction, warned):
+def test_groups_in_separate_batches_give_a_warning(covered, correction, warned):
     batch = covered.adata.obs["batch"]
     rows = {"idx1": np.flatnonzero(batch == "b0")[:30], "idx2": np.flatnonzero(batch == "b1")[:30]}
     with warnings.catch_warnings(record=True) as caught:

@@ -93,7 +93,7 @@ def assert_described(result, effects, counts, delta, width):
 
 @pytest.mark.parametrize("n_samples", SAMPLES)
 @pytest.mark.parametrize("genes", GENES)
-def test_what_effects_are_like(genes, n_samples):
+def test_effects_are_described_as_from_all_pairs(genes, n_samples):
     rng = np.random.default_rng(genes * 1000 + n_samples)
     x = (10.0 ** rng.uniform(-12, 0, (genes, 3 * n_samples))).astype(np.float32)
     samples = Samples(x, [n_samples] * 3)

@@ -232,7 +232,7 @@ def test_sides_that_are_decoded_as_others_are_compared_in_any_combination(sizes)
     assert count_uses(first, samples.positions[0]).tolist() == [100] * 30
 
 
-def test_pairs_are_any():
+def test_pairs_are_independent_and_follow_the_seed():
     """The two sides are independent of each other and of the position among the pairs."""
     samples = groups((500, codes(1)), (500, codes(1)), (500, codes(1)))
     first, second = choose_pairs(samples, sides(0, [1, 2], [1, 1, 1]), 5000, 3)

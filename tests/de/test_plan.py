@@ -51,7 +51,7 @@ def where(*names):
 # ---- groups of a column ------------------------------------------------------
 
 
-def test_two_groups():
+def test_two_named_groups_are_compared():
     result = make_comparisons(groupby="kind", group1="B", group2="T")
     assert get_rows(result) == {("B", "T"): (where("B"), where("T"))}
     assert result.comparisons[0].name == "B vs T"
@@ -141,7 +141,7 @@ def test_cells_of_no_group_are_refused_where_the_column_says_who_is_compared(ref
     ],
     ids=lambda v: str(v) if isinstance(v, dict) else "",
 )
-def test_bad_groups(refused, arguments, error, parts):
+def test_bad_groups_are_refused(refused, arguments, error, parts):
     with refused(error, *parts):
         make_comparisons(**arguments)
 
@@ -218,7 +218,7 @@ def test_a_query_is_of_columns_whatever_the_cells_are_called():
     ],
     ids=lambda v: str(v) if isinstance(v, dict) else "",
 )
-def test_bad_rows(refused, arguments, error, parts):
+def test_bad_rows_are_refused(refused, arguments, error, parts):
     with refused(error, *parts):
         make_comparisons(**arguments)
 

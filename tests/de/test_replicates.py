@@ -136,7 +136,7 @@ def test_too_few_samples_in_all_comparisons_are_refused(covered, refused, number
             run_de(covered, laid_out(covered, *numbers))
 
 
-def test_bad_input(covered, refused):
+def test_bad_input_is_refused(covered, refused):
     adata = labelled(covered, ["A", "B"] * 75, [None, "m0", "m1", "m1", "m0"] * 30)
     with refused(DataError, "'mouse'", "sample_key", "30 of the cells"):
         run_de(covered, adata)

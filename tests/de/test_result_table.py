@@ -54,7 +54,7 @@ def test_called_is_the_longest_list_whose_expected_fdr_is_at_most_the_target(fdr
             assert 1 - proba[: number + 1].mean() > fdr - 1e-12
 
 
-def test_called_by_hand():
+def test_calls_match_a_case_by_hand():
     called, expected = call_genes(np.array([1.0, 0.9375, 0.9375, 0.8125, 0.5]), 0.078125)
     assert called.tolist() == [True, True, True, True, False]
     np.testing.assert_allclose(expected, [0, 0.03125, 0.125 / 3, 0.078125, 0.1625], atol=1e-12)
@@ -79,7 +79,7 @@ def test_a_gene_that_was_not_counted_is_never_called(fdr):
 
 
 @pytest.mark.parametrize("counted", [True, False])
-def test_columns(counted):
+def test_each_mode_has_its_columns(counted):
     result = get_table(made(), counted=counted, fdr_target=0.1)
     assert list(result) == [*CHANGE, *(COUNTED if counted else []), "is_de_fdr_0.1"]
     result = get_table(made(), counted=counted, mode="vanilla")

@@ -114,7 +114,7 @@ def test_zinb_against_forty_digits(zi_logits, dtype, device):
     assert ulps(result, exact) <= PROMISE[dtype]
 
 
-def test_against_scipy():
+def test_density_matches_scipy():
     x, mu, theta = drawn(500, seed=1)
     logits = np.random.default_rng(2).normal(0, 3, 500)
     nb = stats.nbinom.logpmf(x, theta, theta / (theta + mu))
@@ -153,7 +153,7 @@ def test_sums_over_the_density(distribution):
     torch.testing.assert_close(p.cumsum(0), d.cdf(x), rtol=1e-6, atol=0)
 
 
-def test_both_parameterisations():
+def test_both_parameterisations_agree():
     x, mu, theta = tensors(*drawn(300, seed=3), dtype=torch.float64)
     by_mu = NegativeBinomial(mu=mu, theta=theta)
     for by_count in (
@@ -312,7 +312,7 @@ def test_excess_near_zero_and_at_the_seams(dtype):
     assert ulps(excess(given, ratio), exact, np.maximum(np.abs(exact), 1e-30)) <= 4
 
 
-def test_stirling_at_the_seams(dtype):
+def test_stirling_is_accurate_where_formulas_change(dtype):
     z = np.array([1e-4, 0.5, 1, 2.999, 3, 3.001, 9.999, 10, 10.001, 1e3, 2e6], dtype=np.float32)
     (given,) = tensors(z, dtype=dtype)
 

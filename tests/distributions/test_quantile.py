@@ -219,7 +219,7 @@ def test_single_numbers_give_a_single_number(u):
         assert result.item() == wanted
 
 
-def test_each_entry_is_by_itself(parameters):
+def test_entries_do_not_affect_each_other(parameters):
     """An entry gives the same count alone, among others, and in another order."""
     rng = np.random.default_rng(1)
     tensors = np.broadcast_arrays(*parameters.values(), INSIDE)

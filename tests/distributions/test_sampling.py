@@ -62,7 +62,7 @@ DISTRIBUTIONS = [
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS, ids=repr)
-def test_draws_have_the_density(distribution, device):
+def test_samples_have_the_density(distribution, device):
     there = distribution if device.type == "cpu" else moved(distribution, device)
     draws = there.sample(
         (DRAWS,), generator=generator(1, device if device.type == "cuda" else "cpu")
@@ -137,7 +137,7 @@ def test_mean_zero_gives_zeros():
     ],
     ids=repr,
 )
-def test_generator_decides(distribution):
+def test_the_generator_determines_the_sample(distribution):
     d = distribution
     first, again = (d.sample((2, 5), generator=generator(7)) for _ in range(2))
     assert torch.equal(first, again)
@@ -151,14 +151,14 @@ def test_generator_decides(distribution):
         assert not torch.equal(d.sample((2, 5)), first)
 
 
-def test_normal_draws():
+def test_normal_samples_are_normal():
     d = Normal(torch.tensor([3.0, -1.0]), torch.tensor([2.0, 0.1]))
     draws = (d.sample((50_000,), generator=generator(9)) - d.loc) / d.scale
     for column in draws.T:
         assert stats.kstest(column.numpy(), "norm").pvalue > P_VALUE
 
 
-def test_draws_carry_no_gradient():
+def test_samples_carry_no_gradient():
     mu = torch.ones(3, requires_grad=True)
     for d in (
         NegativeBinomial(mu=mu, theta=1.0),

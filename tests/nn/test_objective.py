@@ -9,7 +9,7 @@ from torch.distributions import Normal, kl_divergence
 
 
 @pytest.mark.parametrize("kl_weight", [0.0, 0.3, 1.0])
-def test_objective(kl_weight):
+def test_objective_is_the_loss_plus_the_weighted_kl(kl_weight):
     """Mean over cells of the loss at one sample of z, plus the weighted KL."""
     net, batch = network(), cells()
     result = net.train()(batch, kl_weight, torch.Generator().manual_seed(3))

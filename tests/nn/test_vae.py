@@ -75,7 +75,7 @@ def covariates(batch: CountBatch) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @each_case
-def test_encoder(options, training):
+def test_encoder_matches_torch_nn(options, training):
     net, batch = network(**options), cells()
     config = net.config
     layers = plain_layers(net.encoder, config, "encoder")
@@ -102,7 +102,7 @@ def test_encoder(options, training):
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @each_case
-def test_decoder(options, training):
+def test_decoder_matches_torch_nn(options, training):
     net, batch = network(**options), cells()
     config = net.config
     layers = plain_layers(net.decoder, config, "decoder")
@@ -170,7 +170,7 @@ def test_nll_is_that_of_the_rates(likelihood):
     torch.testing.assert_close(net.nll(z, batch), -log_p.sum(1))
 
 
-def test_nothing_but_genes():
+def test_a_network_of_genes_alone_has_no_columns_for_covariates():
     """One batch, no covariates: no columns for them."""
     net = network(Dimensions(n_genes=G), encode_covariates=True).eval()
     assert net.encoder.linears[0].weight.shape == (G, 7)

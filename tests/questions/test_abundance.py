@@ -74,7 +74,7 @@ def test_it_is_of_the_data_that_are_passed(fitted, tiny, points):
     np.testing.assert_allclose(result.log_prob(torch.from_numpy(points)), expected, rtol=1e-4)
 
 
-def test_its_draws_are_where_the_cells_are(fitted):
+def test_its_samples_are_where_the_cells_are(fitted):
     mean, variance = fitted.get_latent_representation(return_dist=True)
     mixture = fitted.get_aggregated_posterior(dof=None)
     with torch.random.fork_rng():
@@ -180,7 +180,7 @@ def test_a_sample_is_represented_by_as_many_cells_as_asked_for(fitted):
     pd.testing.assert_frame_equal(all_cells, fitted.differential_abundance(sample_key="donor"))
 
 
-def test_cells_of_a_sample_are_drawn_without_replacement(fitted):
+def test_cells_of_a_sample_are_chosen_without_replacement(fitted):
     """39 of 40 leave one out, so that the density is that of all less that of one."""
     mean, _ = fitted.get_latent_representation(return_dist=True)
     members = np.flatnonzero(fitted.adata.obs["donor"] == "d1")

@@ -272,7 +272,7 @@ def test_statistics_of_cells_that_were_not_trained_on(held_out):
         ({"seed": -1}, ArgumentTypeError, ["seed"]),
     ],
 )
-def test_bad_input(trained, refused, arguments, error, parts):
+def test_bad_input_is_refused(trained, refused, arguments, error, parts):
     with refused(error, *parts):
         trained.posterior_predictive_check(**arguments)
 

@@ -47,7 +47,7 @@ def placed(model, z):
 
 
 @pytest.mark.parametrize("kind", ["spearman", "pearson"])
-def test_it_is_what_scipy_and_numpy_compute_of_the_same_draws(golden, kind):
+def test_it_is_what_scipy_and_numpy_compute_of_the_same_samples(golden, kind):
     result = golden.get_feature_correlation_matrix(n_samples=2, correlation_type=kind, seed=SEED)
     x = get_samples(golden, 2)
     assert x.shape == (600, 150)
@@ -82,7 +82,7 @@ def test_a_matrix_is_symmetric_with_ones_on_its_diagonal(trained):
 
 @pytest.mark.filterwarnings("ignore:An input array is constant")  # SciPy's, of the same draws
 @pytest.mark.parametrize("kind", ["spearman", "pearson"])
-def test_a_gene_that_is_the_same_in_every_draw_has_no_correlation(saved, trained, kind):
+def test_a_gene_that_is_the_same_in_every_sample_has_no_correlation(saved, trained, kind):
     """Its theta is so small that every gamma draw underflows to zero."""
     loaded = SCVI.load(saved, trained.adata)
     with torch.no_grad():
@@ -110,7 +110,7 @@ def test_a_gene_that_is_the_same_in_every_draw_has_no_correlation(saved, trained
     ],
     indirect=True,
 )
-def test_draws_have_the_moments_of_gamma_rates_at_the_size_asked_for(golden):
+def test_samples_have_the_moments_of_gamma_rates_at_the_size_asked_for(golden):
     """Mean and variance over independent draws of z, through ``decode``; no zero inflation."""
     row, n, size = 250, 3_000, 5_000.0
     result = get_samples(golden, 3, indices=[row] * (n // 3), size=size)
@@ -134,7 +134,7 @@ def test_draws_have_the_moments_of_gamma_rates_at_the_size_asked_for(golden):
     assert (np.abs(result.var(0) - total) <= SIX * error).all()
 
 
-def test_draws_of_a_cell_share_their_z_and_nothing_else(golden):
+def test_samples_of_a_cell_share_their_z_and_nothing_else(golden):
     """Of the same cell they differ, and so do two genes of one draw."""
     result = get_samples(golden, 2, indices=[5, 5])
     assert result.shape == (4, 150)
@@ -248,6 +248,6 @@ def test_it_follows_from_the_seed_and_not_from_the_batch_size_nor_the_molecules(
     ],
     ids=lambda v: str(v) if isinstance(v, dict) else "",
 )
-def test_bad_input(trained, refused, arguments, error, parts):
+def test_bad_input_is_refused(trained, refused, arguments, error, parts):
     with refused(error, *parts):
         trained.get_feature_correlation_matrix(**arguments)

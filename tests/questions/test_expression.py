@@ -109,7 +109,7 @@ def test_it_adds_up_to_the_library_but_with_size_factors(golden):
 
 @pytest.mark.parametrize("other", [False, True], ids=["own batch", "last batch"])
 @pytest.mark.parametrize("golden", WITH_BATCH, indirect=True)
-def test_at_a_draw_of_z_it_is_what_scvi_tools_computed(golden, other):
+def test_at_a_sample_of_z_it_is_what_scvi_tools_computed(golden, other):
     """The draw is scvi-tools' own, whose random numbers differ from ours."""
     copy = golden.model
     wanted = golden.expected["px_scale_transform_last_batch" if other else "px_scale"]
@@ -274,7 +274,7 @@ def independent_samples(golden, rows, n, library):
     ],
     indirect=["golden"],
 )
-def test_draws_and_their_mean_are_those_of_the_posterior(golden, library):
+def test_samples_and_their_mean_are_those_of_the_posterior(golden, library):
     rows, n = np.array([8, 250]), 1_000
     options = {"indices": rows, "n_samples": n, "library_size": library}
     mean = golden.model.get_normalized_expression(**options, seed=1, return_numpy=True)
@@ -290,7 +290,7 @@ def test_draws_and_their_mean_are_those_of_the_posterior(golden, library):
     assert logs.std(0) / wanted_logs.std(0) == pytest.approx(1.0, abs=0.2)
 
 
-def test_kept_draws_have_the_mean_that_is_given_without_them(trained):
+def test_kept_samples_have_the_mean_that_is_given_without_them(trained):
     options = {"n_samples": 4, "seed": 5, "transform_batch": ["b0", "b1"], "library_size": 1e3}
     kept = trained.get_normalized_expression(**options, return_mean=False)
     assert kept.shape == (4, 60, 30)
@@ -299,7 +299,7 @@ def test_kept_draws_have_the_mean_that_is_given_without_them(trained):
     assert (kept[0] != kept[1]).mean() > 0.99
 
 
-def test_one_draw_without_the_mean_is_a_draw(trained):
+def test_one_sample_without_the_mean_is_a_sample(trained):
     """Of those with more samples the first."""
     one = trained.get_normalized_expression(return_mean=False, seed=5, return_numpy=True)
     assert one.shape == (60, 30)
@@ -319,7 +319,7 @@ DRAWN = [
 
 
 @pytest.mark.parametrize("drawn", DRAWN, ids=str)
-def test_a_seed_repeats_the_draws_and_none_takes_the_next(trained, drawn):
+def test_a_seed_repeats_the_samples_and_none_takes_the_next(trained, drawn):
     def result(seed):
         return np.asarray(trained.get_normalized_expression(**drawn, seed=seed))
 
@@ -348,7 +348,7 @@ def test_nothing_depends_on_the_batch_size(trained, drawn, library_size):
 
 
 @pytest.mark.parametrize("weights", [None, "uniform", "importance"])
-def test_overall_draws_are_rows_of_the_cells_that_they_are_named_after(trained, weights):
+def test_overall_samples_are_rows_of_the_cells_that_they_are_named_after(trained, weights):
     """Each adds up to the molecules of its cell, which differ."""
     group = np.arange(10, 50)
     options = {"n_samples_overall": 150, "weights": weights, "library_size": "observed", "seed": 0}
@@ -363,7 +363,7 @@ def test_overall_draws_are_rows_of_the_cells_that_they_are_named_after(trained, 
     np.testing.assert_array_equal(array, result.to_numpy())
 
 
-def test_overall_draws_take_genes_batches_and_few_rows(trained):
+def test_overall_samples_take_genes_batches_and_few_rows(trained):
     options = {"n_samples_overall": 5, "seed": 2}
     whole = trained.get_normalized_expression(**options, transform_batch=["b0", "b1"])
     each = [trained.get_normalized_expression(**options, transform_batch=b) for b in ("b0", "b1")]
@@ -378,7 +378,7 @@ def test_overall_draws_take_genes_batches_and_few_rows(trained):
 @pytest.mark.parametrize(
     "golden", ["zinb_latent_library", "poisson_logistic_normal"], indirect=True
 )
-def test_uniform_overall_draws_have_the_mean_over_cells(golden):
+def test_uniform_overall_samples_have_the_mean_over_cells(golden):
     latent = "ql_mean" in golden.expected
     rows, n = np.array([3, 100, 222, 290]), 4_000
     result = golden.model.get_normalized_expression(
@@ -393,7 +393,7 @@ def test_uniform_overall_draws_have_the_mean_over_cells(golden):
     assert (np.abs(result.mean(0) - wanted.mean(0)) <= SIX * error).all()
 
 
-def test_importance_weights_decide_which_draws_are_taken(trained, monkeypatch):
+def test_importance_weights_decide_which_samples_are_taken(trained, monkeypatch):
     """All the weight on the draws of one cell; what is asked of the weights reaches them."""
     seen = {}
 
@@ -418,7 +418,7 @@ def test_importance_weights_decide_which_draws_are_taken(trained, monkeypatch):
     assert 1 < len(result.drop_duplicates()) <= 3
 
 
-def test_importance_weighted_draws_have_the_weighted_mean(trained):
+def test_importance_weighted_samples_have_the_weighted_mean(trained):
     """That of other draws by their public weights; it is not the mean over cells."""
     rows, n = np.arange(12), 3_000
     options = {"indices": rows, "max_cells": 12, "n_mc_samples": 200}
@@ -624,7 +624,7 @@ def test_a_path_needs_zarr(trained, refused, monkeypatch, tmp_path):
     ],
     ids=lambda v: str(v) if isinstance(v, dict) else "",
 )
-def test_bad_input(trained, refused, arguments, error, parts):
+def test_bad_input_is_refused(trained, refused, arguments, error, parts):
     with refused(error, *parts):
         trained.get_normalized_expression(**arguments)
 
@@ -667,7 +667,7 @@ def test_a_place_on_another_machine_is_refused(trained, refused, tmp_path, monke
     assert not list(tmp_path.iterdir())
 
 
-def test_a_place_that_is_taken_is_refused_before_draws_are_weighted(
+def test_a_place_that_is_taken_is_refused_before_samples_are_weighted(
     trained, refused, tmp_path, monkeypatch
 ):
     (tmp_path / "taken").mkdir()
@@ -676,7 +676,7 @@ def test_a_place_that_is_taken_is_refused_before_draws_are_weighted(
         trained.get_normalized_expression(n_samples_overall=5, out=tmp_path / "taken")
 
 
-def test_what_draws_nothing_leaves_the_model_s_seeds_as_they_are(trained):
+def test_what_samples_nothing_leaves_the_seeds_of_the_model(trained):
     used = trained._seeds.used
     trained.get_normalized_expression()
     trained.get_likelihood_parameters(give_mean=True)

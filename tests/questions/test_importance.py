@@ -119,7 +119,7 @@ def test_points_near_the_cells_outweigh_those_that_are_far(trained, tmp_path):
     assert weights[:60].min() > 1e6 * weights[60:].max()
 
 
-def test_without_points_they_are_of_one_draw_of_each_cell(default):
+def test_without_points_they_are_of_one_sample_of_each_cell(default):
     result = default.get_importance_weights(n_mc_samples=5, seed=0)
     assert result.shape == (60,)
     assert (result >= 0).all()
@@ -155,7 +155,7 @@ def test_a_few_cells_speak_for_all(default, points):
     assert chosen == {0, 1, 2, 3}
 
 
-def test_cells_are_drawn_without_replacement(default, points):
+def test_cells_are_chosen_without_replacement(default, points):
     """Three of four leave one out; as many as there are, or more, are all of them."""
     log_px = default.get_marginal_ll(indices=CELLS, n_mc_samples=DRAWS, return_mean=False, seed=0)
     without = [np.delete(np.arange(4), i) for i in range(4)]
@@ -178,7 +178,7 @@ def test_they_do_not_depend_on_the_batch_size(model, points):
     np.testing.assert_allclose(small, result, rtol=1e-3, atol=1e-12)
 
 
-def test_the_seed_decides_the_draws(default):
+def test_the_seed_determines_the_samples(default):
     first, again, other = (
         default.get_importance_weights(indices=CELLS, n_mc_samples=3, seed=s) for s in (0, 0, 1)
     )
@@ -187,7 +187,7 @@ def test_the_seed_decides_the_draws(default):
 
 
 @torch.no_grad()
-def test_weighted_draws_of_a_group_stand_for_the_exact_posterior(tiny):
+def test_weighted_samples_of_a_group_stand_for_the_exact_posterior(tiny):
     """q(z|x) is made the prior: uniform draws follow it, weighted ones the mean of p(z|x)."""
     adata = tiny(n_cells=200)
     SCVI.setup_anndata(adata)
@@ -232,13 +232,13 @@ def test_weighted_draws_of_a_group_stand_for_the_exact_posterior(tiny):
         ({"indices": [], "zs": np.zeros((2, 3))}, OptionError, ["indices"]),
     ],
 )
-def test_bad_input(trained, refused, arguments, error, parts):
+def test_bad_input_is_refused(trained, refused, arguments, error, parts):
     with refused(error, *parts):
         trained.get_importance_weights(**arguments)
 
 
 @pytest.mark.parametrize("weights", ["uniform", "importance"])
-def test_no_group_has_no_draws(trained, refused, weights):
+def test_no_group_has_no_samples(trained, refused, weights):
     with refused(OptionError, "indices"):
         trained.get_normalized_expression(indices=[], n_samples_overall=3, weights=weights)
 

@@ -73,7 +73,7 @@ def test_indices_that_name_no_cells_are_refused(trained, refused, indices, error
         trained.get_latent_representation(indices=indices)
 
 
-def test_a_draw_has_the_moments_of_its_distribution(trained):
+def test_a_sample_has_the_moments_of_its_distribution(trained):
     mean, variance = trained.get_latent_representation(return_dist=True)
     draws = [trained.get_latent_representation(give_mean=False, seed=s) for s in range(20)]
     standard = (np.stack(draws) - mean) / np.sqrt(variance)

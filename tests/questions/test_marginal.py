@@ -102,7 +102,7 @@ def test_it_rises_from_the_elbo_with_the_number_of_draws(two_dimensional):
     assert result[1] > result[0] + 0.05
 
 
-def test_draws_do_not_depend_on_the_batch_size_and_rows_keep_their_order(two_dimensional):
+def test_samples_do_not_depend_on_the_batch_size_and_rows_keep_their_order(two_dimensional):
     model = two_dimensional()
     result = model.get_marginal_ll(n_mc_samples=5, return_mean=False, seed=0)
     small = model.get_marginal_ll(
@@ -113,6 +113,6 @@ def test_draws_do_not_depend_on_the_batch_size_and_rows_keep_their_order(two_dim
 
 
 @pytest.mark.parametrize("name", ["n_mc_samples", "n_mc_samples_per_pass"])
-def test_no_draws_are_refused(two_dimensional, refused, name):
+def test_no_samples_are_refused(two_dimensional, refused, name):
     with refused(OptionError, name):
         two_dimensional().get_marginal_ll(**{name: 0})

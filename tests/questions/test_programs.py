@@ -93,7 +93,7 @@ def test_effect_and_spread_are_derivatives_of_log_expected_expression(golden):
     assert_same(programs, differences(golden, np.diag(mean.astype(np.float64).std(0))))
 
 
-def test_moves_of_your_own(golden):
+def test_directions_may_be_given(golden):
     """As a mapping, as an array and as one vector; effects are those of the vectors' length."""
     k = golden.config.n_latent
     moves = np.random.default_rng(0).normal(size=(2, k)) * [[0.5], [3.0]]
@@ -109,7 +109,7 @@ def test_moves_of_your_own(golden):
     assert_same(one, (mean[:, 1:], spread[:, 1:]))
 
 
-def test_some_cells_in_minibatches(golden):
+def test_some_cells_may_be_chosen(golden):
     rows = np.array([250, 3, 3, 117, 40, -1]) % golden.adata.n_obs
     moves = np.eye(golden.config.n_latent)[:2]
     result = golden.get_gene_programs(indices=rows, directions=moves, batch_size=4)
@@ -242,7 +242,7 @@ def test_markers_rise_towards_the_cells_they_mark(pbmc, cell_type, markers):
         ({"batch_size": 0}, OptionError, ["batch_size"]),
     ],
 )
-def test_bad_input(trained, refused, arguments, error, parts):
+def test_bad_input_is_refused(trained, refused, arguments, error, parts):
     with refused(error, *parts):
         trained.get_gene_programs(**arguments)
 

@@ -157,7 +157,7 @@ def test_values_that_are_no_counts_are_dense(golden):
     assert (result != result.round()).any()
 
 
-def test_several_draws_are_a_third_dimension(golden):
+def test_several_samples_are_a_third_dimension(golden):
     large = golden.large_cells()
     rows = [large[0], large[1], large[0]]
     result = golden.model.posterior_predictive_sample(indices=rows, n_samples=4, seed=0)
@@ -192,7 +192,7 @@ MOMENTS = [
     [*((f, None) for f in MOMENTS), ("zinb_default", "stim"), ("nb_gene_batch_covariates", "ctrl")],
     indirect=["golden"],
 )
-def test_draws_have_the_moments_of_the_mixture_over_the_posterior(golden, batch):
+def test_samples_have_the_moments_of_the_mixture_over_the_posterior(golden, batch):
     """Mean, variance and zeros of each gene, of the likelihood at independent draws of z and l."""
     rows, repeats, n_samples = golden.large_cells(), 200, 8
     result = golden.model.posterior_predictive_sample(
@@ -219,7 +219,7 @@ def test_draws_have_the_moments_of_the_mixture_over_the_posterior(golden, batch)
 
 
 @pytest.mark.parametrize("golden", OF_COUNTS, indirect=True)
-def test_genes_of_a_cell_are_drawn_with_one_z(golden):
+def test_genes_of_a_cell_are_sampled_with_one_z(golden):
     """Totals vary more than they would if every gene had its own."""
     result = golden.model.posterior_predictive_sample(indices=[8] * 1_500, seed=2)
     mixture = decoded_samples(golden, np.array([8]), 1_500)
@@ -233,7 +233,7 @@ def test_genes_of_a_cell_are_drawn_with_one_z(golden):
 # ---- other batches -----------------------------------------------------------
 
 
-def test_of_two_batches_each_cell_takes_one_in_each_draw(opposite):
+def test_of_two_batches_each_cell_takes_one_in_each_sample(opposite):
     """Whole counts of one batch or the other, not of a mean of both."""
     result = dense(
         opposite.posterior_predictive_sample(transform_batch=["b0", "b1"], n_samples=100, seed=0)
@@ -260,7 +260,7 @@ def test_one_batch_is_that_of_every_cell(opposite):
         assert (result[batch != code] != own[batch != code]).any(1).mean() > 0.9
 
 
-def test_read_categories_several_columns_are_mixed(tiny):
+def test_categories_of_several_columns_are_combined(tiny):
     """One combination in each draw, that of the data with these columns."""
     adata = tiny()
     SCVI.setup_anndata(adata, batch_key="batch", categorical_covariate_keys=["donor"])
@@ -295,7 +295,7 @@ def model(request, trained, normal):
 
 
 @pytest.mark.parametrize("drawn", DRAWN, ids=str)
-def test_not_on_the_batch_size(model, drawn):
+def test_samples_do_not_depend_on_the_batch_size(model, drawn):
     large, small = (
         dense(model.posterior_predictive_sample(**drawn, batch_size=size, seed=4))
         for size in (512, 7)
@@ -310,14 +310,14 @@ def test_not_on_the_batch_size(model, drawn):
 
 
 @pytest.mark.parametrize("drawn", DRAWN, ids=str)
-def test_not_on_the_genes(model, drawn):
+def test_samples_do_not_depend_on_the_gene_list(model, drawn):
     whole = dense(model.posterior_predictive_sample(**drawn, seed=4))
     some = dense(model.posterior_predictive_sample(**drawn, gene_list=GENES, seed=4))
     np.testing.assert_array_equal(some, whole[:, [7, 2, 29, 7]])
 
 
 @pytest.mark.parametrize("drawn", DRAWN, ids=str)
-def test_on_the_seed(model, drawn):
+def test_samples_follow_from_the_seed(model, drawn):
     def result(seed):
         return dense(model.posterior_predictive_sample(**drawn, seed=seed))
 
@@ -373,7 +373,7 @@ def test_a_path_becomes_a_sparse_matrix_that_anndata_reads(trained, tmp_path, as
 
 
 @pytest.mark.usefixtures("entries")
-def test_several_draws_become_a_group_each(trained, tmp_path):
+def test_several_samples_become_a_group_each(trained, tmp_path):
     wanted = dense(trained.posterior_predictive_sample(n_samples=3, seed=2))
     place = str(tmp_path / "samples")
     result = trained.posterior_predictive_sample(n_samples=3, batch_size=7, out=place, seed=2)
@@ -467,7 +467,7 @@ def test_packages_that_are_missing_are_named(trained, refused, monkeypatch, tmp_
     ],
     ids=lambda v: str(v) if isinstance(v, dict) else "",
 )
-def test_bad_input(trained, refused, arguments, error, parts):
+def test_bad_input_is_refused(trained, refused, arguments, error, parts):
     with refused(error, *parts):
         trained.posterior_predictive_sample(**arguments)
 
@@ -524,7 +524,7 @@ def test_dispersions_are_those_of_scvi_tools(golden):
     ["zinb_gene_cell", "zinb_latent_library, full", "poisson_logistic_normal"],
     indirect=True,
 )
-def test_parameters_of_draws_are_those_of_the_posterior(golden):
+def test_parameters_of_samples_are_those_of_the_posterior(golden):
     rows, n = np.array([8, 250]), 250
     asks = {"indices": rows, "n_samples": n}
     mean = golden.model.get_likelihood_parameters(**asks, give_mean=True, seed=1)
@@ -544,7 +544,7 @@ def test_parameters_of_draws_are_those_of_the_posterior(golden):
             assert np.median(ratio) == pytest.approx(1.0, abs=0.1)
 
 
-def test_parameters_have_a_dimension_for_draws_unless_their_mean_is_asked_for(trained):
+def test_parameters_have_a_dimension_for_samples_unless_their_mean_is_asked_for(trained):
     def result(n_samples, give_mean):
         return trained.get_likelihood_parameters(
             n_samples=n_samples, give_mean=give_mean, seed=3, batch_size=7
@@ -582,7 +582,7 @@ def test_parameters_are_of_the_indices_in_their_order(trained, saved):
         np.testing.assert_array_equal(given[name], result[name])
 
 
-def test_parameters_of_no_draws_are_refused(trained, refused):
+def test_parameters_of_no_samples_are_refused(trained, refused):
     with refused(OptionError, "n_samples", "0"):
         trained.get_likelihood_parameters(n_samples=0)
 
@@ -611,7 +611,7 @@ def test_a_latent_library_has_the_mean_of_a_log_normal(golden):
 
 
 @pytest.mark.parametrize("golden", LATENT, indirect=True)
-def test_draws_of_a_latent_library_are_log_normal(golden):
+def test_samples_of_a_latent_library_are_log_normal(golden):
     first, again, other, small = (
         golden.model.get_latent_library_size(give_mean=False, seed=seed, batch_size=size)
         for seed, size in ((1, None), (1, None), (2, None), (1, 7))

@@ -172,14 +172,14 @@ ODD = {
 
 
 @pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
-def test_allowed_names_with_odd_arguments(odd, changed, refused):
+def test_allowed_names_with_odd_arguments_are_refused(odd, changed, refused):
     folder = changed(lambda contents: contents.update(var_names=odd))
     with refused(ModelFileError, "model.pt"):
         SCVI.load(folder)
 
 
 @pytest.mark.parametrize("missing", ["registry_", "init_params_", "is_trained_"])
-def test_parts_that_are_none(missing, changed, refused):
+def test_parts_that_are_none_are_refused_if_needed(missing, changed, refused):
     folder = changed(lambda contents: contents["attr_dict"].update({missing: None}))
     if missing == "is_trained_":
         assert not SCVI.load(folder).is_trained
@@ -189,7 +189,7 @@ def test_parts_that_are_none(missing, changed, refused):
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int16", "uint8", "uint32", "float32", ">i4", "bool"])
-def test_read_categories_any_type(dtype, changed):
+def test_categories_of_any_type_are_read(dtype, changed):
     values = np.array([0, 1], dtype)
 
     def typed(contents):
@@ -200,7 +200,7 @@ def test_read_categories_any_type(dtype, changed):
     assert list(loaded.schema.batches) == values.tolist()
 
 
-def test_options_as_numpy_numbers(changed):
+def test_options_that_are_numpy_numbers_are_read(changed):
     loaded = SCVI.load(changed(set_option("non_kwargs", "n_latent", np.int64(10))))
     assert loaded.config.n_latent == 10
 

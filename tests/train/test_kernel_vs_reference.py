@@ -85,7 +85,7 @@ def train(monkeypatch, likelihood, backend, dtype, recipe, seed, **options):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("likelihood", ["zinb", "nb", "poisson"])
-def test_ten_steps_of_adam(likelihood, recipe, monkeypatch):
+def test_kernel_and_reference_agree_over_ten_steps(likelihood, recipe, monkeypatch):
     check_ten_steps(monkeypatch, likelihood, recipe)
 
 
@@ -99,7 +99,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_ten_steps_with_each_option(options, monkeypatch):
+def test_kernel_and_reference_agree_with_each_option(options, monkeypatch):
     check_ten_steps(monkeypatch, "zinb", "scvi-tools", **options)
 
 

@@ -14,7 +14,7 @@ FAST, THEIRS = RECIPES["fast"], RECIPES["scvi-tools"]
 @pytest.mark.parametrize(
     ("n_cells", "epochs"), [(1, 400), (7_104, 400), (20_000, 400), (40_000, 200), (10**8, 1)]
 )
-def test_scvi_tools_epochs(n_cells: int, epochs: int) -> None:
+def test_epochs_of_the_scvi_tools_recipe(n_cells: int, epochs: int) -> None:
     assert THEIRS.choose_epochs(n_cells, n_cells) == epochs
 
 
@@ -85,13 +85,15 @@ def test_few_cells_are_not_visited_more_often_in_smaller_minibatches() -> None:
     ],
 )
 @pytest.mark.parametrize("recipe", [FAST, THEIRS])
-def test_kl_plan(recipe: object, plan: dict[str, float], weights: list[float]) -> None:
+def test_plan_kwargs_set_the_kl_warm_up(
+    recipe: object, plan: dict[str, float], weights: list[float]
+) -> None:
     planned = recipe.with_plan(plan)  # type: ignore[attr-defined]
     got = [planned.kl_weight(10 * e, 1000, e) for e in range(3)]
     assert got == pytest.approx(weights)
 
 
-def test_plan_refusals() -> None:
+def test_wrong_plans_are_refused() -> None:
     with pytest.raises(ArgumentTypeError, match="did you mean 'weight_decay'"):
         FAST.with_plan({"weight_decai": 1})
     with pytest.raises(ArgumentTypeError, match=r"\['lr'\] must be a number, not 'high'"):
@@ -100,7 +102,7 @@ def test_plan_refusals() -> None:
         FAST.with_plan({"lr": -1})
 
 
-def test_none_is_no_other_warm_up() -> None:
+def test_none_leaves_the_warm_up_unchanged() -> None:
     """Because None is scvi-tools' default."""
     for recipe in RECIPES.values():
         assert recipe.with_plan({"n_steps_kl_warmup": None}) == recipe

@@ -63,7 +63,7 @@ def test_epochs_of_the_warm_up_are_judged_where_the_recipe_says_so():
     assert judge.best_epoch == 1
 
 
-def test_patience():
+def test_training_stops_when_patience_runs_out():
     elbos = [5.0, 4.0, 4.5, 4.2, 4.1, 3.0]
     assert judged(elbos, Patience(epochs=3))[1] == 4
     assert judged(elbos, Patience(epochs=4))[1] is None
@@ -103,7 +103,7 @@ VERDICTS = {
 
 
 @pytest.mark.parametrize(("elbos", "patience", "sentence"), VERDICTS.values(), ids=VERDICTS)
-def test_verdicts(elbos, patience, sentence):
+def test_convergence_is_described_in_a_sentence(elbos, patience, sentence):
     assert judged(elbos, patience)[0].convergence().describe().startswith(sentence)
 
 
@@ -257,7 +257,7 @@ def test_no_early_stopping_without_validation_cells(model):
 
 
 @pytest.mark.parametrize(("epochs", "steps", "expected"), [(None, 7, 2), (1, 100, 1), (9, 3, 1)])
-def test_max_steps(model, epochs, steps, expected):
+def test_training_stops_at_max_steps(model, epochs, steps, expected):
     model.train(
         epochs, max_steps=steps, batch_size=128, progress=False
     )  # five minibatches an epoch
@@ -266,7 +266,7 @@ def test_max_steps(model, epochs, steps, expected):
     assert moved == min(steps, 5 * (epochs or 2))
 
 
-def test_no_limit_of_steps(model):
+def test_max_steps_of_minus_one_is_no_limit(model):
     model.train(2, max_steps=-1, progress=False)
     assert len(model.history) == 2
 
@@ -449,14 +449,14 @@ def test_a_callback_may_save_the_model(model, tmp_path):
 
 
 @pytest.mark.parametrize("answer", [True, np.True_])
-def test_what_stops(model, answer):
+def test_a_callback_that_returns_true_stops_training(model, answer):
     stop = SimpleNamespace(on_epoch_end=lambda model, row: answer)
     model.train(5, callbacks=stop, progress=False)
     assert len(model.history) == 1
 
 
 @pytest.mark.parametrize("answer", [None, False, np.False_, 1, "stop"])
-def test_what_does_not_stop(model, answer):
+def test_a_callback_that_returns_anything_else_does_not_stop_training(model, answer):
     go_on = SimpleNamespace(on_epoch_end=lambda model, row: answer)
     model.train(2, callbacks=go_on, progress=False)
     assert len(model.history) == 2
@@ -468,7 +468,7 @@ def test_lightnings_callbacks_are_refused(model):
         model.train(1, callbacks=[kind()], progress=False)
 
 
-def test_fabrics_csv_logger(model, tmp_path):
+def test_fabrics_csv_logger_gets_the_history(model, tmp_path):
     from lightning_fabric.loggers import CSVLogger
 
     model.train(3, logger=CSVLogger(tmp_path, name="run", version=""), progress=False)

@@ -122,7 +122,7 @@ def test_a_category_of_another_type(tiny, query, refused_whole, column, known, g
 
 
 @pytest.mark.parametrize("dtype", [object, "category", "string"])
-def test_read_categories_one_type_are_known_whatever_the_column_stores(reference, query, dtype):
+def test_categories_of_one_type_are_known_whatever_the_column_stores(reference, query, dtype):
     query.obs["batch"] = np.resize(np.array(["b1", "x"]), 60)
     query.obs["batch"] = query.obs["batch"].astype(dtype)
     assert SCVI.load_query_data(query, reference).schema.batches == ("b0", "b1", "x")

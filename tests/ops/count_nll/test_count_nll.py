@@ -41,7 +41,7 @@ def assert_same_bits(result, expected):
 @pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
 @each_reduction
 @each_likelihood
-def test_random_cells(likelihood, reduction, weighted, spread):
+def test_random_cells_keep_the_error_budget(likelihood, reduction, weighted, spread):
     problems = (count_problem(likelihood, seed, spread=spread) for seed in range(12))
     check_count_budget(problems, reduction, weighted=weighted)
 
@@ -49,7 +49,7 @@ def test_random_cells(likelihood, reduction, weighted, spread):
 @pytest.mark.parametrize("n", [1, 17])
 @pytest.mark.parametrize("g", [1, 63, 1271])
 @each_likelihood
-def test_sizes(likelihood, n, g):
+def test_every_size_keeps_the_error_budget(likelihood, n, g):
     seeds = range(64 if n == 1 else 8)  # one cell has few numbers: more of them, or chance decides
     problems = [count_problem(likelihood, seed, n=n, g=g, h=5) for seed in seeds]
     check_count_budget(problems)
@@ -58,7 +58,7 @@ def test_sizes(likelihood, n, g):
 
 @each_reduction
 @each_likelihood
-def test_empty_cells(likelihood, reduction):
+def test_empty_cells_keep_the_error_budget(likelihood, reduction):
     problems = [count_problem(likelihood, seed) for seed in range(8)]
     some = torch.ones(16, 1)
     some[[0, 7, 15]] = 0
@@ -79,7 +79,7 @@ SPECIAL_COUNTS = {
 @pytest.mark.parametrize("counts", SPECIAL_COUNTS.values(), ids=SPECIAL_COUNTS)
 @each_reduction
 @each_likelihood
-def test_counts(likelihood, reduction, counts):
+def test_special_counts_keep_the_error_budget(likelihood, reduction, counts):
     values = torch.tensor(counts)
     problems = []
     for seed in range(8):
@@ -94,7 +94,7 @@ def test_counts(likelihood, reduction, counts):
 @pytest.mark.parametrize("log_theta", [-15.0, -9.0, 9.0, 15.0])
 @each_reduction
 @each_dispersed
-def test_tiny_and_huge_theta(likelihood, reduction, log_theta):
+def test_tiny_and_huge_theta_keep_the_error_budget(likelihood, reduction, log_theta):
     theta = torch.full((120,), log_theta)
     problems = [count_problem(likelihood, seed).with_heads(log_theta_g=theta) for seed in range(8)]
     check_count_budget(problems, reduction)
@@ -103,7 +103,7 @@ def test_tiny_and_huge_theta(likelihood, reduction, log_theta):
 @pytest.mark.parametrize("beyond", [15.001, 16.0, 100.0, math.inf])
 @pytest.mark.parametrize("sign", [-1, 1])
 @each_dispersed
-def test_theta_beyond_its_bounds(likelihood, sign, beyond):
+def test_theta_beyond_its_bounds_is_clamped(likelihood, sign, beyond):
     """The value is that at the bound; the gradient is zero, in the reference as in the kernel."""
     some = torch.arange(120) % 3 == 0
     problem = count_problem(likelihood, seed=6)
@@ -123,7 +123,7 @@ def test_theta_beyond_its_bounds(likelihood, sign, beyond):
 
 @pytest.mark.parametrize("zi_logit", [-60.0, -43.0, -20.0, 20.0, 43.0, 60.0, 100.0])
 @each_reduction
-def test_extreme_zero_inflation(reduction, zi_logit):
+def test_extreme_zero_inflation_keeps_the_error_budget(reduction, zi_logit):
     problems = [
         count_problem("zinb", seed).with_heads(
             dropout_hg=torch.zeros(8, 120), dropout_g=torch.full((120,), zi_logit)
@@ -227,7 +227,9 @@ def get_kinds(likelihood, kind):
 @each_kind
 @each_reduction
 @each_likelihood
-def test_each_dispersion_and_activation(likelihood, reduction, kind, weighted, spread):
+def test_each_dispersion_and_activation_keeps_the_error_budget(
+    likelihood, reduction, kind, weighted, spread
+):
     options = get_kinds(likelihood, kind) | {"spread": spread}
     problems = (count_problem(likelihood, seed, **options) for seed in range(12))
     check_count_budget(problems, reduction, weighted=weighted)
@@ -257,7 +259,7 @@ def test_blocks_of_each_dispersion_and_activation(likelihood, reduction, kind, m
 
 @pytest.mark.parametrize("dispersion", ["table", "head"])
 @each_dispersed
-def test_theta_of_a_cell_beyond_its_bounds(likelihood, dispersion):
+def test_theta_of_a_cell_beyond_its_bounds_is_clamped(likelihood, dispersion):
     """As with one theta per gene: the value at the bound, no gradient."""
     field = "log_theta_g" if dispersion == "table" else "theta_bias_g"
     problem = count_problem(likelihood, seed=6, dispersion=dispersion)
@@ -276,7 +278,7 @@ def test_theta_of_a_cell_beyond_its_bounds(likelihood, dispersion):
 
 @pytest.mark.parametrize("logit", [-300.0, -88.0, -25.0, -20.0, -19.9, 0.0, 25.0, 90.0])
 @each_likelihood
-def test_softplus_far_from_zero(likelihood, logit):
+def test_softplus_far_from_zero_keeps_the_error_budget(likelihood, logit):
     """Its log is the logit itself where softplus leaves float32."""
     problems = []
     for seed in range(8):
@@ -318,7 +320,7 @@ def test_each_kind_reads_no_memory_that_it_did_not_write(reduction, kind, reques
 
 @each_reduction
 @each_likelihood
-def test_not_contiguous(likelihood, reduction):
+def test_arrays_need_not_be_contiguous(likelihood, reduction):
     def strided(tensor):
         """The same numbers, every other one of a longer axis, axes swapped."""
         turned = tensor.T if tensor.ndim == 2 else tensor
@@ -400,7 +402,7 @@ def test_stored_zeros_are_zeros(likelihood, reduction):
         (1, 10_000_000, [1]),
     ],
 )
-def test_how_many_cells_a_block_has(cells, genes, rows):
+def test_blocks_are_limited_by_cells_and_bytes(cells, genes, rows):
     heads = CountHeads(*(torch.empty(n, genes, device="meta") for n in (8, 1)))
     heads = replace(heads, scale_g=heads.scale_g[0], dropout_hg=heads.scale_hg)
     blocks = cpu._blocks(cells, heads)
@@ -411,7 +413,7 @@ def test_how_many_cells_a_block_has(cells, genes, rows):
 @pytest.mark.parametrize("cells_in_a_block", [1, 5])
 @each_reduction
 @each_likelihood
-def test_blocks(likelihood, reduction, cells_in_a_block, monkeypatch):
+def test_blocks_keep_the_error_budget(likelihood, reduction, cells_in_a_block, monkeypatch):
     per_cell = 4 * 120 * (2 if likelihood == "zinb" else 1)
     monkeypatch.setattr(cpu, "_BLOCK_CELLS", 1)
     monkeypatch.setattr(cpu, "_BLOCK_BYTES", cells_in_a_block * per_cell)

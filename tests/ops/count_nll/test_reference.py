@@ -87,7 +87,7 @@ def test_theta_is_held_within_bounds(device, exact_dtype):
 
 
 @pytest.mark.parametrize("logit", [-200.0, -37.5, -36.5, -15.0, -1.0, 0.0, 1.0, 15.0, 60.0])
-def test_log_of_softplus(logit, device, exact_dtype):
+def test_log_of_softplus_is_accurate(logit, device, exact_dtype):
     result = log_scale(torch.tensor([[logit]], dtype=exact_dtype, device=device), "softplus").item()
     with mpmath.workdps(40):
         exact = float(mpmath.log(mpmath.log1p(mpmath.exp(mpf(logit)))))
@@ -229,7 +229,7 @@ def test_gradcheck(likelihood, dispersion, activation, reduction, weighted, devi
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 @pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
-def test_reductions_are_what_they_say(backend, weighted):
+def test_reductions_match_their_definition(backend, weighted):
     problem = count_problem("zinb", seed=4)
     n = problem.counts.n_cells
     weight = torch.rand(n, generator=torch.Generator().manual_seed(5)) if weighted else None

@@ -49,7 +49,7 @@ def ulps(result, exact):
     [(exp32, EXP_MIN, EXP_MAX), (log32, TINY, HUGE), (log1p32, TINY, HUGE)],
     ids=["exp32", "log32", "log1p32"],
 )
-def test_within_two_ulps(function, low, high):
+def test_results_are_within_two_ulps(function, low, high):
     x = spread_over(low, high)
     exact = EXACT[function](x.astype(np.float64))
     normal = np.abs(exact) >= TINY
@@ -70,7 +70,7 @@ def test_one_number_against_forty_digits(function):
             assert ulps(result, value)[0] <= 2
 
 
-def test_exact_where_the_result_is():
+def test_results_at_zero_and_one_are_exact():
     assert exp32(np.float32(0)) == 1
     assert log32(np.float32(1)) == 0
     assert log1p32(np.float32(0)) == 0
@@ -93,7 +93,7 @@ def test_exp_of_very_negative_numbers_stays_normal(beyond):
 
 @pytest.mark.parametrize("size", [1, 7, 16, 1271])
 @pytest.mark.parametrize("shift", [-300.0, -3.0, 0.0, 300.0])
-def test_largest(shift, size):
+def test_largest_is_the_maximum(shift, size):
     for seed in range(5):
         x = (shift + np.random.default_rng(seed).normal(0, 2, size)).astype(np.float32)
         assert largest32(x) == x.max()

@@ -63,7 +63,7 @@ def strided(tensor):
 @pytest.mark.parametrize(
     ("n", "k", "m"), [(1, 1, 1), (1, 128, 63), (17, 5, 1271), (17, 1271, 5), (128, 16, 1)]
 )
-def test_budget(n, k, m, of_a, of_b, biased, path):
+def test_products_keep_the_error_budget(n, k, m, of_a, of_b, biased, path):
     budget = Budget()
     for seed in range(8):
         gen = torch.Generator().manual_seed(seed)
@@ -76,7 +76,7 @@ def test_budget(n, k, m, of_a, of_b, biased, path):
 
 
 @each_path
-def test_a_bias_of_any_stride(path):
+def test_a_bias_may_have_any_stride(path):
     a, b = torch.ones(3, 5), torch.ones(5, 40)
     for bias in (torch.arange(80.0)[::2], torch.ones(1).expand(40), torch.arange(41.0)[1:]):
         assert torch.equal(matmul.product(a, b, bias), 5.0 + bias.expand(3, 40))
@@ -85,7 +85,7 @@ def test_a_bias_of_any_stride(path):
 @each_path
 @pytest.mark.parametrize("biased", [False, True], ids=["", "bias"])
 @pytest.mark.parametrize(("n", "k", "m"), [(0, 3, 4), (3, 0, 4), (3, 4, 0)])
-def test_nothing_in_it(n, k, m, biased, path):
+def test_products_of_empty_matrices_are_zeros_or_the_bias(n, k, m, biased, path):
     bias = torch.arange(float(m)) if biased else None
     result = matmul.product(torch.ones(n, k), torch.ones(k, m), bias)
     expected = torch.zeros(n, m) if k == 0 else torch.full((n, m), float(k))
@@ -130,7 +130,7 @@ SHAPES = [  # cells, inner axis, columns: heads, their gradients, latent space, 
 @pytest.mark.parametrize(("n", "k", "m"), SHAPES)
 @pytest.mark.parametrize("of_b", [plain, transposed])
 @pytest.mark.parametrize("of_a", [plain, transposed])
-def test_the_number_of_threads_does_not_show(n, k, m, of_a, of_b, threads):
+def test_results_do_not_depend_on_the_number_of_threads(n, k, m, of_a, of_b, threads):
     """The number of threads changes with the load during training."""
     gen = torch.Generator().manual_seed(0)
     a, b = of_a(torch.randn(n, k, generator=gen)), of_b(torch.randn(k, m, generator=gen))

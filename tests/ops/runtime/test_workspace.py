@@ -54,7 +54,7 @@ def test_a_workspace_has_a_largest_size():
     assert workspace.kept_numbers == 0
 
 
-def test_clear():
+def test_clear_drops_all_arrays():
     workspace = Workspace()
     first = workspace.take("a", 4)
     workspace.clear()

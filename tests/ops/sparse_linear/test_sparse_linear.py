@@ -104,7 +104,7 @@ def test_logarithm_is_taken_in_the_wider_type():
 
 @pytest.mark.parametrize("largest", [30.0, 1e6])
 @each_transform
-def test_random_cells(transform, largest):
+def test_random_cells_keep_the_error_budget(transform, largest):
     check_budget((draw(seed, largest=largest) for seed in range(12)), transform)
 
 
@@ -112,12 +112,12 @@ def test_random_cells(transform, largest):
 @pytest.mark.parametrize("g", [1, 63, 1271])
 @pytest.mark.parametrize("h", [1, 20, 255])  # 255 columns: each of the tiles, and 15 left over
 @each_transform
-def test_sizes(transform, n, g, h):
+def test_every_size_keeps_the_error_budget(transform, n, g, h):
     check_budget((draw(seed, n, g, h) for seed in range(8)), transform)
 
 
 @pytest.mark.parametrize("which", [[0, 7, 39], range(40)], ids=["some", "all"])
-def test_empty_cells(which):
+def test_empty_cells_give_zeros(which):
     counts, weight, upstream = draw(2)
     x = counts.dense()
     x[list(which)] = 0
@@ -137,7 +137,7 @@ def test_gene_without_counts_has_no_gradient():
     check_budget([problem])
 
 
-def test_not_contiguous():
+def test_arrays_need_not_be_contiguous():
     def strided(tensor):
         wide = torch.full((*tensor.T.shape[:-1], 2 * tensor.T.shape[-1]), nan)
         wide[..., ::2] = tensor.T
@@ -222,7 +222,7 @@ def test_bits_do_not_depend_on_threads():
 
 
 @pytest.mark.parametrize("backend", [cpu, reference], ids=["cpu", "reference"])
-def test_the_functions_of_a_backend(backend):
+def test_both_backends_match_dense_matrices(backend):
     counts, weight, upstream = draw(10)
     x = counts.dense()
     torch.testing.assert_close(backend.product(counts, weight), x @ weight)

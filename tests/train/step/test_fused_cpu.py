@@ -150,7 +150,7 @@ def _sparse_counts(monkeypatch):
 
 @pytest.mark.parametrize("share", [0.0, 1.0], ids=["dense", "sparse"])
 @pytest.mark.parametrize("likelihood", ["zinb", "nb", "poisson"])
-def test_each_likelihood(likelihood, share, monkeypatch):
+def test_gradients_match_autograd_for_each_likelihood(likelihood, share, monkeypatch):
     monkeypatch.setattr(fused_cpu, "_DENSE", share)
     check(monkeypatch, gene_likelihood=likelihood)
 
@@ -172,19 +172,19 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_each_option(options, monkeypatch):
+def test_gradients_match_autograd_for_each_option(options, monkeypatch):
     check(monkeypatch, **options)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0], ids=["dense", "sparse"])
 @pytest.mark.parametrize("n", [1, 2, 3, 131])
-def test_sizes(n, share, monkeypatch):
+def test_gradients_match_autograd_for_any_number_of_cells(n, share, monkeypatch):
     """Two or three cells can be nearly equal, and batch norm then amplifies rounding errors."""
     monkeypatch.setattr(fused_cpu, "_DENSE", share)
     check(monkeypatch, n=n, seeds=range(48 if n < 4 else 8), typical=n in (2, 3))
 
 
-def test_blocks_of_cells(monkeypatch):
+def test_gradients_match_autograd_in_blocks_of_cells(monkeypatch):
     monkeypatch.setattr(cpu, "_BLOCK_CELLS", 1)
     monkeypatch.setattr(cpu, "_BLOCK_BYTES", 5 * 4 * GENES)
     check(monkeypatch)
@@ -253,7 +253,7 @@ def test_the_dense_product_is_taken_where_many_counts_are_above_zero(share, take
     assert bool(calls) == taken
 
 
-def test_nan_shows():
+def test_a_weight_that_is_nan_makes_the_loss_nan():
     net = network(0)
     with torch.no_grad():
         net.decoder.linears[0].weight[0, 0] = torch.nan
