@@ -27,7 +27,7 @@ class Budget:
     """Errors of a kernel and of the float32 reference, by name of the array."""
 
     def __init__(self) -> None:
-        self._draws: dict[str, list[tuple[Tensor, Tensor, float]]] = {}
+        self._problems: dict[str, list[tuple[Tensor, Tensor, float]]] = {}
         self._added = False
 
     def add(self, name: str, kernel: Tensor, single: Tensor, exact: Tensor) -> None:
@@ -44,15 +44,16 @@ class Budget:
             assert not kernel.any(), f"{name} must be exactly zero"
             return
         errors = ((a.double() - exact).cpu().flatten() / ULP for a in (kernel, single))
-        self._draws.setdefault(name, []).append((*errors, largest))
+        self._problems.setdefault(name, []).append((*errors, largest))
 
     def broken(self) -> list[str]:
         """What is over budget, one line per array, with errors in units in the last place."""
         lines = []
-        for name, draws in self._draws.items():
-            median = statistics.median(largest for *_, largest in draws)
+        for name, problems in self._problems.items():
+            median = statistics.median(largest for *_, largest in problems)
             kernel, single = (
-                torch.cat([draw[i] / max(draw[2], median) for draw in draws]) for i in (0, 1)
+                torch.cat([problem[i] / max(problem[2], median) for problem in problems])
+                for i in (0, 1)
             )
             for measure, by, floor in (("max", _max, MAX_ULPS), ("rms", _rms, RMS_ULPS)):
                 allowed = max(FACTOR * by(single), floor)
@@ -74,9 +75,10 @@ class Budget:
         median problem is.
         """
         assert self._added, "nothing was added"
-        for name, draws in self._draws.items():
+        for name, problems in self._problems.items():
             kernel, single = (
-                statistics.median(_rms(draw[i] / draw[2]) for draw in draws) for i in (0, 1)
+                statistics.median(_rms(problem[i] / problem[2]) for problem in problems)
+                for i in (0, 1)
             )
             allowed = max(FACTOR * single, RMS_ULPS)
             assert kernel <= allowed, f"{name}: {kernel:.2f} ulp, allowed {allowed:.2f}"

@@ -71,7 +71,7 @@ def test_an_empty_budget_is_no_pass():
         Budget().check()
 
 
-def test_the_typical_draw_is_not_the_largest():
+def test_the_typical_problem_is_not_the_largest():
     budget = Budget()
     for size in (1, 1, 1, 1000):
         budget.add("value", errors(size), errors(1), EXACT)
@@ -80,7 +80,7 @@ def test_the_typical_draw_is_not_the_largest():
         budget.check()
 
 
-def test_the_typical_draw_keeps_the_budget():
+def test_the_typical_problem_keeps_the_budget():
     budget = Budget()
     for _ in range(3):
         budget.add("value", errors(9), errors(3), EXACT)

@@ -140,4 +140,4 @@ def test_questions_show_a_bar_unless_they_are_silent(trained, long, terminal, qu
     getattr(trained, question)(**arguments)
     out, err = terminal()
     assert not out
-    assert ("25/120" if question == "get_marginal_ll" else "25/60") in err  # two draws a cell
+    assert ("25/120" if question == "get_marginal_ll" else "25/60") in err  # two samples per cell

@@ -232,7 +232,7 @@ def test_a_number_column_must_hold_numbers(tiny, refused, values, dtype):
         SCVI.setup_anndata(adata, continuous_covariate_keys=["age"])
 
 
-def test_read_categories_mixed_types_are_refused(tiny, refused):
+def test_categories_of_mixed_types_are_refused(tiny, refused):
     adata = tiny()
     adata.obs["batch"] = ["1", 2] * 30
     with refused(DataError, "obs['batch']", "int and str", "astype(str)"):

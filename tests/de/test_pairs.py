@@ -149,8 +149,10 @@ def brute_force(ordered, level):
 @pytest.mark.parametrize("n", [1, 2, 3, 10, 41])
 def test_an_interval_is_the_shortest_that_holds_its_share(n, level):
     rng = np.random.default_rng(n)
-    for draw in range(20):
-        ordered = np.sort(rng.standard_normal(n) ** 3 if draw % 2 else rng.integers(0, 4, n) * 1.0)
+    for repeat in range(20):
+        ordered = np.sort(
+            rng.standard_normal(n) ** 3 if repeat % 2 else rng.integers(0, 4, n) * 1.0
+        )
         low, high = shortest_interval(ordered, level)
         assert {low, high} <= set(ordered)
         assert ((ordered >= low) & (ordered <= high)).mean() >= level

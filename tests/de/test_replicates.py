@@ -292,7 +292,7 @@ def test_variances_are_moderated_as_limma_does(dof):
 
 
 @pytest.mark.parametrize(("prior_dof", "dof"), [(4, 3), (10, 3), (30, 6)])
-def test_the_prior_that_variances_were_drawn_from_is_found(prior_dof, dof):
+def test_the_prior_of_sampled_variances_is_found(prior_dof, dof):
     rng = np.random.default_rng(0)
     true = 0.3 * prior_dof / rng.chisquare(prior_dof, 20_000)
     variance = true * rng.chisquare(dof, len(true)) / dof

@@ -24,7 +24,7 @@ PROMISE = {torch.float32: 6, torch.float64: 20}
 PROMISE_POISSON = {torch.float32: 4, torch.float64: 10}
 
 
-def drawn(n, seed):
+def random_points(n, seed):
     """Counts, means and dispersions over the whole range; half of the counts near their mean."""
     rng = np.random.default_rng(seed)
     mu, theta = 10 ** rng.uniform(-4, 6, (2, n))
@@ -38,7 +38,7 @@ def drawn(n, seed):
 def points():
     """Float32 numbers, so that all types get the same input."""
     grid = np.array(list(product(COUNTS, MUS, THETAS))).T
-    return np.concatenate([grid, drawn(1000, seed=0)], axis=1).astype(np.float32)
+    return np.concatenate([grid, random_points(1000, seed=0)], axis=1).astype(np.float32)
 
 
 def exact_poisson(x, rate):
@@ -115,7 +115,7 @@ def test_zinb_against_forty_digits(zi_logits, dtype, device):
 
 
 def test_density_matches_scipy():
-    x, mu, theta = drawn(500, seed=1)
+    x, mu, theta = random_points(500, seed=1)
     logits = np.random.default_rng(2).normal(0, 3, 500)
     nb = stats.nbinom.logpmf(x, theta, theta / (theta + mu))
     kept = nb - np.logaddexp(0, logits)
@@ -154,7 +154,7 @@ def test_sums_over_the_density(distribution):
 
 
 def test_both_parameterisations_agree():
-    x, mu, theta = tensors(*drawn(300, seed=3), dtype=torch.float64)
+    x, mu, theta = tensors(*random_points(300, seed=3), dtype=torch.float64)
     by_mu = NegativeBinomial(mu=mu, theta=theta)
     for by_count in (
         NegativeBinomial(theta, logits=by_mu.logits),

@@ -57,10 +57,10 @@ def test_expansion_keeps_values_and_samples(make):
     assert torch.equal(wide.cdf(x), d.cdf(x))
     assert wide.mean.untyped_storage().size() <= d.mean.untyped_storage().size() * 5
     seeded = (torch.Generator().manual_seed(1) for _ in range(2))
-    draws = [
+    samples = [
         e.sample(s, generator=g) for e, s, g in zip((wide, d), ((), (5,)), seeded, strict=True)
     ]
-    assert torch.equal(*draws)
+    assert torch.equal(*samples)
     assert not make(validate_args=False).expand((1, 2, 3))._validate_args
     again = wide.expand((7, 5, 2, 3))
     assert again.sample().shape == (7, 5, 2, 3)

@@ -261,9 +261,9 @@ def test_there_is_no_gradient():
         assert not d.icdf(torch.rand(3, requires_grad=True)).requires_grad
 
 
-# ---- draws -------------------------------------------------------------------
+# ---- samples -----------------------------------------------------------------
 
-DRAWS = 200_000
+N_SAMPLES = 200_000
 SIX = 6.0  # standard errors; of some 40 comparisons with fixed seeds none may be beyond
 
 
@@ -283,10 +283,10 @@ SIX = 6.0  # standard errors; of some 40 comparisons with fixed seeds none may b
     ],
     ids=str,
 )
-def test_of_uniform_numbers_it_makes_draws(parameters):
+def test_uniform_numbers_become_samples(parameters):
     """Mean, variance and zeros are within their standard errors, of the exact moments."""
     d = made(parameters)
-    draws = d.icdf(torch.from_numpy(np.random.default_rng(2).random(DRAWS))).numpy()
+    samples = d.icdf(torch.from_numpy(np.random.default_rng(2).random(N_SAMPLES))).numpy()
     k = np.arange(20_000)
     pmf = np.diff(below(parameters, np.append(-1, k)))
     assert pmf.sum() == pytest.approx(1.0, abs=1e-12)
@@ -294,10 +294,12 @@ def test_of_uniform_numbers_it_makes_draws(parameters):
     variance, fourth = (((k - mean) ** power * pmf).sum() for power in (2, 4))
     assert d.mean.item() == pytest.approx(mean, rel=1e-6)
     assert d.variance.item() == pytest.approx(variance, rel=1e-6)
-    assert abs(draws.mean() - mean) < SIX * (variance / DRAWS) ** 0.5
-    assert abs(draws.var() - variance) < SIX * ((fourth - variance**2) / DRAWS) ** 0.5
+    assert abs(samples.mean() - mean) < SIX * (variance / N_SAMPLES) ** 0.5
+    assert abs(samples.var() - variance) < SIX * ((fourth - variance**2) / N_SAMPLES) ** 0.5
     zeros = pmf[0]
-    assert abs((draws == 0).mean() - zeros) < SIX * (zeros * (1 - zeros) / DRAWS) ** 0.5 + 1e-12
+    assert (
+        abs((samples == 0).mean() - zeros) < SIX * (zeros * (1 - zeros) / N_SAMPLES) ** 0.5 + 1e-12
+    )
 
 
 # ---- what is refused ---------------------------------------------------------

@@ -53,10 +53,10 @@ def test_samples_for_the_other_batch_have_its_mean(known):
     model, batch, expected = known
     cells = np.flatnonzero(batch == 0)
     library = np.asarray(model.adata.X[cells].sum(1))
-    drawn = model.posterior_predictive_sample(
+    sample = model.posterior_predictive_sample(
         indices=cells, transform_batch="b", seed=0, silent=True
     )
-    result = np.asarray(drawn.mean(0)).ravel()
+    result = np.asarray(sample.mean(0)).ravel()
     truth, uncorrected = ((expected[b, cells] * library).mean(0) for b in (1, 0))
     assert np.corrcoef(np.log(result + 0.1), np.log(truth + 0.1))[0, 1] > 0.99
     assert np.corrcoef(np.log(result + 0.1), np.log(uncorrected + 0.1))[0, 1] < 0.95

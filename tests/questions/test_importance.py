@@ -11,7 +11,7 @@ from vivace import SCVI
 from vivace.errors import ArgumentTypeError, NotTrainedError, OptionError, ShapeError
 
 CELLS = np.array([4, 17, 30, 9])
-DRAWS = 800
+N_SAMPLES = 800
 OPTIONS = [
     {},
     {"gene_likelihood": "nb"},
@@ -33,7 +33,7 @@ def two_dimensional(tiny):
     def make(**options):
         key = repr(sorted(options.items()))
         if key not in made:
-            adata = tiny(n_genes=12)  # p(x) of few genes is estimated well with few draws
+            adata = tiny(n_genes=12)  # p(x) of few genes is estimated well with few samples
             SCVI.setup_anndata(adata, batch_key="batch")
             model = SCVI(adata, n_latent=2, n_hidden=16, **options)
             # with the full KL weight so few cells all end at the prior
@@ -95,9 +95,9 @@ def test_they_are_their_definition_over_one_cell(model, points):
 
 @pytest.mark.parametrize("model", [OPTIONS[0], *OPTIONS[3:]], indirect=True, ids=named)
 def test_they_are_their_definition_over_several_cells(model, points):
-    """With p(x) of each from draws of its own, to the error of both estimates."""
-    result = model.get_importance_weights(indices=CELLS, zs=points, n_mc_samples=DRAWS, seed=0)
-    log_px = model.get_marginal_ll(indices=CELLS, n_mc_samples=DRAWS, return_mean=False, seed=1)
+    """With p(x) of each from samples of its own, to the error of both estimates."""
+    result = model.get_importance_weights(indices=CELLS, zs=points, n_mc_samples=N_SAMPLES, seed=0)
+    log_px = model.get_marginal_ll(indices=CELLS, n_mc_samples=N_SAMPLES, return_mean=False, seed=1)
     expected = defined(model, points, CELLS, log_px)
     assert expected.max() > 2 * expected.min()
     np.testing.assert_allclose(result, expected, rtol=0.05)
@@ -157,7 +157,9 @@ def test_a_few_cells_speak_for_all(default, points):
 
 def test_cells_are_chosen_without_replacement(default, points):
     """Three of four leave one out; as many as there are, or more, are all of them."""
-    log_px = default.get_marginal_ll(indices=CELLS, n_mc_samples=DRAWS, return_mean=False, seed=0)
+    log_px = default.get_marginal_ll(
+        indices=CELLS, n_mc_samples=N_SAMPLES, return_mean=False, seed=0
+    )
     without = [np.delete(np.arange(4), i) for i in range(4)]
     expected = [defined(default, points, CELLS[w], log_px[w]) for w in without]
     everyone = {"indices": CELLS, "zs": points, "n_mc_samples": 400}
@@ -188,7 +190,7 @@ def test_the_seed_determines_the_samples(default):
 
 @torch.no_grad()
 def test_weighted_samples_of_a_group_stand_for_the_exact_posterior(tiny):
-    """q(z|x) is made the prior: uniform draws follow it, weighted ones the mean of p(z|x)."""
+    """q(z|x) is made the prior: uniform samples follow it, weighted ones the mean of p(z|x)."""
     adata = tiny(n_cells=200)
     SCVI.setup_anndata(adata)
     model = SCVI(adata, n_latent=2, n_hidden=16)

@@ -10,7 +10,7 @@ from vivace import SCVI
 from vivace.errors import OptionError
 
 CELLS = np.array([4, 17])
-DRAWS = 5_000
+N_SAMPLES = 5_000
 
 
 @pytest.fixture(scope="module")
@@ -87,18 +87,18 @@ def integrated(model, cell):
 )
 def test_it_is_the_integral_over_the_latent_variables(two_dimensional, options):
     model = two_dimensional(**options)
-    result = model.get_marginal_ll(indices=CELLS, n_mc_samples=DRAWS, return_mean=False, seed=0)
+    result = model.get_marginal_ll(indices=CELLS, n_mc_samples=N_SAMPLES, return_mean=False, seed=0)
     for cell, value in zip(CELLS, result, strict=True):
         assert value == pytest.approx(integrated(model, cell), abs=0.1)
 
 
-def test_it_rises_from_the_elbo_with_the_number_of_draws(two_dimensional):
+def test_it_rises_from_the_elbo_with_the_number_of_samples(two_dimensional):
     model = two_dimensional()
     elbo = model.get_elbo(n_samples=200, seed=0)
     result = [
         np.mean([model.get_marginal_ll(n_mc_samples=n, seed=s) for s in range(20)]) for n in (1, 20)
     ]
-    assert result[0] == pytest.approx(elbo, abs=0.3)  # of one draw, the ELBO in expectation
+    assert result[0] == pytest.approx(elbo, abs=0.3)  # of one sample, the ELBO in expectation
     assert result[1] > result[0] + 0.05
 
 

@@ -87,8 +87,8 @@ def results(cells, kind=SCVI, **options):
         "programs": model.get_gene_programs(**common).effect.to_numpy(),
     }
     if options.get("gene_likelihood") != "normal":
-        drawn = model.posterior_predictive_sample(indices=some, seed=1, **common)
-        answers["samples"] = np.asarray(drawn.todense())
+        sample = model.posterior_predictive_sample(indices=some, seed=1, **common)
+        answers["samples"] = np.asarray(sample.todense())
     table = model.differential_expression(groupby="cell_type", seed=1, **common)
     numbers = table.select_dtypes("number")
     answers |= {f"DE {name}": numbers[name].to_numpy() for name in numbers}

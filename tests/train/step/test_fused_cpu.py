@@ -63,7 +63,7 @@ def network(seed, *, size_factor=False, covariates=True, n_batches=3, **options)
 
 
 def get_noise(net, n, seed):
-    """What the step draws after the bits of dropout."""
+    """The noise that the step samples after the bits of dropout."""
     gen = torch.Generator().manual_seed(seed)
     for after in net.encoder.activations:
         if after.dropout > 0:
@@ -111,7 +111,7 @@ def by_autograd(net, batch, seed, dtype, monkeypatch):
         size_factor=batch.size_factor.to(dtype) if net.dims.size_factor else None,
     )
     with monkeypatch.context() as patch:
-        at = Posterior.at  # normal_() draws other numbers in float64
+        at = Posterior.at  # normal_() gives other numbers in float64
         patch.setattr(Posterior, "at", lambda self, _: at(self, noise))
         losses = net(batch, KL_WEIGHT, torch.Generator().manual_seed(seed))
     losses.loss.backward()
