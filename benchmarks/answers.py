@@ -51,11 +51,11 @@ def speed(peer_python: str, folder: Path, pairs: int) -> dict[str, Any]:
     ]
     result = {}
     for question in actual[0][1]:
-        theirs, ours = ([pair[i][question] for pair in actual] for i in (0, 1))
-        ratios = sorted(t / o for t, o in zip(theirs, ours, strict=True))
+        peer_seconds, vivace_seconds = ([pair[i][question] for pair in actual] for i in (0, 1))
+        ratios = sorted(t / o for t, o in zip(peer_seconds, vivace_seconds, strict=True))
         result[question] = {
-            "scvi_tools_seconds": round(median(theirs), 3),
-            "vivace_seconds": round(median(ours), 3),
+            "scvi_tools_seconds": round(median(peer_seconds), 3),
+            "vivace_seconds": round(median(vivace_seconds), 3),
             "ratio": round(median(ratios), 1),
             "ratio_of_each_pair": [round(r, 1) for r in ratios],
         }
@@ -76,13 +76,13 @@ def interferon(data: Path) -> dict[str, Any]:
     )
     fold = np.log2(as_stimulated / as_control)
     ranks = fold.rank(ascending=False)
-    there = [g for g in INTERFERON if g in fold.index]
+    measured = [g for g in INTERFERON if g in fold.index]
     return {
         "from_to": names,
         "control_cells": len(control),
         "genes": len(fold),
-        "log2_fold_change": {g: round(float(fold[g]), 2) for g in there},
-        "rank": {g: int(ranks[g]) for g in there},
+        "log2_fold_change": {g: round(float(fold[g]), 2) for g in measured},
+        "rank": {g: int(ranks[g]) for g in measured},
         "median_of_all_genes": round(float(fold.median()), 2),
     }
 
@@ -96,9 +96,9 @@ def known_batch_effect(seed: int = 0) -> dict[str, Any]:
     kind, batch = rng.integers(types, size=n), rng.integers(2, size=n)
     expected = [profile[kind] * effect[b] for b in (0, 1)]
     expected = [e / e.sum(1, keepdims=True) for e in expected]  # if each cell were in batch b
-    own = np.where(batch[:, None] == 0, *expected)
+    observed = np.where(batch[:, None] == 0, *expected)
     depth = rng.lognormal(7.6, 0.3, (n, 1))
-    counts = rng.poisson(own * depth * rng.gamma(4.0, 0.25, (n, g)))
+    counts = rng.poisson(observed * depth * rng.gamma(4.0, 0.25, (n, g)))
     obs = pd.DataFrame({"batch": batch.astype(str)}, index=np.arange(n).astype(str))
     adata = anndata.AnnData(sp.csr_matrix(counts.astype(np.float32)), obs=obs)
     setup(adata, "batch")

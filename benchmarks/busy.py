@@ -31,7 +31,7 @@ from typing import Any
 import anndata
 import scanpy as sc
 
-from common import HERE, provenance, report
+from common import BENCHMARKS, provenance, report
 
 FIRST = "FIRST"  # modules that are imported before vivace
 WAYS = {
@@ -101,7 +101,7 @@ def starter(data: Path, before: Callable[[], None] | None = None) -> Start:
     def start(environment: dict[str, str]) -> subprocess.Popen[str]:
         imports = f"import {environment[FIRST]}; " if FIRST in environment else ""
         return subprocess.Popen(
-            [sys.executable, "-c", imports + _RUN, str(HERE / "ours.py"), "busy", str(data)],
+            [sys.executable, "-c", imports + _RUN, str(BENCHMARKS / "ours.py"), "busy", str(data)],
             stdout=subprocess.PIPE,
             text=True,
             env=os.environ | environment,
@@ -135,9 +135,9 @@ def measure(start: Start, ways: dict[str, dict[str, str]], repeats: int, jobs: i
     result: dict[str, Any] = {
         way: {
             q: {"median": round(median(s), 3), "all": [round(x, 3) for x in sorted(s)]}
-            for q, s in of_way.items()
+            for q, s in by_question.items()
         }
-        for way, of_way in seconds.items()
+        for way, by_question in seconds.items()
     }
     for question in QUESTIONS:
         pairs = zip(
@@ -145,7 +145,7 @@ def measure(start: Start, ways: dict[str, dict[str, str]], repeats: int, jobs: i
             seconds["one thread"][question],
             strict=True,
         )
-        ratios = sorted(default / one for default, one in pairs)
+        ratios = sorted(default / one_thread for default, one_thread in pairs)
         result["default"][question]["times_one_thread"] = round(median(ratios), 2)
         result["default"][question]["times_one_thread_of_each_pair"] = [round(r, 2) for r in ratios]
     return result | {"weights": sorted(weights)}

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-HERE = Path(__file__).parent
-MARGINAL_CELLS, MARGINAL_DRAWS = 1_000, 1_000  # of answers.py
+BENCHMARKS = Path(__file__).parent
+MARGINAL_CELLS, MARGINAL_SAMPLES = 1_000, 1_000  # of answers.py
 PEER_SHARE = 10  # scvi-tools generates this part of the samples; its seconds are multiplied
 DE_WAYS: dict[str, dict[str, str]] = {  # the options with which de.py calls both libraries
     "three": {"mode": "change", "test_mode": "three"},
@@ -73,7 +73,7 @@ def de_answers(ask: Callable[..., Any], genes: Any, n_tests: int, ways: Any) -> 
 def provenance() -> dict[str, Any]:
     """Machine, commit and versions."""
     commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True
+        ["git", "describe", "--always", "--dirty"], cwd=BENCHMARKS, capture_output=True, text=True
     ).stdout.strip()
     packages = ("vivace", "torch", "numba", "numpy", "anndata", "lightning-fabric")
     return {
@@ -93,7 +93,7 @@ def _processor() -> str:
 
 def run_json(python: str | Path, script: str, *args: object, **environment: str) -> dict[str, Any]:
     """Run a script of this folder with some interpreter; return the JSON on its last line."""
-    command = [str(python), str(HERE / script), *map(str, args)]
+    command = [str(python), str(BENCHMARKS / script), *map(str, args)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
@@ -101,10 +101,10 @@ def run_json(python: str | Path, script: str, *args: object, **environment: str)
     return result
 
 
-def memory_mb(which: str = "VmHWM") -> int:
+def memory_mb(field: str = "VmHWM") -> int:
     """VmRSS of this process, or VmHWM (its peak); ``ru_maxrss`` would include the parent's."""
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(which):
+        if line.startswith(field):
             return round(int(line.split()[1]) / 1024)
     return 0
 
@@ -113,5 +113,5 @@ def report(name: str, result: dict[str, Any], save: bool) -> None:
     """Print the result, and save it under ``results/`` if requested."""
     print(json.dumps(result, indent=1))
     if save:
-        (HERE / "results").mkdir(exist_ok=True)
-        (HERE / "results" / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+        (BENCHMARKS / "results").mkdir(exist_ok=True)
+        (BENCHMARKS / "results" / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -35,7 +35,7 @@ from common import DE_WAYS, de_answers, provenance, report, run_json
 from quality import prepare, setup
 
 Rows = np.ndarray
-DRAWS, CELLS = 20, 100
+SUBSETS, CELLS = 20, 100
 TARGETS = (0.01, 0.05, 0.1, 0.2)
 # file, cell types, and the columns of the truth; fold changes are the second over the first
 TRUTHS = {
@@ -58,7 +58,9 @@ def trained(data: Path, batch_key: str = "none") -> vivace.SCVI:
     return model
 
 
-def ours(model: vivace.SCVI, sides: list[tuple[Rows, Rows]], **more: Any) -> dict[str, Any]:
+def answer_vivace(
+    model: vivace.SCVI, sides: list[tuple[Rows, Rows]], **more: Any
+) -> dict[str, Any]:
     """Score, effect and calls for each pair of row sets, in each way, in the format of peer.py."""
 
     def ask(i: int, **options: Any) -> pd.DataFrame:
@@ -71,7 +73,7 @@ def ours(model: vivace.SCVI, sides: list[tuple[Rows, Rows]], **more: Any) -> dic
     return de_answers(ask, list(model.schema.genes), len(sides), ways)
 
 
-def theirs(
+def answer_peer(
     data: Path, batch_key: str, weights: Path, sides: list[tuple[Rows, Rows]], peer_python: str
 ) -> dict[str, Any]:
     """The same for scvi-tools, whose default training is run if its weights are missing."""
@@ -85,10 +87,10 @@ def theirs(
     }
     if out.exists() and rows.exists():
         with np.load(rows) as old:
-            same = set(old.files) == set(named) and all(
+            is_current = set(old.files) == set(named) and all(
                 np.array_equal(old[name], array) for name, array in named.items()
             )
-        if same:
+        if is_current:
             return dict(np.load(out))
     np.savez(rows, **named)
     run_json(peer_python, "peer.py", "de", data, batch_key, weights, rows, out)
@@ -98,7 +100,7 @@ def theirs(
 # ---- truth ----------------------------------------------------------------------
 
 
-def with_truth(raw: Path, name: str, out: Path) -> pd.DataFrame:
+def prepare_truth(raw: Path, name: str, out: Path) -> pd.DataFrame:
     """Save the cells; return the truth for its genes that are in at least ten cells."""
     table = pd.read_csv(raw / "de_truth_pbmc_microarray.csv").set_index("ENSG")
     adata = anndata.read_h5ad(raw / f"{name}.h5ad")
@@ -130,17 +132,19 @@ def truth(raw: Path, folder: Path, peer_python: str) -> list[dict[str, Any]]:
     rows = []
     for comparison, (name, types, columns) in TRUTHS.items():
         data = folder / f"{name}.h5ad"
-        table = with_truth(raw, name, data)
+        table = prepare_truth(raw, name, data)
         model = trained(data)
         kind = model.adata.obs["cell_type_coarse"].to_numpy()
         rng = np.random.default_rng(0)
-        of_type = [np.flatnonzero(kind == t) for t in types]
+        rows_of_types = [np.flatnonzero(kind == t) for t in types]
         sides = [
-            tuple(rng.choice(r, min(CELLS, int(0.8 * len(r))), replace=False) for r in of_type)
-            for _ in range(DRAWS)
+            tuple(
+                rng.choice(r, min(CELLS, int(0.8 * len(r))), replace=False) for r in rows_of_types
+            )
+            for _ in range(SUBSETS)
         ]
-        result = {f"vivace, {k}": v for k, v in ours(model, sides).items()}
-        peer = theirs(data, "none", folder / f"{name}.pt", sides, peer_python)
+        result = {f"vivace, {k}": v for k, v in answer_vivace(model, sides).items()}
+        peer = answer_peer(data, "none", folder / f"{name}.pt", sides, peer_python)
         result |= {f"scvi-tools, {k}": v for k, v in peer.items()}
         result |= wilcoxon(model.adata, sides)
         x = model.adata.X
@@ -149,7 +153,7 @@ def truth(raw: Path, folder: Path, peer_python: str) -> list[dict[str, Any]]:
             effect = -table[f"{column}_logFC"].to_numpy()
             differs = table[f"{column}_adj.P.Val"].to_numpy() < 0.05
             for key in (k[: -len("_score")] for k in result if k.endswith("_score")):
-                drawn = zip(result[f"{key}_score"], result[f"{key}_effect"], counted, strict=True)
+                tables = zip(result[f"{key}_score"], result[f"{key}_effect"], counted, strict=True)
                 values = np.array(
                     [
                         (
@@ -157,7 +161,7 @@ def truth(raw: Path, folder: Path, peer_python: str) -> list[dict[str, Any]]:
                             roc_auc_score(differs[seen], score[seen]),
                             spearmanr(lfc, effect)[0],
                         )
-                        for score, lfc, seen in drawn
+                        for score, lfc, seen in tables
                     ]
                 )
                 mean, spread = values.mean(0).round(3), values.std(0, ddof=1).round(3)
@@ -183,8 +187,8 @@ def truth(raw: Path, folder: Path, peer_python: str) -> list[dict[str, Any]]:
 
 def null(raw: Path, folder: Path, peer_python: str) -> list[dict[str, Any]]:
     """Calls between donors of the same condition within a cell type, where nothing differs."""
-    there = prepare("kang, condition", raw, folder, peer_python)
-    data = there / "fit.h5ad"  # of which recipe.py and trajectories.py train too
+    prepared = prepare("kang, condition", raw, folder, peer_python)
+    data = prepared / "fit.h5ad"  # of which recipe.py and trajectories.py train too
     model = trained(data, "condition")
     obs = model.adata.obs
     sides, names = [], []
@@ -199,10 +203,10 @@ def null(raw: Path, folder: Path, peer_python: str) -> list[dict[str, Any]]:
             second = obs.index.isin(group.index[~group["donor"].isin(pair)])
             sides.append((np.flatnonzero(first), np.flatnonzero(second)))
             names.append(f"{kind}, {condition}")
-    result = {f"vivace, {k}": v for k, v in ours(model, sides).items()}
-    by_sample = ours(model, sides, sample_key="donor")
-    result |= {f"vivace, sample_key, {k}": v for k, v in by_sample.items()}
-    peer = theirs(data, "condition", folder / "kang.pt", sides, peer_python)
+    result = {f"vivace, {k}": v for k, v in answer_vivace(model, sides).items()}
+    sample_tests = answer_vivace(model, sides, sample_key="donor")
+    result |= {f"vivace, sample_key, {k}": v for k, v in sample_tests.items()}
+    peer = answer_peer(data, "condition", folder / "kang.pt", sides, peer_python)
     result |= {f"scvi-tools, {k}": v for k, v in peer.items()}
     return [
         {
@@ -227,7 +231,7 @@ DONORS = 4
 
 
 def plant(
-    source: vivace.SCVI, rows: Rows, types: tuple[str, str], seed: int, between: float
+    source: vivace.SCVI, rows: Rows, types: tuple[str, str], seed: int, donor_spread: float
 ) -> tuple[anndata.AnnData, np.ndarray]:
     """Simulate counts with known expression; return the true log2 fold changes of two types.
 
@@ -250,7 +254,7 @@ def plant(
     rate[first] *= 2.0**effect
     get_truth = rate / rate.sum(1, keepdims=True)
     true = np.log2(get_truth[first].mean(0) / get_truth[second].mean(0))
-    rate[first] *= 2.0 ** rng.normal(0.0, between, (DONORS, len(effect)))[donor[first]]
+    rate[first] *= 2.0 ** rng.normal(0.0, donor_spread, (DONORS, len(effect)))[donor[first]]
     rate *= library / rate.sum(1, keepdims=True)
     counts = rng.poisson(rng.gamma(theta, rate / theta))
     counts[rng.random(counts.shape) < parameters["dropout"]] = 0
@@ -264,8 +268,8 @@ def plant(
 
 def planted(raw: Path, folder: Path, peer_python: str, times: int) -> list[dict[str, Any]]:
     """Realised share of false calls, and of changed genes called, at each target."""
-    there = prepare("kang, condition", raw, folder, peer_python)
-    source = trained(there / "data.h5ad")
+    prepared = prepare("kang, condition", raw, folder, peer_python)
+    source = trained(prepared / "data.h5ad")
     control = np.flatnonzero((source.adata.obs["condition"] == "ctrl").to_numpy())
     cases: dict[str, tuple[float, dict[str, Any]]] = {
         "cells, three": (0.0, {}),
@@ -278,14 +282,14 @@ def planted(raw: Path, folder: Path, peer_python: str, times: int) -> list[dict[
     result: dict[tuple[str, float], list[tuple[int, int, int]]] = {}
     for seed in range(times):
         types = TYPES[seed % len(TYPES)]
-        for between in (0.0, 0.3):
-            adata, true = plant(source, control, types, seed, between)
+        for donor_spread in (0.0, 0.3):
+            adata, true = plant(source, control, types, seed, donor_spread)
             vivace.settings.seed = seed
             vivace.SCVI.setup_anndata(adata)
             model = vivace.SCVI(adata)
             model.train(progress=False)
             differs = pd.Series(np.abs(true) > 0.25, index=adata.var_names)
-            for name, (_, options) in ((k, v) for k, v in cases.items() if v[0] == between):
+            for name, (_, options) in ((k, v) for k, v in cases.items() if v[0] == donor_spread):
                 for target in TARGETS:
                     frame = model.differential_expression(
                         groupby="cell_type", group1=types[0], group2=types[1], fdr_target=target,
@@ -320,8 +324,8 @@ def planted(raw: Path, folder: Path, peer_python: str, times: int) -> list[dict[
 
 def repeat(raw: Path, folder: Path, peer_python: str) -> dict[str, Any]:
     """Genes called with both seeds as a share of those called with either, for six pairs."""
-    there = prepare("kang, condition", raw, folder, peer_python)
-    model = trained(there / "data.h5ad")
+    prepared = prepare("kang, condition", raw, folder, peer_python)
+    model = trained(prepared / "data.h5ad")
     cases = {
         "one against the rest, each of the cell types": {"groupby": "cell_type"},
         "B against NK cells": {"groupby": "cell_type", "group1": "B", "group2": "NK"},
@@ -366,16 +370,16 @@ def speed(folder: Path, peer_python: str, pairs: int) -> dict[str, Any]:
         )
         for _ in range(pairs)
     ]
-    ratios = sorted(theirs / mine["one"] for theirs, mine in result)
-    of_all = sorted(mine["all"] / mine["one"] for _, mine in result)
+    ratios = sorted(peer / vivace_seconds["one"] for peer, vivace_seconds in result)
+    all_to_one = sorted(s["all"] / s["one"] for _, s in result)
     return {
         "scvi_tools_seconds": round(median(t for t, _ in result), 3),
         "vivace_seconds": round(median(m["one"] for _, m in result), 3),
         "ratio": round(median(ratios), 1),
         "ratio_of_each_pair": [round(r, 1) for r in ratios],
         "vivace_seconds_of_12_groups": round(median(m["all"] for _, m in result), 3),
-        "12_groups_to_one": round(median(of_all), 2),
-        "12_groups_to_one_of_each_pair": [round(r, 2) for r in of_all],
+        "12_groups_to_one": round(median(all_to_one), 2),
+        "12_groups_to_one_of_each_pair": [round(r, 2) for r in all_to_one],
     }
 
 

@@ -9,7 +9,7 @@ Usage: python peer.py prepare RAW.h5ad OUT.h5ad BATCH_KEY N_GENES
        python peer.py de DATA.h5ad BATCH_KEY WEIGHTS.pt ROWS.npz OUT.npz
        python peer.py de_speed DATA.h5ad BATCH_KEY GROUPBY GROUP
        python peer.py map_query REFERENCE.h5ad QUERY.h5ad BATCH_KEY SEED OUT.npz
-       python peer.py judge MODEL DATA.h5ad DRAWS LATENT.npy [MODEL_TO_SAVE]
+       python peer.py judge MODEL DATA.h5ad N_SAMPLES LATENT.npy [MODEL_TO_SAVE]
 
 Prints one JSON line. A BATCH_KEY of "none" means no batch.
 """
@@ -27,7 +27,7 @@ from common import (
     COVARIATES,
     DE_WAYS,
     MARGINAL_CELLS,
-    MARGINAL_DRAWS,
+    MARGINAL_SAMPLES,
     PEER_SHARE,
     batch_column,
     de_answers,
@@ -190,10 +190,10 @@ def answers(data: str, batch_key: str, likelihood: str) -> dict[str, object]:
     }
     seconds = time_questions(ask)
     # one pass of its thousand; all take the same time
-    some = np.arange(MARGINAL_CELLS)
-    passes = MARGINAL_DRAWS // PEER_SHARE
+    first_cells = np.arange(MARGINAL_CELLS)
+    passes = MARGINAL_SAMPLES // PEER_SHARE
     seconds["marginal_ll"] = PEER_SHARE * time_once(
-        lambda: model.get_marginal_ll(indices=some, n_mc_samples=passes)
+        lambda: model.get_marginal_ll(indices=first_cells, n_mc_samples=passes)
     )
     return {"seconds": seconds}
 
@@ -278,7 +278,7 @@ def map_query(reference: str, query: str, batch_key: str, seed: str, out: str) -
     }
 
 
-def judge(path: str, data: str, draws: str, latent: str, out: str = "") -> dict[str, object]:
+def judge(path: str, data: str, n_samples: str, latent: str, out: str = "") -> dict[str, object]:
     """ELBO of a saved model; writes its latent means, and the model after two more epochs."""
     import anndata
     import scvi
@@ -287,7 +287,7 @@ def judge(path: str, data: str, draws: str, latent: str, out: str = "") -> dict[
     scvi.settings.verbosity = 40
     adata = anndata.read_h5ad(data)
     model = scvi.model.SCVI.load(path, adata, accelerator="cpu")
-    elbos = [float(model.get_elbo()) for _ in range(int(draws))]
+    elbos = [float(model.get_elbo()) for _ in range(int(n_samples))]
     np.save(latent, model.get_latent_representation())
     if out:
         model.train(max_epochs=2, enable_progress_bar=False)

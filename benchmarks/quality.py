@@ -27,10 +27,10 @@ import vivace
 from common import batch_column, run_json
 from vivace.store.scvi_tools import weights_from_scvi_tools
 
-DRAWS = 25
+N_SAMPLES = 25
 N_GENES = 2_000
 _MARGINAL_CELLS = 300
-_MARGINAL_DRAWS = 1_000
+_MARGINAL_SAMPLES = 1_000
 
 
 @dataclass(frozen=True)
@@ -76,14 +76,14 @@ def slug(name: str) -> str:
 
 def prepare(name: str, raw: Path, folder: Path, peer_python: str) -> Path:
     """Create the folder of a data set, with ``data.h5ad``, ``fit.h5ad`` and ``test.h5ad``."""
-    chosen, there = SETS[name], folder / slug(name)
-    if (there / "test.h5ad").exists():  # the file written last
-        return there
-    there.mkdir(parents=True, exist_ok=True)
-    data = there / "data.h5ad"
+    chosen, target = SETS[name], folder / slug(name)
+    if (target / "test.h5ad").exists():  # the file written last
+        return target
+    target.mkdir(parents=True, exist_ok=True)
+    data = target / "data.h5ad"
     run_json(peer_python, "peer.py", "prepare", raw / chosen.file, data, chosen.batch_key, N_GENES)
-    split(data, chosen.batch_key, there / "fit.h5ad", there / "test.h5ad")
-    return there
+    split(data, chosen.batch_key, target / "fit.h5ad", target / "test.h5ad")
+    return target
 
 
 def split(data: Path, batch_key: str, fit: Path, test: Path) -> None:
@@ -112,7 +112,7 @@ def load_peer(model: vivace.SCVI, weights: Path) -> None:
 
 def elbo(model: vivace.SCVI, test: anndata.AnnData) -> float:
     """Mean ELBO per test cell."""
-    return round(float(model.get_elbo(test, n_samples=DRAWS, seed=0)), 3)
+    return round(float(model.get_elbo(test, n_samples=N_SAMPLES, seed=0)), 3)
 
 
 def knn(latent: np.ndarray, labels: pd.Series) -> float:
@@ -126,7 +126,7 @@ def knn(latent: np.ndarray, labels: pd.Series) -> float:
 def marginal_ll(model: vivace.SCVI, test: anndata.AnnData) -> float:
     """Importance-weighted log-likelihood of a test cell, mean over at most 300 test cells."""
     rows = np.sort(np.random.default_rng(0).permutation(test.n_obs)[:_MARGINAL_CELLS])
-    result = model.get_marginal_ll(test, rows, n_mc_samples=_MARGINAL_DRAWS, seed=0)
+    result = model.get_marginal_ll(test, rows, n_mc_samples=_MARGINAL_SAMPLES, seed=0)
     return round(float(result), 3)
 
 

@@ -135,12 +135,12 @@ def _means(marks: list[dict[str, Any]]) -> dict[str, float]:
     return {k: round(mean(row[k] for row in flat if k in row), 4) for k in names}
 
 
-def _gain(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> dict[str, Any]:
+def _gain(vivace_marks: list[dict[str, Any]], peer_marks: list[dict[str, Any]]) -> dict[str, Any]:
     """Improvement of the test ELBO, and its one-sided 95 % bound (Welch).
 
     If the peer has a single run, its variance is assumed to equal vivace's.
     """
-    a, b = (np.array([m["test_elbo"] for m in marks]) for marks in (ours, theirs))
+    a, b = (np.array([m["test_elbo"] for m in marks]) for marks in (vivace_marks, peer_marks))
     varies = [a.var(ddof=1), b.var(ddof=1) if len(b) > 1 else a.var(ddof=1)]
     parts = [varies[0] / len(a), varies[1] / len(b)]
     freedom = sum(parts) ** 2 / sum(

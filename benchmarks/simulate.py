@@ -63,5 +63,5 @@ if __name__ == "__main__":
     out, n_cells, n_genes, density = sys.argv[1:]
     adata = simulate(int(n_cells), int(n_genes), float(density))
     adata.write_h5ad(out)
-    found = adata.X.nnz / (adata.n_obs * adata.n_vars)
-    print(json.dumps({"cells": adata.n_obs, "genes": adata.n_vars, "density": round(found, 4)}))
+    reached = adata.X.nnz / (adata.n_obs * adata.n_vars)
+    print(json.dumps({"cells": adata.n_obs, "genes": adata.n_vars, "density": round(reached, 4)}))

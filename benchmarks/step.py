@@ -43,29 +43,32 @@ def measure(case: dict[str, Any], files: dict[str, Path], args: argparse.Namespa
     theirs_epochs, ours_epochs = case.get("epochs", (2, 6))
     shared = (files[case["data"]], "batch", likelihood)
     environment = {"OMP_NUM_THREADS": str(threads)}
-    peer, ours = [], []
+    peer, vivace_rates = [], []
     for _ in range(args.pairs):
         rest = (theirs_epochs, options)
         peer.append(run_json(args.peer_python, "peer.py", "speed", *shared, *rest, **environment))
         rest = (ours_epochs, options)
-        ours.append(run_json(sys.executable, "ours.py", "speed", *shared, *rest, **environment))
+        vivace_rates.append(
+            run_json(sys.executable, "ours.py", "speed", *shared, *rest, **environment)
+        )
     rates = [
-        (p["cells_per_second"], o["cells_per_second"]) for p, o in zip(peer, ours, strict=True)
+        (p["cells_per_second"], o["cells_per_second"])
+        for p, o in zip(peer, vivace_rates, strict=True)
     ]
     ratios = sorted(o / p for p, o in rates)
     genes = DATA[case["data"]][1]
     cells = case.get("options", {}).get("batch_size", 128)
     floor = run_json(sys.executable, "ours.py", "floor", likelihood, genes, cells, **environment)
-    mine = median(o for _, o in rates)
+    vivace_rate = median(o for _, o in rates)
     return {
         "threads": threads,
         "scvi_tools_cells_per_second": round(median(p for p, _ in rates)),
-        "vivace_cells_per_second": round(mine),
+        "vivace_cells_per_second": round(vivace_rate),
         "ratio": round(median(ratios), 2),
         "ratio_of_each_pair": [round(r, 2) for r in ratios],
         "ratio_of_fastest_runs": round(max(o for _, o in rates) / max(p for p, _ in rates), 2),
         "floor_cells_per_second": round(floor["cells_per_second"]),
-        "share_of_floor": round(mine / floor["cells_per_second"], 2),
+        "share_of_floor": round(vivace_rate / floor["cells_per_second"], 2),
     }
 
 

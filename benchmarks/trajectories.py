@@ -17,7 +17,7 @@ from typing import Any
 import anndata
 
 import vivace
-from common import HERE, provenance, run_json
+from common import BENCHMARKS, provenance, run_json
 from quality import (
     SETS,
     arguments,
@@ -31,7 +31,7 @@ from quality import (
     slug,
 )
 
-RESULTS = HERE / "results" / "trajectories.json"
+RESULTS = BENCHMARKS / "results" / "trajectories.json"
 SEEDS = (0, 1, 2)
 
 

@@ -42,10 +42,10 @@ from sklearn.metrics import f1_score, roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 import vivace
-from common import HERE, provenance, report, run_json
+from common import BENCHMARKS, provenance, report, run_json
 from vivace.transfer.classifiers import log_normalise
 
-KEPT = HERE / "results" / "transfer.json"
+KEPT = BENCHMARKS / "results" / "transfer.json"
 N_GENES = 2_000
 NEIGHBORS = 15
 FEWEST = 30  # cells of a type in the query and in the reference, for it to be removed
@@ -86,36 +86,37 @@ TASKS = {
 
 def prepare(name: str, raw: Path, folder: Path, peer_python: str) -> Path:
     """The folder of a task, with ``reference.h5ad`` (variable genes) and ``query.h5ad`` (all)."""
-    task, there = TASKS[name], folder / name.replace(", ", "_").replace(" ", "_")
-    if (there / "query.h5ad").exists():  # the last that is written
-        return there
-    there.mkdir(parents=True, exist_ok=True)
+    task, prepared = TASKS[name], folder / name.replace(", ", "_").replace(" ", "_")
+    if (prepared / "query.h5ad").exists():  # the last that is written
+        return prepared
+    prepared.mkdir(parents=True, exist_ok=True)
     adata = anndata.read_h5ad(raw / task.file)
     is_query = adata.obs[task.query_key].astype(str) == task.query
     known = adata[~is_query].copy()
     batch_key = task.batch_key if known.obs[task.batch_key].nunique() > 1 else "none"
-    known.write_h5ad(there / "all.h5ad")
+    known.write_h5ad(prepared / "all.h5ad")
     run_json(
-        peer_python, "peer.py", "prepare", there / "all.h5ad", there / "reference.h5ad", batch_key,
+        peer_python, "peer.py", "prepare",
+        prepared / "all.h5ad", prepared / "reference.h5ad", batch_key,
         N_GENES,
     )  # fmt: skip
-    (there / "all.h5ad").unlink()
-    adata[is_query].copy().write_h5ad(there / "query.h5ad")
-    return there
+    (prepared / "all.h5ad").unlink()
+    adata[is_query].copy().write_h5ad(prepared / "query.h5ad")
+    return prepared
 
 
-def run_peer(name: str, there: Path, peer_python: str) -> None:
+def run_peer(name: str, prepared: Path, peer_python: str) -> None:
     """Run scvi-tools once; writes ``peer.npz`` and ``peer.json`` to the folder of the task."""
-    if (there / "peer.json").exists():
+    if (prepared / "peer.json").exists():
         return
     result = run_json(
-        peer_python, "peer.py", "map_query", there / "reference.h5ad", there / "query.h5ad",
-        TASKS[name].batch_key, 0, there / "peer.npz", OMP_NUM_THREADS="1",
+        peer_python, "peer.py", "map_query", prepared / "reference.h5ad", prepared / "query.h5ad",
+        TASKS[name].batch_key, 0, prepared / "peer.npz", OMP_NUM_THREADS="1",
     )  # fmt: skip
-    (there / "peer.json").write_text(json.dumps(result))
+    (prepared / "peer.json").write_text(json.dumps(result))
 
 
-def ours(
+def transfer_vivace(
     task: Task, reference: anndata.AnnData, query: anndata.AnnData
 ) -> tuple[vivace.SCVI, pd.DataFrame, dict[str, float]]:
     """Map and label the query; return the results and the seconds of each part."""
@@ -145,7 +146,7 @@ def compile_kernels() -> None:
     adata.obs["half"] = np.where(np.arange(300) % 2, "a", "b")
     new = adata.copy()
     new.obs["half"] = "c"
-    ours(Task("", "half", "cell_type", "", ""), adata, new)
+    transfer_vivace(Task("", "half", "cell_type", "", ""), adata, new)
 
 
 def judged(
@@ -180,8 +181,8 @@ def mixing(
         if min(len(known), len(new)) < FEWEST:
             continue
         both = np.concatenate([known, new])
-        near = NearestNeighbors(n_neighbors=31).fit(both).kneighbors(new, return_distance=False)
-        result.append((near[:, 1:] < len(known)).mean() / (len(known) / len(both)))
+        nearest = NearestNeighbors(n_neighbors=31).fit(both).kneighbors(new, return_distance=False)
+        result.append((nearest[:, 1:] < len(known)).mean() / (len(known) / len(both)))
     return round(float(np.mean(result)), 3)
 
 
@@ -205,16 +206,16 @@ def neighbours(
     return model.classes_[shares.argmax(1)], shares.max(1)
 
 
-def score(name: str, there: Path) -> dict[str, Any]:
+def score(name: str, prepared: Path) -> dict[str, Any]:
     """Scores of all three methods on a task."""
     task = TASKS[name]
-    reference = anndata.read_h5ad(there / "reference.h5ad")
-    query = anndata.read_h5ad(there / "query.h5ad")
+    reference = anndata.read_h5ad(prepared / "reference.h5ad")
+    query = anndata.read_h5ad(prepared / "query.h5ad")
     query = query[:, reference.var_names].copy()
     known_labels = reference.obs[task.label_key].astype(str).to_numpy()
     truth = query.obs[task.label_key].astype(str).to_numpy()
     known = np.isin(truth, known_labels)
-    mapped, table, seconds = ours(task, reference, query)
+    mapped, table, seconds = transfer_vivace(task, reference, query)
     z_r = mapped.get_latent_representation(reference, silent=True)
     z_q = mapped.get_latent_representation(silent=True)
     label, probability = table["label"].to_numpy(str), table["probability"].to_numpy()
@@ -236,14 +237,14 @@ def score(name: str, there: Path) -> dict[str, Any]:
         result["vivace"]["novelty_of_its_own"] = auroc(~known, table["novelty"])
     label, probability, lr_seconds = logistic(reference, query, known_labels)
     result["logistic"] = judged(truth, known, label, probability) | {"seconds": lr_seconds}
-    if (there / "peer.json").exists():
-        with np.load(there / "peer.npz") as arrays:
+    if (prepared / "peer.json").exists():
+        with np.load(prepared / "peer.npz") as arrays:
             z_r, z_q = arrays["reference"], arrays["query"]
             before = arrays["reference_before"]
-        its = json.loads((there / "peer.json").read_text())
+        peer = json.loads((prepared / "peer.json").read_text())
         result["scvi_tools"] = judged(truth, known, *neighbours(z_r, known_labels, z_q)) | {
-            "reference_seconds": round(its["reference_seconds"], 1),
-            "query_seconds": round(its["query_seconds"], 1),
+            "reference_seconds": round(peer["reference_seconds"], 1),
+            "query_seconds": round(peer["query_seconds"], 1),
             "mixing": mixing(z_r, known_labels, z_q, truth),
             "reference_moved": round(float(np.abs(z_r - before).max()), 4),
         }
@@ -287,7 +288,7 @@ def removed(
     types_r, types_q, names = removable(reference, query)
     known = np.isin(types_q, types_r)  # without types that are missing anyway
     for name in names:
-        _, table, _ = ours(task, reference[types_r != name].copy(), query)
+        _, table, _ = transfer_vivace(task, reference[types_r != name].copy(), query)
         yield name, auroc(types_q[known] == name, table["novelty"][known])
 
 
@@ -296,11 +297,11 @@ def recognised(
 ) -> Iterator[tuple[str, float]]:
     """AUROC of the probability of each type of :func:`removed`, if the reference has it."""
     types_r, types_q, names = removable(reference, query)
-    others = np.isin(types_q, types_r)
+    known = np.isin(types_q, types_r)
     labels = reference.obs[task.label_key].astype(str).to_numpy()
     for name in names:
         columns = [f"probability_{label}" for label in np.unique(labels[types_r == name])]
-        yield name, auroc(types_q[others] == name, table[columns].sum(axis=1)[others])
+        yield name, auroc(types_q[known] == name, table[columns].sum(axis=1)[known])
 
 
 def removable(
@@ -324,11 +325,11 @@ def auroc(truth: np.ndarray, score: pd.Series) -> float:
 def averages(tasks: dict[str, Any]) -> dict[str, Any]:
     """Means over the tasks; novelty over all types of all tasks; ratio of the seconds."""
     means: dict[str, Any] = {}
-    for who in ("vivace", "scvi_tools", "logistic"):
-        rows = [t[who] for t in tasks.values() if who in t]
+    for method in ("vivace", "scvi_tools", "logistic"):
+        rows = [t[method] for t in tasks.values() if method in t]
         if len(rows) == len(tasks):
             numbers = ("accuracy", "macro_f1", "ece", "mixing")
-            means[who] = {n: get_mean(r[n] for r in rows) for n in numbers if n in rows[0]}
+            means[method] = {n: get_mean(r[n] for r in rows) for n in numbers if n in rows[0]}
     for which in ("novelty", "found"):
         means[which] = get_mean(v for t in tasks.values() for v in t[which].values())
     if "scvi_tools" in means and not any("of" in t["scvi_tools"] for t in tasks.values()):
@@ -358,12 +359,12 @@ def draw(tasks: dict[str, Any], file: Path) -> None:
         1, 3, figsize=(11, 3.4), layout="constrained", width_ratios=(1.2, 1, 1.3)
     )
     rows = np.arange(len(tasks))[::-1]
-    for who, label, color, marker in (
+    for method, label, color, marker in (
         ("logistic", "logistic regression", "C0", "s"),
         ("scvi_tools", "scvi-tools 1.4.2, 15 neighbours", "0.45", "D"),
         ("vivace", "vivace", "C3", "o"),
     ):
-        values = [t.get(who, {}).get("accuracy", np.nan) for t in tasks.values()]
+        values = [t.get(method, {}).get("accuracy", np.nan) for t in tasks.values()]
         axes[0].plot(values, rows, marker, ms=6, color=color, label=label)
     axes[0].set_yticks(rows, list(tasks))
     axes[0].set_xlabel("accuracy of labels")
@@ -401,11 +402,11 @@ def main() -> None:
     if not chosen.peer_only:
         compile_kernels()
     for name in chosen.only:
-        there = prepare(name, chosen.raw, chosen.folder, chosen.peer_python)
+        prepared = prepare(name, chosen.raw, chosen.folder, chosen.peer_python)
         if chosen.peer_only:
-            run_peer(name, there, chosen.peer_python)
+            run_peer(name, prepared, chosen.peer_python)
             continue
-        tasks[name] = score(name, there)
+        tasks[name] = score(name, prepared)
         print(name, json.dumps(tasks[name]), flush=True)
     if tasks:
         if chosen.save:  # saved results of tasks that were not chosen

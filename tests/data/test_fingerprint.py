@@ -49,7 +49,7 @@ def unsorted(x: sp.csr_matrix) -> sp.csr_matrix:
     return sp.csr_matrix((x.data[order], x.indices[order], x.indptr), shape=x.shape)
 
 
-def in_parts(x: sp.csr_matrix) -> sp.csr_matrix:
+def with_split_entries(x: sp.csr_matrix) -> sp.csr_matrix:
     """Equal to ``x``, but with each entry split into two stored entries."""
     two = np.repeat(x.data, 2)
     two[::2], two[1::2] = 1, x.data - 1
@@ -320,7 +320,7 @@ HARMLESS = {
     "X dense": assign(lambda x: sp.csr_matrix(x).toarray()),
     "X unsorted": assign(lambda x: unsorted(sp.csr_matrix(x))),
     "X as unsorted CSC": assign(lambda x: unsorted(sp.csr_matrix(x).T.tocsr()).T),
-    "X in parts": assign(lambda x: in_parts(sp.csr_matrix(x))),
+    "X in parts": assign(lambda x: with_split_entries(sp.csr_matrix(x))),
     "X with zeros stored": assign(lambda x: x + 0),
 }
 

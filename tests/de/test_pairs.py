@@ -56,10 +56,10 @@ def test_a_function_that_is_the_default_gives_the_default(x, pairs):
     def region(effects):
         return effects >= 0.25, effects < -0.25
 
-    for own in ({"change_fn": log_fold}, {"m1_domain_fn": region}):
-        chosen = options(**own, cred_interval_lvls=(0.9,))
+    for functions in ({"change_fn": log_fold}, {"m1_domain_fn": region}):
+        chosen = options(**functions, cred_interval_lvls=(0.9,))
         result, deltas = summarise_user_effects(GivenSamples(x), 1e-5, pairs, chosen, 0)
-        assert deltas == [0.25 if "change_fn" in own else None] * 3
+        assert deltas == [0.25 if "change_fn" in functions else None] * 3
         shortest = find_intervals(GivenSamples(x), 1e-5, pairs, (0.9,))
         for each, (first, second), ends in zip(result, pairs, shortest, strict=True):
             effect = log2_in_float64(x)[:, first] - log2_in_float64(x)[:, second]
@@ -116,7 +116,7 @@ def test_a_region_of_one_array_counts_either_direction(x, pairs):
 
 
 @pytest.mark.parametrize(
-    ("own", "parts"),
+    ("functions", "parts"),
     [
         ({"change_fn": lambda one, other, p: one[:, :3]}, ("change_fn", "(201, 3)", "(201, 20)")),
         ({"change_fn": lambda one, other, p: (one - other).mean(0)}, ("change_fn", "(20,)")),
@@ -129,9 +129,9 @@ def test_a_region_of_one_array_counts_either_direction(x, pairs):
         ({"change_fn": lambda one, other, p: None}, ("change_fn", "(201, 20)")),
     ],
 )
-def test_functions_that_give_something_else_are_refused(x, pairs, refused, own, parts):
+def test_functions_that_give_something_else_are_refused(x, pairs, refused, functions, parts):
     with refused(ArgumentTypeError, *parts):
-        summarise_user_effects(GivenSamples(x), 1e-5, pairs, options(**own), 0)
+        summarise_user_effects(GivenSamples(x), 1e-5, pairs, options(**functions), 0)
 
 
 def brute_force(ordered, level):

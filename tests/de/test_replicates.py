@@ -58,7 +58,7 @@ def run_de(model, adata, **options):
     return model.differential_expression(adata, **arguments | SMALL | options)
 
 
-def about(result, name="A vs B"):
+def comparison_record(result, name="A vs B"):
     return result.attrs["comparisons"][name]
 
 
@@ -94,7 +94,7 @@ def about(result, name="A vs B"):
     ],
 )  # fmt: skip
 def test_the_design_follows_from_the_samples(covered, numbers, design, n_samples):
-    result = about(run_de(covered, laid_out(covered, *numbers)))
+    result = comparison_record(run_de(covered, laid_out(covered, *numbers)))
     assert result["design"] == design
     assert result["n_samples"] == n_samples
 
@@ -183,17 +183,17 @@ def mice():
 
 def test_one_sample_makes_a_gene_significant_among_cells_and_not_among_samples(mice):
     asks = {"groupby": "condition", "group1": "B", "group2": "A", "seed": 0, "fdr_target": 0.1}
-    by_cells = mice.differential_expression(**asks)
-    by_samples = mice.differential_expression(**asks, sample_key="donor")
+    cell_result = mice.differential_expression(**asks)
+    sample_result = mice.differential_expression(**asks, sample_key="donor")
     called = "is_de_fdr_0.1"
-    assert by_cells.loc["g0", called]
-    assert by_cells.loc["g1", called]
-    assert by_samples.loc["g0", called]
-    assert not by_samples.loc["g1", called]
-    assert by_samples[called].sum() == 1
-    assert by_samples.loc["g0", "lfc_mean"] > 1
-    assert about(by_samples, "B vs A")["n_samples"] == [4, 4]
-    assert list(by_samples) == list(by_cells)
+    assert cell_result.loc["g0", called]
+    assert cell_result.loc["g1", called]
+    assert sample_result.loc["g0", called]
+    assert not sample_result.loc["g1", called]
+    assert sample_result[called].sum() == 1
+    assert sample_result.loc["g0", "lfc_mean"] > 1
+    assert comparison_record(sample_result, "B vs A")["n_samples"] == [4, 4]
+    assert list(sample_result) == list(cell_result)
 
 
 def test_samples_that_differ_by_nothing_are_not_called(mice):
@@ -205,7 +205,7 @@ def test_samples_that_differ_by_nothing_are_not_called(mice):
         seed=0,
     )
     assert result["is_de_fdr_0.05"].sum() == 0
-    assert about(result, "group1 vs group2")["design"] == "unpaired"
+    assert comparison_record(result, "group1 vs group2")["design"] == "unpaired"
 
 
 def test_samples_count_the_same_whatever_their_cells(mice):
@@ -251,8 +251,8 @@ def test_random_samples_are_reported(covered, monkeypatch):
         n_samples_overall=301,
         seed=0,
     )
-    assert sum(about(result, "B vs T")["n_draws"]) == sum(map(len, made))
-    assert about(result, "B vs T")["n_cells"] == [
+    assert sum(comparison_record(result, "B vs T")["n_draws"]) == sum(map(len, made))
+    assert comparison_record(result, "B vs T")["n_cells"] == [
         (covered.adata.obs["cell_type"] == kind).sum() for kind in "BT"
     ]
 
@@ -272,7 +272,7 @@ def inverse_trigamma(y):
     return x
 
 
-def by_limma(variance, dof):
+def moderate_as_limma(variance, dof):
     """limma's squeezeVar, with the prior from fitFDist."""
     e = np.log(variance) - special.digamma(dof / 2) + np.log(dof / 2)
     spread = e.var(ddof=1) - special.polygamma(1, dof / 2)
@@ -285,7 +285,7 @@ def by_limma(variance, dof):
 def test_variances_are_moderated_as_limma_does(dof):
     variance = np.array([0.001, 0.02, 0.5, 3.0, 40.0, 0.0004, 7.0, 900.0])
     result, together = moderate_variances(variance, dof, every(8))
-    wanted, wanted_dof = by_limma(variance, dof)
+    wanted, wanted_dof = moderate_as_limma(variance, dof)
     np.testing.assert_allclose(result, wanted, rtol=1e-6)
     assert together == pytest.approx(wanted_dof, rel=1e-6)
     assert together > dof
@@ -315,9 +315,9 @@ def test_only_genes_that_fit_say_what_is_usual():
     variance = np.concatenate([[0.1, 0.4, 1.0, 0.2, 5.0, 0.02], [1e-9, 1e5, 0.0]])
     fit = np.arange(9) < 6
     result, together = moderate_variances(variance, 2, fit)
-    alone, of_those = moderate_variances(variance[:6], 2, every(6))
-    np.testing.assert_allclose(result[:6], alone)
-    assert together == of_those
+    moderated, subset_prior = moderate_variances(variance[:6], 2, every(6))
+    np.testing.assert_allclose(result[:6], moderated)
+    assert together == subset_prior
     assert result[8] > 0
 
 
@@ -395,7 +395,7 @@ def cut_normal(x, width, reach):
     return np.exp(-0.5 * (x / width) ** 2) / whole
 
 
-def by_integration(effects, delta, gene):
+def integrate_posterior(effects, delta, gene):
     """EM and posterior of one gene with densities instead of a grid."""
     widest = max(2 * np.abs(effects.mean).max(), 0.08)
     widths = [0.04 * 2 ** (i / 2) for i in range(40) if 0.04 * 2 ** ((i - 1) / 2) < widest]
@@ -444,7 +444,7 @@ def test_the_posterior_is_that_of_integrals():
     effects = get_effects([0.05, 0.6, -1.0, 0.3], [0.2, 0.3, 0.25, 0.4])
     result = infer_mean_effects(effects, 0.25, every(4), ())
     for gene in (1, 2, 3):
-        plus, minus, above, mean, std = by_integration(effects, 0.25, gene)
+        plus, minus, above, mean, std = integrate_posterior(effects, 0.25, gene)
         assert result.plus[gene] == pytest.approx(plus, abs=0.01)
         assert result.minus[gene] == pytest.approx(minus, abs=0.01)
         assert result.above[gene] == pytest.approx(above, abs=0.01)

@@ -128,8 +128,8 @@ def test_the_most_probable_come_first_and_among_equals_those_that_change_more():
     effect.plus[:] = np.arange(40) // 10 / 4
     effect.minus[:] = 0
     result = get_table(effect)
-    by_hand = sorted(range(40), key=lambda i: (-effect.plus[i], -abs(effect.mean[i])))
-    assert list(result.index) == [GENES[i] for i in by_hand]
+    expected_order = sorted(range(40), key=lambda i: (-effect.plus[i], -abs(effect.mean[i])))
+    assert list(result.index) == [GENES[i] for i in expected_order]
     vanilla = get_table(effect, mode="vanilla")
     assert (np.diff(vanilla["bayes_factor"]) <= 0).all()
 
@@ -181,8 +181,8 @@ def test_scanpy_gets_a_frame(written):
         adjusted = np.sort(frame["pvals_adj"].to_numpy())
         wanted = np.cumsum(np.sort(not_de)) / np.arange(1, len(frame) + 1)
         np.testing.assert_allclose(adjusted, wanted, atol=1e-12)
-        by_surety = np.lexsort((frame["pvals_adj"], not_de))
-        np.testing.assert_allclose(frame["pvals_adj"].to_numpy()[by_surety], wanted, atol=1e-12)
+        order = np.lexsort((frame["pvals_adj"], not_de))
+        np.testing.assert_allclose(frame["pvals_adj"].to_numpy()[order], wanted, atol=1e-12)
 
 
 def test_scanpys_filters_work_on_it(written):

@@ -113,10 +113,10 @@ def test_the_pseudocount_is_of_the_samples_of_the_groups_that_were_counted(
     largest = {}
     for group in caught:
         (name,) = set(np.where(np.isin(kind, named), kind, "Rest")[group.cells.rows])
-        for at, code in group.segments():
+        for segment, code in group.segments():
             batch = None if code.batch is None else covered.schema.batches[code.batch]
-            rows = group.cells.rows[at]
-            scale = covered.decode(group.z[at], indices=rows, transform_batch=batch).scale
+            rows = group.cells.rows[segment]
+            scale = covered.decode(group.z[segment], indices=rows, transform_batch=batch).scale
             largest[name] = np.maximum(largest.get(name, 0.0), scale.numpy().max(0))
     wanted = []
     for name, each in largest.items():

@@ -27,13 +27,13 @@ def p_value(distribution, samples):
     x = np.unique(np.quantile(first, np.linspace(0, 1, 21)[:-1]).astype(np.int64))
     edges = np.unique(np.concatenate([x, x - 1, [0, 1, 2]]))
     edges = torch.as_tensor(edges[edges >= 0], dtype=torch.float64)
-    below = np.append(distribution.cdf(edges).double().numpy(), 1.0)
+    cdf = np.append(distribution.cdf(edges).double().numpy(), 1.0)
     kept, last = [], 0.0  # the edges that leave enough on both sides
-    for i, p in enumerate(below[:-1]):
+    for i, p in enumerate(cdf[:-1]):
         if min(p - last, 1 - p) * len(samples) >= 10:
             kept.append(i)
             last = p
-    expected = np.diff(np.concatenate([[0.0], below[kept], [1.0]])) * len(samples)
+    expected = np.diff(np.concatenate([[0.0], cdf[kept], [1.0]])) * len(samples)
     bins = np.searchsorted(edges[kept].numpy(), samples)
     observed = np.bincount(bins, minlength=len(expected))
     assert len(expected) > 1
@@ -63,8 +63,8 @@ DISTRIBUTIONS = [
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS, ids=repr)
 def test_samples_have_the_density(distribution, device):
-    there = distribution if device.type == "cpu" else moved(distribution, device)
-    samples = there.sample(
+    on_device = distribution if device.type == "cpu" else moved(distribution, device)
+    samples = on_device.sample(
         (N_SAMPLES,), generator=generator(1, device if device.type == "cuda" else "cpu")
     )
     assert samples.device.type == device.type

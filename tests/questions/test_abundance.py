@@ -141,10 +141,10 @@ def test_memory_is_bounded_and_changes_nothing(fitted, monkeypatch):
 
     monkeypatch.setattr(MixtureSameFamily, "log_prob", counted)
     monkeypatch.setattr("vivace.questions.abundance._AT_ONCE", 1_000)
-    in_parts = fitted.differential_abundance(sample_key="donor")
+    abundances = fitted.differential_abundance(sample_key="donor")
     assert max(sizes) <= 1_000
     assert sum(sizes) == 3 * 120 * 40 * 3
-    np.testing.assert_allclose(in_parts, whole, rtol=1e-5)
+    np.testing.assert_allclose(abundances, whole, rtol=1e-5)
     monkeypatch.setattr("vivace.questions.abundance._AT_ONCE", 1)  # a point at a time, no less
     np.testing.assert_allclose(fitted.differential_abundance(sample_key="donor"), whole, rtol=1e-5)
 
@@ -166,11 +166,11 @@ def test_a_sample_is_represented_by_as_many_cells_as_asked_for(fitted):
     """With one cell the column is the density of one q(z|x) of the sample, which the seed picks."""
     mean, _ = fitted.get_latent_representation(return_dist=True)
     members = np.flatnonzero(fitted.adata.obs["donor"] == "d1")
-    alone = np.stack([log_density(fitted, [cell], mean) for cell in members])
+    single = np.stack([log_density(fitted, [cell], mean) for cell in members])
     chosen = set()
     for seed in range(4):
         frame = fitted.differential_abundance(sample_key="donor", num_cells_posterior=1, seed=seed)
-        error = np.abs(alone - frame["d1"].to_numpy()).max(1)
+        error = np.abs(single - frame["d1"].to_numpy()).max(1)
         assert error.min() < 1e-2
         chosen.add(int(error.argmin()))
     assert len(chosen) > 1
@@ -185,8 +185,8 @@ def test_cells_of_a_sample_are_chosen_without_replacement(fitted):
     mean, _ = fitted.get_latent_representation(return_dist=True)
     members = np.flatnonzero(fitted.adata.obs["donor"] == "d1")
     frame = fitted.differential_abundance(sample_key="donor", num_cells_posterior=39, seed=0)
-    without = [log_density(fitted, np.delete(members, i), mean) for i in range(40)]
-    assert np.abs(without - frame["d1"].to_numpy()).max(1).min() < 1e-3
+    left_out = [log_density(fitted, np.delete(members, i), mean) for i in range(40)]
+    assert np.abs(left_out - frame["d1"].to_numpy()).max(1).min() < 1e-3
 
 
 @pytest.mark.parametrize(

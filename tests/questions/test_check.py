@@ -189,8 +189,8 @@ def test_pairs_that_a_constant_gene_is_in_have_neither_correlation_nor_p_value(t
     varies = x.std(0) > 0
     assert others["observed"].notna().sum() == varies.sum() * (varies.sum() - 1) // 2
     assert (others["p_value"].isna() == others[["observed", "predicted"]].isna().any(axis=1)).all()
-    of_genes = frame[frame["by"] == "gene"]
-    assert of_genes["p_value"].between(0, 1).all()
+    gene_rows = frame[frame["by"] == "gene"]
+    assert gene_rows["p_value"].between(0, 1).all()
 
 
 def test_one_cell_is_checked_too(trained):

@@ -54,9 +54,9 @@ def test_the_mean_scales_with_the_library_size(trained):
     torch.testing.assert_close(one.mu, one.scale)
     each = trained.decode(z, indices=[0, 1, 2], library_size=np.array([1.0, 10.0, 100.0]))
     torch.testing.assert_close(each.mu, one.mu * torch.tensor([[1.0], [10.0], [100.0]]))
-    own = trained.decode(z, indices=[0, 1, 2])
+    observed = trained.decode(z, indices=[0, 1, 2])
     total = torch.from_numpy(np.asarray(trained.adata.X[:3].sum(1)))
-    torch.testing.assert_close(own.mu.sum(1, keepdim=True), total.float())
+    torch.testing.assert_close(observed.mu.sum(1, keepdim=True), total.float())
 
 
 def test_size_factor_scales_it(tiny):

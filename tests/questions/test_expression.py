@@ -179,8 +179,8 @@ def test_a_mapping_names_categories_of_any_column(covered, mapping):
         decoded.append(get_scale(covered.decode(z, changed)))
     result = covered.get_normalized_expression(transform_batch=mapping, return_numpy=True)
     assert_close(result, np.mean(decoded, axis=0))
-    own = covered.get_normalized_expression(return_numpy=True)
-    assert np.abs(result - own).max() > 1e-5
+    observed = covered.get_normalized_expression(return_numpy=True)
+    assert np.abs(result - observed).max() > 1e-5
 
 
 # ---- genes, cells, frames ----------------------------------------------------

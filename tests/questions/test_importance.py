@@ -143,13 +143,13 @@ def test_truncation_caps_them_at_the_root_of_their_number(default, points):
 
 def test_a_few_cells_speak_for_all(default, points):
     """With ``max_cells=1`` a single cell is used, chosen by the seed."""
-    alone = [defined(default, points, [cell], [0.0]) for cell in CELLS]
+    single = [defined(default, points, [cell], [0.0]) for cell in CELLS]
     chosen = set()
     for seed in range(12):
         result = default.get_importance_weights(
             indices=CELLS, zs=points, max_cells=1, n_mc_samples=1, seed=seed
         )
-        distance = [np.abs(result - w).max() for w in alone]
+        distance = [np.abs(result - w).max() for w in single]
         assert min(distance) < 1e-5 < sorted(distance)[1]
         chosen.add(int(np.argmin(distance)))
     assert chosen == {0, 1, 2, 3}
@@ -160,8 +160,8 @@ def test_cells_are_chosen_without_replacement(default, points):
     log_px = default.get_marginal_ll(
         indices=CELLS, n_mc_samples=N_SAMPLES, return_mean=False, seed=0
     )
-    without = [np.delete(np.arange(4), i) for i in range(4)]
-    expected = [defined(default, points, CELLS[w], log_px[w]) for w in without]
+    remaining = [np.delete(np.arange(4), i) for i in range(4)]
+    expected = [defined(default, points, CELLS[w], log_px[w]) for w in remaining]
     everyone = {"indices": CELLS, "zs": points, "n_mc_samples": 400}
     for seed in range(3):
         result = default.get_importance_weights(**everyone, max_cells=3, seed=seed)

@@ -21,7 +21,7 @@ from vivace.questions.programs import GenePrograms
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FOLDERS = sorted(p.name for p in GOLDEN.iterdir() if (p / "model.pt").exists())
-OWN = (Codes(),)
+OBSERVED = (Codes(),)
 STEP = 1e-7  # in float64; a unit of the network seldom switches within it
 
 
@@ -49,7 +49,7 @@ def log_rho(network, model, z, rows, codes):
     return scale.log()
 
 
-def differences(model, moves, rows=None, codes=OWN):
+def differences(model, moves, rows=None, codes=OBSERVED):
     """Mean and deviation over cells by central differences in float64, genes x moves."""
     rows = np.arange(model.adata.n_obs) if rows is None else rows
     mean, _ = model.get_latent_representation(indices=rows, return_dist=True)
@@ -218,8 +218,8 @@ def pbmc():
 def test_markers_rise_towards_the_cells_they_mark(pbmc, cell_type, markers):
     """Of the 2,005 genes, in the 20 that rise most towards a cell type from the others."""
     fitted, z = pbmc
-    of_type = (fitted.adata.obs["cell_type"] == cell_type).to_numpy()
-    move = z[of_type].mean(0) - z[~of_type].mean(0)
+    in_type = (fitted.adata.obs["cell_type"] == cell_type).to_numpy()
+    move = z[in_type].mean(0) - z[~in_type].mean(0)
     top = fitted.get_gene_programs(directions={cell_type: move}).top(20)
     assert set(top["direction"]) == {cell_type}
     assert markers & set(top.loc[top["sign"] == "+", "gene"])

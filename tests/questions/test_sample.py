@@ -252,14 +252,14 @@ def test_of_two_batches_each_cell_takes_one_in_each_sample(opposite):
 
 
 def test_one_batch_is_that_of_every_cell(opposite):
-    own = dense(opposite.posterior_predictive_sample(seed=0))[..., 0]
+    observed = dense(opposite.posterior_predictive_sample(seed=0))[..., 0]
     batch = (opposite.adata.obs["batch"] == "b1").to_numpy()
     for code, name in enumerate(["b0", "b1"]):
         result = dense(opposite.posterior_predictive_sample(transform_batch=name, seed=0))[..., 0]
         other = result[:, slice(15, 30) if code == 0 else slice(15)]
         assert not other.any()
-        np.testing.assert_array_equal(result[batch == code], own[batch == code])
-        assert (result[batch != code] != own[batch != code]).any(1).mean() > 0.9
+        np.testing.assert_array_equal(result[batch == code], observed[batch == code])
+        assert (result[batch != code] != observed[batch != code]).any(1).mean() > 0.9
 
 
 def test_categories_of_several_columns_are_combined(tiny):
@@ -485,9 +485,9 @@ def named(observation):
         ("dispersions", ("theta", "scale")),
         ("dropout", ("zi_logits",)),
     ):
-        there = [a for a in attributes if hasattr(observation, a)]
-        if there and not (name == "dispersions" and hasattr(observation, "rate")):
-            result[name] = getattr(observation, there[0]).expand(observation.batch_shape)
+        has_it = [a for a in attributes if hasattr(observation, a)]
+        if has_it and not (name == "dispersions" and hasattr(observation, "rate")):
+            result[name] = getattr(observation, has_it[0]).expand(observation.batch_shape)
     if "dropout" in result:
         result["dropout"] = 1 / (1 + (-result["dropout"]).exp())
     return {name: value.numpy() for name, value in result.items()}

@@ -251,8 +251,8 @@ def test_no_early_stopping_without_validation_cells(model):
     plan = {"reduce_lr_on_plateau": True}
     with pytest.raises(OptionError, match="reduce_lr_on_plateau needs validation cells"):
         model.train(2, train_size=1.0, plan_kwargs=plan, progress=False)
-    of_training = {"early_stopping": True, "early_stopping_monitor": "elbo_train"}
-    model.train(2, train_size=1.0, **of_training, progress=False)
+    options = {"early_stopping": True, "early_stopping_monitor": "elbo_train"}
+    model.train(2, train_size=1.0, **options, progress=False)
     assert "without validation cells" in model.summary
 
 

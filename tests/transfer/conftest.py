@@ -19,13 +19,13 @@ def reference(tiny: Callable[..., AnnData]) -> Callable[[str], Any]:
     """A trained reference of an architecture, made once; no test may change it."""
     made: dict[str, Any] = {}
 
-    def of(name: str) -> Any:
+    def load(name: str) -> Any:
         if name not in made:
             a = ARCHITECTURES[name]
             made[name] = trained_on(with_lane(tiny()), a.cls, a.options, **COVARIATES)
         return made[name]
 
-    return of
+    return load
 
 
 @pytest.fixture

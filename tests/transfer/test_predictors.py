@@ -120,12 +120,12 @@ def test_further_cells_are_more_novel_beyond_all_that_was_held_out(reference):
 
 
 def test_folds_keep_batches_whole_unless_labels_are_batches(reference):
-    folds, by_batch = assign_folds(reference, np.random.default_rng(0))
-    assert by_batch
+    folds, keeps_batches = assign_folds(reference, np.random.default_rng(0))
+    assert keeps_batches
     assert all(len(set(folds[reference.batches == b])) == 1 for b in (0, 1))
-    alone = LabelledCells(reference.cells, reference.labels, reference.labels, 4)
-    folds, by_batch = assign_folds(alone, np.random.default_rng(0))
-    assert not by_batch
+    single_batch = LabelledCells(reference.cells, reference.labels, reference.labels, 4)
+    folds, keeps_batches = assign_folds(single_batch, np.random.default_rng(0))
+    assert not keeps_batches
     assert np.ptp(np.bincount(folds)) <= 1
 
 

@@ -154,8 +154,8 @@ def test_many_prepared_genes_are_as_pandas_has_them(form, dtype):
     assert report.present == len(set(ids) & set(genes))
     assert report.missing == tuple(g for g in genes if g not in ids)
     assert report.duplicated == tuple(g for g in genes if ids.count(g) > 1)
-    of_reference = counts[:, np.isin(ids, genes)].sum()
-    assert report.share_of_counts == pytest.approx(of_reference / counts.sum())
+    matched = counts[:, np.isin(ids, genes)].sum()
+    assert report.share_of_counts == pytest.approx(matched / counts.sum())
 
 
 # ---- files -------------------------------------------------------------------

@@ -100,24 +100,24 @@ def test_tiny_and_huge_theta_keep_the_error_budget(likelihood, reduction, log_th
     check_count_budget(problems, reduction)
 
 
-@pytest.mark.parametrize("beyond", [15.001, 16.0, 100.0, math.inf])
+@pytest.mark.parametrize("log_theta", [15.001, 16.0, 100.0, math.inf])
 @pytest.mark.parametrize("sign", [-1, 1])
 @each_dispersed
-def test_theta_beyond_its_bounds_is_clamped(likelihood, sign, beyond):
+def test_theta_beyond_its_bounds_is_clamped(likelihood, sign, log_theta):
     """The value is that at the bound; the gradient is zero, in the reference as in the kernel."""
     some = torch.arange(120) % 3 == 0
     problem = count_problem(likelihood, seed=6)
     inside = problem.heads.log_theta_g
-    outside = problem.with_heads(log_theta_g=inside.where(~some, torch.tensor(sign * beyond)))
-    at_bound = problem.with_heads(log_theta_g=inside.where(~some, torch.tensor(sign * 15.0)))
+    outside = problem.with_heads(log_theta_g=inside.where(~some, torch.tensor(sign * log_theta)))
+    bounded = problem.with_heads(log_theta_g=inside.where(~some, torch.tensor(sign * 15.0)))
     for reduction in REDUCTIONS:
         for backend in ("cpu", "reference"):
             options = {"backend": backend, "reduction": reduction}
             result = count_results(outside, torch.float32, **options)
-            expected = count_results(at_bound, torch.float32, **options)
-            by_theta = result.pop("log_theta_g")
-            assert not by_theta[some].any()
-            assert torch.equal(by_theta[~some], expected.pop("log_theta_g")[~some])
+            expected = count_results(bounded, torch.float32, **options)
+            theta_gradient = result.pop("log_theta_g")
+            assert not theta_gradient[some].any()
+            assert torch.equal(theta_gradient[~some], expected.pop("log_theta_g")[~some])
             assert_same_bits(result, expected)
 
 

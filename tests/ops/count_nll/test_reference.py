@@ -100,7 +100,7 @@ def test_log_of_softplus_is_accurate(logit, device, exact_dtype):
 def scipy_nll(problem, activation):
     """-log p of each cell, from SciPy's distributions."""
     heads = {
-        k: None if v is None else _to(v, "cpu").numpy() for k, v in vars(problem.heads).items()
+        k: None if v is None else _move(v, "cpu").numpy() for k, v in vars(problem.heads).items()
     }
     hidden, x = problem.hidden.double().numpy(), problem.counts.dense().numpy()
     logits = hidden @ heads["scale_hg"] + heads["scale_g"]
@@ -124,7 +124,7 @@ def scipy_nll(problem, activation):
     return -log_p.sum(-1)
 
 
-def _to(tensor, device):
+def _move(tensor, device):
     if tensor is None:
         return None
     return (tensor.double() if tensor.is_floating_point() else tensor).to(device)
@@ -137,7 +137,7 @@ def test_cells_against_scipy(likelihood, activation, dispersion, device_with_flo
     dispersion = "shared" if likelihood == "poisson" else dispersion
     problem = count_problem(likelihood, seed=1, n=7, g=30, dispersion=dispersion)
     expected = torch.from_numpy(scipy_nll(problem, activation))
-    moved = {k: _to(v, device_with_float64) for k, v in vars(problem.heads).items()}
+    moved = {k: _move(v, device_with_float64) for k, v in vars(problem.heads).items()}
     result = count_nll(
         replace(problem.counts, values=problem.counts.values.double()).to(device_with_float64),
         problem.hidden.double().to(device_with_float64),
@@ -197,18 +197,18 @@ def test_gradcheck(likelihood, dispersion, activation, reduction, weighted, devi
     problem = count_problem(likelihood, seed=2, n=3, g=5, h=2, **options)
     gen = torch.Generator().manual_seed(3)
 
-    def there(tensor):
+    def to_device(tensor):
         return tensor.double().to(device_with_float64)
 
     names = [k for k in HEADS if getattr(problem.heads, k) is not None]
     inputs = [
-        there(t).requires_grad_()
+        to_device(t).requires_grad_()
         for t in (problem.hidden, problem.log_library, *(vars(problem.heads)[k] for k in names))
     ]
-    row = _to(problem.heads.theta_row_n, device_with_float64)
-    counts = SparseCounts.from_dense(there(problem.counts.dense()))
-    weight = there(torch.rand(3, generator=gen)) if weighted else None
-    upstream = there(torch.randn(3 if reduction == "none" else (), generator=gen))
+    row = _move(problem.heads.theta_row_n, device_with_float64)
+    counts = SparseCounts.from_dense(to_device(problem.counts.dense()))
+    weight = to_device(torch.rand(3, generator=gen)) if weighted else None
+    upstream = to_device(torch.randn(3 if reduction == "none" else (), generator=gen))
 
     def loss(hidden, log_library, *heads):
         nll = count_nll(
@@ -278,7 +278,7 @@ def test_shapes_that_disagree_are_named(name, shape, refused):
 
 
 @pytest.mark.parametrize(
-    ("likelihood", "name", "value", "what"),
+    ("likelihood", "name", "value", "problem"),
     [
         ("zinb", "dropout_hg", None, "needs"),
         ("zinb", "dropout_g", None, "needs"),
@@ -287,8 +287,8 @@ def test_shapes_that_disagree_are_named(name, shape, refused):
         ("poisson", "log_theta_g", torch.zeros(6), "has no"),
     ],
 )
-def test_heads_that_do_not_fit_are_named(likelihood, name, value, what, refused):
-    with refused(OptionError, likelihood, what, name):
+def test_heads_that_do_not_fit_are_named(likelihood, name, value, problem, refused):
+    with refused(OptionError, likelihood, problem, name):
         count_nll(**arguments(likelihood, **{name: value}))
 
 

@@ -30,12 +30,14 @@ EXACT = {exp32: np.exp, log32: np.log, log1p32: np.log1p}
 def spread_over(low, high, n=200_000):
     """Float32 numbers from low to high, by value, by exponent and around one and two."""
     rng = np.random.default_rng(0)
-    by_value = rng.uniform(low, high, n)
+    uniform = rng.uniform(low, high, n)
     sides = [np.exp(rng.uniform(np.log(TINY), np.log(high), n))]
     if low < 0:
         sides.append(-np.exp(rng.uniform(np.log(TINY), np.log(-low), n)))
-    near = np.concatenate([k + rng.normal(0, 10.0 ** rng.uniform(-7, -1, n)) for k in (1, 2)])
-    x = np.concatenate([by_value, *sides, near, [low, high]]).astype(np.float32)
+    near_one_and_two = np.concatenate(
+        [k + rng.normal(0, 10.0 ** rng.uniform(-7, -1, n)) for k in (1, 2)]
+    )
+    x = np.concatenate([uniform, *sides, near_one_and_two, [low, high]]).astype(np.float32)
     return x[(x >= low) & (x <= high)]
 
 

@@ -42,8 +42,8 @@ def test_log_is_accurate(points):
 @pytest.mark.parametrize("points", [POINTS, POINTS[::-1]], ids=["", "reversed"])
 def test_log_gamma_and_digamma_are_accurate(points):
     with mpmath.workdps(40):
-        _, alone, value, slope = over_array(np.array(points))
-        close(alone, [mpmath.loggamma(p) for p in points], 1e-10)
+        _, log_gammas, value, slope = over_array(np.array(points))
+        close(log_gammas, [mpmath.loggamma(p) for p in points], 1e-10)
         close(value, [mpmath.loggamma(p) for p in points], 1e-10)
         close(slope, [mpmath.digamma(p) for p in points], 1e-10)
 

@@ -98,15 +98,15 @@ def results(cells, kind=SCVI, **options):
 @pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
 def test_one_thread_and_others_give_the_same(options, cells, set_threads):
     set_threads(1)
-    alone = results(cells, **options)
+    single = results(cells, **options)
     for number in (2, 3):
         set_threads(number)
         several = results(cells, **options)
-        assert [name for name in alone if alone[name] != several[name]] == []
+        assert [name for name in single if single[name] != several[name]] == []
     ran = set_threads("changing")
     changing = results(cells, **options)
     assert {1, 2, 3, 4} <= ran
-    assert [name for name in alone if alone[name] != changing[name]] == []
+    assert [name for name in single if single[name] != changing[name]] == []
 
 
 def test_a_fixed_number_gives_the_same_as_the_load(cells):

@@ -23,8 +23,8 @@ each_transform = pytest.mark.parametrize("transform", ["none", "log1p"])
 def random_problem(seed, n=40, g=130, h=24, share=0.15, largest=1e3):
     """Counts with a heavy tail, a weight and an upstream gradient."""
     gen = torch.Generator().manual_seed(seed)
-    there = torch.rand(n, g, generator=gen) < share
-    x = (largest ** torch.rand(n, g, generator=gen)).floor() * there
+    nonzero = torch.rand(n, g, generator=gen) < share
+    x = (largest ** torch.rand(n, g, generator=gen)).floor() * nonzero
     weight = torch.randn(g, h, generator=gen) / g**0.5
     return SparseCounts.from_dense(x), weight, torch.randn(n, h, generator=gen)
 
@@ -69,8 +69,8 @@ def test_reference_against_scipy(transform, device, exact_dtype):
         "out": matrix @ weight.double().numpy(),
         "weight": matrix.T @ upstream.double().numpy(),
     }
-    there = counts.to(device), weight.to(device), upstream.to(device)
-    result = results(there, exact_dtype, "reference", transform)
+    moved = counts.to(device), weight.to(device), upstream.to(device)
+    result = results(moved, exact_dtype, "reference", transform)
     for name, array in expected.items():
         size = 130 * np.abs(array).max() * torch.finfo(exact_dtype).eps
         assert np.abs(result[name].cpu().double().numpy() - array).max() <= size
@@ -116,13 +116,13 @@ def test_every_size_keeps_the_error_budget(transform, n, g, h):
     check_budget((random_problem(seed, n, g, h) for seed in range(8)), transform)
 
 
-@pytest.mark.parametrize("which", [[0, 7, 39], range(40)], ids=["some", "all"])
-def test_empty_cells_give_zeros(which):
+@pytest.mark.parametrize("empty", [[0, 7, 39], range(40)], ids=["some", "all"])
+def test_empty_cells_give_zeros(empty):
     counts, weight, upstream = random_problem(2)
     x = counts.dense()
-    x[list(which)] = 0
+    x[list(empty)] = 0
     problem = SparseCounts.from_dense(x), weight, upstream
-    assert not results(problem, torch.float32, "cpu")["out"][list(which)].any()
+    assert not results(problem, torch.float32, "cpu")["out"][list(empty)].any()
     check_budget([problem])
 
 
@@ -131,9 +131,9 @@ def test_gene_without_counts_has_no_gradient():
     x = counts.dense()
     x[:, [0, 50, 129]] = 0
     problem = SparseCounts.from_dense(x), weight, upstream
-    by_weight = results(problem, torch.float32, "cpu")["weight"]
-    assert not by_weight[[0, 50, 129]].any()
-    assert by_weight.abs().sum(1).gt(0).sum() == 127
+    weight_gradient = results(problem, torch.float32, "cpu")["weight"]
+    assert not weight_gradient[[0, 50, 129]].any()
+    assert weight_gradient.abs().sum(1).gt(0).sum() == 127
     check_budget([problem])
 
 

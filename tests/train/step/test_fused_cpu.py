@@ -94,12 +94,12 @@ class Gradients:
         return losses
 
 
-def by_kernels(net, batch, seed):
+def run_kernels(net, batch, seed):
     net = copy.deepcopy(net)
     return found_by(net, Gradients(net)(batch, KL_WEIGHT, torch.Generator().manual_seed(seed)))
 
 
-def by_autograd(net, batch, seed, dtype, monkeypatch):
+def run_autograd(net, batch, seed, dtype, monkeypatch):
     noise = get_noise(net, batch.n_cells, seed).to(dtype)
     net = copy.deepcopy(net).to(dtype)
     net.backend = "reference"
@@ -111,8 +111,8 @@ def by_autograd(net, batch, seed, dtype, monkeypatch):
         size_factor=batch.size_factor.to(dtype) if net.dims.size_factor else None,
     )
     with monkeypatch.context() as patch:
-        at = Posterior.at  # normal_() gives other numbers in float64
-        patch.setattr(Posterior, "at", lambda self, _: at(self, noise))
+        sample_at = Posterior.at  # normal_() gives other numbers in float64
+        patch.setattr(Posterior, "at", lambda self, _: sample_at(self, noise))
         losses = net(batch, KL_WEIGHT, torch.Generator().manual_seed(seed))
     losses.loss.backward()
     return found_by(net, torch.stack(losses).detach())
@@ -125,9 +125,9 @@ def check(monkeypatch, n=24, seeds=SEEDS, typical=False, **options):
         if not net.dims.size_factor:
             batch = replace(batch, size_factor=None)
         assert supports(net)
-        result = by_kernels(net, batch, seed)
+        result = run_kernels(net, batch, seed)
         single, exact = (
-            by_autograd(net, batch, seed, dtype, monkeypatch)
+            run_autograd(net, batch, seed, dtype, monkeypatch)
             for dtype in (torch.float32, torch.float64)
         )
         assert result.keys() == exact.keys()
@@ -204,7 +204,7 @@ def test_what_a_call_leaves_does_not_depend_on_those_before(options):
         batch = cells(seed, n)
         if not net.dims.size_factor:
             batch = replace(batch, size_factor=None)
-        fresh = by_kernels(net, batch, seed)
+        fresh = run_kernels(net, batch, seed)
         losses = repeated(batch, KL_WEIGHT, torch.Generator().manual_seed(seed))
         others(replace(cells(50 + seed, n), size_factor=batch.size_factor), KL_WEIGHT)
         result = found_by(net, losses)
@@ -249,7 +249,7 @@ def test_the_dense_product_is_taken_where_many_counts_are_above_zero(share, take
     monkeypatch.setattr(fused_cpu, "_DENSE", share)
     net, batch = network(0), cells(0, 24)
     assert 0.2 < len(batch.counts.values) / (24 * GENES) < 0.9
-    by_kernels(net, replace(batch, size_factor=None), 0)
+    run_kernels(net, replace(batch, size_factor=None), 0)
     assert bool(calls) == taken
 
 
