@@ -32,7 +32,7 @@ CELLS = 20_000
 
 
 def prepare_steps(data: Path, likelihood: str) -> Callable[[], float]:
-    """Train briefly; return a function to measure milliseconds per step (128 cells, 2,000 genes)."""
+    """Train briefly; return what measures milliseconds per step (128 cells, 2,000 genes)."""
     import vivace
 
     adata = anndata.read_h5ad(data)

@@ -3,11 +3,11 @@
 Usage: python benchmarks/de.py --raw FOLDER --folder F --peer-python PEER --save
 
 * truth: microarrays (Zheng et al. 2017 sorted T cells; PBMC 3k, B against dendritic cells), 20
-  draws of up to 100 cells a side; AUC of the score for genes with an adjusted P below 0.05 (of all
-  genes, and of those with a count in the drawn cells), and Spearman's correlation of the log fold
-  change; compared with scvi-tools 1.4.2 and a Wilcoxon test
+  subsets of up to 100 cells per side; AUC of the score for genes with an adjusted P below 0.05
+  (of all genes, and of those with a count in these cells), and Spearman's correlation of the log
+  fold change; compared with scvi-tools 1.4.2 and a Wilcoxon test
 * null: donors of Kang et al. split two against two, in each cell type and condition
-* planted: counts drawn from a fitted model with known fold changes, between cells and between
+* planted: counts sampled from a fitted model with known fold changes, between cells and between
   donors who also differ among themselves; realised false discoveries against the target
 * repeat: agreement of the calls of two seeds
 * speed: one test with both libraries, alternating, and all of 12 groups; memory: 1,000,000 cells x
@@ -235,9 +235,10 @@ def plant(
 ) -> tuple[anndata.AnnData, np.ndarray]:
     """Simulate counts with known expression; return the true log2 fold changes of two types.
 
-    Drawn from a fitted model; in the first type, the expression of a tenth of the expressed genes
-    is multiplied or divided by 2**(0.3 to 2). ``between`` is the standard deviation of the log2
-    effects of each donor on the first type. Expression is rescaled to sum to 1 after both.
+    Counts are sampled from a fitted model. In the first type, the expression of a tenth of the
+    expressed genes is multiplied or divided by 2**(0.3 to 2). ``donor_spread`` is the standard
+    deviation of the log2 effects of each donor on the first type. Expression is rescaled to sum
+    to 1 after both.
     """
     rng = np.random.default_rng(seed)
     parameters = source.get_likelihood_parameters(indices=rows, seed=seed, silent=True)

@@ -48,8 +48,8 @@ def simulate(out: Path, n_cells: int, seed: int = 0) -> None:
     for start in range(0, n_cells, _AT_A_TIME):
         rows = source[start : start + _AT_A_TIME]
         z = mean[rows] + np.sqrt(variance[rows]) * rng.standard_normal(mean[rows].shape)
-        drawn = model.decode(z, indices=rows, library_size=DEPTH * library[rows]).sample()
-        x = drawn.numpy().astype(np.float32)
+        sample = model.decode(z, indices=rows, library_size=DEPTH * library[rows]).sample()
+        x = sample.numpy().astype(np.float32)
         x[np.arange(len(x)), x.argmax(1)] += x.sum(1) == 0  # every cell has at least one molecule
         blocks.append(sp.csr_matrix(x))
         print(f"{start + len(rows):,} cells", file=sys.stderr, flush=True)

@@ -2,7 +2,7 @@
 
 10 % of the cells of each batch are held out for testing, once. Scores:
 
-* ``elbo``: of the test cells; full log-likelihood, KL weight 1, evaluation mode, 25 draws a cell
+* ``elbo``: of the test cells; full log-likelihood, KL weight 1, evaluation mode, 25 samples per cell
 * ``marginal_ll``: of 300 test cells, by importance weighting, so that a tighter bound is not
   mistaken for a better model
 * ``knn``: accuracy of the cell type predicted from 15 neighbours in the latent space of all cells

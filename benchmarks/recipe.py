@@ -1,4 +1,4 @@
-"""The default recipe against scvi-tools' default run, on the data sets of quality.py.
+"""The default recipe compared with scvi-tools' default run, on the data sets of quality.py.
 
 Usage: python benchmarks/recipe.py --raw DATA --folder SCRATCH --peer-python PEER --save
 

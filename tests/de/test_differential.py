@@ -76,7 +76,7 @@ def test_statistics_of_the_counts_are_those_of_each_side(covered):
 
 
 def test_scales_and_fold_changes_are_of_the_model(covered):
-    """Against the mean of the expression of many samples by another method."""
+    """Compared with the mean expression of many samples by another method."""
     result = sort_genes(run_de(covered, n_samples_overall=4000, pseudocounts=1e-5), covered)
     kind = covered.adata.obs["cell_type"].to_numpy()
     logs = []

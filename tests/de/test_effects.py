@@ -1,4 +1,4 @@
-"""Log2 fold changes of all pairs of samples, against NumPy."""
+"""Log2 fold changes of all pairs of samples, compared with NumPy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``icdf``, uniform numbers to counts, against SciPy's cumulative distribution functions."""
+"""``icdf``, from uniform numbers to counts, compared with SciPy's cumulative distributions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Aggregated posteriors against SciPy's densities, and which samples a position is typical of."""
+"""Aggregated posteriors compared with SciPy's densities, and the samples typical of a position."""
 
 from __future__ import annotations
 

@@ -202,7 +202,7 @@ def test_one_cell_is_checked_too(trained):
 
 
 def test_values_that_are_not_counts_are_checked(tiny):
-    """With the normal likelihood samples fall below zero; correlations are of a signed logarithm."""
+    """Normal samples fall below zero; correlations are of a signed logarithm."""
     adata = tiny()
     adata.X = adata.X.toarray() - np.float32(2.5) * (np.arange(30) < 5)
     adata.X[:, -1] += 20  # each cell must add up to more than 0

@@ -1,4 +1,4 @@
-"""Importance weights of points against their definition, a cell and a point at a time."""
+"""Importance weights of points compared with their definition, one cell and point at a time."""
 
 from __future__ import annotations
 

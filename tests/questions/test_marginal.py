@@ -1,4 +1,4 @@
-"""The marginal likelihood against numerical integration over two latent dimensions."""
+"""The marginal likelihood compared with numerical integration over two latent dimensions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gene programs: exact derivatives against central differences of ``decode``, and known markers."""
+"""Gene programs: exact derivatives, central differences of ``decode``, and known markers."""
 
 from __future__ import annotations
 

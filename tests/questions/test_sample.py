@@ -109,7 +109,7 @@ def placed(model, z):
 
 
 def decoded_samples(golden, rows, n, batch=None):
-    """The observation distribution at n samples of q(z, l|x) of each row, by NumPy's normal numbers."""
+    """The observation distribution at n samples of q(z, l|x) of each row, by NumPy."""
     copy, rng = golden.model, np.random.default_rng(7)
     mean, variance = copy.get_latent_representation(indices=rows, return_dist=True)
     z = mean + np.sqrt(variance) * rng.standard_normal((n, *mean.shape))
@@ -195,7 +195,7 @@ MOMENTS = [
     indirect=["golden"],
 )
 def test_samples_have_the_moments_of_the_mixture_over_the_posterior(golden, batch):
-    """Mean, variance and zeros of each gene, of the likelihood at independent samples of z and l."""
+    """Mean, variance and zeros of each gene, from independent samples of z and l."""
     rows, repeats, n_samples = golden.large_cells(), 200, 8
     result = golden.model.posterior_predictive_sample(
         indices=np.tile(rows, repeats), n_samples=n_samples, transform_batch=batch, seed=1

@@ -1,4 +1,4 @@
-"""The kernel of Adam against torch's Adam in float64."""
+"""The kernel of Adam compared with torch's Adam in float64."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shares of labels among neighbours, and distances, against those of SciPy."""
+"""Shares of labels among neighbours, and distances, compared with SciPy."""
 
 from __future__ import annotations
 

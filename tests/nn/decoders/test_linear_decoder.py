@@ -1,4 +1,4 @@
-"""The linear decoder against an explicit batch norm over genes."""
+"""The linear decoder compared with an explicit batch norm over genes."""
 
 from __future__ import annotations
 

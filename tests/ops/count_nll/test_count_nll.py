@@ -1,4 +1,4 @@
-"""The CPU kernels against the float64 reference, within the error budget; memory; autograd."""
+"""The CPU kernels compared with the float64 reference: error budget, memory, autograd."""
 
 from __future__ import annotations
 
