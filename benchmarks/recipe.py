@@ -210,7 +210,7 @@ def draw(result: dict[str, Any], file: Path) -> None:
         axis.set_title(name, fontsize=10)
     axes[0, 0].legend(frameon=False, fontsize=8)
     figure.supxlabel("seconds of training, 2 cores", fontsize=10)
-    figure.supylabel("ELBO of test cells, nats a cell", fontsize=10)
+    figure.supylabel("ELBO of test cells, nats per cell", fontsize=10)
     figure.savefig(file, dpi=150)
 
 

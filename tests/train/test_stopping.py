@@ -258,9 +258,8 @@ def test_no_early_stopping_without_validation_cells(model):
 
 @pytest.mark.parametrize(("epochs", "steps", "expected"), [(None, 7, 2), (1, 100, 1), (9, 3, 1)])
 def test_training_stops_at_max_steps(model, epochs, steps, expected):
-    model.train(
-        epochs, max_steps=steps, batch_size=128, progress=False
-    )  # five minibatches an epoch
+    # five minibatches per epoch
+    model.train(epochs, max_steps=steps, batch_size=128, progress=False)
     assert len(model.history) == expected
     moved = model.module.encoder.activations[0].batch_norm.num_batches_tracked.item()
     assert moved == min(steps, 5 * (epochs or 2))
