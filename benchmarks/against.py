@@ -1,10 +1,10 @@
-"""This version against an earlier one, in pairs of processes: training, questions, starting.
+"""Compare this version with an earlier one, in pairs of processes: training, questions, start.
 
 Usage: python benchmarks/against.py --raw kang_ifnb_dev.h5ad --before <src of another version> --save
 
-Each measurement is a process of its own, and the two versions take turns; for training steps, two
-processes stay and take turns burst by burst. The ratio is the median over pairs of this version's
-seconds by the other's: below 1 is faster.
+Each measurement runs in its own process, and the two versions alternate; for training steps, two
+processes stay alive and alternate in bursts. The ratio is the median over pairs of this version's
+seconds divided by the other's; below 1 is faster.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CELLS = 20_000
 
 
 def prepare_steps(data: Path, likelihood: str) -> Callable[[], float]:
-    """Train a little; return what measures milliseconds per step (128 cells, 2,000 genes)."""
+    """Train briefly; return what measures milliseconds per step (128 cells, 2,000 genes)."""
     import vivace
 
     adata = anndata.read_h5ad(data)
@@ -62,7 +62,7 @@ def default_train(data: Path) -> float:
 
 
 def questions(data: Path) -> dict[str, float]:
-    """Seconds of questions about 20,000 cells, the least of three."""
+    """Seconds of questions about 20,000 cells, the best of three."""
     import numpy as np
 
     import vivace
@@ -95,7 +95,7 @@ def _seconds(call: Any) -> float:
 
 
 def first_train(data: Path) -> float:
-    """Seconds from importing vivace to the end of a first ``train()`` of one epoch."""
+    """Seconds from importing vivace to the end of the first ``train()``, of one epoch."""
     adata = anndata.read_h5ad(data)
     begun = time.perf_counter()
     import vivace
@@ -106,7 +106,7 @@ def first_train(data: Path) -> float:
 
 
 def import_vivace() -> float:
-    """Seconds of ``import vivace; vivace.SCVI``, torch and anndata included."""
+    """Seconds of ``import vivace; vivace.SCVI``, including torch and anndata."""
     begun = time.perf_counter()
     import vivace
 
@@ -115,7 +115,7 @@ def import_vivace() -> float:
 
 
 def measure(case: str, data: Path) -> dict[str, float]:
-    """What one process measures."""
+    """Run the measurement of one process."""
     if case == "questions":
         return {f"{name}, s": value for name, value in questions(data).items()}
     if case == "train":
@@ -131,7 +131,7 @@ CASES = (*STEP_CASES, "train", "questions", "first", "import", "compile")
 
 
 def serve_steps(likelihood: str, data: Path) -> None:
-    """Measure once for each line of standard input, and print what was found."""
+    """Measure once for each line of standard input, and print the result."""
     measure_steps = prepare_steps(data, likelihood)
     for _ in sys.stdin:
         print(measure_steps(), flush=True)
@@ -140,10 +140,10 @@ def serve_steps(likelihood: str, data: Path) -> None:
 def pair_steps(
     likelihood: str, data: Path, sources: tuple[Path, Path], pairs: int
 ) -> list[tuple[float, float]]:
-    """Milliseconds per step of two versions, each in one process, that take turns.
+    """Milliseconds per step of two versions, each in one process, alternating.
 
-    The speed of a shared machine drifts within seconds. One pair is two neighbouring bursts of
-    400 steps, so both versions meet the same conditions.
+    The speed of a shared machine drifts within seconds. One pair is two neighbouring bursts of 400
+    steps, so both versions run under the same conditions.
     """
     command = [sys.executable, __file__, "--serve", likelihood, "--raw", str(data)]
     workers = [
@@ -181,7 +181,7 @@ def pair_steps(
 
 
 def run(case: str, data: Path, source: Path, scratch: Path) -> dict[str, float]:
-    """One process of one version."""
+    """Run one process of one version."""
     environment = os.environ | {"PYTHONPATH": str(source)}
     if case == "compile":  # an empty cache of kernels
         folder = tempfile.mkdtemp(dir=scratch)

@@ -1,11 +1,11 @@
-"""Questions to a trained model: seconds beside scvi-tools', memory, and whether the answers are right.
+"""Questions to a trained model: speed compared with scvi-tools, memory, and correct answers.
 
 Usage: python benchmarks/answers.py --raw FOLDER --folder F --peer-python PEER --save
 
-Speed: 20,000 simulated cells x 2,000 genes, 14 % non-zero, ZINB, all threads; both libraries in
-turn. Memory: a file of a million cells, such as ``million.py`` makes (``--million``), with its
-expression written to zarr. Quality: interferon on Kang et al., a batch effect that is known,
-samples and checks of held-out cells, gene programs of PBMC 3k.
+Speed: 20,000 simulated cells x 2,000 genes, 14 % non-zero, ZINB, all threads; both libraries
+alternating. Memory: the expression of a file of a million cells, as made by ``million.py``
+(``--million``), written to zarr. Quality: interferon on Kang et al., a known batch effect, samples
+and checks of held-out cells, gene programs of PBMC 3k.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MARKERS = {
 
 
 def speed(peer_python: str, folder: Path, pairs: int) -> dict[str, Any]:
-    """Seconds of each question, both libraries in turn."""
+    """Seconds of each question, both libraries alternating."""
     data = folder / "answers.h5ad"
     if not data.exists():
         run_json(sys.executable, "simulate.py", data, *SHAPE)
@@ -51,11 +51,11 @@ def speed(peer_python: str, folder: Path, pairs: int) -> dict[str, Any]:
     ]
     result = {}
     for question in actual[0][1]:
-        theirs, ours = ([pair[i][question] for pair in actual] for i in (0, 1))
-        ratios = sorted(t / o for t, o in zip(theirs, ours, strict=True))
+        peer_seconds, vivace_seconds = ([pair[i][question] for pair in actual] for i in (0, 1))
+        ratios = sorted(t / o for t, o in zip(peer_seconds, vivace_seconds, strict=True))
         result[question] = {
-            "scvi_tools_seconds": round(median(theirs), 3),
-            "vivace_seconds": round(median(ours), 3),
+            "scvi_tools_seconds": round(median(peer_seconds), 3),
+            "vivace_seconds": round(median(vivace_seconds), 3),
             "ratio": round(median(ratios), 1),
             "ratio_of_each_pair": [round(r, 1) for r in ratios],
         }
@@ -63,7 +63,7 @@ def speed(peer_python: str, folder: Path, pairs: int) -> dict[str, Any]:
 
 
 def interferon(data: Path) -> dict[str, Any]:
-    """Control cells of Kang et al. decoded as stimulated: do interferon's genes rise?"""
+    """Control cells of Kang et al. decoded as stimulated: are interferon genes up?"""
     adata = anndata.read_h5ad(data)
     setup(adata, "condition")
     model = vivace.SCVI(adata)
@@ -76,29 +76,29 @@ def interferon(data: Path) -> dict[str, Any]:
     )
     fold = np.log2(as_stimulated / as_control)
     ranks = fold.rank(ascending=False)
-    there = [g for g in INTERFERON if g in fold.index]
+    measured = [g for g in INTERFERON if g in fold.index]
     return {
         "from_to": names,
         "control_cells": len(control),
         "genes": len(fold),
-        "log2_fold_change": {g: round(float(fold[g]), 2) for g in there},
-        "rank": {g: int(ranks[g]) for g in there},
+        "log2_fold_change": {g: round(float(fold[g]), 2) for g in measured},
+        "rank": {g: int(ranks[g]) for g in measured},
         "median_of_all_genes": round(float(fold.median()), 2),
     }
 
 
 def known_batch_effect(seed: int = 0) -> dict[str, Any]:
-    """Two batches whose expected expression differs by known factors: are they recovered?"""
+    """Are the known factors between the expected expression of two batches recovered?"""
     rng = np.random.default_rng(seed)
     n, g, types = 4_000, 1_000, 5
     profile = np.exp(rng.normal(0.0, 1.2, g) + rng.normal(0.0, 0.6, (types, g)))
     effect = np.exp(np.stack([np.zeros(g), rng.normal(0.0, 0.5, g)]))  # batch x gene
     kind, batch = rng.integers(types, size=n), rng.integers(2, size=n)
     expected = [profile[kind] * effect[b] for b in (0, 1)]
-    expected = [e / e.sum(1, keepdims=True) for e in expected]  # had each cell been in batch b
-    own = np.where(batch[:, None] == 0, *expected)
+    expected = [e / e.sum(1, keepdims=True) for e in expected]  # if each cell were in batch b
+    observed = np.where(batch[:, None] == 0, *expected)
     depth = rng.lognormal(7.6, 0.3, (n, 1))
-    counts = rng.poisson(own * depth * rng.gamma(4.0, 0.25, (n, g)))
+    counts = rng.poisson(observed * depth * rng.gamma(4.0, 0.25, (n, g)))
     obs = pd.DataFrame({"batch": batch.astype(str)}, index=np.arange(n).astype(str))
     adata = anndata.AnnData(sp.csr_matrix(counts.astype(np.float32)), obs=obs)
     setup(adata, "batch")
@@ -118,7 +118,7 @@ def known_batch_effect(seed: int = 0) -> dict[str, Any]:
 
 
 def checks(figure: Path | None) -> list[dict[str, Any]]:
-    """Cells of PBMC 3k that training did not see, under three likelihoods."""
+    """Held-out cells of PBMC 3k, under three likelihoods."""
     result = {}
     for likelihood in ("poisson", "nb", "zinb"):
         adata = vivace.datasets.pbmc3k()
@@ -134,7 +134,7 @@ def checks(figure: Path | None) -> list[dict[str, Any]]:
 
 
 def programs() -> dict[str, Any]:
-    """PBMC 3k: the genes that rise most towards a cell type."""
+    """PBMC 3k: the genes that increase most towards a cell type."""
     adata = vivace.datasets.pbmc3k()
     setup(adata, "none")
     model = vivace.SCVI(adata)
@@ -153,8 +153,10 @@ def programs() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--raw", required=True, type=Path, help="folder of kang_ifnb_dev.h5ad")
-    parser.add_argument("--folder", required=True, type=Path, help="where data are kept")
-    parser.add_argument("--peer-python", required=True, help="Python that has scvi-tools 1.4.2")
+    parser.add_argument("--folder", required=True, type=Path, help="folder for data")
+    parser.add_argument(
+        "--peer-python", required=True, help="Python interpreter with scvi-tools 1.4.2"
+    )
     parser.add_argument("--pairs", default=3, type=int)
     parser.add_argument("--million", type=Path, help="h5ad of a million cells")
     parser.add_argument("--figure", type=Path, help="PNG of the checks")

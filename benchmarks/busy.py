@@ -1,15 +1,16 @@
-"""vivace on a machine that others use too: default, one thread, passive waiting.
+"""vivace on a shared machine: default threads, one thread, passive waiting.
 
 Usage: python benchmarks/busy.py --raw kang_ifnb_dev.h5ad --save [--against SRC]
 
 Kang et al., 2,000 variable genes: seconds of default ``train()``, of the latent representation of
-the cells taken 30 times, and of differential expression of each cell type against the rest. Each
-run is a process of its own; the ways to run take turns, so that a slow hour meets all of them.
+the cells repeated 30 times, and of differential expression of each cell type against the rest. Each
+run is its own process; the ways to run alternate, so a slow period affects all of them.
 
-* idle; one and three busy neighbours (processes that count); two jobs at once (the mean of both)
+* idle; one and three busy neighbours (processes that keep a core busy); two jobs at once (the mean
+  of both)
 * a quota of one core (a cgroup), and an affinity mask of one core
 
-``--against`` measures an earlier version's default in turn, from its ``src`` folder.
+``--against`` also measures an earlier version with its defaults, from its ``src`` folder.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from typing import Any
 import anndata
 import scanpy as sc
 
-from common import HERE, provenance, report
+from common import BENCHMARKS, provenance, report
 
 FIRST = "FIRST"  # modules that are imported before vivace
 WAYS = {
@@ -50,7 +51,7 @@ _GROUP_V2 = Path("/sys/fs/cgroup/vivace-benchmark")
 
 
 def prepare(raw: Path, out: Path) -> None:
-    """The 2,000 genes that vary most."""
+    """Select the 2,000 most variable genes."""
     adata = anndata.read_h5ad(raw)
     normalised = adata.copy()
     sc.pp.normalize_total(normalised, target_sum=1e4)
@@ -64,7 +65,7 @@ Start = Callable[[dict[str, str]], "subprocess.Popen[str]"]
 
 @contextmanager
 def neighbours(number: int) -> Iterator[None]:
-    """So many processes that do nothing but count."""
+    """Start this many processes that keep a core busy."""
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(number)]
     try:
         yield
@@ -76,7 +77,7 @@ def neighbours(number: int) -> Iterator[None]:
 
 @contextmanager
 def quota_of_one_core() -> Iterator[Path | None]:
-    """A control group with a core's worth of time; None where this user may not make one."""
+    """Create a control group with a quota of one core, or None if this user may not create one."""
     new, folder = (True, _GROUP_V2) if (_GROUP_V2.parent / "cpu.max").exists() else (False, _GROUP)
     try:
         folder.mkdir(exist_ok=True)
@@ -95,12 +96,12 @@ def quota_of_one_core() -> Iterator[Path | None]:
 
 
 def starter(data: Path, before: Callable[[], None] | None = None) -> Start:
-    """Starts one run; ``before`` is called in its process first."""
+    """Start one run; ``before`` is called first in its process."""
 
     def start(environment: dict[str, str]) -> subprocess.Popen[str]:
         imports = f"import {environment[FIRST]}; " if FIRST in environment else ""
         return subprocess.Popen(
-            [sys.executable, "-c", imports + _RUN, str(HERE / "ours.py"), "busy", str(data)],
+            [sys.executable, "-c", imports + _RUN, str(BENCHMARKS / "ours.py"), "busy", str(data)],
             stdout=subprocess.PIPE,
             text=True,
             env=os.environ | environment,
@@ -111,7 +112,7 @@ def starter(data: Path, before: Callable[[], None] | None = None) -> Start:
 
 
 def finish(run: subprocess.Popen[str]) -> dict[str, Any]:
-    """What a run says."""
+    """The output of a run."""
     out, _ = run.communicate()
     if run.returncode != 0:
         raise RuntimeError("a run failed; its error is above")
@@ -120,10 +121,10 @@ def finish(run: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 def measure(start: Start, ways: dict[str, dict[str, str]], repeats: int, jobs: int) -> Any:
-    """Seconds of each question by each way, in turn; with ``jobs`` at once their mean."""
+    """Seconds of each question in each way, alternating; with several ``jobs``, their mean."""
     seconds: dict[str, dict[str, list[float]]] = {w: {q: [] for q in QUESTIONS} for w in ways}
     weights = set()
-    shuffle = random.Random(0)  # none is always the first, or after the same other
+    shuffle = random.Random(0)  # the order is shuffled in each round
     for way in (w for _ in range(repeats) for w in shuffle.sample(list(ways), len(ways))):
         actual = [finish(run) for run in [start(ways[way]) for _ in range(jobs)]]
         for question in QUESTIONS:
@@ -134,9 +135,9 @@ def measure(start: Start, ways: dict[str, dict[str, str]], repeats: int, jobs: i
     result: dict[str, Any] = {
         way: {
             q: {"median": round(median(s), 3), "all": [round(x, 3) for x in sorted(s)]}
-            for q, s in of_way.items()
+            for q, s in by_question.items()
         }
-        for way, of_way in seconds.items()
+        for way, by_question in seconds.items()
     }
     for question in QUESTIONS:
         pairs = zip(
@@ -144,7 +145,7 @@ def measure(start: Start, ways: dict[str, dict[str, str]], repeats: int, jobs: i
             seconds["one thread"][question],
             strict=True,
         )
-        ratios = sorted(default / one for default, one in pairs)
+        ratios = sorted(default / one_thread for default, one_thread in pairs)
         result["default"][question]["times_one_thread"] = round(median(ratios), 2)
         result["default"][question]["times_one_thread_of_each_pair"] = [round(r, 2) for r in ratios]
     return result | {"weights": sorted(weights)}
@@ -178,7 +179,7 @@ def main() -> None:
             join = group / "cgroup.procs"
             limited = starter(data, lambda: join.write_text(str(os.getpid())) and None)
             situations["quota of one core"] = (limited, 0, 1)
-        for environment in ways.values():  # compile what each needs
+        for environment in ways.values():  # compile the kernels that each needs
             finish(plain(environment))
         cases = {}
         for name, (start, busy, jobs) in situations.items():

@@ -1,4 +1,4 @@
-"""What the benchmark scripts share: running the peer, and saying where a figure is from."""
+"""Code shared by the benchmark scripts: running the peer, and saying where a result is from."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from typing import Any
 
 import numpy as np
 
-HERE = Path(__file__).parent
-MARGINAL_CELLS, MARGINAL_DRAWS = 1_000, 1_000  # of answers.py
-PEER_SHARE = 10  # scvi-tools makes one draw in so many, and its seconds are multiplied
-DE_WAYS: dict[str, dict[str, str]] = {  # how de.py asks both libraries
+BENCHMARKS = Path(__file__).parent
+MARGINAL_CELLS, MARGINAL_SAMPLES = 1_000, 1_000  # of answers.py
+PEER_SHARE = 10  # scvi-tools generates this part of the samples; its seconds are multiplied
+DE_WAYS: dict[str, dict[str, str]] = {  # the options with which de.py calls both libraries
     "three": {"mode": "change", "test_mode": "three"},
     "two": {"mode": "change", "test_mode": "two"},
     "vanilla": {"mode": "vanilla"},
 }
-COVARIATES = {  # of simulated counts, as both libraries' setup_anndata takes them
+COVARIATES = {  # of simulated counts, as arguments of both libraries' setup_anndata
     "categorical_covariate_keys": ["donor"],
     "continuous_covariate_keys": ["score"],
 }
 
 
 def batch_column(batch_key: str) -> str | None:
-    """The column that a BATCH_KEY of the command line names; "none" is no batch."""
+    """The batch column for a BATCH_KEY from the command line; None for "none"."""
     return None if batch_key == "none" else batch_key
 
 
 def time_once(question: Callable[[], object]) -> float:
-    """Seconds that it takes."""
+    """Time one call of a function, in seconds."""
     begun = time.perf_counter()
     question()
     return time.perf_counter() - begun
 
 
 def time_questions(questions: dict[str, Callable[[], object]], times: int = 3) -> dict[str, float]:
-    """The least seconds of each, asked once to warm up and then some times."""
+    """The shortest time of each question over several calls after one warm-up, in seconds."""
     result = {}
     for name, question in questions.items():
         question()
@@ -52,7 +52,7 @@ def time_questions(questions: dict[str, Callable[[], object]], times: int = 3) -
 def de_answers(ask: Callable[..., Any], genes: Any, n_tests: int, ways: Any) -> dict[str, Any]:
     """Score, effect and calls of differential expression tests, arrays tests x genes.
 
-    ``ask(i, **options)`` gives the table of the i-th, of either library.
+    ``ask(i, **options)`` returns the table of test i, from either library.
     """
     result: dict[str, list[Any]] = {}
     for i in range(n_tests):
@@ -73,7 +73,7 @@ def de_answers(ask: Callable[..., Any], genes: Any, n_tests: int, ways: Any) -> 
 def provenance() -> dict[str, Any]:
     """Machine, commit and versions."""
     commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True
+        ["git", "describe", "--always", "--dirty"], cwd=BENCHMARKS, capture_output=True, text=True
     ).stdout.strip()
     packages = ("vivace", "torch", "numba", "numpy", "anndata", "lightning-fabric")
     return {
@@ -92,8 +92,8 @@ def _processor() -> str:
 
 
 def run_json(python: str | Path, script: str, *args: object, **environment: str) -> dict[str, Any]:
-    """Run a script of this folder with some Python and read the JSON on its last line."""
-    command = [str(python), str(HERE / script), *map(str, args)]
+    """Run a script of this folder with some interpreter; return the JSON on its last line."""
+    command = [str(python), str(BENCHMARKS / script), *map(str, args)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
@@ -101,17 +101,17 @@ def run_json(python: str | Path, script: str, *args: object, **environment: str)
     return result
 
 
-def memory_mb(which: str = "VmHWM") -> int:
-    """VmRSS, or VmHWM, its peak, of this process; ``ru_maxrss`` would be that of its parent too."""
+def memory_mb(field: str = "VmHWM") -> int:
+    """VmRSS of this process, or VmHWM (its peak); ``ru_maxrss`` would include the parent's."""
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(which):
+        if line.startswith(field):
             return round(int(line.split()[1]) / 1024)
     return 0
 
 
 def report(name: str, result: dict[str, Any], save: bool) -> None:
-    """Print the result, and keep it under ``results/`` if asked."""
+    """Print the result, and save it under ``results/`` if requested."""
     print(json.dumps(result, indent=1))
     if save:
-        (HERE / "results").mkdir(exist_ok=True)
-        (HERE / "results" / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+        (BENCHMARKS / "results").mkdir(exist_ok=True)
+        (BENCHMARKS / "results" / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -1,16 +1,17 @@
-"""Differential expression: is it right, is it calibrated, how fast, in how much memory?
+"""Differential expression: accuracy, calibration, speed and memory.
 
 Usage: python benchmarks/de.py --raw FOLDER --folder F --peer-python PEER --save
 
 * truth: microarrays (Zheng et al. 2017 sorted T cells; PBMC 3k, B against dendritic cells), 20
-  draws of up to 100 cells a side; AUC of the score for genes with an adjusted P below 0.05 (of all
-  genes, and of those with a count in the drawn cells), and
-  Spearman's correlation of the log fold change; beside scvi-tools 1.4.2 and a Wilcoxon test
+  subsets of up to 100 cells per side; AUC of the score for genes with an adjusted P below 0.05
+  (of all genes, and of those with a count in these cells), and Spearman's correlation of the log
+  fold change; compared with scvi-tools 1.4.2 and a Wilcoxon test
 * null: donors of Kang et al. split two against two, in each cell type and condition
-* planted: counts drawn from a fitted model with known fold changes, between cells and between
-  donors who differ of themselves; realised false discoveries against the target
-* repeat: calls of two seeds
-* speed: one test of both libraries in turn, and all of 12 groups; memory: 1,000,000 cells x 20,000
+* planted: counts sampled from a fitted model with known fold changes, between cells and between
+  donors who also differ among themselves; realised false discoveries against the target
+* repeat: agreement of the calls of two seeds
+* speed: one test with both libraries, alternating, and all of 12 groups; memory: 1,000,000 cells x
+  20,000
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ from common import DE_WAYS, de_answers, provenance, report, run_json
 from quality import prepare, setup
 
 Rows = np.ndarray
-DRAWS, CELLS = 20, 100
+SUBSETS, CELLS = 20, 100
 TARGETS = (0.01, 0.05, 0.1, 0.2)
-# file, cell types, and the columns of the truth, whose fold changes are the second against the first
+# file, cell types, and the columns of the truth; fold changes are the second over the first
 TRUTHS = {
     "CD4 against CD8 T cells": ("pbmc_facs_zheng", ("CD4 T", "CD8 T"), ("CD",)),
     "B against dendritic cells": ("pbmc3k", ("B", "DC"), ("BDC", "BDC2")),
@@ -48,7 +49,7 @@ STUDIES = ("truth", "null", "planted", "repeat", "speed", "memory")
 
 
 def trained(data: Path, batch_key: str = "none") -> vivace.SCVI:
-    """A default model of a file."""
+    """Train a default model on a file."""
     vivace.settings.seed = 0
     adata = anndata.read_h5ad(data)
     setup(adata, batch_key)
@@ -57,8 +58,10 @@ def trained(data: Path, batch_key: str = "none") -> vivace.SCVI:
     return model
 
 
-def ours(model: vivace.SCVI, sides: list[tuple[Rows, Rows]], **more: Any) -> dict[str, Any]:
-    """Score, effect and calls of each pair of row sets, in each way, as peer.py gives them."""
+def answer_vivace(
+    model: vivace.SCVI, sides: list[tuple[Rows, Rows]], **more: Any
+) -> dict[str, Any]:
+    """Score, effect and calls for each pair of row sets, in each way, in the format of peer.py."""
 
     def ask(i: int, **options: Any) -> pd.DataFrame:
         first, second = sides[i]
@@ -70,10 +73,10 @@ def ours(model: vivace.SCVI, sides: list[tuple[Rows, Rows]], **more: Any) -> dic
     return de_answers(ask, list(model.schema.genes), len(sides), ways)
 
 
-def theirs(
+def answer_peer(
     data: Path, batch_key: str, weights: Path, sides: list[tuple[Rows, Rows]], peer_python: str
 ) -> dict[str, Any]:
-    """The same of scvi-tools, from weights that are made by its default training if missing."""
+    """The same for scvi-tools, whose default training is run if its weights are missing."""
     if not weights.exists():
         run_json(peer_python, "peer.py", "default", data, batch_key, "zinb", 0, weights)
     rows, out = weights.with_suffix(".rows.npz"), weights.with_suffix(".de.npz")
@@ -84,10 +87,10 @@ def theirs(
     }
     if out.exists() and rows.exists():
         with np.load(rows) as old:
-            same = set(old.files) == set(named) and all(
+            is_current = set(old.files) == set(named) and all(
                 np.array_equal(old[name], array) for name, array in named.items()
             )
-        if same:
+        if is_current:
             return dict(np.load(out))
     np.savez(rows, **named)
     run_json(peer_python, "peer.py", "de", data, batch_key, weights, rows, out)
@@ -97,8 +100,8 @@ def theirs(
 # ---- truth ----------------------------------------------------------------------
 
 
-def with_truth(raw: Path, name: str, out: Path) -> pd.DataFrame:
-    """The truth of the genes that are in it and in ten cells or more; writes those cells."""
+def prepare_truth(raw: Path, name: str, out: Path) -> pd.DataFrame:
+    """Save the cells; return the truth for its genes that are in at least ten cells."""
     table = pd.read_csv(raw / "de_truth_pbmc_microarray.csv").set_index("ENSG")
     adata = anndata.read_h5ad(raw / f"{name}.h5ad")
     if "ensembl" in adata.var:
@@ -113,7 +116,7 @@ def with_truth(raw: Path, name: str, out: Path) -> pd.DataFrame:
 
 
 def wilcoxon(adata: anndata.AnnData, sides: list[tuple[Rows, Rows]]) -> dict[str, Any]:
-    """Score and effect of a rank sum test on log-normalised counts."""
+    """Score and effect from a rank sum test on log-normalised counts."""
     x = adata.X.toarray()
     x = np.log1p(1e4 * x / x.sum(1, keepdims=True))
     tests = [ranksums(x[first], x[second]) for first, second in sides]
@@ -125,21 +128,23 @@ def wilcoxon(adata: anndata.AnnData, sides: list[tuple[Rows, Rows]]) -> dict[str
 
 
 def truth(raw: Path, folder: Path, peer_python: str) -> list[dict[str, Any]]:
-    """AUC and rank correlation of every way, mean over draws, and paired differences to the peer's."""
+    """AUC and rank correlation of every way, mean over subsets, and differences from the peer."""
     rows = []
     for comparison, (name, types, columns) in TRUTHS.items():
         data = folder / f"{name}.h5ad"
-        table = with_truth(raw, name, data)
+        table = prepare_truth(raw, name, data)
         model = trained(data)
         kind = model.adata.obs["cell_type_coarse"].to_numpy()
         rng = np.random.default_rng(0)
-        of_type = [np.flatnonzero(kind == t) for t in types]
+        rows_of_types = [np.flatnonzero(kind == t) for t in types]
         sides = [
-            tuple(rng.choice(r, min(CELLS, int(0.8 * len(r))), replace=False) for r in of_type)
-            for _ in range(DRAWS)
+            tuple(
+                rng.choice(r, min(CELLS, int(0.8 * len(r))), replace=False) for r in rows_of_types
+            )
+            for _ in range(SUBSETS)
         ]
-        result = {f"vivace, {k}": v for k, v in ours(model, sides).items()}
-        peer = theirs(data, "none", folder / f"{name}.pt", sides, peer_python)
+        result = {f"vivace, {k}": v for k, v in answer_vivace(model, sides).items()}
+        peer = answer_peer(data, "none", folder / f"{name}.pt", sides, peer_python)
         result |= {f"scvi-tools, {k}": v for k, v in peer.items()}
         result |= wilcoxon(model.adata, sides)
         x = model.adata.X
@@ -148,7 +153,7 @@ def truth(raw: Path, folder: Path, peer_python: str) -> list[dict[str, Any]]:
             effect = -table[f"{column}_logFC"].to_numpy()
             differs = table[f"{column}_adj.P.Val"].to_numpy() < 0.05
             for key in (k[: -len("_score")] for k in result if k.endswith("_score")):
-                drawn = zip(result[f"{key}_score"], result[f"{key}_effect"], counted, strict=True)
+                tables = zip(result[f"{key}_score"], result[f"{key}_effect"], counted, strict=True)
                 values = np.array(
                     [
                         (
@@ -156,7 +161,7 @@ def truth(raw: Path, folder: Path, peer_python: str) -> list[dict[str, Any]]:
                             roc_auc_score(differs[seen], score[seen]),
                             spearmanr(lfc, effect)[0],
                         )
-                        for score, lfc, seen in drawn
+                        for score, lfc, seen in tables
                     ]
                 )
                 mean, spread = values.mean(0).round(3), values.std(0, ddof=1).round(3)
@@ -181,9 +186,9 @@ def truth(raw: Path, folder: Path, peer_python: str) -> list[dict[str, Any]]:
 
 
 def null(raw: Path, folder: Path, peer_python: str) -> list[dict[str, Any]]:
-    """Calls between donors of the same condition, within a cell type: there is nothing to find."""
-    there = prepare("kang, condition", raw, folder, peer_python)
-    data = there / "fit.h5ad"  # of which recipe.py and trajectories.py train too
+    """Calls between donors of the same condition within a cell type, where nothing differs."""
+    prepared = prepare("kang, condition", raw, folder, peer_python)
+    data = prepared / "fit.h5ad"  # of which recipe.py and trajectories.py train too
     model = trained(data, "condition")
     obs = model.adata.obs
     sides, names = [], []
@@ -198,10 +203,10 @@ def null(raw: Path, folder: Path, peer_python: str) -> list[dict[str, Any]]:
             second = obs.index.isin(group.index[~group["donor"].isin(pair)])
             sides.append((np.flatnonzero(first), np.flatnonzero(second)))
             names.append(f"{kind}, {condition}")
-    result = {f"vivace, {k}": v for k, v in ours(model, sides).items()}
-    by_sample = ours(model, sides, sample_key="donor")
-    result |= {f"vivace, sample_key, {k}": v for k, v in by_sample.items()}
-    peer = theirs(data, "condition", folder / "kang.pt", sides, peer_python)
+    result = {f"vivace, {k}": v for k, v in answer_vivace(model, sides).items()}
+    sample_tests = answer_vivace(model, sides, sample_key="donor")
+    result |= {f"vivace, sample_key, {k}": v for k, v in sample_tests.items()}
+    peer = answer_peer(data, "condition", folder / "kang.pt", sides, peer_python)
     result |= {f"scvi-tools, {k}": v for k, v in peer.items()}
     return [
         {
@@ -226,13 +231,14 @@ DONORS = 4
 
 
 def plant(
-    source: vivace.SCVI, rows: Rows, types: tuple[str, str], seed: int, between: float
+    source: vivace.SCVI, rows: Rows, types: tuple[str, str], seed: int, donor_spread: float
 ) -> tuple[anndata.AnnData, np.ndarray]:
-    """Counts of cells whose expression is known, and the true log2 fold change of two types.
+    """Simulate counts with known expression; return the true log2 fold changes of two types.
 
-    Drawn from a fitted model; in the first type a tenth of the genes that are expressed at all
-    changes by a further factor of 2**(0.3 to 2), up or down. ``between``: standard deviation of
-    log2 effects that the first type has in each donor. Expression adds up to 1 again after both.
+    Counts are sampled from a fitted model. In the first type, the expression of a tenth of the
+    expressed genes is multiplied or divided by 2**(0.3 to 2). ``donor_spread`` is the standard
+    deviation of the log2 effects of each donor on the first type. Expression is rescaled to sum
+    to 1 after both.
     """
     rng = np.random.default_rng(seed)
     parameters = source.get_likelihood_parameters(indices=rows, seed=seed, silent=True)
@@ -249,7 +255,7 @@ def plant(
     rate[first] *= 2.0**effect
     get_truth = rate / rate.sum(1, keepdims=True)
     true = np.log2(get_truth[first].mean(0) / get_truth[second].mean(0))
-    rate[first] *= 2.0 ** rng.normal(0.0, between, (DONORS, len(effect)))[donor[first]]
+    rate[first] *= 2.0 ** rng.normal(0.0, donor_spread, (DONORS, len(effect)))[donor[first]]
     rate *= library / rate.sum(1, keepdims=True)
     counts = rng.poisson(rng.gamma(theta, rate / theta))
     counts[rng.random(counts.shape) < parameters["dropout"]] = 0
@@ -262,9 +268,9 @@ def plant(
 
 
 def planted(raw: Path, folder: Path, peer_python: str, times: int) -> list[dict[str, Any]]:
-    """Realised share of false calls, and of found genes, at each target."""
-    there = prepare("kang, condition", raw, folder, peer_python)
-    source = trained(there / "data.h5ad")
+    """Realised share of false calls, and of changed genes called, at each target."""
+    prepared = prepare("kang, condition", raw, folder, peer_python)
+    source = trained(prepared / "data.h5ad")
     control = np.flatnonzero((source.adata.obs["condition"] == "ctrl").to_numpy())
     cases: dict[str, tuple[float, dict[str, Any]]] = {
         "cells, three": (0.0, {}),
@@ -277,14 +283,14 @@ def planted(raw: Path, folder: Path, peer_python: str, times: int) -> list[dict[
     result: dict[tuple[str, float], list[tuple[int, int, int]]] = {}
     for seed in range(times):
         types = TYPES[seed % len(TYPES)]
-        for between in (0.0, 0.3):
-            adata, true = plant(source, control, types, seed, between)
+        for donor_spread in (0.0, 0.3):
+            adata, true = plant(source, control, types, seed, donor_spread)
             vivace.settings.seed = seed
             vivace.SCVI.setup_anndata(adata)
             model = vivace.SCVI(adata)
             model.train(progress=False)
             differs = pd.Series(np.abs(true) > 0.25, index=adata.var_names)
-            for name, (_, options) in ((k, v) for k, v in cases.items() if v[0] == between):
+            for name, (_, options) in ((k, v) for k, v in cases.items() if v[0] == donor_spread):
                 for target in TARGETS:
                     frame = model.differential_expression(
                         groupby="cell_type", group1=types[0], group2=types[1], fdr_target=target,
@@ -318,9 +324,9 @@ def planted(raw: Path, folder: Path, peer_python: str, times: int) -> list[dict[
 
 
 def repeat(raw: Path, folder: Path, peer_python: str) -> dict[str, Any]:
-    """How far the calls of two seeds agree: in both, of those in either; six pairs of seeds."""
-    there = prepare("kang, condition", raw, folder, peer_python)
-    model = trained(there / "data.h5ad")
+    """Genes called with both seeds as a share of those called with either, for six pairs."""
+    prepared = prepare("kang, condition", raw, folder, peer_python)
+    model = trained(prepared / "data.h5ad")
     cases = {
         "one against the rest, each of the cell types": {"groupby": "cell_type"},
         "B against NK cells": {"groupby": "cell_type", "group1": "B", "group2": "NK"},
@@ -348,7 +354,7 @@ def repeat(raw: Path, folder: Path, peer_python: str) -> dict[str, Any]:
 
 
 def speed(folder: Path, peer_python: str, pairs: int) -> dict[str, Any]:
-    """Seconds of one test, a group of 12 against the rest, of both libraries in turn."""
+    """Seconds of one test, one of 12 groups against the rest, with both libraries alternating."""
     data = folder / "answers_grouped.h5ad"
     if not data.exists():
         if not (folder / "answers.h5ad").exists():
@@ -365,21 +371,21 @@ def speed(folder: Path, peer_python: str, pairs: int) -> dict[str, Any]:
         )
         for _ in range(pairs)
     ]
-    ratios = sorted(theirs / mine["one"] for theirs, mine in result)
-    of_all = sorted(mine["all"] / mine["one"] for _, mine in result)
+    ratios = sorted(peer / vivace_seconds["one"] for peer, vivace_seconds in result)
+    all_to_one = sorted(s["all"] / s["one"] for _, s in result)
     return {
         "scvi_tools_seconds": round(median(t for t, _ in result), 3),
         "vivace_seconds": round(median(m["one"] for _, m in result), 3),
         "ratio": round(median(ratios), 1),
         "ratio_of_each_pair": [round(r, 1) for r in ratios],
         "vivace_seconds_of_12_groups": round(median(m["all"] for _, m in result), 3),
-        "12_groups_to_one": round(median(of_all), 2),
-        "12_groups_to_one_of_each_pair": [round(r, 2) for r in of_all],
+        "12_groups_to_one": round(median(all_to_one), 2),
+        "12_groups_to_one_of_each_pair": [round(r, 2) for r in all_to_one],
     }
 
 
 def picture(path: Path) -> None:
-    """PBMC 3k, each type against the rest: a volcano of B cells, and the surest genes of all."""
+    """PBMC 3k, each type against the rest: volcano of B cells, heat map of top genes."""
     from matplotlib.figure import Figure
 
     vivace.settings.seed = 0
@@ -398,12 +404,14 @@ def picture(path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--raw", required=True, type=Path, help="folder of the h5ad files")
-    parser.add_argument("--folder", required=True, type=Path, help="where data and models are kept")
+    parser.add_argument("--folder", required=True, type=Path, help="folder for data and models")
     parser.add_argument("--peer-python", required=True, help="Python that has scvi-tools 1.4.2")
     parser.add_argument("--only", nargs="*", choices=STUDIES, default=list(STUDIES))
     parser.add_argument("--pairs", default=3, type=int)
-    parser.add_argument("--times", default=20, type=int, help="data sets with planted effects")
-    parser.add_argument("--figure", type=Path, help="PNG of a volcano and a heat map")
+    parser.add_argument(
+        "--times", default=20, type=int, help="number of data sets with simulated effects"
+    )
+    parser.add_argument("--figure", type=Path, help="PNG file for a volcano plot and a heat map")
     parser.add_argument("--save", action="store_true")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)

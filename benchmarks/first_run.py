@@ -1,4 +1,4 @@
-"""Both libraries side by side: speed at scvi-tools' settings, and default training.
+"""Compare both libraries: speed at scvi-tools' settings, and default training.
 
 Usage: python benchmarks/first_run.py --raw kang_ifnb_dev.h5ad --peer-python .peer/bin/python --save
 """
@@ -22,17 +22,18 @@ from quality import elbo, load_peer, split
 
 
 def paired_speed(args: argparse.Namespace, data: Path, likelihood: str) -> dict[str, Any]:
-    """Cells a second of both, in turn, several times."""
-    peer, ours = [], []
+    """Cells per second of both libraries, alternating, several times."""
+    peer, vivace_results = [], []
     for _ in range(args.pairs):
         peer.append(
             run_json(args.peer_python, "peer.py", "speed", data, args.batch_key, likelihood, 3)
         )
-        ours.append(
+        vivace_results.append(
             run_json(sys.executable, "ours.py", "speed", data, args.batch_key, likelihood, 15)
         )
     rates = [
-        (p["cells_per_second"], o["cells_per_second"]) for p, o in zip(peer, ours, strict=True)
+        (p["cells_per_second"], o["cells_per_second"])
+        for p, o in zip(peer, vivace_results, strict=True)
     ]
     ratios = sorted(o / p for p, o in rates)
     return {
@@ -44,7 +45,7 @@ def paired_speed(args: argparse.Namespace, data: Path, likelihood: str) -> dict[
 
 
 def quality(model: vivace.SCVI, test: anndata.AnnData) -> dict[str, float]:
-    """ELBO of the test cells, and how well their neighbours tell the cell type."""
+    """ELBO of the test cells, and kNN accuracy of their cell types."""
     latent = model.get_latent_representation(test)
     knn = KNeighborsClassifier(15)
     labels = test.obs["cell_type"].astype(str)
@@ -60,18 +61,18 @@ def default_training(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Seconds and test quality of both libraries' ``train()`` without arguments."""
     fit, test_file = folder / "fit.h5ad", folder / "test.h5ad"
     shared = (fit, args.batch_key, args.likelihood, args.seed)
-    ours = run_json(sys.executable, "ours.py", "default", *shared, folder / "model")
+    vivace_results = run_json(sys.executable, "ours.py", "default", *shared, folder / "model")
     peer = run_json(args.peer_python, "peer.py", "default", *shared, folder / "peer.pt")
     test = anndata.read_h5ad(test_file)
     model = vivace.SCVI.load(folder / "model")
-    ours |= quality(model, test)
+    vivace_results |= quality(model, test)
     load_peer(model, folder / "peer.pt")
     peer |= quality(model, test)
     return {
-        "vivace": ours,
+        "vivace": vivace_results,
         "scvi_tools": peer,
-        "time_ratio": round(peer["seconds"] / ours["seconds"], 1),
-        "test_elbo_gain": round(ours["test_elbo"] - peer["test_elbo"], 2),
+        "time_ratio": round(peer["seconds"] / vivace_results["seconds"], 1),
+        "test_elbo_gain": round(vivace_results["test_elbo"] - peer["test_elbo"], 2),
         "test_cells": test.n_obs,
     }
 
@@ -80,7 +81,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--raw", required=True, type=Path, help="h5ad of raw counts")
     parser.add_argument("--batch-key", default="condition")
-    parser.add_argument("--genes", default=2000, type=int, help="most variable genes to keep")
+    parser.add_argument(
+        "--genes", default=2000, type=int, help="number of most variable genes to keep"
+    )
     parser.add_argument("--peer-python", required=True, help="Python that has scvi-tools 1.4.2")
     parser.add_argument("--pairs", default=3, type=int)
     parser.add_argument("--likelihood", default="zinb")

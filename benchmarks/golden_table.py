@@ -1,4 +1,4 @@
-"""How close vivace comes to every array that scvi-tools 1.4.2 computed from its own models.
+"""How close vivace is to every array that scvi-tools 1.4.2 computes from its own models.
 
 Usage: python benchmarks/golden_table.py --save
 
@@ -22,7 +22,7 @@ GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
 
 
 def arrays(loaded: model.SCVI | LinearSCVI, adata: anndata.AnnData, z: torch.Tensor) -> dict:
-    """Every array, through the public methods and the fused kernels."""
+    """Every array, computed with the public methods and with the fused kernels."""
     ln = loaded.config.latent_distribution == "ln"
     point = z.softmax(-1) if ln else z
     mean, variance = loaded.get_latent_representation(return_dist=True)

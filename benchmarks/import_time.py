@@ -1,4 +1,4 @@
-"""Import time of vivace beyond torch and anndata.
+"""Import time of vivace, without that of torch and anndata.
 
 Usage: python benchmarks/import_time.py --save
 """
@@ -22,7 +22,7 @@ print(time.perf_counter() - begun)
 
 
 def seconds(statement: str) -> list[float]:
-    """Seconds of ``statement`` in a fresh process that has torch and anndata, sorted."""
+    """Seconds of ``statement`` in a fresh process that has imported torch and anndata, sorted."""
     code = CODE.format(statement=statement)
     return sorted(
         float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout)

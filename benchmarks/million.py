@@ -1,11 +1,10 @@
-"""A million cells: simulate them from a trained model, then train on more and more of them.
+"""A million cells: simulate them from a trained model, then train on increasing numbers of them.
 
 Usage: python benchmarks/million.py --folder /tmp/million --save
 
-The model is trained on the 10x PBMC 3k that ships with the package (negative
-binomial); cells are drawn from it with one and a half times the depth, which makes
-about a tenth of the entries non-zero. What a cell was drawn from, its cell type, is
-kept, so that the latent space can be judged.
+The model is trained on the 10x PBMC 3k that ships with the package (negative binomial); cells are
+sampled from it at 1.5 times the depth, which makes about a tenth of the entries non-zero. The cell
+type of the original cell is kept, so that the latent space can be evaluated.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _AT_A_TIME = 20_000
 
 
 def simulate(out: Path, n_cells: int, seed: int = 0) -> None:
-    """Cells drawn from a model of PBMC 3k, with the type of the cell each was drawn from."""
+    """Cells sampled from a model of PBMC 3k, each with the type of its original cell."""
     reference = vivace.datasets.pbmc3k()
     vivace.settings.seed = seed
     vivace.SCVI.setup_anndata(reference)
@@ -49,9 +48,9 @@ def simulate(out: Path, n_cells: int, seed: int = 0) -> None:
     for start in range(0, n_cells, _AT_A_TIME):
         rows = source[start : start + _AT_A_TIME]
         z = mean[rows] + np.sqrt(variance[rows]) * rng.standard_normal(mean[rows].shape)
-        drawn = model.decode(z, indices=rows, library_size=DEPTH * library[rows]).sample()
-        x = drawn.numpy().astype(np.float32)
-        x[np.arange(len(x)), x.argmax(1)] += x.sum(1) == 0  # no cell without a molecule
+        sample = model.decode(z, indices=rows, library_size=DEPTH * library[rows]).sample()
+        x = sample.numpy().astype(np.float32)
+        x[np.arange(len(x)), x.argmax(1)] += x.sum(1) == 0  # every cell has at least one molecule
         blocks.append(sp.csr_matrix(x))
         print(f"{start + len(rows):,} cells", file=sys.stderr, flush=True)
     obs = pd.DataFrame(
@@ -63,7 +62,7 @@ def simulate(out: Path, n_cells: int, seed: int = 0) -> None:
 
 
 def _files(folder: Path, n_cells: int) -> tuple[Path, Path]:
-    """The cells to train on and the test cells, simulated where they are not there yet."""
+    """The training and test cells, simulated if the files do not exist yet."""
     cells, test = folder / f"cells_{n_cells}.h5ad", folder / "test.h5ad"
     if not test.exists():
         simulate(test, TEST_CELLS, seed=1)
@@ -79,7 +78,7 @@ def _files(folder: Path, n_cells: int) -> tuple[Path, Path]:
 
 
 def train(data: str, test_data: str) -> dict[str, Any]:
-    """Default training on all cells of a file; quality on other cells."""
+    """Default training on all cells of a file; quality on held-out cells."""
     adata = anndata.read_h5ad(data)
     matrix = adata.X
     counts_mb = (matrix.data.nbytes + matrix.indices.nbytes + matrix.indptr.nbytes) / 2**20
@@ -115,7 +114,7 @@ def train(data: str, test_data: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, required=True, help="where the cells are kept")
+    parser.add_argument("--folder", type=Path, required=True, help="folder for the cells")
     parser.add_argument("--sizes", nargs="*", type=int, default=SIZES)
     parser.add_argument("--save", action="store_true")
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""vivace's side of the comparisons, in a process of its own; mirrors peer.py.
+"""vivace's part of the comparisons, in its own process; mirrors peer.py.
 
 Usage: python ours.py speed DATA.h5ad BATCH_KEY LIKELIHOOD EPOCHS [OPTIONS_AS_JSON]
        python ours.py floor LIKELIHOOD N_GENES BATCH_SIZE
@@ -31,7 +31,7 @@ import vivace
 from common import (
     COVARIATES,
     MARGINAL_CELLS,
-    MARGINAL_DRAWS,
+    MARGINAL_SAMPLES,
     batch_column,
     memory_mb,
     time_once,
@@ -59,7 +59,7 @@ def _model(
 def speed(
     data: str, batch_key: str, likelihood: str, epochs: str, options: str = "{}"
 ) -> dict[str, object]:
-    """Training cells a second at scvi-tools' settings, after one epoch to warm up."""
+    """Training cells per second at scvi-tools' settings, after one epoch of warm-up."""
     chosen = json.loads(options)
     batch_size = chosen.pop("batch_size", 128)
     model = _model(data, batch_key, likelihood, 0, **chosen)
@@ -72,7 +72,7 @@ def speed(
 
 
 def floor(likelihood: str, n_genes: str, batch_size: str) -> dict[str, object]:
-    """Cells a second if a step were its large matrix products and nothing else."""
+    """Cells per second if a step consisted of its large matrix products only."""
     genes, heads = int(n_genes), 2 if likelihood == "zinb" else 1
     cells = int(batch_size)
     hidden, weight, bias = torch.randn(cells, 128), torch.randn(128, genes), torch.randn(genes)
@@ -88,7 +88,7 @@ def floor(likelihood: str, n_genes: str, batch_size: str) -> dict[str, object]:
 
 
 def answers(data: str, batch_key: str, likelihood: str) -> dict[str, object]:
-    """Seconds of questions to a model trained for one epoch, of the cells of a file."""
+    """Seconds of questions about the cells of a file, to a model trained for one epoch."""
     model = _model(data, batch_key, likelihood, 0)
     model.train(1, progress=False)
     ask = {
@@ -98,15 +98,17 @@ def answers(data: str, batch_key: str, likelihood: str) -> dict[str, object]:
         "elbo": model.get_elbo,
     }
     seconds = time_questions(ask)
-    some = np.arange(MARGINAL_CELLS)
+    first_cells = np.arange(MARGINAL_CELLS)
     seconds["marginal_ll"] = time_once(
-        lambda: model.get_marginal_ll(indices=some, n_mc_samples=MARGINAL_DRAWS, silent=True)
+        lambda: model.get_marginal_ll(
+            indices=first_cells, n_mc_samples=MARGINAL_SAMPLES, silent=True
+        )
     )
     return {"seconds": seconds}
 
 
 def de_speed(data: str, batch_key: str, groupby: str, group: str) -> dict[str, object]:
-    """Seconds of one test, of a group against the other cells, and of all groups in turn."""
+    """Seconds of one test of a group against the other cells, and of a test of every group."""
     model = _model(data, batch_key, "zinb", 0)
     model.train(1, progress=False)
     ask = {
@@ -118,7 +120,7 @@ def de_speed(data: str, batch_key: str, groupby: str, group: str) -> dict[str, o
 
 
 def de_memory(n_cells: str, n_genes: str) -> dict[str, object]:
-    """Memory beyond the counts of one test, of simulated cells that are each there many times."""
+    """Peak memory of one test, minus the counts, on simulated cells repeated many times."""
     from simulate import simulate
 
     few = simulate(10_000, int(n_genes), 0.05)
@@ -140,7 +142,7 @@ def de_memory(n_cells: str, n_genes: str) -> dict[str, object]:
     model.train(max_steps=50, progress=False)
     stored = adata.X
     counts_mb = (stored.data.nbytes + stored.indices.nbytes + stored.indptr.nbytes) / 2**20
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before_mb = memory_mb()
     seconds = time_once(lambda: model.differential_expression(groupby="half", group1="0"))
     return {
@@ -155,7 +157,7 @@ def de_memory(n_cells: str, n_genes: str) -> dict[str, object]:
 
 
 def to_zarr(data: str, out: str) -> dict[str, object]:
-    """Expression of all cells of a file, written to disk; memory beyond the counts."""
+    """Write the expression of all cells of a file to disk; peak memory minus the counts."""
     model = _model(data, "none", "nb", 0)
     x = model.adata.X
     model.train(max_steps=200, progress=False)
@@ -174,7 +176,7 @@ def to_zarr(data: str, out: str) -> dict[str, object]:
 
 
 def default(data: str, batch_key: str, likelihood: str, seed: str, out: str) -> dict[str, object]:
-    """Wall time of a default ``train()``, first call in the process; saves the model."""
+    """Wall time of a default ``train()``, the first call in the process; the model is saved."""
     model = _model(data, batch_key, likelihood, int(seed))
     begun = time.perf_counter()
     model.train(progress=False)

@@ -1,4 +1,4 @@
-"""scvi-tools' side of the comparisons; run with a Python that has scvi-tools 1.4.2.
+"""scvi-tools' part of the comparisons; run with a Python interpreter that has scvi-tools 1.4.2.
 
 Usage: python peer.py prepare RAW.h5ad OUT.h5ad BATCH_KEY N_GENES
        python peer.py speed DATA.h5ad BATCH_KEY LIKELIHOOD EPOCHS [OPTIONS_AS_JSON]
@@ -9,9 +9,9 @@ Usage: python peer.py prepare RAW.h5ad OUT.h5ad BATCH_KEY N_GENES
        python peer.py de DATA.h5ad BATCH_KEY WEIGHTS.pt ROWS.npz OUT.npz
        python peer.py de_speed DATA.h5ad BATCH_KEY GROUPBY GROUP
        python peer.py map_query REFERENCE.h5ad QUERY.h5ad BATCH_KEY SEED OUT.npz
-       python peer.py judge MODEL DATA.h5ad DRAWS LATENT.npy [MODEL_TO_SAVE]
+       python peer.py judge MODEL DATA.h5ad N_SAMPLES LATENT.npy [MODEL_TO_SAVE]
 
-Prints one JSON line. A BATCH_KEY of "none" is no batch.
+Prints one JSON line. A BATCH_KEY of "none" means no batch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from common import (
     COVARIATES,
     DE_WAYS,
     MARGINAL_CELLS,
-    MARGINAL_DRAWS,
+    MARGINAL_SAMPLES,
     PEER_SHARE,
     batch_column,
     de_answers,
@@ -40,7 +40,7 @@ warnings.filterwarnings("ignore")
 
 
 def prepare(raw: str, out: str, batch_key: str, n_genes: str) -> dict[str, object]:
-    """Keep the most variable genes, and drop cells without counts over them."""
+    """Keep the most variable genes, and drop cells without counts of them."""
     import scanpy as sc
 
     adata = sc.read_h5ad(raw)
@@ -79,7 +79,7 @@ def _model(  # type: ignore[no-untyped-def]
 def speed(
     data: str, batch_key: str, likelihood: str, epochs: str, options: str = "{}"
 ) -> dict[str, object]:
-    """Training cells a second at the defaults, after one epoch to warm up."""
+    """Training cells per second with the defaults, after one epoch of warm-up."""
     chosen = json.loads(options)
     batch_size = chosen.pop("batch_size", 128)
     model = _model(data, batch_key, likelihood, 0, **chosen)
@@ -113,8 +113,8 @@ def trajectory(
 ) -> dict[str, object]:
     """Default ``train()``; writes the weights after the epochs of MARKS.
 
-    Seconds are of processor time, less those of writing weights, so that what else the
-    machine does is not counted; with one thread they are those of a clock.
+    Seconds are processor time, minus that of writing weights, so other processes do not count; with
+    one thread they equal wall time.
     """
     import torch
     from lightning.pytorch.callbacks import Callback
@@ -189,19 +189,19 @@ def answers(data: str, batch_key: str, likelihood: str) -> dict[str, object]:
         "elbo": model.get_elbo,
     }
     seconds = time_questions(ask)
-    # one pass of its thousand: each is the same work
-    some = np.arange(MARGINAL_CELLS)
-    passes = MARGINAL_DRAWS // PEER_SHARE
+    # one pass of its thousand; all take the same time
+    first_cells = np.arange(MARGINAL_CELLS)
+    passes = MARGINAL_SAMPLES // PEER_SHARE
     seconds["marginal_ll"] = PEER_SHARE * time_once(
-        lambda: model.get_marginal_ll(indices=some, n_mc_samples=passes)
+        lambda: model.get_marginal_ll(indices=first_cells, n_mc_samples=passes)
     )
     return {"seconds": seconds}
 
 
 def de(data: str, batch_key: str, weights: str, rows: str, out: str) -> dict[str, object]:
-    """Differential expression of pairs of row sets, in three ways; tests x genes arrays to a npz.
+    """Differential expression of pairs of row sets, in three ways; arrays go to an npz file.
 
-    ``rows`` holds arrays "first_0", "second_0", "first_1" and so on.
+    ``rows`` contains the arrays "first_0", "second_0", "first_1" and so on.
     """
     import torch
 
@@ -222,14 +222,14 @@ def de(data: str, batch_key: str, weights: str, rows: str, out: str) -> dict[str
 
 
 def de_speed(data: str, batch_key: str, groupby: str, group: str) -> dict[str, object]:
-    """Seconds of one test, of a group against the other cells, after one epoch of training."""
+    """Seconds of one test of a group against the other cells, after one epoch of training."""
     model = _model(data, batch_key, "zinb", 0)
     model.train(max_epochs=1, enable_progress_bar=False)
     ask = {"groupby": groupby, "group1": group, "mode": "change", "silent": True}
     return {"seconds": time_questions({"one": lambda: model.differential_expression(**ask)})}
 
 
-# what scvi-tools' tutorial on reference mapping gives the reference and the query
+# the options of scvi-tools' tutorial on reference mapping
 _REFERENCE = {
     "use_layer_norm": "both",
     "use_batch_norm": "none",
@@ -241,9 +241,9 @@ _QUERY_EPOCHS = 200
 
 
 def map_query(reference: str, query: str, batch_key: str, seed: str, out: str) -> dict[str, object]:
-    """A reference trained and a query mapped as recommended; latent means of both to a npz.
+    """Train a reference and map a query as recommended; latent means go to an npz file.
 
-    Seconds of processor time; with one thread they are those of a clock.
+    Seconds are processor time; with one thread they equal wall time.
     """
     import anndata
     import scvi
@@ -278,8 +278,8 @@ def map_query(reference: str, query: str, batch_key: str, seed: str, out: str) -
     }
 
 
-def judge(path: str, data: str, draws: str, latent: str, out: str = "") -> dict[str, object]:
-    """ELBO of a model folder; writes its latent means, and the model after two more epochs."""
+def judge(path: str, data: str, n_samples: str, latent: str, out: str = "") -> dict[str, object]:
+    """ELBO of a saved model; writes its latent means, and the model after two more epochs."""
     import anndata
     import scvi
 
@@ -287,7 +287,7 @@ def judge(path: str, data: str, draws: str, latent: str, out: str = "") -> dict[
     scvi.settings.verbosity = 40
     adata = anndata.read_h5ad(data)
     model = scvi.model.SCVI.load(path, adata, accelerator="cpu")
-    elbos = [float(model.get_elbo()) for _ in range(int(draws))]
+    elbos = [float(model.get_elbo()) for _ in range(int(n_samples))]
     np.save(latent, model.get_latent_representation())
     if out:
         model.train(max_epochs=2, enable_progress_bar=False)

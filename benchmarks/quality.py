@@ -1,11 +1,11 @@
-"""The data sets that recipes are judged on, and how: one judge for both libraries.
+"""The data sets and scores by which training recipes are evaluated, the same for both libraries.
 
-10 % of each batch's cells are set aside for the test, once. Scores:
+10 % of the cells of each batch are held out for testing, once. Scores:
 
-* ``elbo``: of the test cells; full log-likelihood, KL weight 1, evaluation mode, 25 draws a cell
-* ``marginal_ll``: of 300 test cells, by importance weighting, so that a tighter bound is
-  not taken for a better model
-* ``knn``: how well 15 neighbours in the latent space of all cells tell a cell's type
+* ``elbo``: of the test cells; full log-likelihood, KL weight 1, evaluation mode, 25 samples per cell
+* ``marginal_ll``: of 300 test cells, by importance weighting, so that a tighter bound is not
+  mistaken for a better model
+* ``knn``: accuracy of the cell type predicted from 15 neighbours in the latent space of all cells
 * ``bio``, ``batch``: scib-metrics' aggregates on the latent space of all cells
 """
 
@@ -27,10 +27,10 @@ import vivace
 from common import batch_column, run_json
 from vivace.store.scvi_tools import weights_from_scvi_tools
 
-DRAWS = 25
+N_SAMPLES = 25
 N_GENES = 2_000
 _MARGINAL_CELLS = 300
-_MARGINAL_DRAWS = 1_000
+_MARGINAL_SAMPLES = 1_000
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,11 @@ SETS = {
     "cell mixology": DataSet("cell_mixology.h5ad", "batch"),
     "pbmc, sorted": DataSet("pbmc_facs_zheng.h5ad", "none"),
 }
-HELD_OUT = "pbmc, sorted"  # not looked at while the recipe was chosen
+HELD_OUT = "pbmc, sorted"  # not used to choose the recipe
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
-    """The command line of what runs over the data sets."""
+    """Build the command-line parser of scripts that run over the data sets."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--raw", required=True, type=Path, help="folder of the h5ad files")
     parser.add_argument("--folder", required=True, type=Path, help="where models are kept")
@@ -75,19 +75,19 @@ def slug(name: str) -> str:
 
 
 def prepare(name: str, raw: Path, folder: Path, peer_python: str) -> Path:
-    """The folder of a data set, with ``data.h5ad``, ``fit.h5ad`` and ``test.h5ad`` in it."""
-    chosen, there = SETS[name], folder / slug(name)
-    if (there / "test.h5ad").exists():  # the last that is written
-        return there
-    there.mkdir(parents=True, exist_ok=True)
-    data = there / "data.h5ad"
+    """Create the folder of a data set, with ``data.h5ad``, ``fit.h5ad`` and ``test.h5ad``."""
+    chosen, target = SETS[name], folder / slug(name)
+    if (target / "test.h5ad").exists():  # the file written last
+        return target
+    target.mkdir(parents=True, exist_ok=True)
+    data = target / "data.h5ad"
     run_json(peer_python, "peer.py", "prepare", raw / chosen.file, data, chosen.batch_key, N_GENES)
-    split(data, chosen.batch_key, there / "fit.h5ad", there / "test.h5ad")
-    return there
+    split(data, chosen.batch_key, target / "fit.h5ad", target / "test.h5ad")
+    return target
 
 
 def split(data: Path, batch_key: str, fit: Path, test: Path) -> None:
-    """Set 10 % of the cells of each batch aside."""
+    """Hold out 10 % of the cells of each batch."""
     adata = anndata.read_h5ad(data)
     generator = np.random.default_rng(0)
     held_out = np.zeros(adata.n_obs, bool)
@@ -100,23 +100,23 @@ def split(data: Path, batch_key: str, fit: Path, test: Path) -> None:
 
 
 def setup(adata: anndata.AnnData, batch_key: str) -> None:
-    """``setup_anndata``, where "none" is no batch."""
+    """Call ``setup_anndata``; "none" means no batch."""
     vivace.SCVI.setup_anndata(adata, batch_key=batch_column(batch_key))
 
 
 def load_peer(model: vivace.SCVI, weights: Path) -> None:
-    """Give a model the weights that scvi-tools' module saved."""
+    """Load weights saved by scvi-tools into a model."""
     state = torch.load(weights, weights_only=True)
     model.module.load_state_dict(weights_from_scvi_tools(state, model.config))
 
 
 def elbo(model: vivace.SCVI, test: anndata.AnnData) -> float:
-    """ELBO a test cell."""
-    return round(float(model.get_elbo(test, n_samples=DRAWS, seed=0)), 3)
+    """Mean ELBO per test cell."""
+    return round(float(model.get_elbo(test, n_samples=N_SAMPLES, seed=0)), 3)
 
 
 def knn(latent: np.ndarray, labels: pd.Series) -> float:
-    """Cross-validated accuracy of the cell type by its neighbours."""
+    """Cross-validated accuracy of the cell type predicted from neighbours."""
     labels = labels.astype(str)
     order = np.random.default_rng(0).permutation(len(labels))
     scores = cross_val_score(KNeighborsClassifier(15), latent[order], labels.iloc[order], cv=5)
@@ -124,9 +124,9 @@ def knn(latent: np.ndarray, labels: pd.Series) -> float:
 
 
 def marginal_ll(model: vivace.SCVI, test: anndata.AnnData) -> float:
-    """Importance-weighted log-likelihood of a test cell, mean over up to 300 of them."""
+    """Importance-weighted log-likelihood of a test cell, mean over at most 300 test cells."""
     rows = np.sort(np.random.default_rng(0).permutation(test.n_obs)[:_MARGINAL_CELLS])
-    result = model.get_marginal_ll(test, rows, n_mc_samples=_MARGINAL_DRAWS, seed=0)
+    result = model.get_marginal_ll(test, rows, n_mc_samples=_MARGINAL_SAMPLES, seed=0)
     return round(float(result), 3)
 
 

@@ -1,12 +1,12 @@
-"""The default recipe against scvi-tools' default run, on the data sets of quality.py.
+"""The default recipe compared with scvi-tools' default run, on the data sets of quality.py.
 
 Usage: python benchmarks/recipe.py --raw DATA --folder SCRATCH --peer-python PEER --save
 
-Seconds of both are from the same run, in turn: vivace's whole default ``train()``, and
-scvi-tools' seconds an epoch times the epochs of its default run. Its quality is read from
+The seconds of both are from the same run, alternating: vivace's whole default ``train()``, and for
+scvi-tools the seconds per epoch times the epochs of its default run, whose quality is read from
 results/trajectories.json. ``--figure FILE`` draws the ELBO of the test cells against seconds.
-Timing wants the machine for itself and judging does not: ``--only-time`` does the first, and a
-later call with the same folder the rest.
+Timing needs an otherwise idle machine, scoring does not: ``--only-time`` does the timing, and a
+later call with the same folder does the rest.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ import vivace
 from common import provenance, report, run_json
 from quality import HELD_OUT, SETS, arguments, elbo, knn, marginal_ll, prepare, scib, setup
 
-PEER_EPOCHS = 5  # timed, after one to warm up
-NOT_WORSE = -0.5  # nats a cell
+PEER_EPOCHS = 5  # timed, after one epoch of warm-up
+NOT_WORSE = -0.5  # nats per cell
 
 
 def timing(name: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of both, in turn; the models stay in the folder."""
+    """Seconds of both libraries, alternating; the models are kept in the folder."""
     kept = folder / "timing.json"
     arguments = {"seeds": args.seeds, "pairs": args.pairs, "code": _code()}
     if kept.exists():
@@ -61,7 +61,7 @@ def timing(name: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _code() -> str:
-    """What tells one state of the package's code from another."""
+    """A fingerprint of the package's code."""
     files = sorted(Path(vivace.__file__).parent.rglob("*.py"))
     return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:12]
 
@@ -103,7 +103,7 @@ def measure(name: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]
 
 
 def judge(name: str, folder: Path, seeds: int, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Scores of the models that ``ours.py default`` left."""
+    """Scores of the models saved by ``ours.py default``."""
     data, test = (anndata.read_h5ad(folder / f"{f}.h5ad") for f in ("data", "test"))
     marks, latents = [], {}
     for seed in range(seeds):
@@ -125,7 +125,7 @@ def judge(name: str, folder: Path, seeds: int, args: argparse.Namespace) -> list
 
 
 def _means(marks: list[dict[str, Any]]) -> dict[str, float]:
-    """Means over the seeds that have it of what can be compared."""
+    """Means of the comparable scores over the seeds that have them."""
     flat = [{k: m[k] for k in ("test_elbo", "marginal_ll", "knn") if k in m} for m in marks]
     for row, mark in zip(flat, marks, strict=True):
         for short, name in (("bio", "Bio conservation"), ("batch", "Batch correction")):
@@ -135,12 +135,12 @@ def _means(marks: list[dict[str, Any]]) -> dict[str, float]:
     return {k: round(mean(row[k] for row in flat if k in row), 4) for k in names}
 
 
-def _gain(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> dict[str, Any]:
-    """How much better the test ELBO is, and the one-sided 95 % bound of that (Welch's).
+def _gain(vivace_marks: list[dict[str, Any]], peer_marks: list[dict[str, Any]]) -> dict[str, Any]:
+    """Improvement of the test ELBO, and its one-sided 95 % bound (Welch).
 
-    A single run of the peer is taken to vary between seeds as ours do.
+    If the peer has a single run, its variance is assumed to equal vivace's.
     """
-    a, b = (np.array([m["test_elbo"] for m in marks]) for marks in (ours, theirs))
+    a, b = (np.array([m["test_elbo"] for m in marks]) for marks in (vivace_marks, peer_marks))
     varies = [a.var(ddof=1), b.var(ddof=1) if len(b) > 1 else a.var(ddof=1)]
     parts = [varies[0] / len(a), varies[1] / len(b)]
     freedom = sum(parts) ** 2 / sum(
@@ -172,9 +172,9 @@ def curve(name: str, folder: Path) -> list[float]:
 
 
 def draw(result: dict[str, Any], file: Path) -> None:
-    """ELBO of the test cells against seconds, a panel a data set.
+    """ELBO of the test cells against seconds, one panel per data set.
 
-    Both libraries' epochs are spread evenly over the seconds that were measured in turn.
+    The epochs of both libraries are spread evenly over the measured seconds.
     """
     import matplotlib
 
@@ -210,7 +210,7 @@ def draw(result: dict[str, Any], file: Path) -> None:
         axis.set_title(name, fontsize=10)
     axes[0, 0].legend(frameon=False, fontsize=8)
     figure.supxlabel("seconds of training, 2 cores", fontsize=10)
-    figure.supylabel("ELBO of test cells, nats a cell", fontsize=10)
+    figure.supylabel("ELBO of test cells, nats per cell", fontsize=10)
     figure.savefig(file, dpi=150)
 
 
@@ -218,10 +218,14 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--scib-seeds", type=int, default=5, help="of them judged by scib-metrics")
+    parser.add_argument(
+        "--scib-seeds", type=int, default=5, help="number of seeds scored with scib-metrics"
+    )
     parser.add_argument("--only-time", action="store_true")
     parser.add_argument(
-        "--reuse", action="store_true", help="timings and models of other code too; commit is told"
+        "--reuse",
+        action="store_true",
+        help="also accept timings and models of other commits, which are named in the result",
     )
     parser.add_argument("--figure", type=Path)
     parser.add_argument("--save", action="store_true")
@@ -244,7 +248,7 @@ def main() -> None:
     for name, folder in folders.items():
         result["sets"][name] = measure(name, folder, args)
         result["sets"][name]["curve"] = curve(name, folder)
-        (args.folder / "recipe.json").write_text(json.dumps(result))  # what is done so far
+        (args.folder / "recipe.json").write_text(json.dumps(result))  # intermediate results
     report("recipe", result, args.save)
     if args.figure:
         draw(result, args.figure)

@@ -1,9 +1,9 @@
-"""A model goes from each library to the other: ELBO of the same cells in both.
+"""Convert a model from each library to the other and compare the ELBO of the same cells in both.
 
 Usage: python benchmarks/round_trip.py --raw kang_ifnb_dev.h5ad --peer-python .peer/bin/python --save
 
-Both ELBOs are means over the cells of one draw a cell, so that they agree up to
-the noise of the draws; the latent means agree to float32 accuracy.
+Both ELBOs are means over cells with one sample per cell, so they agree up to sampling noise; the
+latent means agree to float32 accuracy.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ import vivace
 from common import provenance, report, run_json
 
 EPOCHS = 10
-DRAWS = 10
+N_SAMPLES = 10
 
 
-def ours(folder: Path, adata: anndata.AnnData, other: Path) -> dict[str, Any]:
-    """ELBO, its standard error over draws, and the distance to the peer's latent means."""
+def score_vivace(folder: Path, adata: anndata.AnnData, latent_file: Path) -> dict[str, Any]:
+    """ELBO, its standard error over samples, and the distance to the peer's latent means."""
     model = vivace.SCVI.load(folder, adata)
-    draws = [model.get_elbo(seed=i) for i in range(DRAWS)]
-    theirs = np.load(other)
+    elbos = [model.get_elbo(seed=i) for i in range(N_SAMPLES)]
+    peer_latent = np.load(latent_file)
     return {
-        "vivace_elbo": round(float(np.mean(draws)), 3),
-        "vivace_elbo_sd_of_a_draw": round(float(np.std(draws)), 3),
+        "vivace_elbo": round(float(np.mean(elbos)), 3),
+        "vivace_elbo_sd_of_a_draw": round(float(np.std(elbos)), 3),
         "latent_largest_difference": float(
-            f"{np.abs(model.get_latent_representation() - theirs).max():.1e}"
+            f"{np.abs(model.get_latent_representation() - peer_latent).max():.1e}"
         ),
     }
 
@@ -58,10 +58,10 @@ def main() -> None:
         for name, path in (("vivace to scvi-tools", folder / "to_peer"), ("back", folder / "back")):
             # the peer loads the first, trains two more epochs, and saves the second
             peer = run_json(
-                args.peer_python, "peer.py", "judge", path, data, DRAWS, folder / "latent.npy",
+                args.peer_python, "peer.py", "judge", path, data, N_SAMPLES, folder / "latent.npy",
                 *([folder / "back"] if name != "back" else []),
             )  # fmt: skip
-            result[name] = peer | ours(path, adata, folder / "latent.npy")
+            result[name] = peer | score_vivace(path, adata, folder / "latent.npy")
             print(name, result[name])
     report("round_trip", result, args.save)
 

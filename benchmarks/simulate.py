@@ -1,10 +1,10 @@
-"""Counts of any size and density for measurements of speed, written as h5ad.
+"""Simulate counts of any size and density for speed measurements, and write them as h5ad.
 
 Usage: python simulate.py OUT.h5ad N_CELLS N_GENES DENSITY
 
-Cells of eight types in two batches; a gamma-Poisson with dispersion 2 around
-log-normal profiles, scaled so that the wanted share of the entries is not zero.
-Not a model of biology: for that, sample from a trained one (``million.py``).
+Cells of eight types in two batches; a gamma-Poisson with dispersion 2 around log-normal profiles,
+scaled so that the given share of entries is non-zero. Not a model of biology: for that, sample from
+a trained one (``million.py``).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _CELLS_AT_A_TIME = 2_000
 
 
 def depth_for(profiles: np.ndarray, density: float) -> float:
-    """Molecules a cell for which that share of the entries is expected to be non-zero."""
+    """Molecules per cell for which a given share of entries is expected to be non-zero."""
     low, high = 1.0, 1e7
     for _ in range(60):
         middle = np.sqrt(low * high)
@@ -63,5 +63,5 @@ if __name__ == "__main__":
     out, n_cells, n_genes, density = sys.argv[1:]
     adata = simulate(int(n_cells), int(n_genes), float(density))
     adata.write_h5ad(out)
-    found = adata.X.nnz / (adata.n_obs * adata.n_vars)
-    print(json.dumps({"cells": adata.n_obs, "genes": adata.n_vars, "density": round(found, 4)}))
+    reached = adata.X.nnz / (adata.n_obs * adata.n_vars)
+    print(json.dumps({"cells": adata.n_obs, "genes": adata.n_vars, "density": round(reached, 4)}))

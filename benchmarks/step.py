@@ -1,10 +1,10 @@
-"""Training steps at scvi-tools' settings: cells a second of both, over the option grid.
+"""Training steps at scvi-tools' settings: cells per second of both, over a grid of options.
 
 Usage: python benchmarks/step.py --peer-python .peer/bin/python --pairs 5 --save
 
-Where other work on the machine halves its speed for minutes, the ratio of the fastest run of
-each side is the steadier one. The floor is the time of the matrix products alone: six of batch
-size x 128 x genes a step for ZINB, three for the others, by the same library on the same machine.
+If other work on the machine halves its speed for minutes, the ratio of the fastest runs is more
+stable. The floor is the time of the matrix products alone: per step six of batch size x 128 x genes
+for ZINB and three for the others, with the same library on the same machine.
 """
 
 from __future__ import annotations
@@ -37,35 +37,38 @@ DATA = {"wide": (6_400, 2_000, 0.14), "deep": (2_560, 20_000, 0.05)}
 
 
 def measure(case: dict[str, Any], files: dict[str, Path], args: argparse.Namespace) -> Any:
-    """Cells a second of both, in turn, several times."""
+    """Cells per second of both libraries, alternating, several times."""
     threads = case.get("threads", os.cpu_count())
     likelihood, options = case.get("likelihood", "zinb"), json.dumps(case.get("options", {}))
     theirs_epochs, ours_epochs = case.get("epochs", (2, 6))
     shared = (files[case["data"]], "batch", likelihood)
     environment = {"OMP_NUM_THREADS": str(threads)}
-    peer, ours = [], []
+    peer, vivace_rates = [], []
     for _ in range(args.pairs):
         rest = (theirs_epochs, options)
         peer.append(run_json(args.peer_python, "peer.py", "speed", *shared, *rest, **environment))
         rest = (ours_epochs, options)
-        ours.append(run_json(sys.executable, "ours.py", "speed", *shared, *rest, **environment))
+        vivace_rates.append(
+            run_json(sys.executable, "ours.py", "speed", *shared, *rest, **environment)
+        )
     rates = [
-        (p["cells_per_second"], o["cells_per_second"]) for p, o in zip(peer, ours, strict=True)
+        (p["cells_per_second"], o["cells_per_second"])
+        for p, o in zip(peer, vivace_rates, strict=True)
     ]
     ratios = sorted(o / p for p, o in rates)
     genes = DATA[case["data"]][1]
     cells = case.get("options", {}).get("batch_size", 128)
     floor = run_json(sys.executable, "ours.py", "floor", likelihood, genes, cells, **environment)
-    mine = median(o for _, o in rates)
+    vivace_rate = median(o for _, o in rates)
     return {
         "threads": threads,
         "scvi_tools_cells_per_second": round(median(p for p, _ in rates)),
-        "vivace_cells_per_second": round(mine),
+        "vivace_cells_per_second": round(vivace_rate),
         "ratio": round(median(ratios), 2),
         "ratio_of_each_pair": [round(r, 2) for r in ratios],
         "ratio_of_fastest_runs": round(max(o for _, o in rates) / max(p for p, _ in rates), 2),
         "floor_cells_per_second": round(floor["cells_per_second"]),
-        "share_of_floor": round(mine / floor["cells_per_second"], 2),
+        "share_of_floor": round(vivace_rate / floor["cells_per_second"], 2),
     }
 
 
@@ -73,7 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peer-python", required=True, help="Python that has scvi-tools 1.4.2")
     parser.add_argument("--pairs", default=5, type=int)
-    parser.add_argument("--only", nargs="*", help="some of the cases")
+    parser.add_argument("--only", nargs="*", help="run only these cases")
     parser.add_argument("--save", action="store_true")
     args = parser.parse_args()
     chosen = {name: case for name, case in CASES.items() if not args.only or name in args.only}

@@ -1,10 +1,10 @@
-"""scvi-tools' default training on the data sets of quality.py: how good after how many epochs.
+"""scvi-tools' default training on the data sets of quality.py: quality over epochs.
 
 Usage: python benchmarks/trajectories.py --raw DATA --folder SCRATCH --peer-python PEER
 
-Takes hours. Each run is added to results/trajectories.json when it is done, and not done
-again while it is there. Seconds are of processor time with one thread; ratios of speed are
-measured in pairs elsewhere.
+Takes hours. Each finished run is added to results/trajectories.json, and runs in that file are not
+repeated. Seconds are processor time on one thread; speed ratios are measured in pairs by other
+scripts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import anndata
 
 import vivace
-from common import HERE, provenance, run_json
+from common import BENCHMARKS, provenance, run_json
 from quality import (
     SETS,
     arguments,
@@ -31,12 +31,12 @@ from quality import (
     slug,
 )
 
-RESULTS = HERE / "results" / "trajectories.json"
+RESULTS = BENCHMARKS / "results" / "trajectories.json"
 SEEDS = (0, 1, 2)
 
 
 def run(name: str, seed: int, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """One default run of scvi-tools, judged at its marks."""
+    """One default run of scvi-tools, scored after the epochs in MARKS."""
     chosen = SETS[name]
     kept = folder / f"peer_{seed}"
     kept.mkdir(exist_ok=True)
@@ -78,7 +78,7 @@ def run(name: str, seed: int, folder: Path, args: argparse.Namespace) -> dict[st
 
 
 def scores(name: str, folder: Path, done: dict[str, Any], peer_python: str) -> None:
-    """Add scib-metrics' scores, at the last epoch and the best on validation, to runs without."""
+    """Add scib-metrics' scores, at the last epoch and the best by validation, to runs without."""
     missing = {
         (seed, mark["epoch"]): mark
         for seed, result in done.items()
@@ -103,7 +103,7 @@ def scores(name: str, folder: Path, done: dict[str, Any], peer_python: str) -> N
 def _model(fit: anndata.AnnData, batch_key: str) -> vivace.SCVI:
     setup(fit, batch_key)
     model = vivace.SCVI(fit)
-    model.train(max_steps=1, progress=False)  # only a trained model answers
+    model.train(max_steps=1, progress=False)  # questions need a trained model
     return model
 
 
@@ -131,13 +131,13 @@ def main() -> None:
 
 
 def read() -> dict[str, Any]:
-    """The runs that are done, by data set and seed."""
+    """The finished runs, by data set and seed."""
     sets: dict[str, Any] = json.loads(RESULTS.read_text())["sets"] if RESULTS.exists() else {}
     return sets
 
 
 def _keep(name: str, runs: dict[str, Any]) -> None:
-    """Add runs to those of the file, where another process may have put some."""
+    """Merge runs into the file, to which other processes may have added some."""
     sets = read()
     sets[name] = dict(sorted((sets.get(name, {}) | runs).items()))
     new = RESULTS.with_suffix(".new")

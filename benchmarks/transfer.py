@@ -3,19 +3,19 @@
 Usage: python benchmarks/transfer.py --raw DATA --folder WORK --peer-python PEER [--only TASK ...]
                                      [--peer-only] [--figure FILE] [--save]
 
-Beside vivace: scvi-tools with the settings of its tutorial on reference mapping, followed by
-scikit-learn's 15 nearest neighbours, and a logistic regression on log-normalised counts.
-The preset and the transfer were chosen on other data (LOG.md, "Mapping"). Seconds are of
-processor time with one thread.  scvi-tools is run with --peer-only, once a folder; where it was
-not, its part is that of the result that is kept, marked with the commit it is of. Per task:
+Compared with vivace: scvi-tools with the settings of its tutorial on reference mapping, followed by
+scikit-learn's 15 nearest neighbours, and a logistic regression on log-normalised counts. The preset
+and the transfer were chosen on other data (LOG.md, "Mapping"). Seconds are of processor time with
+one thread. scvi-tools is run with --peer-only, once per folder; otherwise its results are taken
+from the saved file and marked with their commit. For each task:
 
-* ``accuracy``, ``macro_f1``: of query cells whose label the reference has
+* ``accuracy``, ``macro_f1``: of query cells whose label occurs in the reference
 * ``ece``: expected calibration error of the label's probability, 15 bins, of these cells
-* ``mixing``: reference cells among the 30 nearest of a query cell among cells of its own type,
-  over their share there; 1 is perfect, mean over types
-* ``novelty``: AUROC of a type that is removed from the reference, each in turn (the genes were
-  chosen with it)
-* ``found``: AUROC of the probability of that type where the reference has it: what is to be had
+* ``mixing``: share of reference cells among the 30 nearest cells of the same type, relative to
+  their share overall; 1 is perfect; mean over types
+* ``novelty``: AUROC of a type that is removed from the reference, one at a time (genes were
+  selected before its removal)
+* ``found``: AUROC of the probability of that type when the reference contains it (an upper limit)
 * ``novel_at``: share of cells of known types whose novelty is above 0.9, 0.95, 0.99
 """
 
@@ -42,10 +42,10 @@ from sklearn.metrics import f1_score, roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 import vivace
-from common import HERE, provenance, report, run_json
+from common import BENCHMARKS, provenance, report, run_json
 from vivace.transfer.classifiers import log_normalise
 
-KEPT = HERE / "results" / "transfer.json"
+KEPT = BENCHMARKS / "results" / "transfer.json"
 N_GENES = 2_000
 NEIGHBORS = 15
 FEWEST = 30  # cells of a type in the query and in the reference, for it to be removed
@@ -60,7 +60,7 @@ class Task:
     ----------
     file : of raw counts
     batch_key, label_key : columns
-    query_key, query : cells whose ``query_key`` is ``query`` are mapped onto the others
+    query_key, query : cells with ``query`` in the column ``query_key`` are mapped onto the others
     """
 
     file: str
@@ -85,40 +85,41 @@ TASKS = {
 
 
 def prepare(name: str, raw: Path, folder: Path, peer_python: str) -> Path:
-    """The folder of a task, with ``reference.h5ad`` (its variable genes) and ``query.h5ad`` (all)."""
-    task, there = TASKS[name], folder / name.replace(", ", "_").replace(" ", "_")
-    if (there / "query.h5ad").exists():  # the last that is written
-        return there
-    there.mkdir(parents=True, exist_ok=True)
+    """The folder of a task, with ``reference.h5ad`` (variable genes) and ``query.h5ad`` (all)."""
+    task, prepared = TASKS[name], folder / name.replace(", ", "_").replace(" ", "_")
+    if (prepared / "query.h5ad").exists():  # the last that is written
+        return prepared
+    prepared.mkdir(parents=True, exist_ok=True)
     adata = anndata.read_h5ad(raw / task.file)
     is_query = adata.obs[task.query_key].astype(str) == task.query
     known = adata[~is_query].copy()
     batch_key = task.batch_key if known.obs[task.batch_key].nunique() > 1 else "none"
-    known.write_h5ad(there / "all.h5ad")
+    known.write_h5ad(prepared / "all.h5ad")
     run_json(
-        peer_python, "peer.py", "prepare", there / "all.h5ad", there / "reference.h5ad", batch_key,
+        peer_python, "peer.py", "prepare",
+        prepared / "all.h5ad", prepared / "reference.h5ad", batch_key,
         N_GENES,
     )  # fmt: skip
-    (there / "all.h5ad").unlink()
-    adata[is_query].copy().write_h5ad(there / "query.h5ad")
-    return there
+    (prepared / "all.h5ad").unlink()
+    adata[is_query].copy().write_h5ad(prepared / "query.h5ad")
+    return prepared
 
 
-def run_peer(name: str, there: Path, peer_python: str) -> None:
-    """scvi-tools' side, once; ``peer.npz`` and ``peer.json`` in the folder of the task."""
-    if (there / "peer.json").exists():
+def run_peer(name: str, prepared: Path, peer_python: str) -> None:
+    """Run scvi-tools once; writes ``peer.npz`` and ``peer.json`` to the folder of the task."""
+    if (prepared / "peer.json").exists():
         return
     result = run_json(
-        peer_python, "peer.py", "map_query", there / "reference.h5ad", there / "query.h5ad",
-        TASKS[name].batch_key, 0, there / "peer.npz", OMP_NUM_THREADS="1",
+        peer_python, "peer.py", "map_query", prepared / "reference.h5ad", prepared / "query.h5ad",
+        TASKS[name].batch_key, 0, prepared / "peer.npz", OMP_NUM_THREADS="1",
     )  # fmt: skip
-    (there / "peer.json").write_text(json.dumps(result))
+    (prepared / "peer.json").write_text(json.dumps(result))
 
 
-def ours(
+def transfer_vivace(
     task: Task, reference: anndata.AnnData, query: anndata.AnnData
 ) -> tuple[vivace.SCVI, pd.DataFrame, dict[str, float]]:
-    """The query mapped and labelled, and seconds of the parts."""
+    """Map and label the query; return the results and the seconds of each part."""
     vivace.settings.seed = 0
     begun = time.process_time()
     vivace.SCVI.setup_anndata(reference, batch_key=task.batch_key)
@@ -140,18 +141,18 @@ def ours(
 
 
 def compile_kernels() -> None:
-    """What a process compiles or loads once, so that no task is charged for it."""
+    """Compile or load kernels once, so that they do not count towards any task."""
     adata = vivace.datasets.pbmc3k()[:300].copy()
     adata.obs["half"] = np.where(np.arange(300) % 2, "a", "b")
     new = adata.copy()
     new.obs["half"] = "c"
-    ours(Task("", "half", "cell_type", "", ""), adata, new)
+    transfer_vivace(Task("", "half", "cell_type", "", ""), adata, new)
 
 
 def judged(
     truth: np.ndarray, known: np.ndarray, label: np.ndarray, probability: np.ndarray
 ) -> dict[str, float]:
-    """Accuracy, macro F1 and calibration over the cells whose label is ``known``."""
+    """Accuracy, macro F1 and calibration error of cells whose label is ``known``."""
     right = label[known] == truth[known]
     return {
         "accuracy": round(float(right.mean()), 4),
@@ -161,7 +162,7 @@ def judged(
 
 
 def calibration_error(probability: np.ndarray, right: np.ndarray, n_bins: int = 15) -> float:
-    """Mean difference of probability and share of right labels, over bins of the probability."""
+    """Mean absolute difference of probability and share of correct labels, over bins."""
     bins = np.minimum((probability * n_bins).astype(int), n_bins - 1)
     gaps = [
         (bins == b).mean() * abs(probability[bins == b].mean() - right[bins == b].mean())
@@ -180,15 +181,15 @@ def mixing(
         if min(len(known), len(new)) < FEWEST:
             continue
         both = np.concatenate([known, new])
-        near = NearestNeighbors(n_neighbors=31).fit(both).kneighbors(new, return_distance=False)
-        result.append((near[:, 1:] < len(known)).mean() / (len(known) / len(both)))
+        nearest = NearestNeighbors(n_neighbors=31).fit(both).kneighbors(new, return_distance=False)
+        result.append((nearest[:, 1:] < len(known)).mean() / (len(known) / len(both)))
     return round(float(np.mean(result)), 3)
 
 
 def logistic(
     reference: anndata.AnnData, query: anndata.AnnData, labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """Label, its probability, and seconds of a logistic regression."""
+    """Label and probability from logistic regression, and its seconds."""
     begun = time.process_time()
     model = LogisticRegression(max_iter=1_000).fit(log_normalise(reference.X), labels)
     shares = model.predict_proba(log_normalise(query.X))
@@ -199,22 +200,22 @@ def logistic(
 def neighbours(
     z_reference: np.ndarray, labels: np.ndarray, z_query: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Label and its probability by scikit-learn's nearest neighbours."""
+    """Label and probability from scikit-learn's nearest neighbours."""
     model = KNeighborsClassifier(NEIGHBORS).fit(z_reference, labels)
     shares = model.predict_proba(z_query)
     return model.classes_[shares.argmax(1)], shares.max(1)
 
 
-def score(name: str, there: Path) -> dict[str, Any]:
-    """All three of a task."""
+def score(name: str, prepared: Path) -> dict[str, Any]:
+    """Scores of all three methods on a task."""
     task = TASKS[name]
-    reference = anndata.read_h5ad(there / "reference.h5ad")
-    query = anndata.read_h5ad(there / "query.h5ad")
+    reference = anndata.read_h5ad(prepared / "reference.h5ad")
+    query = anndata.read_h5ad(prepared / "query.h5ad")
     query = query[:, reference.var_names].copy()
     known_labels = reference.obs[task.label_key].astype(str).to_numpy()
     truth = query.obs[task.label_key].astype(str).to_numpy()
     known = np.isin(truth, known_labels)
-    mapped, table, seconds = ours(task, reference, query)
+    mapped, table, seconds = transfer_vivace(task, reference, query)
     z_r = mapped.get_latent_representation(reference, silent=True)
     z_q = mapped.get_latent_representation(silent=True)
     label, probability = table["label"].to_numpy(str), table["probability"].to_numpy()
@@ -236,14 +237,14 @@ def score(name: str, there: Path) -> dict[str, Any]:
         result["vivace"]["novelty_of_its_own"] = auroc(~known, table["novelty"])
     label, probability, lr_seconds = logistic(reference, query, known_labels)
     result["logistic"] = judged(truth, known, label, probability) | {"seconds": lr_seconds}
-    if (there / "peer.json").exists():
-        with np.load(there / "peer.npz") as arrays:
+    if (prepared / "peer.json").exists():
+        with np.load(prepared / "peer.npz") as arrays:
             z_r, z_q = arrays["reference"], arrays["query"]
             before = arrays["reference_before"]
-        its = json.loads((there / "peer.json").read_text())
+        peer = json.loads((prepared / "peer.json").read_text())
         result["scvi_tools"] = judged(truth, known, *neighbours(z_r, known_labels, z_q)) | {
-            "reference_seconds": round(its["reference_seconds"], 1),
-            "query_seconds": round(its["query_seconds"], 1),
+            "reference_seconds": round(peer["reference_seconds"], 1),
+            "query_seconds": round(peer["query_seconds"], 1),
             "mixing": mixing(z_r, known_labels, z_q, truth),
             "reference_moved": round(float(np.abs(z_r - before).max()), 4),
         }
@@ -257,7 +258,7 @@ def score(name: str, there: Path) -> dict[str, Any]:
 
 
 def earlier() -> dict[str, Any]:
-    """Tasks of the result that is kept; scvi-tools' part marked with the commit it is of."""
+    """Tasks of the saved result; scvi-tools' part is marked with its commit."""
     if not KEPT.exists():
         return {}
     kept = json.loads(KEPT.read_text())
@@ -268,7 +269,7 @@ def earlier() -> dict[str, Any]:
 
 
 def reliability(probability: np.ndarray, right: np.ndarray) -> list[list[float]]:
-    """Ten bins of the probability: its mean, share of right labels, cells."""
+    """Ten bins of the probability: mean probability, share of correct labels, number of cells."""
     bins = np.minimum((probability * 10).astype(int), 9)
     return [
         [
@@ -285,28 +286,28 @@ def removed(
 ) -> Iterator[tuple[str, float]]:
     """AUROC of the novelty of each type that is removed from the reference."""
     types_r, types_q, names = removable(reference, query)
-    others = np.isin(types_q, types_r)  # what is new anyway is not counted as known
+    known = np.isin(types_q, types_r)  # without types that are missing anyway
     for name in names:
-        _, table, _ = ours(task, reference[types_r != name].copy(), query)
-        yield name, auroc(types_q[others] == name, table["novelty"][others])
+        _, table, _ = transfer_vivace(task, reference[types_r != name].copy(), query)
+        yield name, auroc(types_q[known] == name, table["novelty"][known])
 
 
 def recognised(
     task: Task, reference: anndata.AnnData, query: anndata.AnnData, table: pd.DataFrame
 ) -> Iterator[tuple[str, float]]:
-    """AUROC of the probability of each type that :func:`removed` removes, where it is not."""
+    """AUROC of the probability of each type of :func:`removed`, if the reference has it."""
     types_r, types_q, names = removable(reference, query)
-    others = np.isin(types_q, types_r)
+    known = np.isin(types_q, types_r)
     labels = reference.obs[task.label_key].astype(str).to_numpy()
     for name in names:
         columns = [f"probability_{label}" for label in np.unique(labels[types_r == name])]
-        yield name, auroc(types_q[others] == name, table[columns].sum(axis=1)[others])
+        yield name, auroc(types_q[known] == name, table[columns].sum(axis=1)[known])
 
 
 def removable(
     reference: anndata.AnnData, query: anndata.AnnData
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Types of both, and those that both have enough of."""
+    """Types of both data sets, and those with enough cells in both."""
     types_r, types_q = (a.obs[_COARSE].astype(str).to_numpy() for a in (reference, query))
     names = [
         name
@@ -322,13 +323,13 @@ def auroc(truth: np.ndarray, score: pd.Series) -> float:
 
 
 def averages(tasks: dict[str, Any]) -> dict[str, Any]:
-    """Means over the tasks; of the novelty over all types of all of them; ratio of the seconds."""
+    """Means over the tasks; novelty over all types of all tasks; ratio of the seconds."""
     means: dict[str, Any] = {}
-    for who in ("vivace", "scvi_tools", "logistic"):
-        rows = [t[who] for t in tasks.values() if who in t]
+    for method in ("vivace", "scvi_tools", "logistic"):
+        rows = [t[method] for t in tasks.values() if method in t]
         if len(rows) == len(tasks):
             numbers = ("accuracy", "macro_f1", "ece", "mixing")
-            means[who] = {n: get_mean(r[n] for r in rows) for n in numbers if n in rows[0]}
+            means[method] = {n: get_mean(r[n] for r in rows) for n in numbers if n in rows[0]}
     for which in ("novelty", "found"):
         means[which] = get_mean(v for t in tasks.values() for v in t[which].values())
     if "scvi_tools" in means and not any("of" in t["scvi_tools"] for t in tasks.values()):
@@ -338,7 +339,7 @@ def averages(tasks: dict[str, Any]) -> dict[str, Any]:
 
 
 def seconds(result: dict[str, Any]) -> float:
-    """Of all that was done."""
+    """Total seconds."""
     return float(sum(v for k, v in result.items() if k.endswith("_seconds")))
 
 
@@ -358,12 +359,12 @@ def draw(tasks: dict[str, Any], file: Path) -> None:
         1, 3, figsize=(11, 3.4), layout="constrained", width_ratios=(1.2, 1, 1.3)
     )
     rows = np.arange(len(tasks))[::-1]
-    for who, label, color, marker in (
+    for method, label, color, marker in (
         ("logistic", "logistic regression", "C0", "s"),
         ("scvi_tools", "scvi-tools 1.4.2, 15 neighbours", "0.45", "D"),
         ("vivace", "vivace", "C3", "o"),
     ):
-        values = [t.get(who, {}).get("accuracy", np.nan) for t in tasks.values()]
+        values = [t.get(method, {}).get("accuracy", np.nan) for t in tasks.values()]
         axes[0].plot(values, rows, marker, ms=6, color=color, label=label)
     axes[0].set_yticks(rows, list(tasks))
     axes[0].set_xlabel("accuracy of labels")
@@ -392,7 +393,7 @@ def main() -> None:
     parser.add_argument("--folder", required=True, type=Path)
     parser.add_argument("--peer-python", required=True)
     parser.add_argument("--only", nargs="*", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--peer-only", action="store_true", help="run scvi-tools and stop")
+    parser.add_argument("--peer-only", action="store_true", help="run only scvi-tools")
     parser.add_argument("--figure", type=Path)
     parser.add_argument("--save", action="store_true")
     chosen = parser.parse_args()
@@ -401,14 +402,14 @@ def main() -> None:
     if not chosen.peer_only:
         compile_kernels()
     for name in chosen.only:
-        there = prepare(name, chosen.raw, chosen.folder, chosen.peer_python)
+        prepared = prepare(name, chosen.raw, chosen.folder, chosen.peer_python)
         if chosen.peer_only:
-            run_peer(name, there, chosen.peer_python)
+            run_peer(name, prepared, chosen.peer_python)
             continue
-        tasks[name] = score(name, there)
+        tasks[name] = score(name, prepared)
         print(name, json.dumps(tasks[name]), flush=True)
     if tasks:
-        if chosen.save:  # of tasks that were not chosen, what is kept
+        if chosen.save:  # saved results of tasks that were not chosen
             tasks = {n: t for n, t in (earlier() | tasks).items() if n in TASKS}
         result = {**provenance(), "mean": averages(tasks), "tasks": tasks}
         report("transfer", result, chosen.save)

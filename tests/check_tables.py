@@ -1,4 +1,4 @@
-"""A table of a posterior predictive check, made by hand."""
+"""A hand-made table of a posterior predictive check."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pandas as pd
 
 
 def rows(statistic: str, by: str, observed: list[float], predicted: list[float]) -> pd.DataFrame:
-    """A check whose interval is half a unit to either side of the prediction."""
+    """A check whose interval extends half a unit to both sides of the prediction."""
     centre = np.array(predicted)
     return pd.DataFrame(
         {

@@ -1,4 +1,4 @@
-"""Fixtures that several tests share: small simulated data, a small trained model, refusals, devices."""
+"""Shared fixtures: small simulated data, a small trained model, a check for refusals, devices."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SECOND_SENTENCE = re.compile(r"[.?!] [A-Z]")
 
 
 def _simulate(n_cells: int = 60, n_genes: int = 30, seed: int = 0) -> AnnData:
-    """Integer counts of three cell types in two batches, every cell with some."""
+    """Integer counts of three cell types in two batches; no cell is empty."""
     rng = np.random.default_rng(seed)
     profiles = np.random.default_rng(1).gamma(0.5, 1.0, (3, n_genes)) + 0.02
     kind = rng.integers(0, 3, n_cells)
@@ -49,7 +49,7 @@ def _simulate(n_cells: int = 60, n_genes: int = 30, seed: int = 0) -> AnnData:
 
 @contextmanager
 def _refusal(kind: type[VivaceError], *parts: str) -> Iterator[None]:
-    """What is inside must raise ``kind``, in one sentence that holds all the parts."""
+    """The block must raise ``kind`` with a one-sentence message that contains all the parts."""
     with pytest.raises(kind) as caught:
         yield
     message = str(caught.value)
@@ -63,19 +63,19 @@ def _refusal(kind: type[VivaceError], *parts: str) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny() -> Callable[..., AnnData]:
-    """Makes 60 cells x 30 genes; other sizes and seeds on request."""
+    """Simulates 60 cells x 30 genes by default."""
     return _simulate
 
 
 @pytest.fixture(scope="session")
 def refused() -> Callable[..., object]:
-    """``with refused(ErrorClass, "part", ...):`` around what must be refused."""
+    """``with refused(ErrorClass, "part", ...):`` around code that must raise the error."""
     return _refusal
 
 
 @pytest.fixture(scope="session")
 def trained(tiny: Callable[..., AnnData]) -> SCVI:
-    """A small trained model; tests that change it must load their own copy from ``saved``."""
+    """A small trained model; a test that changes it must load its own copy from ``saved``."""
     adata = tiny()
     SCVI.setup_anndata(adata, batch_key="batch", labels_key="cell_type")
     model = SCVI(adata, n_hidden=16, n_latent=3)
@@ -92,7 +92,7 @@ def saved(trained: SCVI, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def ready(tiny: Callable[..., AnnData]) -> Callable[..., SCVI]:
-    """Makes small untrained models of one AnnData that is set up."""
+    """Creates small untrained models of one AnnData that has been set up."""
     adata = tiny()
     SCVI.setup_anndata(adata, batch_key="batch")
     return lambda **options: SCVI(adata, **{"n_hidden": 16, "n_latent": 3} | options)
@@ -100,7 +100,7 @@ def ready(tiny: Callable[..., AnnData]) -> Callable[..., SCVI]:
 
 @pytest.fixture(autouse=True)
 def _settings_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever a test sets package-wide ends with it."""
+    """Restores package-wide settings after each test."""
     monkeypatch.setattr(vivace.settings, "seed", 0)
     monkeypatch.setattr(vivace.settings, "batch_size", None)
 
@@ -113,7 +113,7 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 @pytest.fixture(params=[d for d in DEVICES if d.values != ("mps",)])
 def device_with_float64(request: pytest.FixtureRequest) -> torch.device:
-    """Each device of this machine but MPS, which has no float64."""
+    """Each device of this machine except MPS, which has no float64."""
     return torch.device(request.param)
 
 

@@ -1,4 +1,4 @@
-"""Random problems for the operations, and every value and gradient they have."""
+"""Random inputs for the operations, and their values and gradients."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COUNTS = ("poisson", "nb", "zinb")  # the likelihoods of counts, which have kern
 
 @dataclass(frozen=True)
 class CountProblem:
-    """Everything that ``count_nll`` reads, float32."""
+    """All inputs of ``count_nll``, in float32."""
 
     likelihood: str
     counts: SparseCounts
@@ -36,7 +36,7 @@ class CountProblem:
         return replace(self, counts=SparseCounts.from_dense(x_ng))
 
     def with_heads(self, **heads: Tensor) -> CountProblem:
-        """Other heads, as far as the likelihood has them."""
+        """Replace the heads that the likelihood has."""
         there = {k: v for k, v in heads.items() if getattr(self.heads, k) is not None}
         return replace(self, heads=replace(self.heads, **there))
 
@@ -51,7 +51,7 @@ def count_problem(
     dispersion: str = "shared",
     activation: str = "softmax",
 ) -> CountProblem:
-    """Counts drawn from the likelihood itself; ``spread`` widens theta and dropout.
+    """Counts sampled from the likelihood itself; ``spread`` widens the range of theta and dropout.
 
     ``dispersion`` is "shared" by all cells, "table" (five rows, of which one has
     no cell) or "head".
@@ -135,7 +135,7 @@ def count_results(
 def check_count_budget(
     problems: Iterable[CountProblem], reduction: str = "none", *, weighted: bool = False
 ) -> None:
-    """The kernel keeps the budget over these problems, with random upstream gradients."""
+    """Check the kernel against the budget on these problems, with random upstream gradients."""
     budget = Budget()
     for i, problem in enumerate(problems):
         gen = torch.Generator().manual_seed(i)

@@ -1,7 +1,7 @@
-"""What the source files of a package say about themselves: modules, imports, classes.
+"""Read modules, imports and classes from the source files of a package.
 
-Files are parsed, never imported, so that a file whose library is missing on this machine (a GPU
-kernel) is checked as well.
+Files are parsed and not imported, so a file that needs a library missing on this machine (a GPU
+kernel) is checked too.
 """
 
 from __future__ import annotations
@@ -147,8 +147,8 @@ class SourceTree:
     def circle(self) -> list[str]:
         """One circle of imports at module level as ``file:line imports module``; else empty.
 
-        Imports for type checkers count as well. A package that Python passes through on the way
-        to a submodule is no edge: only what a file names counts.
+        Imports for type checkers count as well. The parent packages that Python imports
+        implicitly are not edges; only the modules that a file names are.
         """
         lines: dict[tuple[str, str], int] = {}
         for name, module in self.modules.items():
@@ -237,7 +237,7 @@ class SourceTree:
         return None
 
     def _ancestors(self, module: Module, node: ast.ClassDef) -> dict[str, ast.ClassDef]:
-        """The classes of this package above ``node``, protocols left out."""
+        """The ancestors of ``node`` within this package, without protocols."""
         result: dict[str, ast.ClassDef] = {}
         for base in node.bases:
             expression = base.value if isinstance(base, ast.Subscript) else base
@@ -250,7 +250,7 @@ class SourceTree:
         return result
 
     def tall_classes(self, most: int, except_in: set[str]) -> list[str]:
-        """Classes with more than ``most`` ancestors of our own."""
+        """Classes with more than ``most`` ancestors within the package."""
         bad = []
         for module in self.modules.values():
             if module.name in except_in:

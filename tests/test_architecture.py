@@ -1,4 +1,4 @@
-"""Data flows one way: no room imports anything above it."""
+"""Imports go one way: no room imports anything above it."""
 
 from __future__ import annotations
 

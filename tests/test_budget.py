@@ -7,7 +7,7 @@ EXACT = torch.tensor([8.0, -1.0, 0.5], dtype=torch.float64)
 
 
 def errors(ulps):
-    """The exact array in float32, its second entry off by so many ulps of the largest."""
+    """The exact array in float32, with its second entry off by so many ulps of the largest."""
     array = EXACT.float()
     array[1] += 8 * ulps * ULP
     return array
@@ -71,7 +71,7 @@ def test_an_empty_budget_is_no_pass():
         Budget().check()
 
 
-def test_the_typical_draw_is_not_the_largest():
+def test_the_typical_problem_is_not_the_largest():
     budget = Budget()
     for size in (1, 1, 1, 1000):
         budget.add("value", errors(size), errors(1), EXACT)
@@ -80,7 +80,7 @@ def test_the_typical_draw_is_not_the_largest():
         budget.check()
 
 
-def test_the_typical_draw_keeps_the_budget():
+def test_the_typical_problem_keeps_the_budget():
     budget = Budget()
     for _ in range(3):
         budget.add("value", errors(9), errors(3), EXACT)

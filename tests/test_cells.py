@@ -1,4 +1,4 @@
-"""What a question is asked with."""
+"""The ``Cells`` that a question receives."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from vivace.cli import main
 
 @pytest.fixture
 def vivace_says(capsys, monkeypatch):
-    """Run the command line; gives exit code, standard output and standard error."""
+    """Run the command line; returns exit code, standard output and standard error."""
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["vivace", *map(str, arguments)])
@@ -33,7 +33,7 @@ def vivace_says(capsys, monkeypatch):
 
 @pytest.fixture
 def vivace_refuses(vivace_says):
-    """The command must end with code 2 and one line on standard error that holds the parts."""
+    """The command must exit with code 2 and one line on standard error that contains the parts."""
 
     def run(arguments, *parts: str) -> None:
         code, out, err = vivace_says(*arguments)
@@ -164,7 +164,7 @@ def test_a_refused_option_is_one_sentence(vivace_refuses, cells, tmp_path, optio
     assert [path.name for path in tmp_path.iterdir()] == ["cells.h5ad"]
 
 
-def test_counts_that_cannot_be_used(vivace_refuses, tiny, tmp_path):
+def test_negative_counts_are_refused(vivace_refuses, tiny, tmp_path):
     adata = tiny()
     adata.X.data[3] = -2
     adata.write_h5ad(tmp_path / "cells.h5ad")
@@ -175,7 +175,7 @@ def test_counts_that_cannot_be_used(vivace_refuses, tiny, tmp_path):
 
 @pytest.mark.parametrize("command", ["train", "embed"])
 @pytest.mark.parametrize("kind", ["missing", "text", "empty", "truncated", "other h5", "folder"])
-def test_an_unreadable_h5ad(vivace_refuses, saved, cells, tmp_path, command, kind):
+def test_an_unreadable_h5ad_is_refused(vivace_refuses, saved, cells, tmp_path, command, kind):
     path = tmp_path / "in.h5ad"
     if kind == "text":
         path.write_text("gene,cell1\n")
@@ -195,7 +195,7 @@ def test_an_unreadable_h5ad(vivace_refuses, saved, cells, tmp_path, command, kin
 
 
 @pytest.mark.parametrize("command", ["embed", "info"])
-def test_an_unknown_model(vivace_refuses, cells, tmp_path, command):
+def test_a_missing_model_is_refused(vivace_refuses, cells, tmp_path, command):
     rest = [cells, "-o", tmp_path / "out.h5ad"] if command == "embed" else []
     missing = tmp_path / "no-model"
     vivace_refuses((command, missing, *rest), "no model folder", str(missing), "check the path")
@@ -203,12 +203,12 @@ def test_an_unknown_model(vivace_refuses, cells, tmp_path, command):
     vivace_refuses((command, tmp_path / "folder", *rest), "no model.json", "not a vivace model")
 
 
-def test_a_damaged_model(vivace_refuses, saved):
+def test_a_damaged_model_is_refused(vivace_refuses, saved):
     (saved / "weights.safetensors").write_bytes(b"")
     vivace_refuses(("info", saved), "weights.safetensors", "damaged", "save the model again")
 
 
-def test_embedding_other_genes(vivace_refuses, saved, tiny, tmp_path):
+def test_embedding_cells_without_the_genes_is_refused(vivace_refuses, saved, tiny, tmp_path):
     adata = tiny()
     adata.var_names = [f"ENSG{i}" for i in range(30)]
     adata.write_h5ad(tmp_path / "cells.h5ad")
@@ -219,7 +219,7 @@ def test_embedding_other_genes(vivace_refuses, saved, tiny, tmp_path):
     )
 
 
-def test_a_place_that_cannot_be_written(vivace_refuses, saved, cells):
+def test_a_path_that_cannot_be_written_is_refused(vivace_refuses, saved, cells):
     # a file where a folder should be: fails for every user, root too
     vivace_refuses(("embed", saved, cells, "-o", cells / "out.h5ad"), "cells.h5ad")
     vivace_refuses(("train", cells, "-o", cells / "model", *QUICK), "cells.h5ad")
@@ -394,7 +394,7 @@ def test_sample_writes_one_sample_after_the_other(vivace_says, cells, fitted, tm
     assert list(written.obs["donor"][60:]) == list(written.obs["donor"][:60])
 
 
-def test_what_is_there_is_replaced_only_if_asked(
+def test_existing_output_is_replaced_only_on_request(
     vivace_says, vivace_refuses, cells, fitted, tmp_path
 ):
     out = tmp_path / "s.h5ad"
@@ -418,7 +418,7 @@ def test_what_is_there_is_replaced_only_if_asked(
         (("sample", "-o", "x.h5ad", "--n-samples", "0"), ("n_samples", "at least 1")),
     ],
 )
-def test_express_and_sample_refuse(
+def test_express_and_sample_refuse_wrong_options(
     vivace_refuses, cells, fitted, tmp_path, options, parts, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -493,13 +493,15 @@ def test_de_takes_queries_and_the_vanilla_mode(vivace_says, cells, fitted, tmp_p
         (("-o", "x.csv", "--groupby", "cell_type", "--mode", "chang"), ("chang",)),
     ],
 )
-def test_de_refuses(vivace_refuses, cells, fitted, tmp_path, options, parts, monkeypatch):
+def test_de_refuses_wrong_options(
+    vivace_refuses, cells, fitted, tmp_path, options, parts, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     vivace_refuses(("de", fitted, cells, *options), *parts)
     assert not [p for p in tmp_path.iterdir() if p.suffix == ".csv" or p.name.startswith(".")]
 
 
-def test_de_keeps_a_table_that_is_there(vivace_refuses, vivace_says, cells, fitted, tmp_path):
+def test_de_keeps_an_existing_table(vivace_refuses, vivace_says, cells, fitted, tmp_path):
     out = tmp_path / "table.csv"
     out.write_text("precious")
     arguments = ("de", fitted, cells, "-o", out, "--groupby", "cell_type", "--quiet")

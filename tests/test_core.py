@@ -1,4 +1,4 @@
-"""What every model answers: new data, its splits, its device."""
+"""What all models share: new data, splits, device."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_models_own_data_passed_explicitly(trained):
     )
 
 
-def test_the_device_of_a_model(ready):
+def test_a_model_moves_to_a_device(ready):
     model = ready()
     assert model.device == torch.device("cpu")
     model.to_device("meta")

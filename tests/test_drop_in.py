@@ -1,4 +1,4 @@
-"""A script written for scvi-tools' SCVI, with its import changed."""
+"""A script written for scvi-tools' SCVI runs with a changed import."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def two_epochs(cls, tiny, columns, options, recipe):
 
 
 def check_answers(model, adata):
-    """Finite, and the same from a model that was saved and loaded, with data and without."""
+    """Answers are finite, and the same after saving and loading, with and without data."""
     latent = model.get_latent_representation(seed=1)
     elbo = model.get_elbo(return_mean=False, seed=1)
     error = model.get_reconstruction_error(return_mean=False, seed=1)["reconstruction_loss"]

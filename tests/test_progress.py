@@ -1,4 +1,4 @@
-"""The bar over cells: shown where a question takes long, and on the error stream alone."""
+"""The progress bar appears only on the error stream, and only if a question takes long."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NEVER, AT_ONCE = 1e9, -1.0
 
 @pytest.fixture
 def terminal(monkeypatch, capsys):
-    """Makes the error stream pass for a terminal; what was written so far, out and err."""
+    """Makes the error stream look like a terminal; returns what was written so far, out and err."""
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "80")
@@ -25,7 +25,7 @@ def terminal(monkeypatch, capsys):
 
 @pytest.fixture
 def long(monkeypatch):
-    """Sets how many seconds a question may take before it shows a bar."""
+    """Sets after how many seconds a question shows a bar."""
     return lambda seconds: monkeypatch.setattr("vivace.progress._LONG", seconds)
 
 
@@ -93,7 +93,7 @@ def test_a_file_in_place_of_a_terminal_gets_nothing(long, monkeypatch, capsys):
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_bar_ends_with_the_pass(long, terminal, fails):
-    """Its thread too, whether the pass came to its end or to an error."""
+    """The thread of the bar ends too, whether the pass finished or failed."""
     long(AT_ONCE)
     before, during = set(threading.enumerate()), set()
 
@@ -140,4 +140,4 @@ def test_questions_show_a_bar_unless_they_are_silent(trained, long, terminal, qu
     getattr(trained, question)(**arguments)
     out, err = terminal()
     assert not out
-    assert ("25/120" if question == "get_marginal_ll" else "25/60") in err  # two draws a cell
+    assert ("25/120" if question == "get_marginal_ll" else "25/60") in err  # two samples per cell

@@ -1,4 +1,4 @@
-"""How a training ended, as saved and in words."""
+"""How training ended, as saved and as text."""
 
 from __future__ import annotations
 

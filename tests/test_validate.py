@@ -53,7 +53,7 @@ def test_data_that_are_not_an_anndata_are_refused(trained, saved, refused, data)
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
-def test_wrong_options_of_the_model(tiny, refused, options, error, parts):
+def test_wrong_options_of_the_model_are_refused(tiny, refused, options, error, parts):
     adata = tiny()
     SCVI.setup_anndata(adata)
     with refused(error, *options, *parts):
@@ -83,7 +83,7 @@ def test_wrong_options_of_the_model(tiny, refused, options, error, parts):
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
-def test_wrong_arguments_of_train(tiny, refused, options, error, parts):
+def test_wrong_arguments_of_train_are_refused(tiny, refused, options, error, parts):
     adata = tiny()
     SCVI.setup_anndata(adata)
     model = SCVI(adata, **SMALL)
@@ -145,7 +145,7 @@ def test_unknown_arguments_of_the_model(tiny, refused, name, parts):
         ("zzz", ("available: ", "'accelerator'")),
     ],
 )
-def test_unknown_arguments_of_train(trained, refused, name, parts):
+def test_unknown_arguments_of_train_are_refused(trained, refused, name, parts):
     with refused(ArgumentTypeError, "train has no argument", repr(name), *parts):
         trained.train(**{name: 1})
 
@@ -178,7 +178,7 @@ def test_unknown_arguments_of_train(trained, refused, name, parts):
         ({"plan_kwargs": {"lr_factor": "x"}}, ("plan_kwargs['lr_factor'] must be a number",)),
     ],
 )
-def test_wrong_training_options(trained, refused, options, parts):
+def test_wrong_training_options_are_refused(trained, refused, options, parts):
     errors = OptionError, ArgumentTypeError
     before = len(trained.history)
     with pytest.raises(errors) as caught:

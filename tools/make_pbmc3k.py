@@ -2,9 +2,8 @@
 
 Usage: python tools/make_pbmc3k.py FULL.h5ad OUT.h5ad     (needs scanpy, scikit-misc)
 
-Keeps the 2,638 cells that pass the usual filter and carry a cell-type label,
-and the 2,000 genes that vary most (seurat_v3) plus the markers by which the
-cell types are usually named.
+Keeps the 2,638 cells that pass the usual filter and carry a cell-type label, and the 2,000 genes
+that vary most (seurat_v3) plus the usual marker genes of the cell types.
 """
 
 from __future__ import annotations

@@ -1,14 +1,13 @@
-"""Do the tests notice a kernel that is wrong?
+"""Check that the tests detect broken kernels.
 
-Breaks one line of the kernels at a time in a copy of a source tree, runs the tests of that
-operation there, and prints whether they failed.
+Changes one line of the kernels at a time in a copy of a source tree, runs the tests of that
+operation there, and prints whether they fail.
 
 Usage: python tools/mutants.py [--tree FOLDER] [--only NAME ...] [--baseline]
 
-A mutant is killed if a test fails, and survives if all pass. A line is found by its text in
-``src/vivace``, wherever that is, so the script also works on older trees. A mutant takes
-minutes, because all kernels are compiled anew: Numba's cache does not notice a change in an
-imported kernel.
+A mutant is killed if a test fails, and survives if all pass. A line is found by its text, in any
+file of ``src/vivace``, so the script also works on older trees. A mutant takes minutes, because all
+kernels are recompiled: Numba's cache does not notice a change in an imported kernel.
 """
 
 from __future__ import annotations
@@ -34,14 +33,14 @@ MATH = ("ops/test_fastmath.py", "ops/test_gamma.py", "ops/math/test_*.py")
 
 @dataclass(frozen=True)
 class Mutant:
-    """A line of a kernel and what it becomes.
+    """A changed line of a kernel.
 
     Parameters
     ----------
     name
-        What is wrong with it.
+        The name of the defect.
     before, after
-        Text that occurs once in ``src/vivace``, and what replaces it.
+        Text that occurs once in ``src/vivace``, and its replacement.
     tests
         Patterns of the test files, relative to ``tests``.
     """
@@ -95,7 +94,7 @@ MUTANTS = [
 
 
 def find_file(tree: Path, text: str) -> Path:
-    """Find the one file whose kernels contain a text once."""
+    """Find the file whose kernels contain the text, which must occur once."""
     files = (tree / "src/vivace").rglob("*.py")
     counts = {path: path.read_text().count(text) for path in files}
     counts = {path: count for path, count in counts.items() if count}
@@ -105,7 +104,7 @@ def find_file(tree: Path, text: str) -> Path:
 
 
 def copy_tree(tree: Path, scratch: Path) -> None:
-    """Copy what the tests need, without anything compiled."""
+    """Copy the files that the tests need, without compiled kernels."""
     ignore = shutil.ignore_patterns("__pycache__", "*.nbi", "*.nbc")
     for folder in ("src", "tests"):
         shutil.copytree(tree / folder, scratch / folder, ignore=ignore)
@@ -128,7 +127,7 @@ def run_tests(scratch: Path, patterns: tuple[str, ...]) -> int:
 
 
 def verdict(status: int) -> str:
-    """Name what an exit status of pytest says about a mutant."""
+    """Translate an exit status of pytest into a verdict on the mutant."""
     if status == 0:
         return "survived"
     # 1: a test failed; negative: the process crashed; else pytest could not run the tests
@@ -139,11 +138,13 @@ def main() -> None:
     """Run the mutants."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tree", type=Path, default=Path(__file__).parents[1])
-    parser.add_argument("--only", nargs="*", help="names of some mutants")
-    parser.add_argument("--baseline", action="store_true", help="also run the tests unbroken")
+    parser.add_argument("--only", nargs="*", help="run only the mutants with these names")
+    parser.add_argument(
+        "--baseline", action="store_true", help="also run the tests on the unchanged tree"
+    )
     args = parser.parse_args()
     mutants = [m for m in MUTANTS if not args.only or m.name in args.only]
-    for mutant in mutants:  # before the first takes minutes
+    for mutant in mutants:  # check all before the first, which takes minutes
         find_file(args.tree, mutant.before)
     verdicts = []
     with tempfile.TemporaryDirectory() as folder:

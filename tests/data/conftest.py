@@ -1,4 +1,4 @@
-"""The two ways in which data reach a model."""
+"""The two ways in which a model receives data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vivace import SCVI
 
 @pytest.fixture(params=["setup_anndata", "new data"])
 def use(request: pytest.FixtureRequest, trained: SCVI) -> Callable[[AnnData], Any]:
-    """Data reach a model when they are set up, and with a question to a trained model."""
+    """Data reach a model through ``setup_anndata`` and through a question to a trained model."""
     if request.param == "setup_anndata":
         return lambda adata: SCVI.setup_anndata(adata, batch_key="batch", labels_key="cell_type")
     return trained.get_latent_representation

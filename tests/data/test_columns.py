@@ -92,7 +92,7 @@ def test_unseen_categories_are_counted_and_named(tiny, trained, refused):
         ({"continuous_covariate_keys": ["age", "flat"]}, "flat"),
     ],
 )
-def test_a_covariate_with_one_value_is_warned_of(tiny, argument, column):
+def test_a_covariate_with_one_value_gives_a_warning(tiny, argument, column):
     adata = tiny()
     adata.obs["one"], adata.obs["flat"] = "same", 3.5
     with pytest.warns(VivaceWarning, match=column) as caught:

@@ -90,7 +90,7 @@ def test_raw_counts_elsewhere_are_suggested(tiny, use, refused, where):
         use(adata)
 
 
-def test_what_is_suggested_works(tiny):
+def test_the_suggested_layer_and_raw_can_be_set_up(tiny):
     adata = tiny()
     adata.layers["counts"] = adata.X.copy()
     adata.raw = adata

@@ -42,15 +42,15 @@ def adata(tiny) -> AnnData:
 
 
 def unsorted(x: sp.csr_matrix) -> sp.csr_matrix:
-    """Equal to ``x``, but with the entries of each cell in falling order."""
+    """Equal to ``x``, but with the entries of each cell in descending order."""
     order = np.concatenate(
         [np.arange(b, a, -1) - 1 for a, b in zip(x.indptr[:-1], x.indptr[1:], strict=True)]
     )
     return sp.csr_matrix((x.data[order], x.indices[order], x.indptr), shape=x.shape)
 
 
-def in_parts(x: sp.csr_matrix) -> sp.csr_matrix:
-    """Equal to ``x``, but with each entry stored as two."""
+def with_split_entries(x: sp.csr_matrix) -> sp.csr_matrix:
+    """Equal to ``x``, but with each entry split into two stored entries."""
     two = np.repeat(x.data, 2)
     two[::2], two[1::2] = 1, x.data - 1
     return sp.csr_matrix((two, np.repeat(x.indices, 2), 2 * x.indptr), shape=x.shape)
@@ -97,7 +97,7 @@ def delete(adata):
 
 
 def put_elsewhere(adata):
-    """A format that is never read."""
+    """Values that are never read."""
     adata.X = sp.csr_matrix(adata.X)
     adata._X = adata.X.tocoo()
 
@@ -321,7 +321,7 @@ HARMLESS = {
     "X dense": assign(lambda x: sp.csr_matrix(x).toarray()),
     "X unsorted": assign(lambda x: unsorted(sp.csr_matrix(x))),
     "X as unsorted CSC": assign(lambda x: unsorted(sp.csr_matrix(x).T.tocsr()).T),
-    "X in parts": assign(lambda x: in_parts(sp.csr_matrix(x))),
+    "X in parts": assign(lambda x: with_split_entries(sp.csr_matrix(x))),
     "X with zeros stored": assign(lambda x: x + 0),
 }
 
@@ -383,7 +383,7 @@ def test_a_model_without_an_anndata_checks_its_counts_alone(adata):
 
 
 class Counted(np.ndarray):
-    """An array that adds up how many of its numbers are touched."""
+    """An array that counts how many of its values are read."""
 
     touched = 0
 

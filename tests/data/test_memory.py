@@ -1,4 +1,4 @@
-"""Every form of a matrix in memory gives the same numbers."""
+"""All matrix formats in memory give the same numbers."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_a_view_gives_what_its_copy_gives(tiny, trained):
     assert part.is_view
 
 
-def test_a_model_of_a_view(tiny):
+def test_a_model_of_a_view_equals_that_of_a_copy(tiny):
     adata = tiny()
     SCVI.setup_anndata(adata, batch_key="batch")
     view = adata[adata.obs["cell_type"] != "B", adata.var_names[::-1]]

@@ -137,7 +137,7 @@ def test_new_data_may_hold_a_part_of_the_categories(tiny):
     assert schema.columns(adata[1::2].copy()).batch.tolist() == [1] * 30
 
 
-def test_columns_of_every_kind(tiny):
+def test_columns_of_every_kind_are_read(tiny):
     adata = tiny()
     columns = Schema.from_anndata(adata, Declarations(**EVERYTHING)).columns(adata)
     assert columns.batch.tolist() == [0, 1] * 30
@@ -232,7 +232,7 @@ def test_a_number_column_must_hold_numbers(tiny, refused, values, dtype):
         SCVI.setup_anndata(adata, continuous_covariate_keys=["age"])
 
 
-def test_read_categories_mixed_types_are_refused(tiny, refused):
+def test_categories_of_mixed_types_are_refused(tiny, refused):
     adata = tiny()
     adata.obs["batch"] = ["1", 2] * 30
     with refused(DataError, "obs['batch']", "int and str", "astype(str)"):
@@ -307,7 +307,7 @@ def schema(tiny):
     ids=repr,
 )
 def test_codes_of_what_transform_batch_names(schema, transform, codes):
-    """One for each combination, in the order given; columns that are not named stay the cells'."""
+    """One per combination, in the given order; other columns keep the values of the cells."""
     assert list(schema.codes(transform)) == codes
 
 

@@ -104,10 +104,10 @@ def test_a_batch_stays_itself_on_its_own_device(source):
 
 
 def test_a_batch_goes_whole_to_another_device(source):
-    elsewhere = source.gather(np.arange(3)).to(torch.device("meta"))
-    tensors = [elsewhere.counts.indptr, elsewhere.counts.genes, elsewhere.counts.values]
+    on_meta = source.gather(np.arange(3)).to(torch.device("meta"))
+    tensors = [on_meta.counts.indptr, on_meta.counts.genes, on_meta.counts.values]
     tensors += [
-        getattr(elsewhere, name)
+        getattr(on_meta, name)
         for name in ("library", "batch", "labels", "categorical", "continuous", "size_factor")
     ]
     assert {tensor.device.type for tensor in tensors} == {"meta"}

@@ -1,4 +1,4 @@
-"""What tests of comparisons share: options, columns of the table, given samples, a small model."""
+"""Shared by tests of comparisons: options, columns of the table, given samples, a small model."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def fitted(adata, **setup):
 
 
 class GivenSamples:
-    """Samples of expression that is given, (g, m), in blocks of genes."""
+    """Samples with given expression, (g, m), in blocks of genes."""
 
     def __init__(self, x, blocks=1, n_codes=1):
         self.x, self.n_genes = x, len(x)

@@ -1,4 +1,4 @@
-"""Small models that the tests of differential expression share."""
+"""Small models shared by the tests of differential expression."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ mpl.use("Agg")
 
 @pytest.fixture(scope="package")
 def covered(tiny):
-    """A small trained model with a batch, and a donor as a further category."""
+    """A small trained model with batch, and donor as another categorical covariate."""
     adata = tiny(n_cells=150)
     adata.obs["sample"] = np.array([f"s{i}" for i in range(4)])[np.arange(150) // 2 % 4]
     SCVI.setup_anndata(adata, batch_key="batch", categorical_covariate_keys=["donor"])
@@ -27,13 +27,13 @@ def covered(tiny):
 
 @pytest.fixture(scope="package")
 def cells(covered):
-    """All cells of that model, as questions to it pass over them."""
+    """All cells of that model, as its questions go through them."""
     return covered._cells(None, None, None, True)
 
 
 @pytest.fixture(scope="package")
 def pbmc():
-    """A model of 700 real cells of eight types, in two batches that mean nothing."""
+    """A model of 700 real cells of eight types, in two random batches."""
     adata = datasets.pbmc3k()
     rng = np.random.default_rng(0)
     adata = adata[np.sort(rng.choice(adata.n_obs, 700, replace=False))].copy()

@@ -1,4 +1,4 @@
-"""What was counted in groups of cells, against pandas and NumPy on dense counts."""
+"""Statistics of the counts of groups, compared with pandas and NumPy on dense counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``differential_expression`` as a whole: every option, on real and on small data."""
+"""``differential_expression`` end to end: every option, on real and small data."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def run_de(model, adata=None, **options):
     return model.differential_expression(adata, **BT | FEW | options)
 
 
-def by_gene(result, model):
+def sort_genes(result, model):
     return result.loc[list(model.schema.genes)]
 
 
@@ -62,8 +62,8 @@ def test_markers_go_the_right_way(pbmc, mode):
     assert (result.loc[down, "raw_mean1"] < result.loc[down, "raw_mean2"]).all()
 
 
-def test_what_was_counted(covered):
-    result = by_gene(run_de(covered), covered)
+def test_statistics_of_the_counts_are_those_of_each_side(covered):
+    result = sort_genes(run_de(covered), covered)
     kind, x = covered.adata.obs["cell_type"].to_numpy(), covered.adata.X.toarray().astype(float)
     relative = 1e4 * x / x.sum(1, keepdims=True)
     for side, name in ((1, "B"), (2, "T")):
@@ -76,8 +76,8 @@ def test_what_was_counted(covered):
 
 
 def test_scales_and_fold_changes_are_of_the_model(covered):
-    """Against the mean of the expression of many samples by another method."""
-    result = by_gene(run_de(covered, n_samples_overall=4000, pseudocounts=1e-5), covered)
+    """Compared with the mean expression of many samples by another method."""
+    result = sort_genes(run_de(covered, n_samples_overall=4000, pseudocounts=1e-5), covered)
     kind = covered.adata.obs["cell_type"].to_numpy()
     logs = []
     for side, name in ((1, "B"), (2, "T")):
@@ -123,7 +123,7 @@ def test_importance_weights_of_every_likelihood(folder):
 
 
 def test_a_gene_without_counts_on_both_sides_is_never_called(covered):
-    """It was counted in other cells, so that the model knows it."""
+    """It has counts in other cells, so the model knows it."""
     adata = covered.adata.copy()
     x = adata.X.toarray()
     x[np.isin(adata.obs["cell_type"], ["B", "T"]), 7] = 0
@@ -251,7 +251,7 @@ def test_every_option(covered, options):
     ],
     ids=lambda v: str(v) if isinstance(v, dict) else "",
 )  # fmt: skip
-def test_bad_input(covered, refused, options, error, parts):
+def test_bad_input_is_refused(covered, refused, options, error, parts):
     with refused(error, *parts):
         run_de(covered, **options)
 
@@ -281,7 +281,7 @@ def test_one_cell_is_a_group(covered):
 
 
 def test_a_correction_decodes_both_sides_as_all_batches(covered):
-    """Two sides of the same cells, whose batches alone differ: corrected they are alike."""
+    """Both sides are the same cells in different batches; with the correction they are equal."""
     result = covered.differential_expression(
         idx1=range(10), idx2=range(10, 20), batch_correction=True, pseudocounts=1e-5, seed=0,
         batchid1="b0", batchid2="b1",
@@ -292,7 +292,7 @@ def test_a_correction_decodes_both_sides_as_all_batches(covered):
         ).mean(0)
         for rows, b in ((range(10), "b0"), (range(10, 20), "b1"))
     ]
-    both = by_gene(result, covered)
+    both = sort_genes(result, covered)
     np.testing.assert_allclose(both["scale1"], x[0], rtol=0.02)
     np.testing.assert_allclose(both["scale2"], x[1], rtol=0.02)
     result = covered.differential_expression(
@@ -301,11 +301,11 @@ def test_a_correction_decodes_both_sides_as_all_batches(covered):
     wanted = covered.get_normalized_expression(
         indices=range(10), transform_batch=["b0", "b1"], n_samples=200, return_numpy=True, seed=1
     ).mean(0)
-    np.testing.assert_allclose(by_gene(result, covered)["scale1"], wanted, rtol=0.02)
+    np.testing.assert_allclose(sort_genes(result, covered)["scale1"], wanted, rtol=0.02)
 
 
 @pytest.mark.parametrize(("correction", "warned"), [(True, True), ("donor", False), (False, False)])
-def test_groups_in_batches_of_their_own_are_warned_of(covered, correction, warned):
+def test_groups_in_separate_batches_give_a_warning(covered, correction, warned):
     batch = covered.adata.obs["batch"]
     rows = {"idx1": np.flatnonzero(batch == "b0")[:30], "idx2": np.flatnonzero(batch == "b1")[:30]}
     with warnings.catch_warnings(record=True) as caught:
@@ -326,8 +326,8 @@ def test_groups_in_batches_of_their_own_are_warned_of(covered, correction, warne
 
 def test_swapped_groups_mirror_the_change(covered):
     asks = {"pseudocounts": 1e-5, "n_samples_overall": 4000}
-    one = by_gene(run_de(covered, **asks), covered)
-    other = by_gene(run_de(covered, group1="T", group2="B", **asks, seed=1), covered)
+    one = sort_genes(run_de(covered, **asks), covered)
+    other = sort_genes(run_de(covered, group1="T", group2="B", **asks, seed=1), covered)
     assert (np.abs(one["lfc_mean"] + other["lfc_mean"]) < 0.12 * one["lfc_std"]).all()
     np.testing.assert_allclose(one["lfc_std"], other["lfc_std"], rtol=0.12)
     np.testing.assert_allclose(one["proba_de"], other["proba_de"], atol=0.04)
@@ -344,27 +344,29 @@ def test_several_at_once_are_as_one_at_a_time(covered):
     assert list(together["comparison"].unique()) == [f"{k} vs Rest" for k in kinds]
     assert together.shape == (90, 22)
     for kind in kinds:
-        alone = by_gene(covered.differential_expression(group1=kind, **asks | {"seed": 7}), covered)
-        part = by_gene(together[together["group1"] == kind], covered)
+        single = sort_genes(
+            covered.differential_expression(group1=kind, **asks | {"seed": 7}), covered
+        )
+        part = sort_genes(together[together["group1"] == kind], covered)
         assert (part["group2"] == "Rest").all()
-        assert (np.abs(part["lfc_mean"] - alone["lfc_mean"]) < 0.12 * alone["lfc_std"]).all()
-        np.testing.assert_allclose(part["proba_de"], alone["proba_de"], atol=0.04)
-        np.testing.assert_allclose(part["lfc_std"], alone["lfc_std"], rtol=0.12)
-        np.testing.assert_allclose(part["scale2"], alone["scale2"], rtol=0.1)
+        assert (np.abs(part["lfc_mean"] - single["lfc_mean"]) < 0.12 * single["lfc_std"]).all()
+        np.testing.assert_allclose(part["proba_de"], single["proba_de"], atol=0.04)
+        np.testing.assert_allclose(part["lfc_std"], single["lfc_std"], rtol=0.12)
+        np.testing.assert_allclose(part["scale2"], single["scale2"], rtol=0.1)
         for column in COUNTED:
-            np.testing.assert_allclose(part[column], alone[column], rtol=1e-12)
+            np.testing.assert_allclose(part[column], single[column], rtol=1e-12)
 
 
 def test_the_other_cells_count_one_by_one_not_group_by_group(pbmc):
     """Groups of 10 to 300 cells."""
     asks = {"groupby": "cell_type", "pseudocounts": 1e-5, "n_samples_overall": 1500, "seed": 0}
     together = pbmc.differential_expression(**asks)
-    part = by_gene(together[together["group1"] == "B cells"], pbmc)
-    alone = by_gene(pbmc.differential_expression(group1="B cells", **asks | {"seed": 7}), pbmc)
-    np.testing.assert_allclose(part["scale2"], alone["scale2"], rtol=0.15)
-    assert (np.abs(part["lfc_mean"] - alone["lfc_mean"]) < 0.15 * alone["lfc_std"]).all()
+    part = sort_genes(together[together["group1"] == "B cells"], pbmc)
+    single = sort_genes(pbmc.differential_expression(group1="B cells", **asks | {"seed": 7}), pbmc)
+    np.testing.assert_allclose(part["scale2"], single["scale2"], rtol=0.15)
+    assert (np.abs(part["lfc_mean"] - single["lfc_mean"]) < 0.15 * single["lfc_std"]).all()
     for column in COUNTED:
-        np.testing.assert_allclose(part[column], alone[column], rtol=1e-12)
+        np.testing.assert_allclose(part[column], single[column], rtol=1e-12)
 
 
 def test_rows_and_groups_say_the_same(covered):
@@ -388,7 +390,7 @@ def test_a_seed_repeats_bit_for_bit(covered, options):
     pd.testing.assert_frame_equal(first, again, check_exact=True)
     assert first.attrs == again.attrs
     assert first.attrs["seed"] == 3
-    assert (by_gene(first, covered)["lfc_mean"] != by_gene(other, covered)["lfc_mean"]).any()
+    assert (sort_genes(first, covered)["lfc_mean"] != sort_genes(other, covered)["lfc_mean"]).any()
 
 
 @pytest.mark.parametrize("options", [{}, {"sample_key": "sample"}], ids=str)
@@ -403,7 +405,7 @@ def test_a_call_takes_one_of_the_models_seeds(covered, options):
 
 
 def test_batches_of_cells_do_not_matter(covered):
-    few, many = (by_gene(run_de(covered, batch_size=n), covered) for n in (7, 512))
+    few, many = (sort_genes(run_de(covered, batch_size=n), covered) for n in (7, 512))
     columns = ["lfc_mean", "lfc_std", "scale1", "scale2", "pseudocounts"]
     np.testing.assert_allclose(few[columns], many[columns], rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(few["proba_de"], many["proba_de"], atol=0.01)
@@ -427,7 +429,7 @@ def test_groups_are_those_of_the_new_data(covered):
         idx1=np.arange(40, 110, 2), idx2=np.arange(41, 110, 2), **FEW
     )
     np.testing.assert_allclose(
-        by_gene(result, covered)["raw_mean1"], by_gene(rows, covered)["raw_mean1"]
+        sort_genes(result, covered)["raw_mean1"], sort_genes(rows, covered)["raw_mean1"]
     )
 
 
@@ -450,7 +452,7 @@ def test_data_are_changed_by_key_added_alone(covered, options):
 def test_the_result_says_how_it_was_made(covered, delta):
     result = run_de(covered, delta=delta, fdr_target=0.6, seed=11)
     kind = covered.adata.obs["cell_type"]
-    about = result.attrs["comparisons"]["B vs T"]
+    counts = result.attrs["comparisons"]["B vs T"]
     assert {k: v for k, v in result.attrs.items() if k != "comparisons"} == {
         "mode": "change",
         "test_mode": "three",
@@ -461,14 +463,14 @@ def test_the_result_says_how_it_was_made(covered, delta):
         "batch_correction": False,
         "filter_outlier_cells": False,
     }
-    assert about["n_cells"] == [(kind == "B").sum(), (kind == "T").sum()]
-    assert about["n_draws"] == [60, 60]
-    assert about["delta"] == result["delta"].iloc[0]
-    assert about["pseudocounts"] == result["pseudocounts"].iloc[0]
+    assert counts["n_cells"] == [(kind == "B").sum(), (kind == "T").sum()]
+    assert counts["n_draws"] == [60, 60]
+    assert counts["delta"] == result["delta"].iloc[0]
+    assert counts["pseudocounts"] == result["pseudocounts"].iloc[0]
     called = result["is_de_fdr_0.6"]
-    assert about["n_called"] == called.sum() > 0
-    assert about["expected_fdr"] == pytest.approx(result["proba_not_de"][called].mean())
-    assert about["expected_fdr"] <= 0.6
+    assert counts["n_called"] == called.sum() > 0
+    assert counts["expected_fdr"] == pytest.approx(result["proba_not_de"][called].mean())
+    assert counts["expected_fdr"] <= 0.6
     rest = result["proba_not_de"].to_numpy()
     assert rest[: called.sum() + 1].mean() > 0.6 or called.all()
 
@@ -496,7 +498,7 @@ def test_minified_data_need_a_pseudocount(minified, covered, refused):
     result = run_de(minified, pseudocounts=1e-5)
     assert list(result) == [*CHANGE, "is_de_fdr_0.05", *LAST]
     wanted = run_de(covered, pseudocounts=1e-5)
-    result, wanted = by_gene(result, covered), by_gene(wanted, covered)
+    result, wanted = sort_genes(result, covered), sort_genes(wanted, covered)
     np.testing.assert_allclose(result["lfc_mean"], wanted["lfc_mean"], rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(result["scale1"], wanted["scale1"], rtol=1e-4)
     assert list(run_de(minified, mode="vanilla")) == [*VANILLA, *LAST]
@@ -509,7 +511,7 @@ def test_minified_data_cannot_be_weighted_nor_compared_over_samples(minified, re
 
 
 def test_surer_genes_differ_more_in_counts(pbmc):
-    """Rank correlation with a test on the counts themselves."""
+    """Rank correlation with a test on the counts."""
     result = pbmc.differential_expression(
         groupby="cell_type", group1="B cells", group2="NK cells", seed=0
     )

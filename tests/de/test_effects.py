@@ -1,4 +1,4 @@
-"""Log2 fold changes of all pairs of samples, against NumPy."""
+"""Log2 fold changes of all pairs of samples, compared with NumPy."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def test_all_samples_of_either_side_are_compared(x, blocks, n_codes):
     for sides, delta, each in zip(SIDES, deltas, result, strict=True):
         effects, weights = [], []
         for j, weight in zip(sides.second, sides.weights, strict=True):
-            for one, other in zip(
+            for first, second in zip(
                 np.split(samples.positions[sides.first], n_codes),
                 np.split(samples.positions[j], n_codes),
                 strict=True,
             ):
-                pairs = (y[:, one, None] - y[:, None, other]).reshape(20, -1)
+                pairs = (y[:, first, None] - y[:, None, second]).reshape(20, -1)
                 effects.append(pairs)
                 weights += [weight / n_codes / pairs.shape[1]] * pairs.shape[1]
         effect, weight = np.concatenate(effects, 1), np.array(weights)

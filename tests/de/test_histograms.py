@@ -1,4 +1,4 @@
-"""The distribution of differences between samples, against all pairs of them in NumPy in float64."""
+"""The distribution of differences between samples, compared with all pairs in NumPy in float64."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from vivace.de.histograms import (
 )
 
 GENES, SAMPLES = [1, 15, 16, 17, 63, 64, 65, 200], [1, 2, 5, 100]
-NEAR = 4e-5  # log2 of expression is of -40 to 0, where float32 has steps of up to 4e-6
+FLOAT32_ERROR = 4e-5  # log2 of expression is of -40 to 0, where float32 has steps of up to 4e-6
 CLOSE = 1e-5  # of probabilities, which are sums in float32
 
 
 class Samples:
-    """Samples of several groups, each decoded as several codes: segments of given lengths."""
+    """Samples of several groups, each decoded with several codes, in segments of given lengths."""
 
     def __init__(self, x, lengths, n_codes=1):
         self.x = x
@@ -49,7 +49,7 @@ class Samples:
         return out
 
     def pairs(self, side, gene, pseudocount=1e-30):
-        """Every difference of one gene, and what it counts."""
+        """Every difference of one gene, and its weight."""
         one, weights = side
         logs = np.log2(self.x[gene].astype(np.float64) + pseudocount)
         effects, counts = [], []
@@ -63,22 +63,22 @@ class Samples:
         return np.concatenate(effects), np.concatenate(counts)
 
     def samples(self, logs, group, k):
-        at = self.segments[group, k]
-        return logs[self.starts[at] : self.starts[at + 1]]
+        segment = self.segments[group, k]
+        return logs[self.starts[segment] : self.starts[segment + 1]]
 
     def width(self, gene, pseudocount=1e-30):
         return np.ptp(np.log2(self.x[gene].astype(np.float64) + pseudocount)) / histograms._BINS
 
 
 def assert_described(result, effects, counts, delta, width):
-    """Means and ends to float32; the rest as near as bins tell: samples are half a bin, or one, off."""
+    """Means and extremes agree to float32, the rest to half a bin or one bin per sample."""
     mean = effects @ counts
     assert counts.sum() == pytest.approx(1)
-    assert result[MEAN] == pytest.approx(mean, abs=NEAR)
-    assert result[STD] == pytest.approx(np.sqrt((effects - mean) ** 2 @ counts), abs=NEAR)
-    assert result[MIN] == pytest.approx(effects.min(), abs=NEAR)
-    assert result[MAX] == pytest.approx(effects.max(), abs=NEAR)
-    off = 1.5 * width + NEAR
+    assert result[MEAN] == pytest.approx(mean, abs=FLOAT32_ERROR)
+    assert result[STD] == pytest.approx(np.sqrt((effects - mean) ** 2 @ counts), abs=FLOAT32_ERROR)
+    assert result[MIN] == pytest.approx(effects.min(), abs=FLOAT32_ERROR)
+    assert result[MAX] == pytest.approx(effects.max(), abs=FLOAT32_ERROR)
+    off = 1.5 * width + FLOAT32_ERROR
 
     def above(threshold):
         return counts[effects >= threshold].sum()
@@ -93,7 +93,7 @@ def assert_described(result, effects, counts, delta, width):
 
 @pytest.mark.parametrize("n_samples", SAMPLES)
 @pytest.mark.parametrize("genes", GENES)
-def test_what_effects_are_like(genes, n_samples):
+def test_effects_are_described_as_from_all_pairs(genes, n_samples):
     rng = np.random.default_rng(genes * 1000 + n_samples)
     x = (10.0 ** rng.uniform(-12, 0, (genes, 3 * n_samples))).astype(np.float32)
     samples = Samples(x, [n_samples] * 3)
@@ -112,8 +112,8 @@ def test_what_effects_are_like(genes, n_samples):
 def test_only_samples_that_are_decoded_alike_are_compared(n_codes):
     rng = np.random.default_rng(n_codes)
     lengths = np.repeat([40, 10, 25], n_codes)
-    of_code = np.repeat(np.tile(np.arange(n_codes) * 6.0, 3), lengths)
-    x = (2.0 ** (rng.normal(-20, 1, (20, lengths.sum())) + of_code)).astype(np.float32)
+    code_means = np.repeat(np.tile(np.arange(n_codes) * 6.0, 3), lengths)
+    x = (2.0 ** (rng.normal(-20, 1, (20, lengths.sum())) + code_means)).astype(np.float32)
     samples = Samples(x, lengths, n_codes)
     sides = [(0, {1: 0.9, 2: 0.1}), (1, {0: 1.0})]
     out = samples.described(sides, [0.5, 0.25])
@@ -157,7 +157,7 @@ def test_where_many_samples_are_equal(n_samples, levels):
 def test_a_constant_gene_does_not_change():
     x = np.repeat(np.float32([[1e-12], [0.0], [3e-5], [1.0]]), 50, axis=1)
     out = Samples(x, [20, 30]).described([(0, {1: 1.0})] * 2, [0.0, 0.1], 1e-7)
-    np.testing.assert_allclose(out[..., [MEAN, MEDIAN, STD, MIN, MAX]], 0, atol=NEAR)
+    np.testing.assert_allclose(out[..., [MEAN, MEDIAN, STD, MIN, MAX]], 0, atol=FLOAT32_ERROR)
     assert not out[1][:, [PLUS, MINUS]].any()
     np.testing.assert_allclose(out[0][:, PLUS] + out[0][:, MINUS], 1)
     np.testing.assert_allclose(out[..., ABOVE], 0.5)

@@ -1,4 +1,4 @@
-"""Which pairs of samples are compared, and their intervals and users' effects, against NumPy."""
+"""Pairs of samples, their intervals and user-defined effects, compared with NumPy."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ def test_a_function_that_is_the_default_gives_the_default(x, pairs):
     def region(effects):
         return effects >= 0.25, effects < -0.25
 
-    for own in ({"change_fn": log_fold}, {"m1_domain_fn": region}):
-        chosen = options(**own, cred_interval_lvls=(0.9,))
+    for functions in ({"change_fn": log_fold}, {"m1_domain_fn": region}):
+        chosen = options(**functions, cred_interval_lvls=(0.9,))
         result, deltas = summarise_user_effects(GivenSamples(x), 1e-5, pairs, chosen, 0)
-        assert deltas == [0.25 if "change_fn" in own else None] * 3
+        assert deltas == [0.25 if "change_fn" in functions else None] * 3
         shortest = find_intervals(GivenSamples(x), 1e-5, pairs, (0.9,))
         for each, (first, second), ends in zip(result, pairs, shortest, strict=True):
             effect = log2_in_float64(x)[:, first] - log2_in_float64(x)[:, second]
@@ -116,7 +116,7 @@ def test_a_region_of_one_array_counts_either_direction(x, pairs):
 
 
 @pytest.mark.parametrize(
-    ("own", "parts"),
+    ("functions", "parts"),
     [
         ({"change_fn": lambda one, other, p: one[:, :3]}, ("change_fn", "(201, 3)", "(201, 20)")),
         ({"change_fn": lambda one, other, p: (one - other).mean(0)}, ("change_fn", "(20,)")),
@@ -129,9 +129,9 @@ def test_a_region_of_one_array_counts_either_direction(x, pairs):
         ({"change_fn": lambda one, other, p: None}, ("change_fn", "(201, 20)")),
     ],
 )
-def test_functions_that_give_something_else_are_refused(x, pairs, refused, own, parts):
+def test_functions_that_give_something_else_are_refused(x, pairs, refused, functions, parts):
     with refused(ArgumentTypeError, *parts):
-        summarise_user_effects(GivenSamples(x), 1e-5, pairs, options(**own), 0)
+        summarise_user_effects(GivenSamples(x), 1e-5, pairs, options(**functions), 0)
 
 
 def brute_force(ordered, level):
@@ -149,8 +149,10 @@ def brute_force(ordered, level):
 @pytest.mark.parametrize("n", [1, 2, 3, 10, 41])
 def test_an_interval_is_the_shortest_that_holds_its_share(n, level):
     rng = np.random.default_rng(n)
-    for draw in range(20):
-        ordered = np.sort(rng.standard_normal(n) ** 3 if draw % 2 else rng.integers(0, 4, n) * 1.0)
+    for repeat in range(20):
+        ordered = np.sort(
+            rng.standard_normal(n) ** 3 if repeat % 2 else rng.integers(0, 4, n) * 1.0
+        )
         low, high = shortest_interval(ordered, level)
         assert {low, high} <= set(ordered)
         assert ((ordered >= low) & (ordered <= high)).mean() >= level
@@ -161,7 +163,7 @@ def test_an_interval_is_the_shortest_that_holds_its_share(n, level):
 
 
 def groups(*sizes_and_codes):
-    """As much of the samples as pairs depend on: their positions and codes."""
+    """The parts of the samples that pairs depend on: positions and codes."""
     starts = np.cumsum([0, *(n for n, _ in sizes_and_codes)])
     return SimpleNamespace(
         groups=[SimpleNamespace(codes=codes) for _, codes in sizes_and_codes],
@@ -232,8 +234,8 @@ def test_sides_that_are_decoded_as_others_are_compared_in_any_combination(sizes)
     assert count_uses(first, samples.positions[0]).tolist() == [100] * 30
 
 
-def test_pairs_are_any():
-    """Neither side says anything about the other, nor about the place among the pairs."""
+def test_pairs_are_independent_and_follow_the_seed():
+    """The two sides are independent of each other and of the position among the pairs."""
     samples = groups((500, codes(1)), (500, codes(1)), (500, codes(1)))
     first, second = choose_pairs(samples, sides(0, [1, 2], [1, 1, 1]), 5000, 3)
     for a, b in ((first, second), (first, np.arange(5000)), (second, np.arange(5000))):

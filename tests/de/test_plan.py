@@ -1,4 +1,4 @@
-"""Which cells are compared: groups and rows become parts, and what cannot be compared is refused."""
+"""Which cells are compared: groups and rows become parts; impossible comparisons are refused."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def make_comparisons(adata=None, groupby=None, group1=None, group2=None, idx1=No
 
 
 def get_rows(result):
-    """Each comparison by its names: rows of the one side and of the other."""
+    """The rows of both sides of each comparison, by its names."""
     return {
         (c.group1, c.group2): (
             sorted(result.parts[c.first].tolist()),
@@ -51,7 +51,7 @@ def where(*names):
 # ---- groups of a column ------------------------------------------------------
 
 
-def test_two_groups():
+def test_two_named_groups_are_compared():
     result = make_comparisons(groupby="kind", group1="B", group2="T")
     assert get_rows(result) == {("B", "T"): (where("B"), where("T"))}
     assert result.comparisons[0].name == "B vs T"
@@ -141,7 +141,7 @@ def test_cells_of_no_group_are_refused_where_the_column_says_who_is_compared(ref
     ],
     ids=lambda v: str(v) if isinstance(v, dict) else "",
 )
-def test_bad_groups(refused, arguments, error, parts):
+def test_bad_groups_are_refused(refused, arguments, error, parts):
     with refused(error, *parts):
         make_comparisons(**arguments)
 
@@ -218,7 +218,7 @@ def test_a_query_is_of_columns_whatever_the_cells_are_called():
     ],
     ids=lambda v: str(v) if isinstance(v, dict) else "",
 )
-def test_bad_rows(refused, arguments, error, parts):
+def test_bad_rows_are_refused(refused, arguments, error, parts):
     with refused(error, *parts):
         make_comparisons(**arguments)
 

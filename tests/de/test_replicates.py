@@ -1,6 +1,6 @@
-"""Comparisons across replicates: which of them, which design, and that one decides nothing.
+"""Comparisons across replicates: which ones, which design, and that one alone does not decide.
 
-Statistics are compared with SciPy's t tests, limma's moderation, and integrals.
+Statistics are compared with SciPy's t tests, limma's moderation and numerical integration.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def labelled(model, side, sample):
 
 
 def laid_out(model, *numbers):
-    """So many cells of (side, sample), in turn; the others are of no side."""
+    """Given numbers of cells per (side, sample), in turn; the others are on neither side."""
     side, sample = [], []
     for a, b, n in numbers:
         side += [a] * n
@@ -58,7 +58,7 @@ def run_de(model, adata, **options):
     return model.differential_expression(adata, **arguments | SMALL | options)
 
 
-def about(result, name="A vs B"):
+def comparison_record(result, name="A vs B"):
     return result.attrs["comparisons"][name]
 
 
@@ -94,7 +94,7 @@ def about(result, name="A vs B"):
     ],
 )  # fmt: skip
 def test_the_design_follows_from_the_samples(covered, numbers, design, n_samples):
-    result = about(run_de(covered, laid_out(covered, *numbers)))
+    result = comparison_record(run_de(covered, laid_out(covered, *numbers)))
     assert result["design"] == design
     assert result["n_samples"] == n_samples
 
@@ -136,7 +136,7 @@ def test_too_few_samples_in_all_comparisons_are_refused(covered, refused, number
             run_de(covered, laid_out(covered, *numbers))
 
 
-def test_bad_input(covered, refused):
+def test_bad_input_is_refused(covered, refused):
     adata = labelled(covered, ["A", "B"] * 75, [None, "m0", "m1", "m1", "m0"] * 30)
     with refused(DataError, "'mouse'", "sample_key", "30 of the cells"):
         run_de(covered, adata)
@@ -158,7 +158,7 @@ def test_bad_input(covered, refused):
 
 @pytest.fixture(scope="module")
 def mice():
-    """Four donors in two conditions. Most cells are of one of them, in which alone g1 is up.
+    """Four donors in two conditions. Most cells are of one donor, and only there g1 is up.
 
     g0 is up in condition B in every donor.
     """
@@ -183,17 +183,17 @@ def mice():
 
 def test_one_sample_makes_a_gene_significant_among_cells_and_not_among_samples(mice):
     asks = {"groupby": "condition", "group1": "B", "group2": "A", "seed": 0, "fdr_target": 0.1}
-    by_cells = mice.differential_expression(**asks)
-    by_samples = mice.differential_expression(**asks, sample_key="donor")
+    cell_result = mice.differential_expression(**asks)
+    sample_result = mice.differential_expression(**asks, sample_key="donor")
     called = "is_de_fdr_0.1"
-    assert by_cells.loc["g0", called]
-    assert by_cells.loc["g1", called]
-    assert by_samples.loc["g0", called]
-    assert not by_samples.loc["g1", called]
-    assert by_samples[called].sum() == 1
-    assert by_samples.loc["g0", "lfc_mean"] > 1
-    assert about(by_samples, "B vs A")["n_samples"] == [4, 4]
-    assert list(by_samples) == list(by_cells)
+    assert cell_result.loc["g0", called]
+    assert cell_result.loc["g1", called]
+    assert sample_result.loc["g0", called]
+    assert not sample_result.loc["g1", called]
+    assert sample_result[called].sum() == 1
+    assert sample_result.loc["g0", "lfc_mean"] > 1
+    assert comparison_record(sample_result, "B vs A")["n_samples"] == [4, 4]
+    assert list(sample_result) == list(cell_result)
 
 
 def test_samples_that_differ_by_nothing_are_not_called(mice):
@@ -205,7 +205,7 @@ def test_samples_that_differ_by_nothing_are_not_called(mice):
         seed=0,
     )
     assert result["is_de_fdr_0.05"].sum() == 0
-    assert about(result, "group1 vs group2")["design"] == "unpaired"
+    assert comparison_record(result, "group1 vs group2")["design"] == "unpaired"
 
 
 def test_samples_count_the_same_whatever_their_cells(mice):
@@ -234,7 +234,7 @@ def test_swapped_sides_mirror_effects(mice):
 
 
 def test_random_samples_are_reported(covered, monkeypatch):
-    """As many as there are, also if each of the categories gets equally many."""
+    """The number of random samples is reported, also when it is the same for each category."""
     made, sample_latents = [], replicates.sample_latents
 
     def counting(*arguments):
@@ -251,8 +251,8 @@ def test_random_samples_are_reported(covered, monkeypatch):
         n_samples_overall=301,
         seed=0,
     )
-    assert sum(about(result, "B vs T")["n_draws"]) == sum(map(len, made))
-    assert about(result, "B vs T")["n_cells"] == [
+    assert sum(comparison_record(result, "B vs T")["n_draws"]) == sum(map(len, made))
+    assert comparison_record(result, "B vs T")["n_cells"] == [
         (covered.adata.obs["cell_type"] == kind).sum() for kind in "BT"
     ]
 
@@ -265,15 +265,15 @@ def every(n):
 
 
 def inverse_trigamma(y):
-    """Newton's steps as limma takes them."""
+    """Newton's method as in limma."""
     x = 0.5 + 1 / y
     for _ in range(50):
         x += special.polygamma(1, x) * (1 - special.polygamma(1, x) / y) / special.polygamma(2, x)
     return x
 
 
-def by_limma(variance, dof):
-    """squeezeVar of limma, whose fitFDist finds the prior."""
+def moderate_as_limma(variance, dof):
+    """limma's squeezeVar, with the prior from fitFDist."""
     e = np.log(variance) - special.digamma(dof / 2) + np.log(dof / 2)
     spread = e.var(ddof=1) - special.polygamma(1, dof / 2)
     prior_dof = 2 * inverse_trigamma(spread)
@@ -285,14 +285,14 @@ def by_limma(variance, dof):
 def test_variances_are_moderated_as_limma_does(dof):
     variance = np.array([0.001, 0.02, 0.5, 3.0, 40.0, 0.0004, 7.0, 900.0])
     result, together = moderate_variances(variance, dof, every(8))
-    wanted, wanted_dof = by_limma(variance, dof)
+    wanted, wanted_dof = moderate_as_limma(variance, dof)
     np.testing.assert_allclose(result, wanted, rtol=1e-6)
     assert together == pytest.approx(wanted_dof, rel=1e-6)
     assert together > dof
 
 
 @pytest.mark.parametrize(("prior_dof", "dof"), [(4, 3), (10, 3), (30, 6)])
-def test_the_prior_that_variances_were_drawn_from_is_found(prior_dof, dof):
+def test_the_prior_of_sampled_variances_is_found(prior_dof, dof):
     rng = np.random.default_rng(0)
     true = 0.3 * prior_dof / rng.chisquare(prior_dof, 20_000)
     variance = true * rng.chisquare(dof, len(true)) / dof
@@ -315,9 +315,9 @@ def test_only_genes_that_fit_say_what_is_usual():
     variance = np.concatenate([[0.1, 0.4, 1.0, 0.2, 5.0, 0.02], [1e-9, 1e5, 0.0]])
     fit = np.arange(9) < 6
     result, together = moderate_variances(variance, 2, fit)
-    alone, of_those = moderate_variances(variance[:6], 2, every(6))
-    np.testing.assert_allclose(result[:6], alone)
-    assert together == of_those
+    moderated, subset_prior = moderate_variances(variance[:6], 2, every(6))
+    np.testing.assert_allclose(result[:6], moderated)
+    assert together == subset_prior
     assert result[8] > 0
 
 
@@ -390,12 +390,12 @@ def integral(function, low, high, points):
 
 
 def cut_normal(x, width, reach):
-    """Density of a normal around zero that ends at ``reach``."""
+    """Density of a normal around zero, truncated at ``reach``."""
     whole = width * np.sqrt(2 * np.pi) * special.erf(reach / width / np.sqrt(2))
     return np.exp(-0.5 * (x / width) ** 2) / whole
 
 
-def by_integration(effects, delta, gene):
+def integrate_posterior(effects, delta, gene):
     """EM and posterior of one gene with densities instead of a grid."""
     widest = max(2 * np.abs(effects.mean).max(), 0.08)
     widths = [0.04 * 2 ** (i / 2) for i in range(40) if 0.04 * 2 ** ((i - 1) / 2) < widest]
@@ -444,7 +444,7 @@ def test_the_posterior_is_that_of_integrals():
     effects = get_effects([0.05, 0.6, -1.0, 0.3], [0.2, 0.3, 0.25, 0.4])
     result = infer_mean_effects(effects, 0.25, every(4), ())
     for gene in (1, 2, 3):
-        plus, minus, above, mean, std = by_integration(effects, 0.25, gene)
+        plus, minus, above, mean, std = integrate_posterior(effects, 0.25, gene)
         assert result.plus[gene] == pytest.approx(plus, abs=0.01)
         assert result.minus[gene] == pytest.approx(minus, abs=0.01)
         assert result.above[gene] == pytest.approx(above, abs=0.01)
@@ -453,7 +453,7 @@ def test_the_posterior_is_that_of_integrals():
 
 
 def test_intervals_and_the_median_are_quantiles():
-    """Of genes that say much more than the prior: those of Student's t."""
+    """For genes much more informative than the prior, they equal those of Student's t."""
     effects = get_effects(np.linspace(-4, 4, 60), 0.15, 12.0)
     result = infer_mean_effects(effects, 0.25, every(60), (0.5, 0.9))
     far = (np.abs(effects.mean) > 2) & (np.abs(effects.mean) < 3.3)
@@ -466,7 +466,7 @@ def test_intervals_and_the_median_are_quantiles():
 
 
 def test_the_gene_that_changes_most_is_not_cut_off():
-    """It could change more than it was seen to."""
+    """Its true change may be larger than the observed one."""
     effects = get_effects([*np.linspace(-2, 2, 40), 4.0], 0.4, 12.0)
     result = infer_mean_effects(effects, 0.25, every(41), (0.9,))
     assert result.intervals[0.9][1][-1] > 4.3
@@ -501,7 +501,7 @@ def test_where_no_gene_differs_none_is_called(seed, delta):
 
 
 def test_where_no_gene_differs_none_is_called_with_a_threshold_of_nothing():
-    """No change at all is neither upwards nor downwards."""
+    """A change of exactly zero is neither up nor down."""
     result = infer_mean_effects(observed(np.zeros(1000), 4, 0.3, 0), 0.0, every(1000), ())
     assert surest(result).max() < 0.95
 
@@ -527,13 +527,13 @@ def test_one_deviating_replicate_calls_no_gene():
 
 
 def test_genes_that_fit_nothing_say_nothing():
-    """Without a gene to learn the prior from, none has an effect."""
+    """If there is no gene to learn the prior from, none has an effect."""
     result = infer_mean_effects(get_effects([3.0, -1.0], 0.1), 0.25, np.zeros(2, bool), ())
     assert surest(result).max() < 1e-6
 
 
 def test_across_samples_a_size_factor_is_no_library(conditions):
-    """Expression is then in molecules, and so must be what was counted."""
+    """Expression is then in molecules, so the counts must be too."""
     model = fitted(conditions, size_factor_key="size")
     result = model.differential_expression(
         groupby="condition", group1="1", group2="0", sample_key="donor", seed=0

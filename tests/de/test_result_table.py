@@ -1,4 +1,4 @@
-"""The table: columns, order and calls; and the form that scanpy reads, by scanpy itself."""
+"""The table: columns, order and calls; and the format for scanpy, read by scanpy itself."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_called_is_the_longest_list_whose_expected_fdr_is_at_most_the_target(fdr
             assert 1 - proba[: number + 1].mean() > fdr - 1e-12
 
 
-def test_called_by_hand():
+def test_calls_match_a_case_by_hand():
     called, expected = call_genes(np.array([1.0, 0.9375, 0.9375, 0.8125, 0.5]), 0.078125)
     assert called.tolist() == [True, True, True, True, False]
     np.testing.assert_allclose(expected, [0, 0.03125, 0.125 / 3, 0.078125, 0.1625], atol=1e-12)
@@ -79,7 +79,7 @@ def test_a_gene_that_was_not_counted_is_never_called(fdr):
 
 
 @pytest.mark.parametrize("counted", [True, False])
-def test_columns(counted):
+def test_each_mode_has_its_columns(counted):
     result = get_table(made(), counted=counted, fdr_target=0.1)
     assert list(result) == [*CHANGE, *(COUNTED if counted else []), "is_de_fdr_0.1"]
     result = get_table(made(), counted=counted, mode="vanilla")
@@ -128,8 +128,8 @@ def test_the_most_probable_come_first_and_among_equals_those_that_change_more():
     effect.plus[:] = np.arange(40) // 10 / 4
     effect.minus[:] = 0
     result = get_table(effect)
-    by_hand = sorted(range(40), key=lambda i: (-effect.plus[i], -abs(effect.mean[i])))
-    assert list(result.index) == [GENES[i] for i in by_hand]
+    expected_order = sorted(range(40), key=lambda i: (-effect.plus[i], -abs(effect.mean[i])))
+    assert list(result.index) == [GENES[i] for i in expected_order]
     vanilla = get_table(effect, mode="vanilla")
     assert (np.diff(vanilla["bayes_factor"]) <= 0).all()
 
@@ -147,7 +147,7 @@ def test_probabilities_of_rounding_stay_probabilities():
 
 @pytest.fixture(params=["change", "vanilla"])
 def written(request, pbmc):
-    """A result of three groups against all others, in the data and as a frame."""
+    """A result for three groups against all others, written to the data and as a DataFrame."""
     adata = pbmc.adata.copy()
     result = pbmc.differential_expression(
         adata,
@@ -181,8 +181,8 @@ def test_scanpy_gets_a_frame(written):
         adjusted = np.sort(frame["pvals_adj"].to_numpy())
         wanted = np.cumsum(np.sort(not_de)) / np.arange(1, len(frame) + 1)
         np.testing.assert_allclose(adjusted, wanted, atol=1e-12)
-        by_surety = np.lexsort((frame["pvals_adj"], not_de))
-        np.testing.assert_allclose(frame["pvals_adj"].to_numpy()[by_surety], wanted, atol=1e-12)
+        order = np.lexsort((frame["pvals_adj"], not_de))
+        np.testing.assert_allclose(frame["pvals_adj"].to_numpy()[order], wanted, atol=1e-12)
 
 
 def test_scanpys_filters_work_on_it(written):

@@ -1,4 +1,4 @@
-"""Random samples of groups: which cells, where in the latent space, decoded as what."""
+"""Posterior samples of groups: cells, latent positions, and the covariates of the decoding."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vivace.de.samples import ExpressionSamples, gene_blocks, sample_latents
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FOLDERS = sorted(p.name for p in GOLDEN.iterdir() if (p / "model.pt").exists())
-OWN = (Codes(),)
+OBSERVED = (Codes(),)
 BATCHES = (Codes(0), Codes(1))
 DONORS = tuple(Codes(None, ((0, i),)) for i in range(3))
 WEIGHTING = {"max_cells": 20, "truncation": False, "n_mc_samples": 3}
@@ -25,7 +25,7 @@ WEIGHTING = {"max_cells": 20, "truncation": False, "n_mc_samples": 3}
 
 @pytest.fixture(autouse=True)
 def _no_gradients():
-    """As in every question."""
+    """Without gradients, as in every question."""
     with torch.no_grad():
         yield
 
@@ -37,13 +37,13 @@ def get_expression(groups, **options):
 def whole(expression):
     """Expression of all genes in all samples, shape (g, m)."""
     blocks = list(expression.blocks())
-    at = np.concatenate([np.arange(genes.start, genes.stop) for genes, _ in blocks])
-    np.testing.assert_array_equal(at, np.arange(expression.n_genes))
+    positions = np.concatenate([np.arange(genes.start, genes.stop) for genes, _ in blocks])
+    np.testing.assert_array_equal(positions, np.arange(expression.n_genes))
     return np.concatenate([x for _, x in blocks])
 
 
 def decoded_as(model, group, transform):
-    """What the model's public ``decode`` says at the same points, (m, g)."""
+    """The result of the public ``decode`` at the same points, (m, g)."""
     z = torch.softmax(group.z, -1) if model.config.latent_distribution == "ln" else group.z
     result = model.decode(z, indices=group.cells.rows, transform_batch=transform)
     name = "normal_mu" if model.config.gene_likelihood == "normal" else "scale"
@@ -53,7 +53,7 @@ def decoded_as(model, group, transform):
 # ---- which cells -------------------------------------------------------------
 
 
-@pytest.mark.parametrize("codes", [OWN, BATCHES, DONORS], ids=len)
+@pytest.mark.parametrize("codes", [OBSERVED, BATCHES, DONORS], ids=len)
 @pytest.mark.parametrize("n_samples", [1, 2, 7, 39, 40, 41, 400, 1001])
 def test_every_cell_is_sampled_equally_often(cells, n_samples, codes):
     rows = np.arange(100, 140)
@@ -68,12 +68,15 @@ def test_every_cell_is_sampled_equally_often(cells, n_samples, codes):
 
 def test_which_cells_come_more_often_and_when_is_chance(cells):
     first = np.concatenate(
-        [sample_latents(cells.take(np.arange(10)), 4, OWN, s, None).cells.rows for s in range(300)]
+        [
+            sample_latents(cells.take(np.arange(10)), 4, OBSERVED, s, None).cells.rows
+            for s in range(300)
+        ]
     )
     assert stats.chisquare(np.bincount(first, minlength=10)).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("codes", [OWN, BATCHES, DONORS], ids=len)
+@pytest.mark.parametrize("codes", [OBSERVED, BATCHES, DONORS], ids=len)
 def test_segments_are_equal_and_cover_all_samples(cells, codes):
     group = sample_latents(cells, 50, codes, 0, None)
     result = list(group.segments())
@@ -84,7 +87,7 @@ def test_segments_are_equal_and_cover_all_samples(cells, codes):
 
 
 def test_z_is_sampled_from_the_posterior_of_its_cell(covered, cells):
-    group = sample_latents(cells, 3000, OWN, 5, None)
+    group = sample_latents(cells, 3000, OBSERVED, 5, None)
     mean, variance = covered.get_latent_representation(return_dist=True)
     rows = group.cells.rows
     standard = (group.z.numpy() - mean[rows]) / np.sqrt(variance[rows])
@@ -126,8 +129,8 @@ def test_expression_is_what_the_model_decodes(folder):
     copy = model.load(GOLDEN / folder, anndata.read_h5ad(GOLDEN / "adata.h5ad"))
     cells = copy._cells(None, None, None, True)
     groups = [
-        sample_latents(cells.take(np.arange(50)), 30, OWN, 0, None),
-        sample_latents(cells.take(np.arange(60, 300)), 41, OWN, 1, None),
+        sample_latents(cells.take(np.arange(50)), 30, OBSERVED, 0, None),
+        sample_latents(cells.take(np.arange(60, 300)), 41, OBSERVED, 1, None),
     ]
     wanted = np.concatenate([decoded_as(copy, group, None) for group in groups])
     np.testing.assert_allclose(whole(get_expression(groups)), wanted.T, rtol=2e-5, atol=1e-9)
@@ -139,17 +142,20 @@ def test_each_segment_is_decoded_as_its_categories(covered, cells):
     result = whole(get_expression([group, other]))
     for i in range(3):
         wanted = decoded_as(covered, group, {"donor": f"d{i}"})
-        at = slice(20 * i, 20 * (i + 1))
-        np.testing.assert_allclose(result[:, at], wanted[at].T, rtol=2e-5)
+        positions = slice(20 * i, 20 * (i + 1))
+        np.testing.assert_allclose(result[:, positions], wanted[positions].T, rtol=2e-5)
     for i in range(2):
-        at = slice(10 * i, 10 * (i + 1))
-        wanted = decoded_as(covered, other, f"b{i}")[at]
-        np.testing.assert_allclose(result[:, 60:][:, at], wanted.T, rtol=2e-5)
+        positions = slice(10 * i, 10 * (i + 1))
+        wanted = decoded_as(covered, other, f"b{i}")[positions]
+        np.testing.assert_allclose(result[:, 60:][:, positions], wanted.T, rtol=2e-5)
 
 
 @pytest.mark.parametrize("genes_at_once", [1, 7, 29, 30, 31])
 def test_blocks_of_genes_are_the_same_as_all_together(cells, monkeypatch, genes_at_once):
-    groups = [sample_latents(cells, 50, BATCHES, 0, None), sample_latents(cells, 33, OWN, 1, None)]
+    groups = [
+        sample_latents(cells, 50, BATCHES, 0, None),
+        sample_latents(cells, 33, OBSERVED, 1, None),
+    ]
     once = get_expression(groups)
     wanted, (mean, largest) = whole(once), once.summarise()
     monkeypatch.setattr("vivace.de.samples.MAX_VALUES", genes_at_once * 83 + 82)
@@ -165,7 +171,7 @@ def test_blocks_of_genes_are_the_same_as_all_together(cells, monkeypatch, genes_
 
 
 def test_the_summary_is_of_each_group(cells):
-    groups = [sample_latents(cells, n, OWN, n, None) for n in (1, 50, 20)]
+    groups = [sample_latents(cells, n, OBSERVED, n, None) for n in (1, 50, 20)]
     expression = get_expression(groups)
     x = whole(expression).astype(np.float64)
     mean, largest = expression.summarise()
@@ -176,5 +182,5 @@ def test_the_summary_is_of_each_group(cells):
 
 
 def test_a_large_model_is_decoded_in_blocks():
-    """12,000 samples of 36,000 genes are not held at a time."""
+    """12,000 samples of 36,000 genes are not held in memory at once."""
     assert samples.MAX_VALUES < 12_000 * 36_000

@@ -1,4 +1,4 @@
-"""The pseudocount and the least fold change that counts."""
+"""The pseudocount and the threshold on the fold change."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_the_pseudocount_is_what_silent_genes_hardly_exceed():
 
 
 def test_the_pseudocount_of_groups_without_silent_genes_is_least():
-    """So many molecules as the threshold allows a cell, of those that a cell has."""
+    """The threshold in molecules per cell, relative to the molecules of a cell."""
     sums = get_sums(np.full((2, 5), 50), [10, 10])
     assert choose_pseudocount(np.full((2, 5), 1e-3), sums, options()) == pytest.approx(0.01 / 25)
     assert choose_pseudocount(np.full((2, 5), 1e-3), sums, options(threshold_counts=0)) == 1e-10
@@ -96,7 +96,7 @@ def test_the_pseudocount_may_be_given(refused):
 def test_the_pseudocount_is_of_the_samples_of_the_groups_that_were_counted(
     covered, monkeypatch, asks
 ):
-    """Samples are intercepted; the public ``decode`` says what is expressed in them."""
+    """Samples are intercepted, and their expression is computed with the public ``decode``."""
     caught, sample_latents = [], effects.sample_latents
 
     def catching(*arguments):
@@ -113,10 +113,10 @@ def test_the_pseudocount_is_of_the_samples_of_the_groups_that_were_counted(
     largest = {}
     for group in caught:
         (name,) = set(np.where(np.isin(kind, named), kind, "Rest")[group.cells.rows])
-        for at, code in group.segments():
+        for segment, code in group.segments():
             batch = None if code.batch is None else covered.schema.batches[code.batch]
-            rows = group.cells.rows[at]
-            scale = covered.decode(group.z[at], indices=rows, transform_batch=batch).scale
+            rows = group.cells.rows[segment]
+            scale = covered.decode(group.z[segment], indices=rows, transform_batch=batch).scale
             largest[name] = np.maximum(largest.get(name, 0.0), scale.numpy().max(0))
     wanted = []
     for name, each in largest.items():

@@ -1,4 +1,4 @@
-"""log_prob, its gradient and cdf against 40 digits, SciPy and each other."""
+"""log_prob, its gradient and cdf, compared with 40-digit arithmetic, SciPy and each other."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ PROMISE = {torch.float32: 6, torch.float64: 20}
 PROMISE_POISSON = {torch.float32: 4, torch.float64: 10}
 
 
-def drawn(n, seed):
+def random_points(n, seed):
     """Counts, means and dispersions over the whole range; half of the counts near their mean."""
     rng = np.random.default_rng(seed)
     mu, theta = 10 ** rng.uniform(-4, 6, (2, n))
     x = np.floor(10 ** rng.uniform(-0.3, 6, n))
-    near = mu + rng.normal(size=n) * np.sqrt(mu + mu**2 / theta)
-    x[::2] = np.clip(np.round(near[::2]), 0, 1e6)
+    typical = mu + rng.normal(size=n) * np.sqrt(mu + mu**2 / theta)
+    x[::2] = np.clip(np.round(typical[::2]), 0, 1e6)
     return np.stack([x, mu, theta])
 
 
 @lru_cache(None)
 def points():
-    """Float32 numbers, so that every type is asked the same."""
+    """Float32 numbers, so that all types get the same input."""
     grid = np.array(list(product(COUNTS, MUS, THETAS))).T
-    return np.concatenate([grid, drawn(1000, seed=0)], axis=1).astype(np.float32)
+    return np.concatenate([grid, random_points(1000, seed=0)], axis=1).astype(np.float32)
 
 
 def exact_poisson(x, rate):
@@ -52,11 +52,11 @@ def exact_nb(x, mu, theta):
 
 
 def exact_nb_slopes(x, mu, theta):
-    in_theta = mpmath.digamma(x + theta) - mpmath.digamma(theta) - mpmath.log1p(mu / theta)
-    return x / mu - (x + theta) / (theta + mu), in_theta + (mu - x) / (theta + mu)
+    theta_slope = mpmath.digamma(x + theta) - mpmath.digamma(theta) - mpmath.log1p(mu / theta)
+    return x / mu - (x + theta) / (theta + mu), theta_slope + (mu - x) / (theta + mu)
 
 
-def at_forty_digits(function, *columns):
+def compute_with_mpmath(function, *columns):
     with mpmath.workdps(50):
         rows = [function(*(mpf(float(c)) for c in row)) for row in zip(*columns, strict=True)]
         return np.array(rows).astype(float)
@@ -64,7 +64,7 @@ def at_forty_digits(function, *columns):
 
 @lru_cache(None)
 def exact_values():
-    return at_forty_digits(exact_nb, *points())
+    return compute_with_mpmath(exact_nb, *points())
 
 
 def ulps(result, exact, size=None):
@@ -97,7 +97,7 @@ def test_nb_against_forty_digits(dtype, device):
 
 def test_poisson_against_forty_digits(dtype, device):
     x, rate, _ = tensors(*points(), dtype=dtype, device=device)
-    exact = at_forty_digits(exact_poisson, *points()[:2])
+    exact = compute_with_mpmath(exact_poisson, *points()[:2])
     assert ulps(Poisson(rate).log_prob(x), exact) <= PROMISE_POISSON[dtype]
 
 
@@ -108,14 +108,14 @@ def test_zinb_against_forty_digits(zi_logits, dtype, device):
         lost = 1 / (1 + mpmath.exp(-mpf(zi_logits)))
         nb = exact_values()
         kept = nb + float(mpmath.log(1 - lost))
-        at_zero = [float(mpmath.log(lost + (1 - lost) * mpmath.exp(mpf(v)))) for v in nb]
-    exact = np.where(points()[0] == 0, at_zero, kept)
+        log_zeros = [float(mpmath.log(lost + (1 - lost) * mpmath.exp(mpf(v)))) for v in nb]
+    exact = np.where(points()[0] == 0, log_zeros, kept)
     result = ZeroInflatedNegativeBinomial(mu=mu, theta=theta, zi_logits=zi_logits).log_prob(x)
     assert ulps(result, exact) <= PROMISE[dtype]
 
 
-def test_against_scipy():
-    x, mu, theta = drawn(500, seed=1)
+def test_density_matches_scipy():
+    x, mu, theta = random_points(500, seed=1)
     logits = np.random.default_rng(2).normal(0, 3, 500)
     nb = stats.nbinom.logpmf(x, theta, theta / (theta + mu))
     kept = nb - np.logaddexp(0, logits)
@@ -153,29 +153,29 @@ def test_sums_over_the_density(distribution):
     torch.testing.assert_close(p.cumsum(0), d.cdf(x), rtol=1e-6, atol=0)
 
 
-def test_both_parameterisations():
-    x, mu, theta = tensors(*drawn(300, seed=3), dtype=torch.float64)
-    by_mu = NegativeBinomial(mu=mu, theta=theta)
-    for by_count in (
-        NegativeBinomial(theta, logits=by_mu.logits),
-        NegativeBinomial(theta, by_mu.probs),
+def test_both_parameterisations_agree():
+    x, mu, theta = tensors(*random_points(300, seed=3), dtype=torch.float64)
+    from_mu = NegativeBinomial(mu=mu, theta=theta)
+    for from_count in (
+        NegativeBinomial(theta, logits=from_mu.logits),
+        NegativeBinomial(theta, from_mu.probs),
     ):
         for name in ("mu", "theta", "total_count", "logits", "probs", "mean", "variance"):
-            torch.testing.assert_close(getattr(by_count, name), getattr(by_mu, name), rtol=1e-5, atol=0)  # fmt: skip
+            torch.testing.assert_close(getattr(from_count, name), getattr(from_mu, name), rtol=1e-5, atol=0)  # fmt: skip
     moderate = (mu < 100) & (x < 1000)
-    theirs = torch.distributions.NegativeBinomial(theta, logits=by_mu.logits).log_prob(x)
-    ours = NegativeBinomial(theta, logits=by_mu.logits).log_prob(x)
-    torch.testing.assert_close(ours[moderate], theirs[moderate], rtol=1e-8, atol=1e-8)
+    expected = torch.distributions.NegativeBinomial(theta, logits=from_mu.logits).log_prob(x)
+    result = NegativeBinomial(theta, logits=from_mu.logits).log_prob(x)
+    torch.testing.assert_close(result[moderate], expected[moderate], rtol=1e-8, atol=1e-8)
 
 
 def test_inflation_that_vanishes_or_is_total():
     x, mu, theta = tensors(*points(), dtype=torch.float32)
     nb = NegativeBinomial(mu=mu, theta=theta)
-    none = ZeroInflatedNegativeBinomial(mu=mu, theta=theta, zi_logits=-float("inf"))
-    assert torch.equal(none.log_prob(x), nb.log_prob(x))
-    assert torch.equal(none.mean, nb.mean)
-    torch.testing.assert_close(none.variance, nb.variance)
-    assert torch.equal(none.cdf(x), nb.cdf(x))
+    uninflated = ZeroInflatedNegativeBinomial(mu=mu, theta=theta, zi_logits=-float("inf"))
+    assert torch.equal(uninflated.log_prob(x), nb.log_prob(x))
+    assert torch.equal(uninflated.mean, nb.mean)
+    torch.testing.assert_close(uninflated.variance, nb.variance)
+    assert torch.equal(uninflated.cdf(x), nb.cdf(x))
     total = ZeroInflatedNegativeBinomial(mu=mu, theta=theta, zi_logits=float("inf"))
     assert torch.equal(total.log_prob(torch.zeros_like(x)), torch.zeros_like(x))
     assert not total.mean.any()
@@ -237,13 +237,13 @@ def test_gradcheck():
 
 
 def test_gradient_against_forty_digits(dtype, device):
-    """The gradient in the logarithm of each parameter, which is what networks are trained by."""
+    """The gradient with respect to the logarithm of each parameter, as used in training."""
     x, mu, theta = tensors(*points(), dtype=dtype, device=device)
     mu.requires_grad_()
     theta.requires_grad_()
     NegativeBinomial(mu=mu, theta=theta).log_prob(x).sum().backward()
-    in_mu, in_theta = at_forty_digits(exact_nb_slopes, *points()).T
-    for parameter, slope in ((mu, in_mu), (theta, in_theta)):
+    mu_slope, theta_slope = compute_with_mpmath(exact_nb_slopes, *points()).T
+    for parameter, slope in ((mu, mu_slope), (theta, theta_slope)):
         value = parameter.detach().cpu().double().numpy()
         size = np.maximum(1 / value, np.abs(slope))
         assert ulps(parameter.grad, slope, size) <= (8 if dtype == torch.float32 else 30)
@@ -307,12 +307,12 @@ def test_cdf_between_and_below_the_counts():
 def test_excess_near_zero_and_at_the_seams(dtype):
     t = np.array([-0.999, -0.5001, -0.5, -0.4999, -1e-3, -1e-9, 0, 1e-9, 0.3, 0.9999, 1, 5, 1e9])
     t = t.astype(np.float32)
-    exact = at_forty_digits(lambda v: v - mpmath.log1p(v), t)
+    exact = compute_with_mpmath(lambda v: v - mpmath.log1p(v), t)
     given, ratio = tensors(t, 1 + t.astype(float), dtype=dtype)
     assert ulps(excess(given, ratio), exact, np.maximum(np.abs(exact), 1e-30)) <= 4
 
 
-def test_stirling_at_the_seams(dtype):
+def test_stirling_is_accurate_where_formulas_change(dtype):
     z = np.array([1e-4, 0.5, 1, 2.999, 3, 3.001, 9.999, 10, 10.001, 1e3, 2e6], dtype=np.float32)
     (given,) = tensors(z, dtype=dtype)
 
@@ -320,6 +320,6 @@ def test_stirling_at_the_seams(dtype):
         half_log_2pi = mpmath.log(2 * mpmath.pi) / 2
         return mpmath.loggamma(v + 1) - (v + 0.5) * mpmath.log(v) + v - half_log_2pi
 
-    assert ulps(stirling(given), at_forty_digits(rest, z)) <= 20
-    slope = at_forty_digits(lambda v: mpmath.digamma(v) + 1 / (2 * v) - mpmath.log(v), z)
+    assert ulps(stirling(given), compute_with_mpmath(rest, z)) <= 20
+    slope = compute_with_mpmath(lambda v: mpmath.digamma(v) + 1 / (2 * v) - mpmath.log(v), z)
     assert ulps(stirling_slope(given), slope) <= 10

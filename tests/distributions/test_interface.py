@@ -1,4 +1,4 @@
-"""Shapes, expansion, what is kept, what is refused."""
+"""Shapes, expansion, attributes and refused arguments."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_is_a_torch_distribution(make):
     torch.testing.assert_close(whole.log_prob(x), d.log_prob(x).sum(-1))
 
 
-def test_expansion(make):
+def test_expansion_keeps_values_and_samples(make):
     d = make()
     wide = d.expand((5, 2, 3))
     assert type(wide) is type(d)
@@ -57,10 +57,10 @@ def test_expansion(make):
     assert torch.equal(wide.cdf(x), d.cdf(x))
     assert wide.mean.untyped_storage().size() <= d.mean.untyped_storage().size() * 5
     seeded = (torch.Generator().manual_seed(1) for _ in range(2))
-    draws = [
+    samples = [
         e.sample(s, generator=g) for e, s, g in zip((wide, d), ((), (5,)), seeded, strict=True)
     ]
-    assert torch.equal(*draws)
+    assert torch.equal(*samples)
     assert not make(validate_args=False).expand((1, 2, 3))._validate_args
     again = wide.expand((7, 5, 2, 3))
     assert again.sample().shape == (7, 5, 2, 3)
@@ -92,7 +92,7 @@ def test_broadcasting_over_everything():
     assert d.cdf(torch.zeros(3)).shape == (2, 4, 3)
 
 
-def test_numbers_and_types():
+def test_parameters_may_be_numbers_and_keep_their_type():
     assert NegativeBinomial(mu=2, theta=3).batch_shape == ()
     assert NegativeBinomial(mu=2, theta=3).sample().dtype == torch.float32
     # a Python number is not rounded to float32 on its way to float64
@@ -104,7 +104,7 @@ def test_numbers_and_types():
     assert Poisson(2.0).log_prob(torch.tensor([2.0], dtype=torch.float64)).dtype == torch.float64
 
 
-def test_empty():
+def test_an_empty_batch_has_empty_results():
     d = ZeroInflatedNegativeBinomial(mu=torch.ones(0, 3), theta=torch.ones(3), zi_logits=0.0)
     assert d.sample().shape == d.log_prob(torch.ones(0, 3)).shape == (0, 3)
 
@@ -144,7 +144,7 @@ NAN, INF = float("nan"), float("inf")
         (ZeroInflatedNegativeBinomial, {"mu": 1.0, "zi_logits": 1.0}, ["mu and theta"]),
     ],
 )
-def test_parameters_that_are_no_set(kind, parameters, parts, refused):
+def test_incomplete_or_redundant_parameters_are_refused(kind, parameters, parts, refused):
     with refused(OptionError, kind.__name__, *parts):
         kind(**parameters, validate_args=False)
 
@@ -164,7 +164,7 @@ def test_parameters_that_are_no_set(kind, parameters, parts, refused):
         (Normal, {"mu": 0.0, "scale": 0.0}, "scale"),
     ],
 )
-def test_parameters_out_of_range(kind, parameters, name, refused):
+def test_parameters_out_of_range_are_refused(kind, parameters, name, refused):
     with refused(OptionError, name, kind.__name__, f"{parameters[name]:g}"):
         kind(**parameters, validate_args=True)
     kind(**parameters, validate_args=False)
@@ -174,7 +174,7 @@ def test_parameters_out_of_range(kind, parameters, name, refused):
             kind(**entries, validate_args=True)
 
 
-def test_values_that_are_no_counts(make, refused):
+def test_values_that_are_not_counts_are_refused(make, refused):
     d, careless = make(), make(validate_args=False)
     wrong = (NAN,) if isinstance(d, Normal) else (-1.0, 0.5, NAN)
     for value in wrong:
@@ -188,7 +188,7 @@ def test_values_that_are_no_counts(make, refused):
             getattr(careless, method)(x)
 
 
-def test_shapes_that_do_not_fit(make, refused):
+def test_values_of_another_shape_are_refused(make, refused):
     for d in (make(), make(validate_args=False)):
         for method in (d.log_prob, d.cdf):
             if isinstance(d, Normal) and not d._validate_args:
@@ -199,7 +199,7 @@ def test_shapes_that_do_not_fit(make, refused):
                 method([0.0])
 
 
-def test_parameters_that_do_not_fit(refused):
+def test_parameters_of_different_shapes_are_refused(refused):
     for make in (
         lambda **k: NegativeBinomial(mu=torch.ones(2, 3), **k),
         lambda **k: ZeroInflatedNegativeBinomial(mu=torch.ones(2, 3), zi_logits=0.0, **k),

@@ -1,4 +1,4 @@
-"""``icdf``, uniform numbers to counts, against SciPy's cumulative distribution functions."""
+"""``icdf``, from uniform numbers to counts, compared with SciPy's cumulative distributions."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ LOGITS = (-60.0, -20.0, -5.0, -0.3, 0.0, 2.0, 9.0, 20.0, 60.0)
 TAILS = [1e-300, 1e-12, 1e-6, 1e-3, 0.5, 0.99, 1 - 1e-4, 1 - 1e-6, 1 - 1e-9, 1 - 1e-12, 1 - 2**-53]
 UNIFORM = np.concatenate([np.random.default_rng(0).random(60), TAILS])
 INSIDE = UNIFORM[:-2]  # at the last two SciPy takes long
-WITHIN = 1e-9
+TOLERANCE = 1e-9
 
 
-def below(parameters, k):
+def probability_below(parameters, k):
     """SciPy's P(x <= k) in float64; 0 below zero."""
     p = {name: np.asarray(value, np.float64) for name, value in parameters.items()}
     if "rate" in p:
@@ -39,12 +39,12 @@ def made(parameters, dtype=torch.float64, **options):
     return kinds[len(parameters)](**tensors, **options)
 
 
-def assert_inverse(parameters, u, k, within=WITHIN):
-    """``k`` are the smallest whole numbers with P(x <= k) >= u."""
+def assert_inverse(parameters, u, k, tolerance=TOLERANCE):
+    """Check that ``k`` are the smallest integers with P(x <= k) >= u."""
     assert np.array_equal(k, np.floor(k))
     assert k.min() >= 0
-    assert (below(parameters, k) >= u - within).all()
-    assert (below(parameters, k - 1) < u + within).all()
+    assert (probability_below(parameters, k) >= u - tolerance).all()
+    assert (probability_below(parameters, k - 1) < u + tolerance).all()
 
 
 SWEEPS = {
@@ -62,7 +62,7 @@ SWEEPS = {
 
 @pytest.fixture(params=SWEEPS)
 def parameters(request):
-    """Every combination of parameters, the last dimension free for uniform numbers."""
+    """Every combination of parameters; the last dimension is left for uniform numbers."""
     return SWEEPS[request.param]
 
 
@@ -77,10 +77,10 @@ def test_it_is_the_smallest_count_with_as_much_probability_below(parameters):
 
 
 def test_it_is_so_far_out_in_the_tail_too(parameters):
-    """One in 1e12 above: the probability above is as right as that below."""
+    """With 1e-12 above, the upper tail probability is as accurate as the lower."""
     u = 1.0 - np.array([1e-10, 1e-11, 1e-12])
     result = made(parameters).icdf(torch.from_numpy(u)).numpy()
-    assert_inverse(parameters, u, result, within=1e-13)
+    assert_inverse(parameters, u, result, tolerance=1e-13)
 
 
 def test_parameters_of_float32_give_the_counts_of_their_values(parameters):
@@ -91,8 +91,8 @@ def test_parameters_of_float32_give_the_counts_of_their_values(parameters):
     held = (result < 2**24).numpy()  # float32 does not hold larger counts
     assert held.mean() > 0.8
     k = result.double().numpy()
-    assert (below(rounded, k) >= INSIDE - WITHIN)[held].all()
-    assert (below(rounded, k - 1) < INSIDE + WITHIN)[held].all()
+    assert (probability_below(rounded, k) >= INSIDE - TOLERANCE)[held].all()
+    assert (probability_below(rounded, k - 1) < INSIDE + TOLERANCE)[held].all()
 
 
 def test_uniform_numbers_of_float32_are_taken_as_they_are(parameters):
@@ -137,7 +137,7 @@ def test_a_mean_of_zero_gives_zero():
 
 @pytest.mark.parametrize("logit", [20.0, 30.0])
 def test_a_probability_of_a_loss_that_rounds_to_1_is_still_told_from_it(logit):
-    """In float32 from 17 on; the uniform number says how far above the losses it is."""
+    """In float32 from a logit of 17 on."""
     d = ZeroInflatedNegativeBinomial(mu=1e3, theta=1e6, zi_logits=logit)
     kept = special.expit(-logit)
     share = np.array([0.9, 0.5, 0.1])  # of the counts that are kept, above
@@ -164,7 +164,7 @@ def test_rounding_does_not_decide_what_is_zero():
         part = dict(list(parameters.items())[:chosen])
         part = part if chosen > 1 else {"rate": part["mu"]}
         for shift in (-1e-9, 1e-9):
-            u = (below(part, 0) + shift).clip(0, 1)
+            u = (probability_below(part, 0) + shift).clip(0, 1)
             result = made(part, torch.float32).icdf(torch.from_numpy(u)).numpy()
             assert np.array_equal(result > 0, np.full(len(u), shift > 0))
 
@@ -219,8 +219,8 @@ def test_single_numbers_give_a_single_number(u):
         assert result.item() == wanted
 
 
-def test_each_entry_is_by_itself(parameters):
-    """Alone, among others, in another order: the same count."""
+def test_entries_do_not_affect_each_other(parameters):
+    """An entry gives the same count alone, among others, and in another order."""
     rng = np.random.default_rng(1)
     tensors = np.broadcast_arrays(*parameters.values(), INSIDE)
     *flat, u = (a.reshape(-1) for a in tensors)
@@ -230,8 +230,8 @@ def test_each_entry_is_by_itself(parameters):
     result = shuffled.icdf(torch.from_numpy(u[order]))
     assert torch.equal(result, together[torch.from_numpy(order)])
     for i in rng.choice(len(u), 40, replace=False):
-        alone = made({n: v[i] for n, v in zip(parameters, flat, strict=True)})
-        assert alone.icdf(torch.tensor(u[i], dtype=torch.float64)) == together[i]
+        single = made({n: v[i] for n, v in zip(parameters, flat, strict=True)})
+        assert single.icdf(torch.tensor(u[i], dtype=torch.float64)) == together[i]
 
 
 def test_strided_parameters_and_values():
@@ -247,8 +247,8 @@ def test_counts_rise_with_the_uniform_number_and_with_the_mean(parameters):
     result = made(parameters).icdf(u)
     assert (result.diff(dim=-1) >= 0).all()
     mean = "rate" if "rate" in parameters else "mu"
-    more = made(parameters | {mean: 1.01 * parameters[mean]}).icdf(u)
-    assert (more >= result).all()
+    larger = made(parameters | {mean: 1.01 * parameters[mean]}).icdf(u)
+    assert (larger >= result).all()
 
 
 def test_there_is_no_gradient():
@@ -261,9 +261,9 @@ def test_there_is_no_gradient():
         assert not d.icdf(torch.rand(3, requires_grad=True)).requires_grad
 
 
-# ---- draws -------------------------------------------------------------------
+# ---- samples -----------------------------------------------------------------
 
-DRAWS = 200_000
+N_SAMPLES = 200_000
 SIX = 6.0  # standard errors; of some 40 comparisons with fixed seeds none may be beyond
 
 
@@ -283,21 +283,23 @@ SIX = 6.0  # standard errors; of some 40 comparisons with fixed seeds none may b
     ],
     ids=str,
 )
-def test_of_uniform_numbers_it_makes_draws(parameters):
+def test_uniform_numbers_become_samples(parameters):
     """Mean, variance and zeros are within their standard errors, of the exact moments."""
     d = made(parameters)
-    draws = d.icdf(torch.from_numpy(np.random.default_rng(2).random(DRAWS))).numpy()
+    samples = d.icdf(torch.from_numpy(np.random.default_rng(2).random(N_SAMPLES))).numpy()
     k = np.arange(20_000)
-    pmf = np.diff(below(parameters, np.append(-1, k)))
+    pmf = np.diff(probability_below(parameters, np.append(-1, k)))
     assert pmf.sum() == pytest.approx(1.0, abs=1e-12)
     mean = (k * pmf).sum()
     variance, fourth = (((k - mean) ** power * pmf).sum() for power in (2, 4))
     assert d.mean.item() == pytest.approx(mean, rel=1e-6)
     assert d.variance.item() == pytest.approx(variance, rel=1e-6)
-    assert abs(draws.mean() - mean) < SIX * (variance / DRAWS) ** 0.5
-    assert abs(draws.var() - variance) < SIX * ((fourth - variance**2) / DRAWS) ** 0.5
+    assert abs(samples.mean() - mean) < SIX * (variance / N_SAMPLES) ** 0.5
+    assert abs(samples.var() - variance) < SIX * ((fourth - variance**2) / N_SAMPLES) ** 0.5
     zeros = pmf[0]
-    assert abs((draws == 0).mean() - zeros) < SIX * (zeros * (1 - zeros) / DRAWS) ** 0.5 + 1e-12
+    assert (
+        abs((samples == 0).mean() - zeros) < SIX * (zeros * (1 - zeros) / N_SAMPLES) ** 0.5 + 1e-12
+    )
 
 
 # ---- what is refused ---------------------------------------------------------

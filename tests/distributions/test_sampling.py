@@ -1,4 +1,4 @@
-"""Draws against the density they are said to have."""
+"""Samples compared with their density."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vivace.distributions import NegativeBinomial, Normal, Poisson, ZeroInflated
 
 MUS = (0.01, 0.8, 12.0, 700.0, 1e6)
 THETAS = (1e-4, 0.03, 1.0, 30.0, 1e6)
-DRAWS = 100_000
+N_SAMPLES = 100_000
 P_VALUE = 1e-4  # of some 100 tests with fixed seeds none may fall below
 
 
@@ -21,27 +21,27 @@ def generator(seed, device="cpu"):
     return torch.Generator(device=device).manual_seed(seed)
 
 
-def p_value(distribution, draws):
-    """Chi-square test in some 20 bins, set by a few of the draws; each should hold 10 of the rest."""
-    first, draws = draws[:2000], draws[2000:]
+def p_value(distribution, samples):
+    """Chi-square test in some 20 bins from a few of the samples; each expects 10 of the others."""
+    first, samples = samples[:2000], samples[2000:]
     x = np.unique(np.quantile(first, np.linspace(0, 1, 21)[:-1]).astype(np.int64))
     edges = np.unique(np.concatenate([x, x - 1, [0, 1, 2]]))
     edges = torch.as_tensor(edges[edges >= 0], dtype=torch.float64)
-    below = np.append(distribution.cdf(edges).double().numpy(), 1.0)
+    cdf = np.append(distribution.cdf(edges).double().numpy(), 1.0)
     kept, last = [], 0.0  # the edges that leave enough on both sides
-    for i, p in enumerate(below[:-1]):
-        if min(p - last, 1 - p) * len(draws) >= 10:
+    for i, p in enumerate(cdf[:-1]):
+        if min(p - last, 1 - p) * len(samples) >= 10:
             kept.append(i)
             last = p
-    expected = np.diff(np.concatenate([[0.0], below[kept], [1.0]])) * len(draws)
-    bins = np.searchsorted(edges[kept].numpy(), draws)
+    expected = np.diff(np.concatenate([[0.0], cdf[kept], [1.0]])) * len(samples)
+    bins = np.searchsorted(edges[kept].numpy(), samples)
     observed = np.bincount(bins, minlength=len(expected))
     assert len(expected) > 1
     return stats.chisquare(observed, expected * (observed.sum() / expected.sum())).pvalue
 
 
 def exactly(distribution):
-    """The same in float64, whose cdf has no rounding that a test of draws could see."""
+    """The same in float64, whose cdf has no rounding that a test of samples could see."""
     d = distribution
     if isinstance(d, Poisson):
         return Poisson(d.rate.double())
@@ -62,16 +62,16 @@ DISTRIBUTIONS = [
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS, ids=repr)
-def test_draws_have_the_density(distribution, device):
-    there = distribution if device.type == "cpu" else moved(distribution, device)
-    draws = there.sample(
-        (DRAWS,), generator=generator(1, device if device.type == "cuda" else "cpu")
+def test_samples_have_the_density(distribution, device):
+    on_device = distribution if device.type == "cpu" else moved(distribution, device)
+    samples = on_device.sample(
+        (N_SAMPLES,), generator=generator(1, device if device.type == "cuda" else "cpu")
     )
-    assert draws.device.type == device.type
-    draws = draws.cpu().double().numpy()
-    assert np.array_equal(draws, np.floor(draws))
-    assert draws.min() >= 0
-    assert p_value(exactly(distribution), draws) > P_VALUE
+    assert samples.device.type == device.type
+    samples = samples.cpu().double().numpy()
+    assert np.array_equal(samples, np.floor(samples))
+    assert samples.min() >= 0
+    assert p_value(exactly(distribution), samples) > P_VALUE
 
 
 def moved(distribution, device):
@@ -80,36 +80,38 @@ def moved(distribution, device):
 
 
 def test_the_test_sees_a_wrong_density():
-    """A tenth more dispersion, one draw in fifty lost, a mean 4 % too high."""
-    draws = NegativeBinomial(mu=12.0, theta=1.0).sample((DRAWS,), generator=generator(2)).numpy()
+    """10 % more dispersion, 2 % of samples lost, a mean 4 % too high."""
+    samples = (
+        NegativeBinomial(mu=12.0, theta=1.0).sample((N_SAMPLES,), generator=generator(2)).numpy()
+    )
     for wrong in (
         NegativeBinomial(mu=12.0, theta=0.9),
         NegativeBinomial(mu=12.48, theta=1.0),
         ZeroInflatedNegativeBinomial(mu=12.0, theta=1.0, zi_logits=-4.0),
     ):
-        assert p_value(exactly(wrong), draws) < P_VALUE
+        assert p_value(exactly(wrong), samples) < P_VALUE
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("mu", "theta"), [(10.0, 1e-4), (3.0, 1e-3), (1e6, 1e-2), (5.0, 1e6)])
 def test_mean_and_variance_are_kept(mu, theta, dtype):
-    """Gamma draws underflow at tiny theta; the mean must not."""
+    """Gamma samples underflow at tiny theta; the mean must not."""
     d = NegativeBinomial(*(None,) * 3, *torch.tensor([mu, theta], dtype=dtype))
     n = 4_000_000
-    draws = d.sample((n,), generator=generator(3)).double()
+    samples = d.sample((n,), generator=generator(3)).double()
     error = (d.variance.double() / n).sqrt()
-    assert abs(draws.mean() - mu) < 4 * error
-    ratio = draws.var() / d.variance
+    assert abs(samples.mean() - mu) < 4 * error
+    ratio = samples.var() / d.variance
     kurtosis = 3 + 6 / theta + 1 / d.variance.item()
     assert abs(ratio - 1) < 4 * ((kurtosis - 1) / n) ** 0.5
 
 
 def test_rates_beyond_the_poisson_sampler():
     rate = torch.full((200_000,), 1e11, dtype=torch.float64)
-    draws = Poisson(rate).sample(generator=generator(4))
-    standard = ((draws - rate) / rate.sqrt()).numpy()
+    samples = Poisson(rate).sample(generator=generator(4))
+    standard = ((samples - rate) / rate.sqrt()).numpy()
     assert stats.kstest(standard, "norm").pvalue > P_VALUE
-    assert torch.equal(draws, draws.floor())
+    assert torch.equal(samples, samples.floor())
     mixed = Poisson(torch.tensor([2.0, 1e11])).sample((1000,), generator=generator(5))
     assert mixed[:, 0].max() < 20
     assert mixed[:, 1].min() > 9e10
@@ -118,8 +120,8 @@ def test_rates_beyond_the_poisson_sampler():
 def test_certain_and_impossible_losses():
     for zi_logits, share in ((60.0, 1.0), (-60.0, 0.0), (torch.inf, 1.0), (-torch.inf, 0.0)):
         d = ZeroInflatedNegativeBinomial(mu=1e3, theta=1e6, zi_logits=zi_logits)
-        draws = d.sample((100_000,), generator=generator(6))
-        assert (draws == 0).float().mean() == share
+        samples = d.sample((100_000,), generator=generator(6))
+        assert (samples == 0).float().mean() == share
 
 
 def test_mean_zero_gives_zeros():
@@ -137,7 +139,7 @@ def test_mean_zero_gives_zeros():
     ],
     ids=repr,
 )
-def test_generator_decides(distribution):
+def test_the_generator_determines_the_sample(distribution):
     d = distribution
     first, again = (d.sample((2, 5), generator=generator(7)) for _ in range(2))
     assert torch.equal(first, again)
@@ -151,14 +153,14 @@ def test_generator_decides(distribution):
         assert not torch.equal(d.sample((2, 5)), first)
 
 
-def test_normal_draws():
+def test_normal_samples_are_normal():
     d = Normal(torch.tensor([3.0, -1.0]), torch.tensor([2.0, 0.1]))
-    draws = (d.sample((50_000,), generator=generator(9)) - d.loc) / d.scale
-    for column in draws.T:
+    samples = (d.sample((50_000,), generator=generator(9)) - d.loc) / d.scale
+    for column in samples.T:
         assert stats.kstest(column.numpy(), "norm").pvalue > P_VALUE
 
 
-def test_draws_carry_no_gradient():
+def test_samples_carry_no_gradient():
     mu = torch.ones(3, requires_grad=True)
     for d in (
         NegativeBinomial(mu=mu, theta=1.0),

@@ -40,7 +40,7 @@ def test_variance_through_softplus():
     net, batch = network(var_activation="softplus").eval(), cells()
     other = network(var_activation="exp").eval()
     other.load_state_dict(net.state_dict())
-    result, by_exp = net.encode(batch).z, other.encode(batch).z
-    torch.testing.assert_close(result.mean, by_exp.mean)
-    log_variance = (by_exp.variance - 1e-4).log()
+    result, exponential = net.encode(batch).z, other.encode(batch).z
+    torch.testing.assert_close(result.mean, exponential.mean)
+    log_variance = (exponential.variance - 1e-4).log()
     torch.testing.assert_close(result.variance, nn.functional.softplus(log_variance) + 1e-4)

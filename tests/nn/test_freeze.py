@@ -1,4 +1,4 @@
-"""Surgery asks the layers, so that a decoder that it has never seen is grown and frozen too."""
+"""Surgery asks the layers, so it also extends and freezes a decoder that it does not know."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ INPUTS = 4 + 2  # latent dimensions and continuous covariates
 
 
 class NewDecoder(nn.Module):
-    """Two maps side by side, as no decoder of ours has them."""
+    """Two parallel maps, which no decoder of vivace has."""
 
     def __init__(self, one_hot_sizes):
         super().__init__()

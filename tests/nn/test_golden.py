@@ -1,4 +1,4 @@
-"""With weights that scvi-tools 1.4.2 saved, the network gives scvi-tools' numbers."""
+"""With weights saved by scvi-tools 1.4.2, the network reproduces scvi-tools' numbers."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def configured(folder: str) -> tuple[ModelConfig, Declarations]:
 
 @pytest.fixture(params=[("auto", "float32"), ("reference", "float32"), ("reference", "float64")])
 def case(request: pytest.FixtureRequest, folder: str) -> Case:
-    """ "auto" takes the kernels, but for the normal likelihood, which has none."""
+    """ "auto" uses the kernels, except for the normal likelihood, which has none."""
     backend: Backend = request.param[0]
     dtype = getattr(torch, request.param[1])
     config, declarations = configured(folder)
@@ -93,7 +93,7 @@ def case(request: pytest.FixtureRequest, folder: str) -> Case:
 
 
 def result(case: Case) -> dict[str, torch.Tensor]:
-    """Every array that a golden folder may hold, as our network has it."""
+    """Every array that a golden folder may contain, computed with vivace's network."""
     network, cells = case.network, case.cells
     inference = network.encode(cells)
     point = network.place(case.z())

@@ -1,4 +1,4 @@
-"""Dropout, batch norm of one cell, linear maps with rows for categories."""
+"""Dropout, batch norm of a single cell, linear maps with rows for categories."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vivace.nn.layers import CategoryLinear, Linear, dropout_mask
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_one_cell_trains(backend):
-    """By the running statistics, which stay as they are."""
+    """It is normalised with the running statistics, which are not updated."""
     net = network(backend=backend, dtype=torch.float32).train()
     statistics = {k: v.clone() for k, v in net.named_buffers() if "batch_norm" in k}
     assert len(statistics) == 6

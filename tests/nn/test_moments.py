@@ -1,4 +1,4 @@
-"""Moments of counts that were sampled with known parameters, and the heads that they fill."""
+"""Moments of counts sampled with known parameters, and the heads initialised from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The negative ELBO against its parts."""
+"""The negative ELBO compared with its parts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.distributions import Normal, kl_divergence
 
 
 @pytest.mark.parametrize("kl_weight", [0.0, 0.3, 1.0])
-def test_objective(kl_weight):
+def test_objective_is_the_loss_plus_the_weighted_kl(kl_weight):
     """Mean over cells of the loss at one sample of z, plus the weighted KL."""
     net, batch = network(), cells()
     result = net.train()(batch, kl_weight, torch.Generator().manual_seed(3))
@@ -63,7 +63,7 @@ def test_a_logistic_normal_point_lies_on_the_simplex():
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_every_parameter_has_a_gradient(backend):
-    """But the biases that batch norm takes away, whose gradient is rounding."""
+    """Except biases that batch norm cancels, whose gradient is rounding error."""
     net = network(backend=backend, dtype=torch.float32, n_layers=2, encode_covariates=True)
     net.train()(cells(dtype=torch.float32), 1.0, torch.Generator().manual_seed(3)).loss.backward()
     for name, parameter in net.named_parameters():

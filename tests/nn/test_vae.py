@@ -1,4 +1,4 @@
-"""Encoder and decoder against plain torch.nn, with the same weights."""
+"""Encoder and decoder compared with plain torch.nn with the same weights."""
 
 from __future__ import annotations
 
@@ -39,22 +39,22 @@ each_case = pytest.mark.parametrize("options", CASES.values(), ids=CASES)
 # ---- the same network in torch.nn -------------------------------------------
 
 
-def linear(ours) -> nn.Linear:
-    made = nn.Linear(*ours.weight.shape, dtype=torch.float64)
-    made.load_state_dict({"weight": ours.weight.detach().T, "bias": ours.bias.detach()})
+def linear(module) -> nn.Linear:
+    made = nn.Linear(*module.weight.shape, dtype=torch.float64)
+    made.load_state_dict({"weight": module.weight.detach().T, "bias": module.bias.detach()})
     return made
 
 
-def plain_layers(ours, config: ModelConfig, where: str) -> list[nn.Sequential]:
-    """Linear, BatchNorm1d, LayerNorm, ReLU, with our weights."""
+def plain_layers(module, config: ModelConfig, side: str) -> list[nn.Sequential]:
+    """Linear, BatchNorm1d, LayerNorm, ReLU, with vivace's weights."""
     layers = []
-    for ours_linear, ours_after in zip(ours.linears, ours.activations, strict=True):
-        steps = [linear(ours_linear)]
-        if config.use_batch_norm in (where, "both"):
+    for source, source_activation in zip(module.linears, module.activations, strict=True):
+        steps = [linear(source)]
+        if config.use_batch_norm in (side, "both"):
             norm = nn.BatchNorm1d(config.n_hidden, momentum=0.01, eps=1e-3, dtype=torch.float64)
-            norm.load_state_dict(ours_after.batch_norm.state_dict())
+            norm.load_state_dict(source_activation.batch_norm.state_dict())
             steps.append(norm)
-        if config.use_layer_norm in (where, "both"):
+        if config.use_layer_norm in (side, "both"):
             steps.append(nn.LayerNorm(config.n_hidden, elementwise_affine=False))
         layers.append(nn.Sequential(*steps, nn.ReLU()))
     return layers
@@ -75,7 +75,7 @@ def covariates(batch: CountBatch) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @each_case
-def test_encoder(options, training):
+def test_encoder_matches_torch_nn(options, training):
     net, batch = network(**options), cells()
     config = net.config
     layers = plain_layers(net.encoder, config, "encoder")
@@ -102,7 +102,7 @@ def test_encoder(options, training):
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @each_case
-def test_decoder(options, training):
+def test_decoder_matches_torch_nn(options, training):
     net, batch = network(**options), cells()
     config = net.config
     layers = plain_layers(net.decoder, config, "decoder")
@@ -128,9 +128,9 @@ def test_decoder(options, training):
     check_running_statistics(net.decoder, layers)
 
 
-def check_running_statistics(ours, layers):
-    """Untouched in evaluation, moved as torch's in training."""
-    for activation, layer in zip(ours.activations, layers, strict=True):
+def check_running_statistics(module, layers):
+    """Unchanged in evaluation, updated like torch's in training."""
+    for activation, layer in zip(module.activations, layers, strict=True):
         norms = [step for step in layer if isinstance(step, nn.BatchNorm1d)]
         assert len(norms) == isinstance(activation.batch_norm, nn.BatchNorm1d)
         for norm in norms:
@@ -170,7 +170,7 @@ def test_nll_is_that_of_the_rates(likelihood):
     torch.testing.assert_close(net.nll(z, batch), -log_p.sum(1))
 
 
-def test_nothing_but_genes():
+def test_a_network_of_genes_alone_has_no_columns_for_covariates():
     """One batch, no covariates: no columns for them."""
     net = network(Dimensions(n_genes=G), encode_covariates=True).eval()
     assert net.encoder.linears[0].weight.shape == (G, 7)

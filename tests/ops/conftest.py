@@ -1,4 +1,4 @@
-"""Memory whose contents nobody may read."""
+"""Uninitialised memory that must not be read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Aggregated posteriors against SciPy's densities, and which samples a place is typical of."""
+"""Aggregated posteriors compared with SciPy's densities, and the samples typical of a position."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vivace.errors import (
 
 @pytest.fixture(scope="module", params=["normal", "ln"])
 def fitted(request, tiny):
-    """A model of a few cell types that are apart in its latent space."""
+    """A model of a few cell types that are separated in its latent space."""
     adata = tiny(n_cells=120)
     SCVI.setup_anndata(adata, batch_key="batch")
     model = SCVI(adata, n_hidden=16, n_latent=3, latent_distribution=request.param)
@@ -74,7 +74,7 @@ def test_it_is_of_the_data_that_are_passed(fitted, tiny, points):
     np.testing.assert_allclose(result.log_prob(torch.from_numpy(points)), expected, rtol=1e-4)
 
 
-def test_its_draws_are_where_the_cells_are(fitted):
+def test_its_samples_are_where_the_cells_are(fitted):
     mean, variance = fitted.get_latent_representation(return_dist=True)
     mixture = fitted.get_aggregated_posterior(dof=None)
     with torch.random.fork_rng():
@@ -141,10 +141,10 @@ def test_memory_is_bounded_and_changes_nothing(fitted, monkeypatch):
 
     monkeypatch.setattr(MixtureSameFamily, "log_prob", counted)
     monkeypatch.setattr("vivace.questions.abundance._AT_ONCE", 1_000)
-    in_parts = fitted.differential_abundance(sample_key="donor")
+    abundances = fitted.differential_abundance(sample_key="donor")
     assert max(sizes) <= 1_000
     assert sum(sizes) == 3 * 120 * 40 * 3
-    np.testing.assert_allclose(in_parts, whole, rtol=1e-5)
+    np.testing.assert_allclose(abundances, whole, rtol=1e-5)
     monkeypatch.setattr("vivace.questions.abundance._AT_ONCE", 1)  # a point at a time, no less
     np.testing.assert_allclose(fitted.differential_abundance(sample_key="donor"), whole, rtol=1e-5)
 
@@ -166,11 +166,11 @@ def test_a_sample_is_represented_by_as_many_cells_as_asked_for(fitted):
     """With one cell the column is the density of one q(z|x) of the sample, which the seed picks."""
     mean, _ = fitted.get_latent_representation(return_dist=True)
     members = np.flatnonzero(fitted.adata.obs["donor"] == "d1")
-    alone = np.stack([log_density(fitted, [cell], mean) for cell in members])
+    single = np.stack([log_density(fitted, [cell], mean) for cell in members])
     chosen = set()
     for seed in range(4):
         frame = fitted.differential_abundance(sample_key="donor", num_cells_posterior=1, seed=seed)
-        error = np.abs(alone - frame["d1"].to_numpy()).max(1)
+        error = np.abs(single - frame["d1"].to_numpy()).max(1)
         assert error.min() < 1e-2
         chosen.add(int(error.argmin()))
     assert len(chosen) > 1
@@ -180,13 +180,13 @@ def test_a_sample_is_represented_by_as_many_cells_as_asked_for(fitted):
     pd.testing.assert_frame_equal(all_cells, fitted.differential_abundance(sample_key="donor"))
 
 
-def test_cells_of_a_sample_are_drawn_without_replacement(fitted):
+def test_cells_of_a_sample_are_chosen_without_replacement(fitted):
     """39 of 40 leave one out, so that the density is that of all less that of one."""
     mean, _ = fitted.get_latent_representation(return_dist=True)
     members = np.flatnonzero(fitted.adata.obs["donor"] == "d1")
     frame = fitted.differential_abundance(sample_key="donor", num_cells_posterior=39, seed=0)
-    without = [log_density(fitted, np.delete(members, i), mean) for i in range(40)]
-    assert np.abs(without - frame["d1"].to_numpy()).max(1).min() < 1e-3
+    left_out = [log_density(fitted, np.delete(members, i), mean) for i in range(40)]
+    assert np.abs(left_out - frame["d1"].to_numpy()).max(1).min() < 1e-3
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Posterior predictive checks: NumPy's statistics, draws of known and of unfit models."""
+"""Posterior predictive checks: NumPy's statistics, samples of known and of unfit models."""
 
 from __future__ import annotations
 
@@ -73,14 +73,14 @@ def test_the_observed_are_the_statistics_of_the_data(golden):
 
 
 def test_the_predicted_are_those_of_posterior_predictive_samples(golden):
-    """Mean, 95 % interval, and share above the data, ties by half, over the same draws."""
+    """Mean, 95 % interval, and share above the data, ties by half, over the same samples."""
     rows, n = np.arange(40, 90), 8
     frame = golden.posterior_predictive_check(indices=rows, n_samples=n, n_correlated=5, seed=3)
-    drawn = golden.posterior_predictive_sample(indices=rows, n_samples=n, seed=3)
-    drawn = np.moveaxis(
-        np.asarray(drawn if isinstance(drawn, np.ndarray) else drawn.todense()), 2, 0
+    samples = golden.posterior_predictive_sample(indices=rows, n_samples=n, seed=3)
+    samples = np.moveaxis(
+        np.asarray(samples if isinstance(samples, np.ndarray) else samples.todense()), 2, 0
     )
-    drawn, x = drawn.astype(np.float64), dense(golden.adata, rows)
+    samples, x = samples.astype(np.float64), dense(golden.adata, rows)
     genes = most_variable(x, 5)
     upper = np.triu_indices(5, 1)
 
@@ -95,7 +95,7 @@ def test_the_predicted_are_those_of_posterior_predictive_samples(golden):
     with np.errstate(invalid="ignore", divide="ignore"):
         for by, statistic, compute in cases:
             result = get_values(frame, by, statistic)
-            seen, each = compute(x), np.stack([compute(d) for d in drawn])
+            seen, each = compute(x), np.stack([compute(d) for d in samples])
             scale = {"rtol": 1e-4, "atol": 1e-4, "err_msg": f"{statistic} by {by}"}
             np.testing.assert_allclose(result["predicted"], each.mean(0), **scale)
             np.testing.assert_allclose(result["lower"], np.quantile(each, 0.025, axis=0), **scale)
@@ -115,7 +115,7 @@ def test_it_does_not_depend_on_the_batch_size(golden):
 
 @pytest.fixture(scope="module")
 def known(tiny):
-    """A model whose q(z|x) is its prior, so that data drawn from it are as its draws are.
+    """A model whose q(z|x) is its prior, so data sampled from it are like its samples.
 
     The size factor takes the place of the library, which would be that of the data.
     """
@@ -130,7 +130,7 @@ def known(tiny):
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_model_is_found_adequate_for_data_of_its_own(known, seed):
-    """Data are one more draw, so that p-values are uniform: 2 of 80 ranks are extreme."""
+    """The data are another sample, so p-values are uniform: 2 of 80 ranks are extreme."""
     data = known.adata.copy()
     data.X = known.posterior_predictive_sample(seed=seed).astype(np.float32)
     frame = known.posterior_predictive_check(data, n_samples=79, n_correlated=10, seed=10 * seed)
@@ -147,7 +147,7 @@ def test_a_model_is_found_adequate_for_data_of_its_own(known, seed):
 
 @pytest.fixture(scope="module")
 def overdispersed(tiny):
-    """Counts with an inverse dispersion of 0.3, for which no latent variable accounts."""
+    """Counts with an inverse dispersion of 0.3 that no latent variable explains."""
     adata = tiny(n_cells=300)
     rng = np.random.default_rng(0)
     mean = rng.uniform(1.0, 5.0, 30)
@@ -189,8 +189,8 @@ def test_pairs_that_a_constant_gene_is_in_have_neither_correlation_nor_p_value(t
     varies = x.std(0) > 0
     assert others["observed"].notna().sum() == varies.sum() * (varies.sum() - 1) // 2
     assert (others["p_value"].isna() == others[["observed", "predicted"]].isna().any(axis=1)).all()
-    of_genes = frame[frame["by"] == "gene"]
-    assert of_genes["p_value"].between(0, 1).all()
+    gene_rows = frame[frame["by"] == "gene"]
+    assert gene_rows["p_value"].between(0, 1).all()
 
 
 def test_one_cell_is_checked_too(trained):
@@ -202,7 +202,7 @@ def test_one_cell_is_checked_too(trained):
 
 
 def test_values_that_are_not_counts_are_checked(tiny):
-    """With the normal likelihood draws fall below zero; correlations are of a signed logarithm."""
+    """Normal samples fall below zero; correlations are of a signed logarithm."""
     adata = tiny()
     adata.X = adata.X.toarray() - np.float32(2.5) * (np.arange(30) < 5)
     adata.X[:, -1] += 20  # each cell must add up to more than 0
@@ -237,7 +237,7 @@ def spearman(a, b):
 
 @pytest.mark.parametrize("statistic", ["mean", "zero_fraction"])
 def test_what_is_predicted_tracks_cells_that_were_not_trained_on(held_out, statistic):
-    """As closely as nine times as many real cells do; their own noise is the limit.
+    """As closely as nine times as many real cells; the limit is their own noise.
 
     Over genes of 200 molecules or more that noise is small, and so is the difference.
     """
@@ -272,7 +272,7 @@ def test_statistics_of_cells_that_were_not_trained_on(held_out):
         ({"seed": -1}, OptionError, ["seed"]),
     ],
 )
-def test_bad_input(trained, refused, arguments, error, parts):
+def test_bad_input_is_refused(trained, refused, arguments, error, parts):
     with refused(error, *parts):
         trained.posterior_predictive_check(**arguments)
 

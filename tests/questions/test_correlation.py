@@ -1,4 +1,4 @@
-"""Correlation of genes over denoised draws, against SciPy and NumPy on the very same draws."""
+"""Correlation of genes over denoised samples, compared with SciPy and NumPy on the same samples."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def golden(request):
 
 
 def get_samples(model, n_samples, indices=None, batch=None, size=1000.0):
-    """The rates that are correlated, cells x draws in rows: those of this seed."""
+    """The rates that are correlated, cells x samples in rows: those of this seed."""
     cells = model._cells(None, indices, None)
     (codes,) = model.schema.codes(batch)
     with torch.no_grad():
-        drawn = list(correlation._sample_rates(cells, codes, n_samples, size, SEED))
-    return np.concatenate([x for _, x in drawn]).astype(np.float64)
+        samples = list(correlation._sample_rates(cells, codes, n_samples, size, SEED))
+    return np.concatenate([x for _, x in samples]).astype(np.float64)
 
 
 def placed(model, z):
@@ -47,7 +47,7 @@ def placed(model, z):
 
 
 @pytest.mark.parametrize("kind", ["spearman", "pearson"])
-def test_it_is_what_scipy_and_numpy_compute_of_the_same_draws(golden, kind):
+def test_it_is_what_scipy_and_numpy_compute_of_the_same_samples(golden, kind):
     result = golden.get_feature_correlation_matrix(n_samples=2, correlation_type=kind, seed=SEED)
     x = get_samples(golden, 2)
     assert x.shape == (600, 150)
@@ -58,7 +58,7 @@ def test_it_is_what_scipy_and_numpy_compute_of_the_same_draws(golden, kind):
 
 
 def test_spearman_is_the_default_and_ties_share_their_ranks(trained, monkeypatch):
-    """Cut to powers of two, most draws are tied."""
+    """Cut to powers of two, most samples are tied."""
     exact = correlation._sample_rates
 
     def rounded(*arguments):
@@ -80,10 +80,10 @@ def test_a_matrix_is_symmetric_with_ones_on_its_diagonal(trained):
         assert np.abs(result).max() <= 1.0
 
 
-@pytest.mark.filterwarnings("ignore:An input array is constant")  # SciPy's, of the same draws
+@pytest.mark.filterwarnings("ignore:An input array is constant")  # SciPy's, of the same samples
 @pytest.mark.parametrize("kind", ["spearman", "pearson"])
-def test_a_gene_that_is_the_same_in_every_draw_has_no_correlation(saved, trained, kind):
-    """Its theta is so small that every gamma draw underflows to zero."""
+def test_a_gene_that_is_the_same_in_every_sample_has_no_correlation(saved, trained, kind):
+    """Its theta is so small that every gamma sample underflows to zero."""
     loaded = SCVI.load(saved, trained.adata)
     with torch.no_grad():
         loaded.module.log_theta[4] = -15.0
@@ -95,7 +95,7 @@ def test_a_gene_that_is_the_same_in_every_draw_has_no_correlation(saved, trained
     assert lacking.sum() == 2 * 30 - 1
 
 
-# ---- the draws ---------------------------------------------------------------
+# ---- the samples -------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -110,8 +110,8 @@ def test_a_gene_that_is_the_same_in_every_draw_has_no_correlation(saved, trained
     ],
     indirect=True,
 )
-def test_draws_have_the_moments_of_gamma_rates_at_the_size_asked_for(golden):
-    """Mean and variance over independent draws of z, through ``decode``; no zero inflation."""
+def test_samples_have_the_moments_of_gamma_rates_at_the_size_asked_for(golden):
+    """Mean and variance over independent samples of z, through ``decode``; no zero inflation."""
     row, n, size = 250, 3_000, 5_000.0
     result = get_samples(golden, 3, indices=[row] * (n // 3), size=size)
     mean, variance = golden.get_latent_representation(indices=[row], return_dist=True)
@@ -134,8 +134,8 @@ def test_draws_have_the_moments_of_gamma_rates_at_the_size_asked_for(golden):
     assert (np.abs(result.var(0) - total) <= SIX * error).all()
 
 
-def test_draws_of_a_cell_share_their_z_and_nothing_else(golden):
-    """Of the same cell they differ, and so do two genes of one draw."""
+def test_samples_of_a_cell_share_their_z_and_nothing_else(golden):
+    """Of the same cell they differ, and so do two genes of one sample."""
     result = get_samples(golden, 2, indices=[5, 5])
     assert result.shape == (4, 150)
     for i, j in ((0, 1), (0, 2), (1, 3)):
@@ -163,7 +163,7 @@ def test_ranks_among_some_of_the_cells_are_nearly_those_among_all(tiny, monkeypa
     monkeypatch.setattr(correlation, "_ranks", seen)
     monkeypatch.setattr(correlation, "_REFERENCE", 30 * n_samples * 200)
     result = fitted.get_feature_correlation_matrix(**options)
-    assert set(ordered) == {(30, 200 * n_samples)}  # a third of the cells, all their draws
+    assert set(ordered) == {(30, 200 * n_samples)}  # a third of the cells, all their samples
     assert (result != exact).to_numpy().any()
     assert np.abs(result - exact).to_numpy().max() < 0.03
 
@@ -248,6 +248,6 @@ def test_it_follows_from_the_seed_and_not_from_the_batch_size_nor_the_molecules(
     ],
     ids=lambda v: str(v) if isinstance(v, dict) else "",
 )
-def test_bad_input(trained, refused, arguments, error, parts):
+def test_bad_input_is_refused(trained, refused, arguments, error, parts):
     with refused(error, *parts):
         trained.get_feature_correlation_matrix(**arguments)

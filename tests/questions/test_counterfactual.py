@@ -22,8 +22,8 @@ def known():
     kind, batch = rng.integers(TYPES, size=CELLS), rng.integers(2, size=CELLS)
     expected = np.stack([profile[kind] * e for e in effect])
     expected /= expected.sum(-1, keepdims=True)
-    own = expected[batch, np.arange(CELLS)]
-    counts = rng.poisson(own * rng.lognormal(6.5, 0.3, (CELLS, 1)))
+    observed = expected[batch, np.arange(CELLS)]
+    counts = rng.poisson(observed * rng.lognormal(6.5, 0.3, (CELLS, 1)))
     obs = pd.DataFrame({"batch": np.array(["a", "b"])[batch]}, index=np.arange(CELLS).astype(str))
     adata = AnnData(sp.csr_matrix(counts.astype(np.float32)), obs=obs)
     SCVI.setup_anndata(adata, batch_key="batch")
@@ -32,11 +32,11 @@ def known():
     return model, batch, expected
 
 
-@pytest.mark.parametrize(("own", "other"), [(0, 1), (1, 0)])
-def test_cells_decoded_as_of_the_other_batch_have_its_expression(known, own, other):
+@pytest.mark.parametrize(("observed", "switched"), [(0, 1), (1, 0)])
+def test_cells_decoded_as_of_the_other_batch_have_its_expression(known, observed, switched):
     model, batch, expected = known
-    cells = np.flatnonzero(batch == own)
-    truth = np.log(expected[other, cells])
+    cells = np.flatnonzero(batch == observed)
+    truth = np.log(expected[switched, cells])
 
     def error(transform_batch):
         result = model.get_normalized_expression(
@@ -44,19 +44,19 @@ def test_cells_decoded_as_of_the_other_batch_have_its_expression(known, own, oth
         )
         return np.abs(np.log(result) - truth).mean()
 
-    there, uncorrected = error("ab"[other]), error(None)
+    corrected, uncorrected = error("ab"[switched]), error(None)
     assert uncorrected > 0.3  # the effect of the batch
-    assert there < uncorrected / 3
+    assert corrected < uncorrected / 3
 
 
 def test_samples_for_the_other_batch_have_its_mean(known):
     model, batch, expected = known
     cells = np.flatnonzero(batch == 0)
     library = np.asarray(model.adata.X[cells].sum(1))
-    drawn = model.posterior_predictive_sample(
+    sample = model.posterior_predictive_sample(
         indices=cells, transform_batch="b", seed=0, silent=True
     )
-    result = np.asarray(drawn.mean(0)).ravel()
+    result = np.asarray(sample.mean(0)).ravel()
     truth, uncorrected = ((expected[b, cells] * library).mean(0) for b in (1, 0))
     assert np.corrcoef(np.log(result + 0.1), np.log(truth + 0.1))[0, 1] > 0.99
     assert np.corrcoef(np.log(result + 0.1), np.log(uncorrected + 0.1))[0, 1] < 0.95

@@ -38,7 +38,7 @@ def test_log_prob_is_what_scvi_tools_computed(golden):
 
 
 @pytest.mark.parametrize("golden", [f for f in FOLDERS if f != "zinb_no_batch"], indirect=True)
-def test_another_batch(golden):
+def test_another_batch_decodes_as_scvi_tools_does(golden):
     loaded, _, z, expected = golden
     last = loaded.schema.batches[-1]
     result = loaded.decode(z[:24], indices=range(24), transform_batch=last)
@@ -48,15 +48,15 @@ def test_another_batch(golden):
     assert (np.abs(scale.numpy() - wanted) <= bound).all()
 
 
-def test_library_size(trained):
+def test_the_mean_scales_with_the_library_size(trained):
     z = np.zeros((3, 3))
     one = trained.decode(z, indices=[0, 1, 2], library_size=1.0)
     torch.testing.assert_close(one.mu, one.scale)
     each = trained.decode(z, indices=[0, 1, 2], library_size=np.array([1.0, 10.0, 100.0]))
     torch.testing.assert_close(each.mu, one.mu * torch.tensor([[1.0], [10.0], [100.0]]))
-    own = trained.decode(z, indices=[0, 1, 2])
+    observed = trained.decode(z, indices=[0, 1, 2])
     total = torch.from_numpy(np.asarray(trained.adata.X[:3].sum(1)))
-    torch.testing.assert_close(own.mu.sum(1, keepdim=True), total.float())
+    torch.testing.assert_close(observed.mu.sum(1, keepdim=True), total.float())
 
 
 def test_size_factor_scales_it(tiny):
@@ -77,7 +77,7 @@ def test_samples_are_counts_with_the_generator_that_is_passed(trained):
     assert first.shape == (4, 30)
 
 
-def test_cells_of_other_data(trained, tiny):
+def test_cells_of_other_data_can_be_decoded(trained, tiny):
     other = tiny(n_cells=10, seed=5)
     z = trained.get_latent_representation(other)
     x = torch.from_numpy(other.X.toarray())
@@ -107,6 +107,6 @@ def test_points_far_away_stay_finite(tiny):
         ({"library_size": np.ones(7)}, ShapeError, "library_size"),
     ],
 )
-def test_bad_input(trained, arguments, error, named, refused):
+def test_bad_input_is_refused(trained, arguments, error, named, refused):
     with refused(error, named):
         trained.decode(**({"z": np.zeros((60, 3))} | arguments))

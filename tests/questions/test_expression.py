@@ -1,4 +1,4 @@
-"""Expected expression: against ``decode`` and scvi-tools, its draws, and the places it is written to."""
+"""Expected expression, compared with ``decode`` and scvi-tools; its samples; writing to a file."""
 
 from __future__ import annotations
 
@@ -109,8 +109,8 @@ def test_it_adds_up_to_the_library_but_with_size_factors(golden):
 
 @pytest.mark.parametrize("other", [False, True], ids=["own batch", "last batch"])
 @pytest.mark.parametrize("golden", WITH_BATCH, indirect=True)
-def test_at_a_draw_of_z_it_is_what_scvi_tools_computed(golden, other):
-    """The draw is scvi-tools' own, whose random numbers differ from ours."""
+def test_at_a_sample_of_z_it_is_what_scvi_tools_computed(golden, other):
+    """The sample is scvi-tools' own, whose random numbers differ from ours."""
     copy = golden.model
     wanted = golden.expected["px_scale_transform_last_batch" if other else "px_scale"]
     codes = copy.schema.codes(copy.schema.batches[-1] if other else None)
@@ -170,7 +170,7 @@ def test_a_batch_takes_the_place_of_the_cells_own(golden):
     ],
     ids=str,
 )
-def test_a_mapping_names_read_categories_any_column(covered, mapping):
+def test_a_mapping_names_categories_of_any_column(covered, mapping):
     z, decoded = mean_of_z(covered), []
     for chosen in product(*([v] if isinstance(v, str) else v for v in mapping.values())):
         changed = covered.adata.copy()
@@ -179,8 +179,8 @@ def test_a_mapping_names_read_categories_any_column(covered, mapping):
         decoded.append(get_scale(covered.decode(z, changed)))
     result = covered.get_normalized_expression(transform_batch=mapping, return_numpy=True)
     assert_close(result, np.mean(decoded, axis=0))
-    own = covered.get_normalized_expression(return_numpy=True)
-    assert np.abs(result - own).max() > 1e-5
+    observed = covered.get_normalized_expression(return_numpy=True)
+    assert np.abs(result - observed).max() > 1e-5
 
 
 # ---- genes, cells, frames ----------------------------------------------------
@@ -200,8 +200,8 @@ def test_a_frame_names_cells_and_genes(trained):
     assert list(result.index) == ["cell5", "cell0", "cell5", "cell59"]
     assert list(result.columns) == list(trained.schema.genes)
     assert (result.dtypes == np.float32).all()
-    one_draw = trained.get_normalized_expression(return_mean=False)
-    assert isinstance(one_draw, pd.DataFrame)
+    one_sample = trained.get_normalized_expression(return_mean=False)
+    assert isinstance(one_sample, pd.DataFrame)
     assert isinstance(trained.get_normalized_expression(return_numpy=True), np.ndarray)
     assert isinstance(trained.get_normalized_expression(return_numpy=False), pd.DataFrame)
 
@@ -244,11 +244,11 @@ def test_without_data_of_its_own_the_model_answers_about_those_it_is_given(train
     assert list(rows.index) == ["cell57", "cell58"]
 
 
-# ---- draws -------------------------------------------------------------------
+# ---- samples -----------------------------------------------------------------
 
 
 def independent_samples(golden, rows, n, library):
-    """Expression at draws of q(z, l|x) by NumPy, through ``decode``, shape (n, cells, g)."""
+    """Expression at samples of q(z, l|x) by NumPy, through ``decode``, shape (n, cells, g)."""
     copy, rng = golden.model, np.random.default_rng(7)
     mean, variance = copy.get_latent_representation(indices=rows, return_dist=True)
     z = mean + np.sqrt(variance) * rng.standard_normal((n, *mean.shape))
@@ -274,23 +274,23 @@ def independent_samples(golden, rows, n, library):
     ],
     indirect=["golden"],
 )
-def test_draws_and_their_mean_are_those_of_the_posterior(golden, library):
+def test_samples_and_their_mean_are_those_of_the_posterior(golden, library):
     rows, n = np.array([8, 250]), 1_000
     options = {"indices": rows, "n_samples": n, "library_size": library}
     mean = golden.model.get_normalized_expression(**options, seed=1, return_numpy=True)
-    draws = golden.model.get_normalized_expression(**options, seed=2, return_mean=False)
+    samples = golden.model.get_normalized_expression(**options, seed=2, return_mean=False)
     assert mean.shape == (2, 150)
-    assert draws.shape == (n, 2, 150)
+    assert samples.shape == (n, 2, 150)
     wanted = independent_samples(golden, rows, n, library)
-    error = np.sqrt((wanted.var(0) + draws.var(0)) / n)
+    error = np.sqrt((wanted.var(0) + samples.var(0)) / n)
     assert (np.abs(mean - wanted.mean(0)) <= SIX * error).all()
-    logs, wanted_logs = np.log(draws), np.log(wanted)
+    logs, wanted_logs = np.log(samples), np.log(wanted)
     error = np.sqrt((logs.var(0) + wanted_logs.var(0)) / n)
     assert (np.abs(logs.mean(0) - wanted_logs.mean(0)) <= SIX * error).all()
     assert logs.std(0) / wanted_logs.std(0) == pytest.approx(1.0, abs=0.2)
 
 
-def test_kept_draws_have_the_mean_that_is_given_without_them(trained):
+def test_kept_samples_have_the_mean_that_is_given_without_them(trained):
     options = {"n_samples": 4, "seed": 5, "transform_batch": ["b0", "b1"], "library_size": 1e3}
     kept = trained.get_normalized_expression(**options, return_mean=False)
     assert kept.shape == (4, 60, 30)
@@ -299,7 +299,7 @@ def test_kept_draws_have_the_mean_that_is_given_without_them(trained):
     assert (kept[0] != kept[1]).mean() > 0.99
 
 
-def test_one_draw_without_the_mean_is_a_draw(trained):
+def test_one_sample_without_the_mean_is_a_sample(trained):
     """Of those with more samples the first."""
     one = trained.get_normalized_expression(return_mean=False, seed=5, return_numpy=True)
     assert one.shape == (60, 30)
@@ -309,7 +309,7 @@ def test_one_draw_without_the_mean_is_a_draw(trained):
     assert (np.abs(one / at_mean - 1) > 1e-4).mean() > 0.9
 
 
-DRAWN = [
+SAMPLING_OPTIONS = [
     {"n_samples": 3},
     {"n_samples": 3, "return_mean": False},
     {"return_mean": False},
@@ -318,10 +318,10 @@ DRAWN = [
 ]
 
 
-@pytest.mark.parametrize("drawn", DRAWN, ids=str)
-def test_a_seed_repeats_the_draws_and_none_takes_the_next(trained, drawn):
+@pytest.mark.parametrize("options", SAMPLING_OPTIONS, ids=str)
+def test_a_seed_repeats_the_samples_and_none_takes_the_next(trained, options):
     def result(seed):
-        return np.asarray(trained.get_normalized_expression(**drawn, seed=seed))
+        return np.asarray(trained.get_normalized_expression(**options, seed=seed))
 
     first = result(11)
     np.testing.assert_array_equal(result(11), first)
@@ -330,13 +330,13 @@ def test_a_seed_repeats_the_draws_and_none_takes_the_next(trained, drawn):
         assert (one != other).mean() > 0.9
 
 
-@pytest.mark.parametrize("drawn", [{}, *DRAWN], ids=str)
+@pytest.mark.parametrize("options", [{}, *SAMPLING_OPTIONS], ids=str)
 @pytest.mark.parametrize("library_size", [1, "observed"])
-def test_nothing_depends_on_the_batch_size(trained, drawn, library_size):
+def test_nothing_depends_on_the_batch_size(trained, options, library_size):
     small, large = (
         np.asarray(
             trained.get_normalized_expression(
-                **drawn, batch_size=size, library_size=library_size, seed=4
+                **options, batch_size=size, library_size=library_size, seed=4
             )
         )
         for size in (7, 512)
@@ -344,11 +344,11 @@ def test_nothing_depends_on_the_batch_size(trained, drawn, library_size):
     assert_close(small, large)
 
 
-# ---- draws that stand for a group --------------------------------------------
+# ---- samples that stand for a group ------------------------------------------
 
 
 @pytest.mark.parametrize("weights", [None, "uniform", "importance"])
-def test_overall_draws_are_rows_of_the_cells_that_they_are_named_after(trained, weights):
+def test_overall_samples_are_rows_of_the_cells_that_they_are_named_after(trained, weights):
     """Each adds up to the molecules of its cell, which differ."""
     group = np.arange(10, 50)
     options = {"n_samples_overall": 150, "weights": weights, "library_size": "observed", "seed": 0}
@@ -363,7 +363,7 @@ def test_overall_draws_are_rows_of_the_cells_that_they_are_named_after(trained, 
     np.testing.assert_array_equal(array, result.to_numpy())
 
 
-def test_overall_draws_take_genes_batches_and_few_rows(trained):
+def test_overall_samples_take_genes_batches_and_few_rows(trained):
     options = {"n_samples_overall": 5, "seed": 2}
     whole = trained.get_normalized_expression(**options, transform_batch=["b0", "b1"])
     each = [trained.get_normalized_expression(**options, transform_batch=b) for b in ("b0", "b1")]
@@ -378,7 +378,7 @@ def test_overall_draws_take_genes_batches_and_few_rows(trained):
 @pytest.mark.parametrize(
     "golden", ["zinb_latent_library", "poisson_logistic_normal"], indirect=True
 )
-def test_uniform_overall_draws_have_the_mean_over_cells(golden):
+def test_uniform_overall_samples_have_the_mean_over_cells(golden):
     latent = "ql_mean" in golden.expected
     rows, n = np.array([3, 100, 222, 290]), 4_000
     result = golden.model.get_normalized_expression(
@@ -393,12 +393,12 @@ def test_uniform_overall_draws_have_the_mean_over_cells(golden):
     assert (np.abs(result.mean(0) - wanted.mean(0)) <= SIX * error).all()
 
 
-def test_importance_weights_decide_which_draws_are_taken(trained, monkeypatch):
-    """All the weight on the draws of one cell; what is asked of the weights reaches them."""
+def test_importance_weights_decide_which_samples_are_taken(trained, monkeypatch):
+    """All the weight on the samples of one cell; what is asked of the weights reaches them."""
     seen = {}
 
     def weights(cells, z_mk, seed, weighting):
-        seen.update(weighting, cells=len(cells), draws=len(z_mk))
+        seen.update(weighting, cells=len(cells), samples=len(z_mk))
         chosen = np.arange(len(z_mk)) % len(cells) == 7
         return chosen / chosen.sum()
 
@@ -412,14 +412,14 @@ def test_importance_weights_decide_which_draws_are_taken(trained, monkeypatch):
         truncation=True,
     )
     assert set(result.index) == {"cell27"}
-    assert seen["draws"] == 120  # the draws of each cell of which there are 100 in all
+    assert seen["samples"] == 120  # the samples of each cell of which there are 100 in all
     assert seen["cells"] == 40
     assert (seen["max_cells"], seen["n_mc_samples"], seen["truncation"]) == (9, 3, True)
     assert 1 < len(result.drop_duplicates()) <= 3
 
 
-def test_importance_weighted_draws_have_the_weighted_mean(trained):
-    """That of other draws by their public weights; it is not the mean over cells."""
+def test_importance_weighted_samples_have_the_weighted_mean(trained):
+    """That of other samples by their public weights; it is not the mean over cells."""
     rows, n = np.arange(12), 3_000
     options = {"indices": rows, "max_cells": 12, "n_mc_samples": 200}
     result = trained.get_normalized_expression(
@@ -431,7 +431,7 @@ def test_importance_weighted_draws_have_the_weighted_mean(trained):
     weights = trained.get_importance_weights(zs=z, seed=2, **options)
     expression = get_scale(trained.decode(z, indices=np.tile(rows, n // len(rows))))
     wanted = weights @ expression
-    size = 1 / (weights**2).sum()  # so many draws of equal weight say as much
+    size = 1 / (weights**2).sum()  # so many samples of equal weight say as much
     assert size > 100
     error = np.sqrt((weights @ expression**2 - wanted**2) * (2 / size + 1 / n))
     assert (np.abs(result.mean().to_numpy() - wanted) <= SIX * error).all()
@@ -471,7 +471,7 @@ def test_a_path_becomes_a_zarr_array(trained, written, tmp_path):
 
 def test_chunks_hold_the_cells_that_are_written_at_a_time(trained, tmp_path):
     options = {"n_samples": 2, "return_mean": False, "batch_size": 7}
-    result = trained.get_normalized_expression(**options, out=str(tmp_path / "draws"))
+    result = trained.get_normalized_expression(**options, out=str(tmp_path / "samples"))
     assert result.chunks == (1, 7, 30)
 
 
@@ -624,7 +624,7 @@ def test_a_path_needs_zarr(trained, refused, monkeypatch, tmp_path):
     ],
     ids=lambda v: str(v) if isinstance(v, dict) else "",
 )
-def test_bad_input(trained, refused, arguments, error, parts):
+def test_bad_input_is_refused(trained, refused, arguments, error, parts):
     with refused(error, *parts):
         trained.get_normalized_expression(**arguments)
 
@@ -667,7 +667,7 @@ def test_a_place_on_another_machine_is_refused(trained, refused, tmp_path, monke
     assert not list(tmp_path.iterdir())
 
 
-def test_a_place_that_is_taken_is_refused_before_draws_are_weighted(
+def test_a_place_that_is_taken_is_refused_before_samples_are_weighted(
     trained, refused, tmp_path, monkeypatch
 ):
     (tmp_path / "taken").mkdir()
@@ -676,7 +676,7 @@ def test_a_place_that_is_taken_is_refused_before_draws_are_weighted(
         trained.get_normalized_expression(n_samples_overall=5, out=tmp_path / "taken")
 
 
-def test_what_draws_nothing_leaves_the_model_s_seeds_as_they_are(trained):
+def test_what_samples_nothing_leaves_the_seeds_of_the_model(trained):
     used = trained._seeds.used
     trained.get_normalized_expression()
     trained.get_likelihood_parameters(give_mean=True)

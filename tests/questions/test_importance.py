@@ -1,4 +1,4 @@
-"""Importance weights of points against their definition, a cell and a point at a time."""
+"""Importance weights of points compared with their definition, one cell and point at a time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vivace import SCVI
 from vivace.errors import ArgumentTypeError, NotTrainedError, OptionError, ShapeError
 
 CELLS = np.array([4, 17, 30, 9])
-DRAWS = 800
+N_SAMPLES = 800
 OPTIONS = [
     {},
     {"gene_likelihood": "nb"},
@@ -33,7 +33,7 @@ def two_dimensional(tiny):
     def make(**options):
         key = repr(sorted(options.items()))
         if key not in made:
-            adata = tiny(n_genes=12)  # p(x) of few genes is estimated well with few draws
+            adata = tiny(n_genes=12)  # p(x) of few genes is estimated well with few samples
             SCVI.setup_anndata(adata, batch_key="batch")
             model = SCVI(adata, n_latent=2, n_hidden=16, **options)
             # with the full KL weight so few cells all end at the prior
@@ -77,7 +77,7 @@ def log_terms(model, z, cells):
 
 
 def defined(model, z, cells, log_px):
-    """Sum over cells of p(z) p(x|z) / p(x), over the sum of q(z|x); made to add up to 1."""
+    """Sum over cells of p(z) p(x|z) / p(x), divided by the sum of q(z|x), normalised to 1."""
     joint, proposal = log_terms(model, z, cells)
     log_w = np.logaddexp.reduce(joint - np.asarray(log_px)[:, None], axis=0)
     log_w -= np.logaddexp.reduce(proposal, axis=0)
@@ -95,9 +95,9 @@ def test_they_are_their_definition_over_one_cell(model, points):
 
 @pytest.mark.parametrize("model", [OPTIONS[0], *OPTIONS[3:]], indirect=True, ids=named)
 def test_they_are_their_definition_over_several_cells(model, points):
-    """With p(x) of each from draws of its own, to the error of both estimates."""
-    result = model.get_importance_weights(indices=CELLS, zs=points, n_mc_samples=DRAWS, seed=0)
-    log_px = model.get_marginal_ll(indices=CELLS, n_mc_samples=DRAWS, return_mean=False, seed=1)
+    """With p(x) of each from samples of its own, to the error of both estimates."""
+    result = model.get_importance_weights(indices=CELLS, zs=points, n_mc_samples=N_SAMPLES, seed=0)
+    log_px = model.get_marginal_ll(indices=CELLS, n_mc_samples=N_SAMPLES, return_mean=False, seed=1)
     expected = defined(model, points, CELLS, log_px)
     assert expected.max() > 2 * expected.min()
     np.testing.assert_allclose(result, expected, rtol=0.05)
@@ -119,7 +119,7 @@ def test_points_near_the_cells_outweigh_those_that_are_far(trained, tmp_path):
     assert weights[:60].min() > 1e6 * weights[60:].max()
 
 
-def test_without_points_they_are_of_one_draw_of_each_cell(default):
+def test_without_points_they_are_of_one_sample_of_each_cell(default):
     result = default.get_importance_weights(n_mc_samples=5, seed=0)
     assert result.shape == (60,)
     assert (result >= 0).all()
@@ -142,24 +142,26 @@ def test_truncation_caps_them_at_the_root_of_their_number(default, points):
 
 
 def test_a_few_cells_speak_for_all(default, points):
-    """With ``max_cells=1`` one of them, which the seed decides."""
-    alone = [defined(default, points, [cell], [0.0]) for cell in CELLS]
+    """With ``max_cells=1`` a single cell is used, chosen by the seed."""
+    single = [defined(default, points, [cell], [0.0]) for cell in CELLS]
     chosen = set()
     for seed in range(12):
         result = default.get_importance_weights(
             indices=CELLS, zs=points, max_cells=1, n_mc_samples=1, seed=seed
         )
-        distance = [np.abs(result - w).max() for w in alone]
+        distance = [np.abs(result - w).max() for w in single]
         assert min(distance) < 1e-5 < sorted(distance)[1]
         chosen.add(int(np.argmin(distance)))
     assert chosen == {0, 1, 2, 3}
 
 
-def test_cells_are_drawn_without_replacement(default, points):
+def test_cells_are_chosen_without_replacement(default, points):
     """Three of four leave one out; as many as there are, or more, are all of them."""
-    log_px = default.get_marginal_ll(indices=CELLS, n_mc_samples=DRAWS, return_mean=False, seed=0)
-    without = [np.delete(np.arange(4), i) for i in range(4)]
-    expected = [defined(default, points, CELLS[w], log_px[w]) for w in without]
+    log_px = default.get_marginal_ll(
+        indices=CELLS, n_mc_samples=N_SAMPLES, return_mean=False, seed=0
+    )
+    remaining = [np.delete(np.arange(4), i) for i in range(4)]
+    expected = [defined(default, points, CELLS[w], log_px[w]) for w in remaining]
     everyone = {"indices": CELLS, "zs": points, "n_mc_samples": 400}
     for seed in range(3):
         result = default.get_importance_weights(**everyone, max_cells=3, seed=seed)
@@ -178,7 +180,7 @@ def test_they_do_not_depend_on_the_batch_size(model, points):
     np.testing.assert_allclose(small, result, rtol=1e-3, atol=1e-12)
 
 
-def test_the_seed_decides_the_draws(default):
+def test_the_seed_determines_the_samples(default):
     first, again, other = (
         default.get_importance_weights(indices=CELLS, n_mc_samples=3, seed=s) for s in (0, 0, 1)
     )
@@ -187,8 +189,8 @@ def test_the_seed_decides_the_draws(default):
 
 
 @torch.no_grad()
-def test_weighted_draws_of_a_group_stand_for_the_exact_posterior(tiny):
-    """q(z|x) is made the prior: uniform draws follow it, weighted ones the mean of p(z|x)."""
+def test_weighted_samples_of_a_group_stand_for_the_exact_posterior(tiny):
+    """q(z|x) is made the prior: uniform samples follow it, weighted ones the mean of p(z|x)."""
     adata = tiny(n_cells=200)
     SCVI.setup_anndata(adata)
     model = SCVI(adata, n_latent=2, n_hidden=16)
@@ -232,13 +234,13 @@ def test_weighted_draws_of_a_group_stand_for_the_exact_posterior(tiny):
         ({"indices": [], "zs": np.zeros((2, 3))}, OptionError, ["indices"]),
     ],
 )
-def test_bad_input(trained, refused, arguments, error, parts):
+def test_bad_input_is_refused(trained, refused, arguments, error, parts):
     with refused(error, *parts):
         trained.get_importance_weights(**arguments)
 
 
 @pytest.mark.parametrize("weights", ["uniform", "importance"])
-def test_no_group_has_no_draws(trained, refused, weights):
+def test_no_group_has_no_samples(trained, refused, weights):
     with refused(OptionError, "indices"):
         trained.get_normalized_expression(indices=[], n_samples_overall=3, weights=weights)
 

@@ -73,10 +73,10 @@ def test_indices_that_name_no_cells_are_refused(trained, refused, indices, error
         trained.get_latent_representation(indices=indices)
 
 
-def test_a_draw_has_the_moments_of_its_distribution(trained):
+def test_a_sample_has_the_moments_of_its_distribution(trained):
     mean, variance = trained.get_latent_representation(return_dist=True)
-    draws = [trained.get_latent_representation(give_mean=False, seed=s) for s in range(20)]
-    standard = (np.stack(draws) - mean) / np.sqrt(variance)
+    samples = [trained.get_latent_representation(give_mean=False, seed=s) for s in range(20)]
+    standard = (np.stack(samples) - mean) / np.sqrt(variance)
     n = standard.size  # bounds are four standard errors
     assert abs(standard.mean()) < 4 / np.sqrt(n)
     assert abs(standard.var() - 1) < 4 * np.sqrt(2 / n)

@@ -19,7 +19,7 @@ def test_elbo_is_minus_reconstruction_minus_kl(trained):
     np.testing.assert_allclose(trained.get_elbo(**options), -error - kl, rtol=1e-6)
 
 
-def test_means_over_cells(trained):
+def test_the_mean_is_over_cells(trained):
     each = trained.get_elbo(return_mean=False, seed=4)
     assert each.shape == (60,)
     assert each.dtype == np.float64

@@ -1,4 +1,4 @@
-"""The marginal likelihood against numerical integration over two latent dimensions."""
+"""The marginal likelihood compared with numerical integration over two latent dimensions."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from vivace import SCVI
 from vivace.errors import OptionError
 
 CELLS = np.array([4, 17])
-DRAWS = 5_000
+N_SAMPLES = 5_000
 
 
 @pytest.fixture(scope="module")
 def two_dimensional(tiny):
     """A model of two latent dimensions for each set of options, trained once.
 
-    Its q(z, l|x) is made wide, the prior nearly: what is drawn changes, and p(x) does not.
+    Its q(z, l|x) is widened almost to the prior, which changes the samples but not p(x).
     """
     made = {}
 
@@ -87,22 +87,22 @@ def integrated(model, cell):
 )
 def test_it_is_the_integral_over_the_latent_variables(two_dimensional, options):
     model = two_dimensional(**options)
-    result = model.get_marginal_ll(indices=CELLS, n_mc_samples=DRAWS, return_mean=False, seed=0)
+    result = model.get_marginal_ll(indices=CELLS, n_mc_samples=N_SAMPLES, return_mean=False, seed=0)
     for cell, value in zip(CELLS, result, strict=True):
         assert value == pytest.approx(integrated(model, cell), abs=0.1)
 
 
-def test_it_rises_from_the_elbo_with_the_number_of_draws(two_dimensional):
+def test_it_rises_from_the_elbo_with_the_number_of_samples(two_dimensional):
     model = two_dimensional()
     elbo = model.get_elbo(n_samples=200, seed=0)
     result = [
         np.mean([model.get_marginal_ll(n_mc_samples=n, seed=s) for s in range(20)]) for n in (1, 20)
     ]
-    assert result[0] == pytest.approx(elbo, abs=0.3)  # of one draw, the ELBO in expectation
+    assert result[0] == pytest.approx(elbo, abs=0.3)  # of one sample, the ELBO in expectation
     assert result[1] > result[0] + 0.05
 
 
-def test_draws_do_not_depend_on_the_batch_size_and_rows_keep_their_order(two_dimensional):
+def test_samples_do_not_depend_on_the_batch_size_and_rows_keep_their_order(two_dimensional):
     model = two_dimensional()
     result = model.get_marginal_ll(n_mc_samples=5, return_mean=False, seed=0)
     small = model.get_marginal_ll(
@@ -113,6 +113,6 @@ def test_draws_do_not_depend_on_the_batch_size_and_rows_keep_their_order(two_dim
 
 
 @pytest.mark.parametrize("name", ["n_mc_samples", "n_mc_samples_per_pass"])
-def test_no_draws_are_refused(two_dimensional, refused, name):
+def test_no_samples_are_refused(two_dimensional, refused, name):
     with refused(OptionError, name):
         two_dimensional().get_marginal_ll(**{name: 0})

@@ -1,4 +1,4 @@
-"""Minified data: what needs no counts is answered as before, the rest is refused."""
+"""Minified data: questions that need no counts are answered as before, the others are refused."""
 
 from __future__ import annotations
 
@@ -79,15 +79,17 @@ def answers(model, adata=None):
         "mean": mean,
         "variance": variance,
         "latent": model.get_latent_representation(adata, mc_samples=50, seed=1),
-        "draw of the latent": model.get_latent_representation(adata, rows, give_mean=False, seed=1),
+        "sample of the latent": model.get_latent_representation(
+            adata, rows, give_mean=False, seed=1
+        ),
         "library": model.get_latent_library_size(adata),
-        "draw of the library": model.get_latent_library_size(adata, give_mean=False, seed=1),
+        "sample of the library": model.get_latent_library_size(adata, give_mean=False, seed=1),
         "expression": model.get_normalized_expression(adata, rows, transform_batch=other),
         "molecules": model.get_normalized_expression(
             adata, library_size="latent", n_samples=3, seed=1
         ),
         "observed library": model.get_normalized_expression(adata, library_size="observed"),
-        "draws of a group": model.get_normalized_expression(adata, n_samples_overall=20, seed=1),
+        "samples of a group": model.get_normalized_expression(adata, n_samples_overall=20, seed=1),
         "effects": programs.effect,
         "spread": programs.spread,
         "correlation": model.get_feature_correlation_matrix(
@@ -96,15 +98,15 @@ def answers(model, adata=None):
         "decoded": model.decode(np.full_like(mean, 0.1), adata).mean.numpy(),
         "aggregated": model.get_aggregated_posterior(adata, rows).mean.numpy(),
     }
-    drawn = model.posterior_predictive_sample(adata, rows, seed=1)
-    result["samples"] = drawn.toarray() if sp.issparse(drawn) else drawn
+    sample = model.posterior_predictive_sample(adata, rows, seed=1)
+    result["samples"] = sample.toarray() if sp.issparse(sample) else sample
     for name, value in model.get_likelihood_parameters(adata, rows, give_mean=True).items():
         result[f"parameter {name}"] = value
     return {name: np.asarray(value) for name, value in result.items()}
 
 
 def assert_same(result, expected):
-    """To float32, of the largest of each answer."""
+    """Equal to float32 precision, relative to the largest value of each answer."""
     assert list(result) == list(expected)
     for name, value in expected.items():
         bound = 1e-5 * np.abs(value).max()
@@ -112,7 +114,7 @@ def assert_same(result, expected):
 
 
 def contents(adata):
-    """A copy of everything that can be told apart in an AnnData."""
+    """A copy of all contents of an AnnData."""
     return {
         "X": adata.X.copy(),
         "obs": adata.obs.copy(),
@@ -453,7 +455,7 @@ def test_data_that_lost_a_latent_library_are_refused(refused):
 
 
 def test_columns_of_a_latent_library_that_another_model_left_are_not_read(fitted):
-    """Where the library is observed they mean nothing, and would change what is drawn."""
+    """Where the library is observed they mean nothing, and would change what is sampled."""
     before = fitted.posterior_predictive_sample(seed=1)
     fitted.adata.obs["latent_lib_mean"] = 9.0
     fitted.adata.obs["latent_lib_variance"] = 1.0

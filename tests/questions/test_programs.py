@@ -1,4 +1,4 @@
-"""Gene programs: exact derivatives against central differences of ``decode``, and known markers."""
+"""Gene programs: exact derivatives, central differences of ``decode``, and known markers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vivace.questions.programs import GenePrograms
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FOLDERS = sorted(p.name for p in GOLDEN.iterdir() if (p / "model.pt").exists())
-OWN = (Codes(),)
+OBSERVED = (Codes(),)
 STEP = 1e-7  # in float64; a unit of the network seldom switches within it
 
 
@@ -49,7 +49,7 @@ def log_rho(network, model, z, rows, codes):
     return scale.log()
 
 
-def differences(model, moves, rows=None, codes=OWN):
+def differences(model, moves, rows=None, codes=OBSERVED):
     """Mean and deviation over cells by central differences in float64, genes x moves."""
     rows = np.arange(model.adata.n_obs) if rows is None else rows
     mean, _ = model.get_latent_representation(indices=rows, return_dist=True)
@@ -93,7 +93,7 @@ def test_effect_and_spread_are_derivatives_of_log_expected_expression(golden):
     assert_same(programs, differences(golden, np.diag(mean.astype(np.float64).std(0))))
 
 
-def test_moves_of_your_own(golden):
+def test_directions_may_be_given(golden):
     """As a mapping, as an array and as one vector; effects are those of the vectors' length."""
     k = golden.config.n_latent
     moves = np.random.default_rng(0).normal(size=(2, k)) * [[0.5], [3.0]]
@@ -109,7 +109,7 @@ def test_moves_of_your_own(golden):
     assert_same(one, (mean[:, 1:], spread[:, 1:]))
 
 
-def test_some_cells_in_minibatches(golden):
+def test_some_cells_may_be_chosen(golden):
     rows = np.array([250, 3, 3, 117, 40, -1]) % golden.adata.n_obs
     moves = np.eye(golden.config.n_latent)[:2]
     result = golden.get_gene_programs(indices=rows, directions=moves, batch_size=4)
@@ -218,8 +218,8 @@ def pbmc():
 def test_markers_rise_towards_the_cells_they_mark(pbmc, cell_type, markers):
     """Of the 2,005 genes, in the 20 that rise most towards a cell type from the others."""
     fitted, z = pbmc
-    of_type = (fitted.adata.obs["cell_type"] == cell_type).to_numpy()
-    move = z[of_type].mean(0) - z[~of_type].mean(0)
+    in_type = (fitted.adata.obs["cell_type"] == cell_type).to_numpy()
+    move = z[in_type].mean(0) - z[~in_type].mean(0)
     top = fitted.get_gene_programs(directions={cell_type: move}).top(20)
     assert set(top["direction"]) == {cell_type}
     assert markers & set(top.loc[top["sign"] == "+", "gene"])
@@ -242,7 +242,7 @@ def test_markers_rise_towards_the_cells_they_mark(pbmc, cell_type, markers):
         ({"batch_size": 0}, OptionError, ["batch_size"]),
     ],
 )
-def test_bad_input(trained, refused, arguments, error, parts):
+def test_bad_input_is_refused(trained, refused, arguments, error, parts):
     with refused(error, *parts):
         trained.get_gene_programs(**arguments)
 

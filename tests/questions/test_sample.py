@@ -1,4 +1,4 @@
-"""What the model would observe: counts drawn anew, the parameters behind them, and the library."""
+"""Posterior predictive samples, the parameters of their distribution, and the library."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SIX = 6.0  # standard errors; of some thousand comparisons with fixed seeds none
 
 
 class Golden(NamedTuple):
-    """A model of scvi-tools', its data, and what scvi-tools said."""
+    """A model saved by scvi-tools, its data, and scvi-tools' results."""
 
     model: SCVI
     adata: AnnData
@@ -55,7 +55,7 @@ class Golden(NamedTuple):
 
 @pytest.fixture(scope="module", params=FOLDERS)
 def golden(request):
-    """As scvi-tools left it; with ", full" the latent library of every cell is log-normal(5, 0.3)."""
+    """As saved by scvi-tools; with ", full" the latent library of a cell is log-normal(5, 0.3)."""
     name, *full = request.param.split(", ")
     adata = anndata.read_h5ad(GOLDEN / "adata.h5ad")
     loaded, expected = (
@@ -73,7 +73,7 @@ def golden(request):
 
 @pytest.fixture(scope="module")
 def normal(tiny):
-    """A model of values that are no counts."""
+    """A model of values that are not counts."""
     adata = tiny()
     SCVI.setup_anndata(adata, batch_key="batch")
     fitted = SCVI(adata, n_hidden=8, n_latent=2, gene_likelihood="normal")
@@ -109,7 +109,7 @@ def placed(model, z):
 
 
 def decoded_samples(golden, rows, n, batch=None):
-    """The observation distribution at n draws of q(z, l|x) of each row, by NumPy's normal draws."""
+    """The observation distribution at n samples of q(z, l|x) of each row, by NumPy."""
     copy, rng = golden.model, np.random.default_rng(7)
     mean, variance = copy.get_latent_representation(indices=rows, return_dist=True)
     z = mean + np.sqrt(variance) * rng.standard_normal((n, *mean.shape))
@@ -122,7 +122,7 @@ def decoded_samples(golden, rows, n, batch=None):
 
 
 def dense(result):
-    """A sample as an array of shape (n, g, draws)."""
+    """A sample as an array of shape (n, g, samples)."""
     if not isinstance(result, np.ndarray):
         result = result.todense() if isinstance(result, sparse.GCXS) else result.toarray()
     return result if result.ndim == 3 else result[..., None]
@@ -135,7 +135,7 @@ def assert_close(result, wanted, tolerance=1e-5):
     assert (np.abs(result - wanted) <= bound).all()
 
 
-# ---- what is drawn -----------------------------------------------------------
+# ---- what is sampled ---------------------------------------------------------
 
 
 @pytest.mark.parametrize("golden", OF_COUNTS, indirect=True)
@@ -157,7 +157,7 @@ def test_values_that_are_no_counts_are_dense(golden):
     assert (result != result.round()).any()
 
 
-def test_several_draws_are_a_third_dimension(golden):
+def test_several_samples_are_a_third_dimension(golden):
     large = golden.large_cells()
     rows = [large[0], large[1], large[0]]
     result = golden.model.posterior_predictive_sample(indices=rows, n_samples=4, seed=0)
@@ -168,12 +168,14 @@ def test_several_draws_are_a_third_dimension(golden):
     else:
         assert isinstance(result, sparse.GCXS)
         assert result.dtype == np.int32
-    draws = dense(result)
+    samples = dense(result)
     one = golden.model.posterior_predictive_sample(indices=rows, seed=0)
-    np.testing.assert_array_equal(draws[..., :1], dense(one))  # more draws leave the first as it is
+    np.testing.assert_array_equal(
+        samples[..., :1], dense(one)
+    )  # more samples leave the first as it is
     for i, j in ((0, 1), (1, 2), (2, 3)):
-        assert (draws[..., i] != draws[..., j]).any()
-    assert (draws[0] != draws[2]).any()  # a cell that is named twice is drawn twice
+        assert (samples[..., i] != samples[..., j]).any()
+    assert (samples[0] != samples[2]).any()  # a cell that is named twice is sampled twice
 
 
 MOMENTS = [
@@ -192,34 +194,34 @@ MOMENTS = [
     [*((f, None) for f in MOMENTS), ("zinb_default", "stim"), ("nb_gene_batch_covariates", "ctrl")],
     indirect=["golden"],
 )
-def test_draws_have_the_moments_of_the_mixture_over_the_posterior(golden, batch):
-    """Mean, variance and zeros of each gene, of the likelihood at independent draws of z and l."""
+def test_samples_have_the_moments_of_the_mixture_over_the_posterior(golden, batch):
+    """Mean, variance and zeros of each gene, from independent samples of z and l."""
     rows, repeats, n_samples = golden.large_cells(), 200, 8
     result = golden.model.posterior_predictive_sample(
         indices=np.tile(rows, repeats), n_samples=n_samples, transform_batch=batch, seed=1
     )
     n = repeats * n_samples
-    draws = np.moveaxis(dense(result), 1, 2).reshape(repeats, 2, n_samples, -1)
-    draws = draws.swapaxes(1, 2).reshape(n, 2, -1).astype(np.float64)
+    samples = np.moveaxis(dense(result), 1, 2).reshape(repeats, 2, n_samples, -1)
+    samples = samples.swapaxes(1, 2).reshape(n, 2, -1).astype(np.float64)
     mixture = decoded_samples(golden, rows, n, batch)
     mean, variance = (t.numpy().reshape(n, 2, -1) for t in (mixture.mean, mixture.variance))
     total = variance.mean(0) + mean.var(0)
     error = np.sqrt((total + mean.var(0)) / n)
-    assert (np.abs(draws.mean(0) - mean.mean(0)) <= SIX * error).all()
-    fourth = ((draws - draws.mean(0)) ** 4).mean(0)
+    assert (np.abs(samples.mean(0) - mean.mean(0)) <= SIX * error).all()
+    fourth = ((samples - samples.mean(0)) ** 4).mean(0)
     second = (mean - mean.mean(0)) ** 2 + variance
     error = np.sqrt((fourth - total**2).clip(min=0) / n + second.var(0) / n)
-    often = total > 0.05  # draws of a few counts do not tell their fourth moment
+    often = total > 0.05  # samples of a few counts do not tell their fourth moment
     assert often.mean() > 0.9
-    assert (np.abs(draws.var(0) - total) <= SIX * error)[often].all()
+    assert (np.abs(samples.var(0) - total) <= SIX * error)[often].all()
     if golden.likelihood != "normal":
         zero = mixture.log_prob(torch.zeros(())).exp().numpy().reshape(n, 2, -1)
         error = np.sqrt((zero.mean(0) * (1 - zero.mean(0)) + zero.var(0)) / n)
-        assert (np.abs((draws == 0).mean(0) - zero.mean(0)) <= SIX * error).all()
+        assert (np.abs((samples == 0).mean(0) - zero.mean(0)) <= SIX * error).all()
 
 
 @pytest.mark.parametrize("golden", OF_COUNTS, indirect=True)
-def test_genes_of_a_cell_are_drawn_with_one_z(golden):
+def test_genes_of_a_cell_are_sampled_with_one_z(golden):
     """Totals vary more than they would if every gene had its own."""
     result = golden.model.posterior_predictive_sample(indices=[8] * 1_500, seed=2)
     mixture = decoded_samples(golden, np.array([8]), 1_500)
@@ -233,35 +235,35 @@ def test_genes_of_a_cell_are_drawn_with_one_z(golden):
 # ---- other batches -----------------------------------------------------------
 
 
-def test_of_two_batches_each_cell_takes_one_in_each_draw(opposite):
+def test_of_two_batches_each_cell_takes_one_in_each_sample(opposite):
     """Whole counts of one batch or the other, not of a mean of both."""
     result = dense(
         opposite.posterior_predictive_sample(transform_batch=["b0", "b1"], n_samples=100, seed=0)
     )
     first, last = (result[:, half].sum(1) > 0 for half in (slice(15), slice(15, 30)))
     assert not (first & last).any()
-    assert (first | last).mean() > 0.95  # few cells are drawn without a molecule
+    assert (first | last).mean() > 0.95  # few cells are sampled without a molecule
     share = first.sum() / (first | last).sum()
     assert abs(share - 0.5) <= SIX * 0.5 / np.sqrt(first.size)
-    for axis in (0, 1):  # cells of a draw, draws of a cell
+    for axis in (0, 1):  # cells of a sample, samples of a cell
         assert np.abs(first.mean(axis) - 0.5).max() <= SIX * 0.5 / np.sqrt(first.shape[axis])
     pairs = np.corrcoef(first.T)[np.triu_indices(100, 1)]
     assert np.abs(pairs).max() <= SIX / np.sqrt(60)
 
 
 def test_one_batch_is_that_of_every_cell(opposite):
-    own = dense(opposite.posterior_predictive_sample(seed=0))[..., 0]
+    observed = dense(opposite.posterior_predictive_sample(seed=0))[..., 0]
     batch = (opposite.adata.obs["batch"] == "b1").to_numpy()
     for code, name in enumerate(["b0", "b1"]):
         result = dense(opposite.posterior_predictive_sample(transform_batch=name, seed=0))[..., 0]
         other = result[:, slice(15, 30) if code == 0 else slice(15)]
         assert not other.any()
-        np.testing.assert_array_equal(result[batch == code], own[batch == code])
-        assert (result[batch != code] != own[batch != code]).any(1).mean() > 0.9
+        np.testing.assert_array_equal(result[batch == code], observed[batch == code])
+        assert (result[batch != code] != observed[batch != code]).any(1).mean() > 0.9
 
 
-def test_read_categories_several_columns_are_mixed(tiny):
-    """One combination in each draw, that of the data with these columns."""
+def test_categories_of_several_columns_are_combined(tiny):
+    """One combination in each sample, that of the data with these columns."""
     adata = tiny()
     SCVI.setup_anndata(adata, batch_key="batch", categorical_covariate_keys=["donor"])
     fitted = SCVI(adata, n_hidden=8, n_latent=2, gene_likelihood="poisson")
@@ -284,9 +286,9 @@ def test_read_categories_several_columns_are_mixed(tiny):
     assert (np.abs(result[..., 0].mean(0) - rate.mean(0)) <= SIX * error).all()
 
 
-# ---- what the draws do not depend on -----------------------------------------
+# ---- what the samples do not depend on ---------------------------------------
 
-DRAWN = [{}, {"n_samples": 3}, {"n_samples": 2, "transform_batch": ["b0", "b1"]}]
+SAMPLING_OPTIONS = [{}, {"n_samples": 3}, {"n_samples": 2, "transform_batch": ["b0", "b1"]}]
 
 
 @pytest.fixture(params=["counts", "normal"])
@@ -294,14 +296,14 @@ def model(request, trained, normal):
     return trained if request.param == "counts" else normal
 
 
-@pytest.mark.parametrize("drawn", DRAWN, ids=str)
-def test_not_on_the_batch_size(model, drawn):
+@pytest.mark.parametrize("options", SAMPLING_OPTIONS, ids=str)
+def test_samples_do_not_depend_on_the_batch_size(model, options):
     large, small = (
-        dense(model.posterior_predictive_sample(**drawn, batch_size=size, seed=4))
+        dense(model.posterior_predictive_sample(**options, batch_size=size, seed=4))
         for size in (512, 7)
     )
     if model.config.gene_likelihood == "normal":
-        # a draw is a mean and a deviation, which may cancel: rounding is of their size, a gene's
+        # a sample is a mean and a deviation, which may cancel: rounding is of their size, a gene's
         size = np.abs(large).reshape(*large.shape[:2], -1).max(axis=(0, 2))
         error = np.abs(small - large).reshape(*large.shape[:2], -1).max(axis=(0, 2))
         assert (error <= 1e-5 * size).all()
@@ -309,17 +311,17 @@ def test_not_on_the_batch_size(model, drawn):
         np.testing.assert_array_equal(small, large)
 
 
-@pytest.mark.parametrize("drawn", DRAWN, ids=str)
-def test_not_on_the_genes(model, drawn):
-    whole = dense(model.posterior_predictive_sample(**drawn, seed=4))
-    some = dense(model.posterior_predictive_sample(**drawn, gene_list=GENES, seed=4))
+@pytest.mark.parametrize("options", SAMPLING_OPTIONS, ids=str)
+def test_samples_do_not_depend_on_the_gene_list(model, options):
+    whole = dense(model.posterior_predictive_sample(**options, seed=4))
+    some = dense(model.posterior_predictive_sample(**options, gene_list=GENES, seed=4))
     np.testing.assert_array_equal(some, whole[:, [7, 2, 29, 7]])
 
 
-@pytest.mark.parametrize("drawn", DRAWN, ids=str)
-def test_on_the_seed(model, drawn):
+@pytest.mark.parametrize("options", SAMPLING_OPTIONS, ids=str)
+def test_samples_follow_from_the_seed(model, options):
     def result(seed):
-        return dense(model.posterior_predictive_sample(**drawn, seed=seed))
+        return dense(model.posterior_predictive_sample(**options, seed=seed))
 
     first = result(11)
     np.testing.assert_array_equal(result(11), first)
@@ -373,7 +375,7 @@ def test_a_path_becomes_a_sparse_matrix_that_anndata_reads(trained, tmp_path, as
 
 
 @pytest.mark.usefixtures("entries")
-def test_several_draws_become_a_group_each(trained, tmp_path):
+def test_several_samples_become_a_group_each(trained, tmp_path):
     wanted = dense(trained.posterior_predictive_sample(n_samples=3, seed=2))
     place = str(tmp_path / "samples")
     result = trained.posterior_predictive_sample(n_samples=3, batch_size=7, out=place, seed=2)
@@ -467,7 +469,7 @@ def test_packages_that_are_missing_are_named(trained, refused, monkeypatch, tmp_
     ],
     ids=lambda v: str(v) if isinstance(v, dict) else "",
 )
-def test_bad_input(trained, refused, arguments, error, parts):
+def test_bad_input_is_refused(trained, refused, arguments, error, parts):
     with refused(error, *parts):
         trained.posterior_predictive_sample(**arguments)
 
@@ -483,9 +485,9 @@ def named(observation):
         ("dispersions", ("theta", "scale")),
         ("dropout", ("zi_logits",)),
     ):
-        there = [a for a in attributes if hasattr(observation, a)]
-        if there and not (name == "dispersions" and hasattr(observation, "rate")):
-            result[name] = getattr(observation, there[0]).expand(observation.batch_shape)
+        has_it = [a for a in attributes if hasattr(observation, a)]
+        if has_it and not (name == "dispersions" and hasattr(observation, "rate")):
+            result[name] = getattr(observation, has_it[0]).expand(observation.batch_shape)
     if "dropout" in result:
         result["dropout"] = 1 / (1 + (-result["dropout"]).exp())
     return {name: value.numpy() for name, value in result.items()}
@@ -508,7 +510,7 @@ def test_parameters_are_those_decoded_at_the_mean_of_z(golden):
 
 
 def test_dispersions_are_those_of_scvi_tools(golden):
-    """Those of gene-cell depend on scvi-tools' draw of z."""
+    """Those of gene-cell depend on scvi-tools' sample of z."""
     result = golden.model.get_likelihood_parameters(indices=range(24), seed=0)
     if golden.likelihood == "poisson":
         assert "dispersions" not in result
@@ -524,41 +526,46 @@ def test_dispersions_are_those_of_scvi_tools(golden):
     ["zinb_gene_cell", "zinb_latent_library, full", "poisson_logistic_normal"],
     indirect=True,
 )
-def test_parameters_of_draws_are_those_of_the_posterior(golden):
+def test_parameters_of_samples_are_those_of_the_posterior(golden):
     rows, n = np.array([8, 250]), 250
     asks = {"indices": rows, "n_samples": n}
     mean = golden.model.get_likelihood_parameters(**asks, give_mean=True, seed=1)
-    draws = golden.model.get_likelihood_parameters(**asks, seed=2)
+    samples = golden.model.get_likelihood_parameters(**asks, seed=2)
     wanted = named(decoded_samples(golden, rows, n))
-    assert mean.keys() == draws.keys() == wanted.keys()
+    assert mean.keys() == samples.keys() == wanted.keys()
     for name, values in wanted.items():
-        each, drawn = values.reshape(n, 2, -1), draws[name].astype(np.float64)
-        assert drawn.shape == each.shape
+        each, sampled = values.reshape(n, 2, -1), samples[name].astype(np.float64)
+        assert sampled.shape == each.shape
         assert mean[name].shape == each.shape[1:]
-        # the same in all draws where it does not depend on z, but for the rounding of sums
-        error = np.sqrt((each.var(0, dtype=np.float64) + drawn.var(0)) / n) + 1e-5 * each.mean(0)
+        # the same in all samples where it does not depend on z, but for the rounding of sums
+        error = np.sqrt((each.var(0, dtype=np.float64) + sampled.var(0)) / n) + 1e-5 * each.mean(0)
         assert (np.abs(mean[name] - each.mean(0)) <= SIX * error).all()
-        assert (np.abs(drawn.mean(0) - each.mean(0)) <= SIX * error).all()
-        ratio = drawn.std(0) / (each.std(0, dtype=np.float64) + 1e-30)
+        assert (np.abs(sampled.mean(0) - each.mean(0)) <= SIX * error).all()
+        ratio = sampled.std(0) / (each.std(0, dtype=np.float64) + 1e-30)
         if name != "dispersions" or golden.model.config.dispersion == "gene-cell":
             assert np.median(ratio) == pytest.approx(1.0, abs=0.1)
 
 
-def test_parameters_have_a_dimension_for_draws_unless_their_mean_is_asked_for(trained):
+def test_parameters_have_a_dimension_for_samples_unless_their_mean_is_asked_for(trained):
     def result(n_samples, give_mean):
         return trained.get_likelihood_parameters(
             n_samples=n_samples, give_mean=give_mean, seed=3, batch_size=7
         )
 
-    draws, mean, one, centre = result(4, False), result(4, True), result(1, False), result(1, True)
+    samples, mean, one, centre = (
+        result(4, False),
+        result(4, True),
+        result(1, False),
+        result(1, True),
+    )
     for name in ("mean", "dispersions", "dropout"):
-        assert draws[name].shape == (4, 60, 30)
+        assert samples[name].shape == (4, 60, 30)
         assert mean[name].shape == one[name].shape == centre[name].shape == (60, 30)
-        assert_close(mean[name], draws[name].mean(0, dtype=np.float64))
-        assert_close(one[name], draws[name][0])  # more draws leave the first as it is
+        assert_close(mean[name], samples[name].mean(0, dtype=np.float64))
+        assert_close(one[name], samples[name][0])  # more samples leave the first as it is
     for name in ("mean", "dropout"):
         assert (np.abs(one[name] / centre[name] - 1) > 1e-4).mean() > 0.9
-        assert (draws[name][0] != draws[name][1]).mean() > 0.9
+        assert (samples[name][0] != samples[name][1]).mean() > 0.9
 
 
 @pytest.mark.parametrize("asks", [{}, {"n_samples": 3}, {"n_samples": 3, "give_mean": True}])
@@ -582,7 +589,7 @@ def test_parameters_are_of_the_indices_in_their_order(trained, saved):
         np.testing.assert_array_equal(given[name], result[name])
 
 
-def test_parameters_of_no_draws_are_refused(trained, refused):
+def test_parameters_of_no_samples_are_refused(trained, refused):
     with refused(OptionError, "n_samples", "0"):
         trained.get_likelihood_parameters(n_samples=0)
 
@@ -606,12 +613,12 @@ def test_a_latent_library_has_the_mean_of_a_log_normal(golden):
     assert result.shape == (300, 1)
     np.testing.assert_allclose(result, np.exp(mean + variance / 2), rtol=1e-4)
     normal = np.random.default_rng(0).standard_normal((100_000, 1))
-    draws = np.exp(mean[:1] + np.sqrt(variance[:1]) * normal)
-    assert abs(draws.mean() - result[0, 0]) <= SIX * draws.std() / np.sqrt(len(draws))
+    samples = np.exp(mean[:1] + np.sqrt(variance[:1]) * normal)
+    assert abs(samples.mean() - result[0, 0]) <= SIX * samples.std() / np.sqrt(len(samples))
 
 
 @pytest.mark.parametrize("golden", LATENT, indirect=True)
-def test_draws_of_a_latent_library_are_log_normal(golden):
+def test_samples_of_a_latent_library_are_log_normal(golden):
     first, again, other, small = (
         golden.model.get_latent_library_size(give_mean=False, seed=seed, batch_size=size)
         for seed, size in ((1, None), (1, None), (2, None), (1, 7))

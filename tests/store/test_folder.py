@@ -82,7 +82,7 @@ def test_folders_above_are_made(small, tmp_path):
     assert names_in(tmp_path / "a" / "b") == ["model"]
 
 
-def test_a_relative_path(small, tmp_path, monkeypatch):
+def test_a_relative_path_is_written(small, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_folder(Path("model"), small, None, overwrite=False)
     assert names_in(tmp_path) == ["model"]
@@ -93,7 +93,7 @@ def fail(*args, **kwargs):
 
 
 def rename_only_to_scratch(path: Path, target: Path) -> Path:
-    """A rename that works for the old folder, which goes aside, and fails for the new one."""
+    """A rename that moves the old folder away but fails for the new one."""
     if path.name == "new":
         fail()
     return Path(path.replace(target))
@@ -227,7 +227,7 @@ def test_a_missing_folder_is_named(tmp_path, refused):
         SCVI.load(tmp_path / "nowhere")
 
 
-def test_a_file_in_place_of_the_folder(tmp_path, refused):
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path, refused):
     (tmp_path / "model").write_text("")
     with refused(ModelFileError, str(tmp_path / "model"), "no model folder"):
         SCVI.load(tmp_path / "model")
@@ -327,7 +327,7 @@ def test_a_folder_of_the_first_release_loads(folder, array):
 
 @pytest.mark.parametrize("file", ["weights.safetensors", "model.json", "history.csv"])
 @pytest.mark.parametrize("damage", ["cut in half", "other bytes"])
-def test_a_damaged_model_folder(saved, refused, file, damage):
+def test_a_damaged_model_folder_is_refused(saved, refused, file, damage):
     whole = (saved / file).read_bytes()
     (saved / file).write_bytes(
         whole[: len(whole) // 2] if damage == "cut in half" else b"\xff" * len(whole)

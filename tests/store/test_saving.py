@@ -1,4 +1,4 @@
-"""save() and load(): a loaded model answers and trains as the original would."""
+"""save() and load(): a loaded model answers and trains like the original."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders that scvi-tools saved: read without running anything, and written back."""
+"""Folders saved by scvi-tools: read without executing anything, and written back."""
 
 from __future__ import annotations
 
@@ -72,9 +72,9 @@ def test_the_posterior_is_the_one_that_scvi_tools_computed(name, adata):
 
 
 def test_a_model_without_data_answers_about_new_data(adata):
-    without = SCVI.load(GOLDEN / "zinb_default")
-    assert without.adata is None
-    result = without.get_latent_representation(adata[:7].copy())
+    unloaded = SCVI.load(GOLDEN / "zinb_default")
+    assert unloaded.adata is None
+    result = unloaded.get_latent_representation(adata[:7].copy())
     expected = SCVI.load(GOLDEN / "zinb_default", adata).get_latent_representation(indices=range(7))
     np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
 
@@ -97,13 +97,13 @@ def test_training_goes_on(adata):
 
 
 def test_a_history_of_pandas_is_left_alone(changed, adata):
-    def with_history(contents):
+    def add_history(contents):
         frame = pd.DataFrame({"elbo_train": [3.0, 2.0]}, index=pd.Index([0, 1], name="epoch"))
         contents["attr_dict"]["history_"] = {"elbo_train": frame}
         fields = contents["attr_dict"]["registry_"]["field_registries"]
         contents["attr_dict"]["registry_"]["field_registries"] = defaultdict(dict, fields)
 
-    loaded = SCVI.load(changed(with_history), adata)
+    loaded = SCVI.load(changed(add_history), adata)
     assert len(loaded.history) == 0
     assert loaded.is_trained
 
@@ -112,7 +112,7 @@ def test_a_history_of_pandas_is_left_alone(changed, adata):
 
 
 class Hostile:
-    """Would make a file if anything called it."""
+    """Creates a file when called."""
 
     def __init__(self, path):
         self.path = path
@@ -125,11 +125,11 @@ class Hostile:
 def test_a_hostile_pickle_is_named_and_not_run(place, changed, tmp_path, refused):
     trace = tmp_path / "trace"
 
-    def with_code(contents):
+    def add_code(contents):
         target = contents if place == "attr_dict" else contents["attr_dict"]["history_"]
         target["evil"] = Hostile(trace)
 
-    folder = changed(with_code)
+    folder = changed(add_code)
     with refused(ModelFileError, "system", "does not run"):
         SCVI.load(folder)
     assert not trace.exists()
@@ -138,7 +138,7 @@ def test_a_hostile_pickle_is_named_and_not_run(place, changed, tmp_path, refused
 
 
 def reduced(function, arguments, state=None):
-    """An object that a pickle makes by calling ``function`` and then setting ``state``."""
+    """An object that is unpickled by calling ``function`` and then setting ``state``."""
 
     class Made:
         def __reduce__(self):
@@ -172,14 +172,14 @@ ODD = {
 
 
 @pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
-def test_allowed_names_with_odd_arguments(odd, changed, refused):
+def test_allowed_names_with_odd_arguments_are_refused(odd, changed, refused):
     folder = changed(lambda contents: contents.update(var_names=odd))
     with refused(ModelFileError, "model.pt"):
         SCVI.load(folder)
 
 
 @pytest.mark.parametrize("missing", ["registry_", "init_params_", "is_trained_"])
-def test_parts_that_are_none(missing, changed, refused):
+def test_parts_that_are_none_are_refused_if_needed(missing, changed, refused):
     folder = changed(lambda contents: contents["attr_dict"].update({missing: None}))
     if missing == "is_trained_":
         assert not SCVI.load(folder).is_trained
@@ -189,7 +189,7 @@ def test_parts_that_are_none(missing, changed, refused):
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int16", "uint8", "uint32", "float32", ">i4", "bool"])
-def test_read_categories_any_type(dtype, changed):
+def test_categories_of_any_type_are_read(dtype, changed):
     values = np.array([0, 1], dtype)
 
     def typed(contents):
@@ -200,7 +200,7 @@ def test_read_categories_any_type(dtype, changed):
     assert list(loaded.schema.batches) == values.tolist()
 
 
-def test_options_as_numpy_numbers(changed):
+def test_options_that_are_numpy_numbers_are_read(changed):
     loaded = SCVI.load(changed(set_option("non_kwargs", "n_latent", np.int64(10))))
     assert loaded.config.n_latent == 10
 
@@ -208,18 +208,18 @@ def test_options_as_numpy_numbers(changed):
 def test_softplus_is_read_by_its_name(changed):
     softplus = torch.nn.functional.softplus
 
-    def with_softplus(contents):
+    def set_softplus(contents):
         contents["attr_dict"]["init_params_"]["kwargs"]["kwargs"]["var_activation"] = softplus
 
-    assert SCVI.load(changed(with_softplus)).config.var_activation == "softplus"
+    assert SCVI.load(changed(set_softplus)).config.var_activation == "softplus"
 
 
 def test_options_that_their_linear_model_ignores(changed):
-    def with_ignored(contents):
+    def set_ignored(contents):
         extra = contents["attr_dict"]["init_params_"]["kwargs"]["model_kwargs"]
         extra.update(use_layer_norm="both", encode_covariates=True)
 
-    loaded = LinearSCVI.load(changed(with_ignored, "linear"))
+    loaded = LinearSCVI.load(changed(set_ignored, "linear"))
     assert loaded.config.use_layer_norm == "none"
     assert not loaded.config.encode_covariates
 
@@ -231,7 +231,7 @@ def test_a_prefix_is_named(tmp_path, refused):
 
 
 def test_pandas_code_is_not_run_either(changed, tmp_path, refused):
-    """A stand-in takes the arguments of whatever pandas function the file names."""
+    """A substitute accepts the arguments of any pandas function that the file names."""
 
     class Evil:
         def __reduce__(self):
@@ -317,11 +317,11 @@ def test_what_is_written_is_what_was_read(name, adata, tmp_path):
             assert state[tensor].dtype == value.dtype
             assert torch.equal(state[tensor], value), tensor
     assert list(result["var_names"]) == list(expected["var_names"])
-    ours, theirs = (c["attr_dict"]["registry_"] for c in (result, expected))
-    assert ours["setup_args"] == theirs["setup_args"]
-    assert ours["field_registries"].keys() == theirs["field_registries"].keys()
-    for field, parts in theirs["field_registries"].items():
-        assert str(ours["field_registries"][field]) == str(parts), field
+    converted, original = (c["attr_dict"]["registry_"] for c in (result, expected))
+    assert converted["setup_args"] == original["setup_args"]
+    assert converted["field_registries"].keys() == original["field_registries"].keys()
+    for field, parts in original["field_registries"].items():
+        assert str(converted["field_registries"][field]) == str(parts), field
     assert result["attr_dict"].keys() == expected["attr_dict"].keys()
 
 

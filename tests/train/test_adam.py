@@ -1,4 +1,4 @@
-"""The kernel of Adam against torch's Adam in float64."""
+"""The kernel of Adam compared with torch's Adam in float64."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def parameters(seed, dtype=torch.float32):
     return [torch.nn.Parameter(t.to(dtype)) for t in samples], gen
 
 
-class Ours:
-    """Parameters in one buffer and the kernel over it, which is handed their ``.grad``."""
+class KernelAdam:
+    """Parameters in one buffer, updated by the kernel from their ``.grad``."""
 
     def __init__(self, params, groups=None, elsewhere=(), **settings):
         groups = groups or [(params, 0.0, 1.0)]
@@ -30,13 +30,13 @@ class Ours:
         self.params, ends = params, np.cumsum(sizes)
         self.weights, self.gradients = torch.zeros(sum(sizes)), torch.zeros(sum(sizes))
         self.elsewhere = elsewhere
-        of_each = {p: more for group, *more in groups for p in group}
+        group_settings = {p: more for group, *more in groups for p in group}
         segments = []
         for p, size, end in zip(params, sizes, ends, strict=True):
             view = self.weights[end - size : end].view(p.shape)
             view.copy_(p.detach())
             p.data = view
-            segments.append(Segment(int(end - size), int(end), *of_each[p]))
+            segments.append(Segment(int(end - size), int(end), *group_settings[p]))
         self.segments = segments
         self.adam = FusedAdam(self.weights, self.gradients, segments, **settings)
 
@@ -64,11 +64,11 @@ def threads(request):
 @pytest.mark.parametrize("decay", [0.0, 3e-3])
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.8, 0.95)])
 def test_as_near_to_float64_as_torchs_fused_adam(decay, betas, elsewhere):
-    ours, gen = parameters(0)
-    theirs, _ = parameters(0)
+    kernel_parameters, gen = parameters(0)
+    torch_parameters, _ = parameters(0)
     exact, _ = parameters(0, torch.float64)
-    groups = [(ours[::2], decay, 3.0), (ours[1::2], 0.0, 1.0)]
-    adam = Ours(ours, groups, elsewhere, betas=betas, **SETTINGS)
+    groups = [(kernel_parameters[::2], decay, 3.0), (kernel_parameters[1::2], 0.0, 1.0)]
+    adam = KernelAdam(kernel_parameters, groups, elsewhere, betas=betas, **SETTINGS)
     peers = [
         torch.optim.Adam(
             [{"params": p[::2], "weight_decay": decay}, {"params": p[1::2]}],
@@ -76,20 +76,20 @@ def test_as_near_to_float64_as_torchs_fused_adam(decay, betas, elsewhere):
             fused=fused,
             **SETTINGS,
         )
-        for p, fused in ((theirs, True), (exact, False))
+        for p, fused in ((torch_parameters, True), (exact, False))
     ]
     for step in range(30):
         adam.adam.lr = 0.01 / (1 + step)
         for peer in peers:
             for group, factor in zip(peer.param_groups, (3.0, 1.0), strict=True):
                 group["lr"] = adam.adam.lr * factor
-        for a, b, c in zip(ours, theirs, exact, strict=True):
+        for a, b, c in zip(kernel_parameters, torch_parameters, exact, strict=True):
             a.grad = torch.randn(a.shape, generator=gen) * 10.0 ** (step % 5 - 3)
             b.grad, c.grad = a.grad.clone(), a.grad.double()
         adam.step()
         for peer in peers:
             peer.step()
-    for a, b, c in zip(ours, theirs, exact, strict=True):
+    for a, b, c in zip(kernel_parameters, torch_parameters, exact, strict=True):
         error, peers_error = ((x.detach() - c.detach()).abs().max().item() for x in (a, b))
         assert error <= max(2 * peers_error, 3e-7)
         assert not torch.equal(a.detach(), torch.zeros_like(a))
@@ -97,28 +97,31 @@ def test_as_near_to_float64_as_torchs_fused_adam(decay, betas, elsewhere):
 
 def test_strided_gradients_are_read_as_they_are():
     weight = torch.nn.Parameter(torch.zeros(3, 2))
-    adam = Ours([weight], elsewhere=[0], **SETTINGS)
+    adam = KernelAdam([weight], elsewhere=[0], **SETTINGS)
     weight.grad = torch.tensor([[1.0, -1.0, 1.0], [-1.0, 1.0, -1.0]]).T
     adam.step()
     assert torch.equal(weight.detach().sign(), -weight.grad)
 
 
 def test_a_gradient_whose_square_is_beyond_float32_does_not_become_nan():
-    (ours, *_), _ = parameters(0)
-    (theirs, *_), _ = parameters(0)
-    adam = Ours([ours], **SETTINGS)
-    peer = torch.optim.Adam([theirs], fused=True, **SETTINGS)
+    (kernel_parameters, *_), _ = parameters(0)
+    (torch_parameters, *_), _ = parameters(0)
+    adam = KernelAdam([kernel_parameters], **SETTINGS)
+    peer = torch.optim.Adam([torch_parameters], fused=True, **SETTINGS)
     for size in (2e19, 1.0, 1e21, 1.0, 1.0):
-        ours.grad, theirs.grad = torch.full_like(ours, size), torch.full_like(ours, size)
+        kernel_parameters.grad, torch_parameters.grad = (
+            torch.full_like(kernel_parameters, size),
+            torch.full_like(kernel_parameters, size),
+        )
         adam.step()
         peer.step()
-        torch.testing.assert_close(ours, theirs)
+        torch.testing.assert_close(kernel_parameters, torch_parameters)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_a_gradient_that_is_no_number_shows_in_its_weight_alone(bad):
     (weight, *_), _ = parameters(0)
-    adam = Ours([weight], **SETTINGS)
+    adam = KernelAdam([weight], **SETTINGS)
     weight.grad = torch.ones_like(weight)
     weight.grad[2, 3] = bad
     adam.step()
@@ -128,7 +131,7 @@ def test_a_gradient_that_is_no_number_shows_in_its_weight_alone(bad):
 @pytest.mark.parametrize("size", [0, 1, 4095, 4096, 4097, 8193])
 def test_every_number_of_every_parameter_is_moved(size):
     params = [torch.nn.Parameter(torch.zeros(n)) for n in (3, size, 5)]
-    adam = Ours(params, lr=0.1, eps=1e-8)
+    adam = KernelAdam(params, lr=0.1, eps=1e-8)
     for p in params:
         p.grad = torch.ones_like(p)
     adam.step()
@@ -174,7 +177,7 @@ def test_numbers_outside_the_segments_stay():
 def test_gradients_may_be_other_tensors_each_time():
     (weight, *_), _ = parameters(0)
     before = weight.detach().clone()
-    adam = Ours([weight], **SETTINGS)
+    adam = KernelAdam([weight], **SETTINGS)
     for sign in (1.0, -1.0):
         weight.grad = torch.full_like(weight, sign)
         adam.step()
@@ -187,7 +190,7 @@ def test_gradients_may_be_other_tensors_each_time():
 def test_weights_that_nothing_but_the_penalty_moves_end_at_zero():
     """Not in subnormal numbers, on which a processor is a hundred times slower."""
     (weight, *_), _ = parameters(0)
-    adam = Ours([weight], [([weight], 3e-3, 1.0)], lr=1e-2, eps=1e-4)
+    adam = KernelAdam([weight], [([weight], 3e-3, 1.0)], lr=1e-2, eps=1e-4)
     for _ in range(6000):
         weight.grad = torch.zeros_like(weight)
         adam.step()
@@ -198,7 +201,7 @@ def test_weights_that_nothing_but_the_penalty_moves_end_at_zero():
 
 def test_moments_that_have_become_tiny_end_at_zero():
     (weight, *_), _ = parameters(0)
-    adam = Ours([weight], betas=(0.5, 0.5), lr=1e-2, eps=1e-4)
+    adam = KernelAdam([weight], betas=(0.5, 0.5), lr=1e-2, eps=1e-4)
     for step in range(240):
         weight.grad = torch.full_like(weight, 1.0 if step == 0 else 0.0)
         adam.step()

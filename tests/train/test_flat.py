@@ -173,7 +173,7 @@ def test_the_network_goes_back_to_the_best_copy_or_to_the_last(network, keep_bes
 
 
 def test_the_last_epoch_needs_no_restoring_if_it_is_the_best(network):
-    """What a callback did to the weights after it stays."""
+    """Changes that a callback made to the weights afterwards are kept."""
     change(network, 1)
     checkpoints = Checkpoints(FlatWeights(network), keep_best=True)
     checkpoints.save()

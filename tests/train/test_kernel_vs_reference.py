@@ -1,4 +1,4 @@
-"""Ten steps of Adam on the same cells: kernel and reference stay together."""
+"""Kernel and reference agree over ten steps of Adam on the same cells."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SEEDS = range(16)
 LEFT_OUT = {"encoder.linears.0.bias", "decoder.linears.0.bias"}
 
 
-def draw(seed):
+def random_inputs(seed):
     """Minibatches, the noise of each, and the weights to start from."""
     gen = torch.Generator().manual_seed(seed)
     batches, noise = [], []
@@ -55,19 +55,19 @@ def network(likelihood, backend, dtype, gen, **options):
 
 def train(monkeypatch, likelihood, backend, dtype, recipe, seed, **options):
     """The losses of ten steps, and every parameter and running statistic after them."""
-    batches, noise, gen = draw(seed)
+    batches, noise, gen = random_inputs(seed)
     net = network(likelihood, backend, dtype, gen, **options)
     settings = {k: getattr(recipe, k) for k in ("lr", "eps", "weight_decay")}
     adam = torch.optim.Adam(net.parameters(), fused=True, **settings)
     plain_at, losses = Posterior.at, []
-    for batch, drawn in zip(batches, noise, strict=True):
+    for batch, sampled in zip(batches, noise, strict=True):
         counts = replace(batch.counts, values=batch.counts.values.to(dtype))
         batch = replace(batch, counts=counts, library=batch.library.to(dtype))
         if net.dims.size_factor:
             batch = replace(batch, size_factor=batch.library / 10)
-        # normal_() draws other numbers in float64, so every run is given the same
+        # normal_() gives other numbers in float64, so every run is given the same
         monkeypatch.setattr(
-            Posterior, "at", lambda self, _, drawn=drawn: plain_at(self, drawn.to(dtype))
+            Posterior, "at", lambda self, _, sampled=sampled: plain_at(self, sampled.to(dtype))
         )
         result = net(batch, 0.5)
         result.loss.backward()
@@ -85,7 +85,7 @@ def train(monkeypatch, likelihood, backend, dtype, recipe, seed, **options):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("likelihood", ["zinb", "nb", "poisson"])
-def test_ten_steps_of_adam(likelihood, recipe, monkeypatch):
+def test_kernel_and_reference_agree_over_ten_steps(likelihood, recipe, monkeypatch):
     check_ten_steps(monkeypatch, likelihood, recipe)
 
 
@@ -99,7 +99,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_ten_steps_with_each_option(options, monkeypatch):
+def test_kernel_and_reference_agree_with_each_option(options, monkeypatch):
     check_ten_steps(monkeypatch, "zinb", "scvi-tools", **options)
 
 
@@ -117,7 +117,7 @@ def check_ten_steps(monkeypatch, likelihood, recipe, **options):
         )
         for name in exact:
             budget.add(name, kernel[name], single[name], exact[name])
-        start = network(likelihood, "cpu", torch.float32, draw(seed)[2], **options)
+        start = network(likelihood, "cpu", torch.float32, random_inputs(seed)[2], **options)
         moved += [
             (kernel[k] - v).abs().max().item()
             for k, v in start.named_parameters()

@@ -8,23 +8,23 @@ from vivace.errors import ArgumentTypeError, OptionError
 from vivace.train import RECIPES
 from vivace.train.recipe import fast_epochs
 
-FAST, THEIRS = RECIPES["fast"], RECIPES["scvi-tools"]
+FAST, SCVI_TOOLS = RECIPES["fast"], RECIPES["scvi-tools"]
 
 
 @pytest.mark.parametrize(
     ("n_cells", "epochs"), [(1, 400), (7_104, 400), (20_000, 400), (40_000, 200), (10**8, 1)]
 )
-def test_scvi_tools_epochs(n_cells: int, epochs: int) -> None:
-    assert THEIRS.choose_epochs(n_cells, n_cells) == epochs
+def test_epochs_of_the_scvi_tools_recipe(n_cells: int, epochs: int) -> None:
+    assert SCVI_TOOLS.choose_epochs(n_cells, n_cells) == epochs
 
 
 def test_scvi_tools_settings_are_theirs() -> None:
-    assert (THEIRS.lr, THEIRS.eps, THEIRS.weight_decay) == (1e-3, 0.01, 1e-6)
-    assert not THEIRS.decay_matrices_only
-    assert not THEIRS.from_data
-    assert [THEIRS.learning_rate(s, 1000) for s in (0, 500, 999)] == [1e-3] * 3
-    assert [THEIRS.kl_weight(7, 10, e) for e in (0, 100, 400, 500)] == [0.0, 0.25, 1.0, 1.0]
-    assert THEIRS.for_further_training() == THEIRS
+    assert (SCVI_TOOLS.lr, SCVI_TOOLS.eps, SCVI_TOOLS.weight_decay) == (1e-3, 0.01, 1e-6)
+    assert not SCVI_TOOLS.decay_matrices_only
+    assert not SCVI_TOOLS.from_data
+    assert [SCVI_TOOLS.learning_rate(s, 1000) for s in (0, 500, 999)] == [1e-3] * 3
+    assert [SCVI_TOOLS.kl_weight(7, 10, e) for e in (0, 100, 400, 500)] == [0.0, 0.25, 1.0, 1.0]
+    assert SCVI_TOOLS.for_further_training() == SCVI_TOOLS
 
 
 def test_fast_learning_rate_rises_stays_and_falls_to_zero() -> None:
@@ -52,7 +52,7 @@ def test_continuing_starts_at_full_kl_weight() -> None:
 
 
 def test_adam_remembers_a_share_of_the_steps_of_a_short_run() -> None:
-    assert THEIRS.betas(10) == THEIRS.betas(10**6) == (0.9, 0.999)
+    assert SCVI_TOOLS.betas(10) == SCVI_TOOLS.betas(10**6) == (0.9, 0.999)
     steps = [10, 500, 1_000, 5_000, 10**5]
     result = [FAST.betas(n)[1] for n in steps]
     assert result == pytest.approx([0.95, 0.95, 0.975, 0.995, 0.999])
@@ -68,10 +68,10 @@ def test_fast_visits_fall_with_the_root_of_the_cells() -> None:
 
 
 def test_few_cells_are_not_visited_more_often_in_smaller_minibatches() -> None:
-    """A hundred cells, visited a hundred times each, are learnt by heart."""
+    """A hundred cells seen a hundred times each would be memorised."""
     assert max(fast_epochs(n, n) for n in range(1, 4_000)) <= 16
     assert [FAST.choose_batch_size(n) for n in (1, 3_999, 4_000, 10**7)] == [64, 64, 128, 128]
-    assert THEIRS.choose_batch_size(10) == THEIRS.choose_batch_size(10**7) == 128
+    assert SCVI_TOOLS.choose_batch_size(10) == SCVI_TOOLS.choose_batch_size(10**7) == 128
 
 
 @pytest.mark.parametrize(
@@ -84,14 +84,16 @@ def test_few_cells_are_not_visited_more_often_in_smaller_minibatches() -> None:
         ({"n_epochs_kl_warmup": 4, "min_kl_weight": 0.5}, [0.5, 0.625, 0.75]),
     ],
 )
-@pytest.mark.parametrize("recipe", [FAST, THEIRS])
-def test_kl_plan(recipe: object, plan: dict[str, float], weights: list[float]) -> None:
+@pytest.mark.parametrize("recipe", [FAST, SCVI_TOOLS])
+def test_plan_kwargs_set_the_kl_warm_up(
+    recipe: object, plan: dict[str, float], weights: list[float]
+) -> None:
     planned = recipe.with_plan(plan)  # type: ignore[attr-defined]
     got = [planned.kl_weight(10 * e, 1000, e) for e in range(3)]
     assert got == pytest.approx(weights)
 
 
-def test_plan_refusals() -> None:
+def test_wrong_plans_are_refused() -> None:
     with pytest.raises(ArgumentTypeError, match="did you mean 'weight_decay'"):
         FAST.with_plan({"weight_decai": 1})
     with pytest.raises(ArgumentTypeError, match=r"\['lr'\] must be a number, not 'high'"):
@@ -100,8 +102,8 @@ def test_plan_refusals() -> None:
         FAST.with_plan({"lr": -1})
 
 
-def test_none_is_no_other_warm_up() -> None:
-    """As it is scvi-tools' own default."""
+def test_none_leaves_the_warm_up_unchanged() -> None:
+    """Because None is scvi-tools' default."""
     for recipe in RECIPES.values():
         assert recipe.with_plan({"n_steps_kl_warmup": None}) == recipe
 

@@ -1,4 +1,4 @@
-"""Judging epochs, early stopping, the weights that stay, callbacks and loggers."""
+"""Evaluation of epochs, early stopping, which weights are kept, callbacks and loggers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def model(adata):
 
 
 def judged(elbos, patience=None, full_from=0, **more):
-    """A judge after these epochs, and the epoch after which it was out of patience."""
+    """A judge after these epochs, and the epoch after which its patience ran out."""
     judge = Judge(patience, keep_best=True)
     for epoch, elbo in enumerate(elbos):
         row = {"elbo_validation": elbo, "kl_weight": float(epoch >= full_from)}
@@ -63,7 +63,7 @@ def test_epochs_of_the_warm_up_are_judged_where_the_recipe_says_so():
     assert judge.best_epoch == 1
 
 
-def test_patience():
+def test_training_stops_when_patience_runs_out():
     elbos = [5.0, 4.0, 4.5, 4.2, 4.1, 3.0]
     assert judged(elbos, Patience(epochs=3))[1] == 4
     assert judged(elbos, Patience(epochs=4))[1] is None
@@ -103,7 +103,7 @@ VERDICTS = {
 
 
 @pytest.mark.parametrize(("elbos", "patience", "sentence"), VERDICTS.values(), ids=VERDICTS)
-def test_verdicts(elbos, patience, sentence):
+def test_convergence_is_described_in_a_sentence(elbos, patience, sentence):
     assert judged(elbos, patience)[0].convergence().describe().startswith(sentence)
 
 
@@ -187,7 +187,7 @@ def test_reducing_the_learning_rate_stops_at_the_least():
 
 def test_the_weights_that_stay_are_those_of_the_best_epoch(model):
     class Spoil(Callback):
-        """Ruins the weights after the second to last epoch, and again after the last."""
+        """Destroys the weights after the second to last epoch, and again after the last."""
 
         def on_epoch_end(self, model, row):
             if len(model.history) >= 11:
@@ -251,22 +251,21 @@ def test_no_early_stopping_without_validation_cells(model):
     plan = {"reduce_lr_on_plateau": True}
     with pytest.raises(OptionError, match="reduce_lr_on_plateau needs validation cells"):
         model.train(2, train_size=1.0, plan_kwargs=plan, progress=False)
-    of_training = {"early_stopping": True, "early_stopping_monitor": "elbo_train"}
-    model.train(2, train_size=1.0, **of_training, progress=False)
+    options = {"early_stopping": True, "early_stopping_monitor": "elbo_train"}
+    model.train(2, train_size=1.0, **options, progress=False)
     assert "without validation cells" in model.summary
 
 
 @pytest.mark.parametrize(("epochs", "steps", "expected"), [(None, 7, 2), (1, 100, 1), (9, 3, 1)])
-def test_max_steps(model, epochs, steps, expected):
-    model.train(
-        epochs, max_steps=steps, batch_size=128, progress=False
-    )  # five minibatches an epoch
+def test_training_stops_at_max_steps(model, epochs, steps, expected):
+    # five minibatches per epoch
+    model.train(epochs, max_steps=steps, batch_size=128, progress=False)
     assert len(model.history) == expected
     moved = model.module.encoder.activations[0].batch_norm.num_batches_tracked.item()
     assert moved == min(steps, 5 * (epochs or 2))
 
 
-def test_no_limit_of_steps(model):
+def test_max_steps_of_minus_one_is_no_limit(model):
     model.train(2, max_steps=-1, progress=False)
     assert len(model.history) == 2
 
@@ -449,14 +448,14 @@ def test_a_callback_may_save_the_model(model, tmp_path):
 
 
 @pytest.mark.parametrize("answer", [True, np.True_])
-def test_what_stops(model, answer):
+def test_a_callback_that_returns_true_stops_training(model, answer):
     stop = SimpleNamespace(on_epoch_end=lambda model, row: answer)
     model.train(5, callbacks=stop, progress=False)
     assert len(model.history) == 1
 
 
 @pytest.mark.parametrize("answer", [None, False, np.False_, 1, "stop"])
-def test_what_does_not_stop(model, answer):
+def test_a_callback_that_returns_anything_else_does_not_stop_training(model, answer):
     go_on = SimpleNamespace(on_epoch_end=lambda model, row: answer)
     model.train(2, callbacks=go_on, progress=False)
     assert len(model.history) == 2
@@ -468,7 +467,7 @@ def test_lightnings_callbacks_are_refused(model):
         model.train(1, callbacks=[kind()], progress=False)
 
 
-def test_fabrics_csv_logger(model, tmp_path):
+def test_fabrics_csv_logger_gets_the_history(model, tmp_path):
     from lightning_fabric.loggers import CSVLogger
 
     model.train(3, logger=CSVLogger(tmp_path, name="run", version=""), progress=False)
@@ -484,7 +483,7 @@ def test_fabrics_csv_logger(model, tmp_path):
 
 
 def hostile(kind, rng):
-    """Valid counts that nobody wishes for."""
+    """Valid but extreme counts."""
     n, g = 90, 40
     x = rng.poisson(1.0, (n, g)).astype(float)
     if kind == "counts of a million":

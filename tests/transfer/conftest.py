@@ -19,18 +19,18 @@ def reference(tiny: Callable[..., AnnData]) -> Callable[[str], Any]:
     """A trained reference of an architecture, made once; no test may change it."""
     made: dict[str, Any] = {}
 
-    def of(name: str) -> Any:
+    def load(name: str) -> Any:
         if name not in made:
             a = ARCHITECTURES[name]
             made[name] = trained_on(with_lane(tiny()), a.cls, a.options, **COVARIATES)
         return made[name]
 
-    return of
+    return load
 
 
 @pytest.fixture
 def query(tiny: Callable[..., AnnData]) -> AnnData:
-    """Known and new categories in many combinations, and something of all that data hold."""
+    """Known and new categories in many combinations, and something in every slot of an AnnData."""
     adata = with_lane(tiny(seed=5))
     i = np.arange(60)
     adata.obs["batch"] = np.array(["b0", "a9", "b1", "a8"])[i % 4]
@@ -46,7 +46,7 @@ def query(tiny: Callable[..., AnnData]) -> AnnData:
 
 @pytest.fixture
 def refused_whole(refused: Callable[..., Any]) -> Callable[..., Any]:
-    """Like ``refused``, and the data are afterwards as they were; gives a list of the message."""
+    """Like ``refused``, and the data must be unchanged; returns the message in a list."""
 
     @contextmanager
     def check(adata: AnnData, kind: type[VivaceError], *parts: str) -> Iterator[list[str]]:

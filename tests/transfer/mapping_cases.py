@@ -1,4 +1,4 @@
-"""References of every architecture, queries for them, and how to tell what training has moved."""
+"""References of every architecture, queries for them, and checks of what training changed."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def mapped(adata: AnnData, reference: Any, **flags: Any) -> Any:
 
 
 def assert_unchanged(after: AnnData, before: AnnData) -> None:
-    """Refused or mapped, a query is what it was."""
+    """A query is unchanged, whether it is refused or mapped."""
     if isinstance(before.X, np.ndarray):
         np.testing.assert_array_equal(after.X, before.X)
     else:
@@ -174,14 +174,14 @@ def hashes(model: Any) -> dict[Place, str]:
 
 
 def changed(before: dict[Place, str], model: Any) -> set[Place]:
-    """The rows and vectors that are not what they were."""
+    """The rows and vectors that have changed."""
     after = hashes(model)
     assert after.keys() == before.keys()
     return {at for at in after if after[at] != before[at]}
 
 
 def new_rows(name: str) -> set[Place]:
-    """All rows of an architecture that are a new category's."""
+    """All rows of an architecture that belong to new categories."""
     return {(weight, row) for weight, rows in ARCHITECTURES[name].new.items() for row in rows}
 
 
@@ -200,7 +200,7 @@ def answers(model: Any, adata: AnnData) -> dict[str, Any]:
 
 
 def assert_same_answers(one: Any, other: Any, adata: AnnData) -> None:
-    """But for the order in which floats are added."""
+    """Equal up to the order of floating-point sums."""
     expected = answers(other, adata)
     for name, value in answers(one, adata).items():
         np.testing.assert_allclose(value, expected[name], rtol=1e-5, atol=1e-6, err_msg=name)

@@ -1,7 +1,7 @@
-"""What cannot be mapped onto a reference is refused in one sentence, and left as it was.
+"""A query that cannot be mapped is refused in one sentence and left unchanged.
 
-What is much like it and is taken stands beside it. Refusals whose message gives the line that
-helps are in test_remedies.py, those of genes alone in test_genes.py.
+What is much like it and is taken stands beside it. Refusals whose message gives the line of code
+that helps are in test_remedies.py, those of genes alone in test_genes.py.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def test_a_cell_without_a_category(reference, query, refused_whole, column, miss
 
 @pytest.mark.parametrize("column", ["batch", "donor"])
 @pytest.mark.parametrize(
-    ("known", "given", "to"),
+    ("known", "given", "advice"),
     [
         (["1.0", "2.0"], [1, 3], ".astype(str)"),
         (["01", "02"], [1, 3], ".astype(str)"),
@@ -109,20 +109,20 @@ def test_a_cell_without_a_category(reference, query, refused_whole, column, miss
     ],
     ids=str,
 )
-def test_a_category_of_another_type(tiny, query, refused_whole, column, known, given, to):
+def test_a_category_of_another_type(tiny, query, refused_whole, column, known, given, advice):
     """One that reads the same is refused even where the others would not become those known."""
     adata = tiny()
     adata.obs[column] = np.resize(np.array(known), 60)
     trained = trained_on(adata, batch_key="batch", categorical_covariate_keys=["donor"])
     query.obs["donor"], query.obs["batch"] = "d0", "b0"
     query.obs[column] = np.resize(np.array(given, object), 60)
-    parts = (f"obs['{column}']", repr(given[0]), repr(known[0]), to, "rename it")
+    parts = (f"obs['{column}']", repr(given[0]), repr(known[0]), advice, "rename it")
     with refused_whole(query, DataError, *parts):
         SCVI.load_query_data(query, trained)
 
 
 @pytest.mark.parametrize("dtype", [object, "category", "string"])
-def test_read_categories_one_type_are_known_whatever_the_column_stores(reference, query, dtype):
+def test_categories_of_one_type_are_known_whatever_the_column_stores(reference, query, dtype):
     query.obs["batch"] = np.resize(np.array(["b1", "x"]), 60)
     query.obs["batch"] = query.obs["batch"].astype(dtype)
     assert SCVI.load_query_data(query, reference).schema.batches == ("b0", "b1", "x")
@@ -349,11 +349,11 @@ def test_a_query_with_a_cell_without_counts(reference, query, refused_whole):
 
 
 def test_a_query_without_cells(reference, query, refused_whole):
-    none = query[:0].copy()
-    with refused_whole(none, DataError, "no cells"):
-        SCVI.load_query_data(none, reference)
-    report = SCVI.prepare_query_anndata(none, reference)  # its genes can be aligned
-    assert none.shape == (0, 30)
+    empty = query[:0].copy()
+    with refused_whole(empty, DataError, "no cells"):
+        SCVI.load_query_data(empty, reference)
+    report = SCVI.prepare_query_anndata(empty, reference)  # its genes can be aligned
+    assert empty.shape == (0, 30)
     assert report.share_of_counts == 0.0
 
 

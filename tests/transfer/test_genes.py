@@ -1,4 +1,4 @@
-"""The genes of a query brought into the form of a reference, and the report of how that went."""
+"""Aligning the genes of a query with a reference, and the report about it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FORMS = {
 
 
 def data(genes, rows=((1, 2, 3), (4, 5, 6)), form=sp.csr_matrix, dtype=np.float32) -> AnnData:
-    """Two cells (or so) whose counts are written out."""
+    """A few cells with explicit counts."""
     counts = np.array([row[: len(genes)] for row in rows], dtype)
     var = pd.DataFrame(index=pd.Index(list(genes), dtype=object))
     obs = pd.DataFrame(index=[f"cell{i}" for i in range(len(rows))])
@@ -55,7 +55,7 @@ def reference(genes, layer=None) -> SCVI:
 
 
 def unchanged(before: AnnData, after: AnnData) -> None:
-    """Whatever an AnnData holds is as it was."""
+    """Check that nothing in an AnnData has changed."""
     np.testing.assert_array_equal(dense(after.X), dense(before.X))
     assert type(after.X) is type(before.X)
     assert after.X.dtype == before.X.dtype
@@ -136,21 +136,22 @@ def test_what_is_aligned_can_be_asked_about(tiny, trained):
 
 # ---- names -------------------------------------------------------------------
 
-ONE, TWO, THREE = "ENSG00000000001", "ENSG00000000002", "ENSMUSG00000000003"
+GENE1, GENE2, GENE3 = "ENSG00000000001", "ENSG00000000002", "ENSMUSG00000000003"
 
 
 @pytest.mark.parametrize(
     ("genes", "names", "result"),
     [
-        ((f"{ONE}.3", TWO), (ONE, f"{TWO}.12"), (0, 1)),
-        ((f"{ONE}.3", f"{TWO}.1"), (f"{ONE}.4", f"{TWO}.2"), (0, 1)),
-        ((ONE, THREE), (f"{THREE}.7", ONE), (1, 0)),
+        ((f"{GENE1}.3", GENE2), (GENE1, f"{GENE2}.12"), (0, 1)),
+        ((f"{GENE1}.3", f"{GENE2}.1"), (f"{GENE1}.4", f"{GENE2}.2"), (0, 1)),
+        ((GENE1, GENE3), (f"{GENE3}.7", GENE1), (1, 0)),
         (("CD4.1", "CD8.1"), ("CD4.1", "CD8"), (0, None)),  # no version of an identifier
-        (("RP11-34.5", ONE), ("RP11-34", ONE), (None, 1)),
-        ((f"{ONE}.3", f"{ONE}.3_PAR_Y"), (f"{ONE}.9", f"{ONE}.9_PAR_Y"), (0, None)),
-        ((f"{ONE}.3_PAR_Y", f"{ONE}.3"), (f"{ONE}.3", f"{ONE}.3_PAR_Y"), (1, 0)),
-        ((f"{ONE}.1", f"{ONE}.2", TWO), (f"{ONE}.2", ONE, TWO), (1, None, 2)),  # ambiguous
-        ((ONE, f"{ONE}.2"), (f"{ONE}.2", f"{ONE}.3", ONE), (1, None, 0)),
+        (("RP11-34.5", GENE1), ("RP11-34", GENE1), (None, 1)),
+        ((f"{GENE1}.3", f"{GENE1}.3_PAR_Y"), (f"{GENE1}.9", f"{GENE1}.9_PAR_Y"), (0, None)),
+        ((f"{GENE1}.3_PAR_Y", f"{GENE1}.3"), (f"{GENE1}.3", f"{GENE1}.3_PAR_Y"), (1, 0)),
+        # ambiguous
+        ((f"{GENE1}.1", f"{GENE1}.2", GENE2), (f"{GENE1}.2", GENE1, GENE2), (1, None, 2)),
+        ((GENE1, f"{GENE1}.2"), (f"{GENE1}.2", f"{GENE1}.3", GENE1), (1, None, 0)),
         (("a", "B"), ("A", "B"), (None, 1)),  # case matters
     ],
 )
@@ -166,45 +167,45 @@ def test_a_name_is_matched_as_it_is_or_without_its_version(genes, names, result)
 
 
 def test_identifiers_that_several_genes_share_are_reported():
-    _, report = align_genes(data([TWO]), (f"{ONE}.1", f"{ONE}.2", TWO), min_overlap=0.1)
-    assert report.ambiguous == (ONE,)
-    assert report.missing == (f"{ONE}.1", f"{ONE}.2")
+    _, report = align_genes(data([GENE2]), (f"{GENE1}.1", f"{GENE1}.2", GENE2), min_overlap=0.1)
+    assert report.ambiguous == (GENE1,)
+    assert report.missing == (f"{GENE1}.1", f"{GENE1}.2")
 
 
 def test_versions_of_one_gene_of_the_query_are_added_up():
-    new, report = align_genes(data([f"{ONE}.1", TWO, ONE]), (f"{ONE}.5", TWO))
+    new, report = align_genes(data([f"{GENE1}.1", GENE2, GENE1]), (f"{GENE1}.5", GENE2))
     np.testing.assert_array_equal(dense(new.X), [[4, 2], [10, 5]])
-    assert report.duplicated == (f"{ONE}.5",)
+    assert report.duplicated == (f"{GENE1}.5",)
 
 
 def test_genes_are_matched_by_a_column_of_var():
     query = data(["a", "b", "c"])
-    query.var["ensembl"] = pd.Categorical([f"{TWO}.4", None, ONE])
-    new, report = align_genes(query, (ONE, TWO), gene_key="ensembl")
+    query.var["ensembl"] = pd.Categorical([f"{GENE2}.4", None, GENE1])
+    new, report = align_genes(query, (GENE1, GENE2), gene_key="ensembl")
     np.testing.assert_array_equal(dense(new.X), [[3, 1], [6, 4]])
     assert report.share_of_counts == pytest.approx((1 + 3 + 4 + 6) / 21)
-    assert list(new.var["ensembl"]) == [ONE, f"{TWO}.4"]
+    assert list(new.var["ensembl"]) == [GENE1, f"{GENE2}.4"]
 
 
 # ---- the report --------------------------------------------------------------
 
 
 def test_every_number_of_the_report_is_that_of_a_case_by_hand():
-    genes = ("A", "B", f"{ONE}.1", f"{ONE}.2", "C")
+    genes = ("A", "B", f"{GENE1}.1", f"{GENE1}.2", "C")
     query = data(["B", "other", "A", "B"], [(1, 10, 2, 3), (4, 20, 5, 6)])
     _, report = align_genes(query, genes, min_overlap=0.4)
     assert report == GeneReport(
         n_genes=5,
         present=2,
-        missing=(f"{ONE}.1", f"{ONE}.2", "C"),
+        missing=(f"{GENE1}.1", f"{GENE1}.2", "C"),
         duplicated=("B",),
-        ambiguous=(ONE,),
+        ambiguous=(GENE1,),
         share_of_counts=(1 + 2 + 3 + 4 + 5 + 6) / 51,
     )
     assert report.share == 0.4
     assert repr(report) == (
         "2 of 5 genes of the reference are in the query, with 41.2 % of its counts; missing: "
-        f"'{ONE}.1', '{ONE}.2', 'C'; counts added up: 'B'; ambiguous: '{ONE}'"
+        f"'{GENE1}.1', '{GENE1}.2', 'C'; counts added up: 'B'; ambiguous: '{GENE1}'"
     )
 
 
@@ -419,20 +420,20 @@ def test_no_shared_gene_is_refused_whatever_the_least_overlap(refused):
 
 def test_the_column_with_the_identifiers_of_the_reference_is_suggested(refused):
     query = data(["a", "b", "c"])
-    query.var["wrong"] = ["p", "q", ONE]
-    query.var["gene_ids"] = [f"{ONE}.2", TWO, THREE]
+    query.var["wrong"] = ["p", "q", GENE1]
+    query.var["gene_ids"] = [f"{GENE1}.2", GENE2, GENE3]
     query.var["length"] = [1, 2, 3]
-    model = reference([ONE, TWO, THREE])
+    model = reference([GENE1, GENE2, GENE3])
     with refused(DataError, "none of", "3 in var['gene_ids']", "pass gene_key='gene_ids'"):
         SCVI.prepare_query_anndata(query, model)
     assert SCVI.prepare_query_anndata(query, model, gene_key="gene_ids").present == 3
 
 
 def test_var_names_are_suggested_where_they_have_the_identifiers(refused):
-    query = data([ONE, TWO])
+    query = data([GENE1, GENE2])
     query.var["symbol"] = ["a", "b"]
     with refused(DataError, "none of", "var['symbol']", "2 in var_names", "leave gene_key out"):
-        SCVI.prepare_query_anndata(query, reference([ONE, TWO]), gene_key="symbol")
+        SCVI.prepare_query_anndata(query, reference([GENE1, GENE2]), gene_key="symbol")
 
 
 def test_a_column_that_var_lacks_is_named_with_a_near_match(refused):

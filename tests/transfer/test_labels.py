@@ -181,9 +181,9 @@ def test_what_cannot_be_labelled_is_refused(mapped, tiny, refused, tmp_path):
     with refused(MissingColumnError, "'cell_typ'", "did you mean 'cell_type'"):
         mapped.transfer_labels(None, "cell_typ")
     mapped.save(tmp_path / "mapped")
-    alone = SCVI.load(tmp_path / "mapped", mapped.adata)
+    loaded = SCVI.load(tmp_path / "mapped", mapped.adata)
     with refused(DataError, "no reference", "reference="):
-        alone.transfer_labels(None, "cell_type")
+        loaded.transfer_labels(None, "cell_type")
     empty = mapped._reference.copy()
     empty.obs["none"] = np.nan
     with refused(DataError, "has no labels"):

@@ -1,4 +1,4 @@
-"""Shares of labels among neighbours, and distances, against those of SciPy."""
+"""Shares of labels among neighbours, and distances, compared with SciPy."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def test_neighbours_weigh_by_a_gaussian_of_their_distance():
     labels = rng.integers(0, 3, 40)
     result = neighbour_shares(known, labels, 3, [points], 7)
     for i, distance in enumerate(cdist(points, known)):
-        near = np.argsort(distance)[:7]
-        weight = np.exp(-(distance[near] ** 2) / (2 * (distance[near] ** 2).mean()))
-        expected = [weight[labels[near] == c].sum() / weight.sum() for c in range(3)]
+        nearest = np.argsort(distance)[:7]
+        weight = np.exp(-(distance[nearest] ** 2) / (2 * (distance[nearest] ** 2).mean()))
+        expected = [weight[labels[nearest] == c].sum() / weight.sum() for c in range(3)]
         np.testing.assert_allclose(result[i], expected, rtol=1e-6)
 
 

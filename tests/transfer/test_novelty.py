@@ -10,7 +10,7 @@ from vivace.transfer.novelty import measure_novelty, rank_novelty, share_below
 
 
 def test_one_new_cell_is_novel_by_itself_and_many_are_together():
-    """A new cell among known ones must not be drowned, nor known ones be called new."""
+    """A single new cell must be detected, and the known ones must not be called new."""
     rng = np.random.default_rng(0)
     known = [rng.normal(size=500) for _ in range(3)]
     values = [rng.normal(size=200) for _ in range(3)]
@@ -34,8 +34,8 @@ def test_cells_of_a_kind_are_novel_together():
     cells = LatentCells(places, np.ones((n, 2)), sp.csr_matrix(genes))
     odds = rng.normal(size=n) - 1.0 * (np.arange(n) < 20)
     np.testing.assert_array_equal(measure_novelty(cells, places, odds, 15, 49, rng), [-odds])
-    alone, together, strange = measure_novelty(cells, places, odds, 15, n, rng)
-    np.testing.assert_array_equal(alone, -odds)
+    single, together, strange = measure_novelty(cells, places, odds, 15, n, rng)
+    np.testing.assert_array_equal(single, -odds)
     assert together[:20].min() > np.quantile(together[20:], 0.95)
     assert (-odds)[:20].min() < np.median(-odds[20:])
     assert strange.shape == (n,)

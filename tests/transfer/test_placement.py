@@ -1,4 +1,4 @@
-"""Where the cells of a query land, and that those of the reference stay where they were."""
+"""Where query cells are placed, and that reference cells do not move."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def test_new_rows_stand_in_the_block_of_their_covariate_at_its_mean(reference, q
 @pytest.mark.parametrize("name", ["seeing", "two layers, deep", "linear"])
 def test_a_new_category_starts_half_way_between_the_known_ones(reference, query, name):
     """In the first linear map of the encoder: the mean over b0 and b1 of the same cell."""
-    mine = mapped(query, reference(name))
+    query_model = mapped(query, reference(name))
     first = []
     for batch in ("b0", "b1", "a8"):
         query.obs["batch"] = batch
-        cells = mine._read(query).gather(np.arange(5))
-        covariates = mine.module._covariates(cells)
+        cells = query_model._read(query).gather(np.arange(5))
+        covariates = query_model.module._covariates(cells)
         with torch.no_grad():
-            first.append(mine.module.encoder._first(cells.counts, *covariates, "auto"))
+            first.append(query_model.module.encoder._first(cells.counts, *covariates, "auto"))
     torch.testing.assert_close(first[2], (first[0] + first[1]) / 2, rtol=1e-5, atol=1e-5)
 
 
@@ -69,11 +69,11 @@ def test_one_batch_gets_its_zeros_in_every_layer(tiny, query, n_layers, options)
     adata = of_batch(tiny, "b0")
     trained = trained_on(adata, options={**options, "n_layers": n_layers}, batch_key="batch")
     query.obs["batch"] = np.where(np.arange(60) % 2, "b0", "a9")
-    mine = mapped(query, trained, freeze_batchnorm_decoder=True)
+    query_model = mapped(query, trained, freeze_batchnorm_decoder=True)
     starts = {"decoder.linears.0.weight": 3, "decoder.linears.1.weight": 8}
     if options:
         starts |= {"encoder.linears.0.weight": 30, "encoder.linears.1.weight": 8}
-    old, now = get_state(trained), get_state(mine)
+    old, now = get_state(trained), get_state(query_model)
     starts = {entry: start for entry, start in starts.items() if entry in now}
     for entry, value in now.items():
         if entry in starts:
@@ -81,10 +81,10 @@ def test_one_batch_gets_its_zeros_in_every_layer(tiny, query, n_layers, options)
             assert (value[starts[entry] :] == 0).all()
             value = value[: starts[entry]]
         np.testing.assert_array_equal(value.numpy(), old[entry].numpy(), err_msg=entry)
-    before = hashes(mine)
-    mine.train(**DECAYING)
-    assert changed(before, mine) == {(entry, start + 1) for entry, start in starts.items()}
-    assert_same_answers(mine, trained, adata)
+    before = hashes(query_model)
+    query_model.train(**DECAYING)
+    assert changed(before, query_model) == {(entry, start + 1) for entry, start in starts.items()}
+    assert_same_answers(query_model, trained, adata)
 
 
 @pytest.mark.parametrize(
@@ -107,16 +107,16 @@ def test_a_covariate_of_one_category_gets_columns_between_the_others(tiny, query
     adata.obs["donor"] = "d1"
     trained = trained_on(adata, **COVARIATES)
     query.obs["donor"] = np.where(np.arange(60) % 2, "d1", "d00")
-    mine = mapped(query, trained, freeze_batchnorm_decoder=True)
+    query_model = mapped(query, trained, freeze_batchnorm_decoder=True)
     for entry, start in (("encoder.linears.0.weight", 31), ("decoder.linears.0.weight", 4)):
-        old, new = get_state(trained)[entry], get_state(mine)[entry]
+        old, new = get_state(trained)[entry], get_state(query_model)[entry]
         # b0 b1 l0 l1 become b0 b1 (a8 a9) d1 (d00) l0 l1 (k)
         kept = [*range(start + 2), start + 6, start + 7]
         assert torch.equal(new[kept], old)
         assert (new[[start + 4, start + 5]] == 0).all()
         torch.testing.assert_close(new[start + 8], old[start + 2 :].mean(0))
-    mine.train(**DECAYING)
-    assert_same_answers(mine, trained, adata)
+    query_model.train(**DECAYING)
+    assert_same_answers(query_model, trained, adata)
 
 
 def test_the_library_prior_of_a_new_batch_is_that_of_its_cells(reference, query):
@@ -132,13 +132,13 @@ def test_the_library_prior_of_a_new_batch_is_that_of_its_cells(reference, query)
 def test_a_latent_library_takes_a_query_without_cells_of_every_known_batch(
     tiny, reference, batches
 ):
-    mine = mapped(of_batch(tiny, *batches), reference("latent library"))
-    known, result = get_state(reference("latent library")), get_state(mine)
+    query_model = mapped(of_batch(tiny, *batches), reference("latent library"))
+    known, result = get_state(reference("latent library")), get_state(query_model)
     for name in ("library_mean", "library_variance"):
         assert torch.equal(result[name][:2], known[name])
         assert torch.isfinite(result[name]).all()
-    mine.train(**DECAYING)
-    assert np.isfinite(mine.get_elbo(seed=0))
+    query_model.train(**DECAYING)
+    assert np.isfinite(query_model.get_elbo(seed=0))
 
 
 # ---- cells of the reference --------------------------------------------------
@@ -146,25 +146,25 @@ def test_a_latent_library_takes_a_query_without_cells_of_every_known_batch(
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_before_training_all_combinations_have_the_numbers_of_the_reference(reference, query, name):
-    """Blocks of several covariates that were mixed up would show here."""
+    """This would detect blocks of covariates that are mixed up."""
     trained = reference(name)
-    mine = mapped(query, trained, freeze_batchnorm_decoder=True)
-    mine.train(**NO_STEP)  # a model that was not trained answers nothing
+    query_model = mapped(query, trained, freeze_batchnorm_decoder=True)
+    query_model.train(**NO_STEP)  # a model that was not trained answers nothing
     others = trained.adata.copy()
     rng = np.random.default_rng(1)
     for column in ("batch", "donor", "lane"):
         others.obs[column] = rng.permutation(others.obs[column].to_numpy())
-    assert_same_answers(mine, trained, trained.adata)
-    assert_same_answers(mine, trained, others)
+    assert_same_answers(query_model, trained, trained.adata)
+    assert_same_answers(query_model, trained, others)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_reference_cells_stay_where_they_are(reference, query, name):
     trained = reference(name)
-    mine = mapped(query, trained)
-    mine.train(**DECAYING)
+    query_model = mapped(query, trained)
+    query_model.train(**DECAYING)
     np.testing.assert_allclose(
-        mine.get_latent_representation(trained.adata),
+        query_model.get_latent_representation(trained.adata),
         trained.get_latent_representation(),
         rtol=1e-5,
         atol=1e-6,
@@ -174,9 +174,11 @@ def test_reference_cells_stay_where_they_are(reference, query, name):
 @pytest.mark.parametrize("name", ["seeing", "blind", "linear"])
 def test_reference_cells_move_once_the_expression_is_trained(reference, query, name):
     trained = reference(name)
-    mine = mapped(query, trained, freeze_expression=False)
-    mine.train(**DECAYING)
-    moved = mine.get_latent_representation(trained.adata) - trained.get_latent_representation()
+    query_model = mapped(query, trained, freeze_expression=False)
+    query_model.train(**DECAYING)
+    moved = (
+        query_model.get_latent_representation(trained.adata) - trained.get_latent_representation()
+    )
     assert np.abs(moved).max() > 1e-4
 
 
@@ -194,7 +196,7 @@ def test_reference_cells_move_once_the_expression_is_trained(reference, query, n
     }.items(),
 )
 def test_cells_of_a_model_of_scvi_tools_keep_its_numbers(name, sees):
-    """What scvi-tools found for the reference's cells is found by the mapped model still."""
+    """The mapped model still reproduces scvi-tools' results for the cells of the reference."""
     adata = anndata.read_h5ad(GOLDEN / "adata.h5ad")
     cls = LinearSCVI if name == "linear" else SCVI
     query = adata[::4].copy()
@@ -202,18 +204,18 @@ def test_cells_of_a_model_of_scvi_tools_keep_its_numbers(name, sees):
         query.obs[column] = query.obs[column].astype(object)
         query.obs.iloc[::2, query.obs.columns.get_loc(column)] = new
     if sees:
-        mine = cls.load_query_data(query, GOLDEN / name, freeze_batchnorm_decoder=True)
+        query_model = cls.load_query_data(query, GOLDEN / name, freeze_batchnorm_decoder=True)
     else:
         with pytest.warns(VivaceWarning, match="does not see"):
-            mine = cls.load_query_data(query, GOLDEN / name, freeze_batchnorm_decoder=True)
-    assert mine.schema.batches[-1] == "new"
-    assert not mine.is_trained
-    mine.train(**DECAYING)
+            query_model = cls.load_query_data(query, GOLDEN / name, freeze_batchnorm_decoder=True)
+    assert query_model.schema.batches[-1] == "new"
+    assert not query_model.is_trained
+    query_model.train(**DECAYING)
     expected = np.load(GOLDEN / name / "expected.npz")
-    mean, variance = mine.get_latent_representation(adata, return_dist=True)
+    mean, variance = query_model.get_latent_representation(adata, return_dist=True)
     np.testing.assert_allclose(mean, expected["qz_mean"], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(variance, expected["qz_var"], rtol=1e-4, atol=1e-4)
-    assert_same_answers(mine, cls.load(GOLDEN / name), adata)
+    assert_same_answers(query_model, cls.load(GOLDEN / name), adata)
 
 
 def test_a_second_query_leaves_the_cells_of_the_first(reference, query, tiny):
@@ -245,13 +247,15 @@ def test_a_second_query_leaves_the_cells_of_the_first(reference, query, tiny):
 
 @pytest.mark.parametrize(("name", "moves"), [("seeing", True), ("mapping", True), ("blind", False)])
 def test_cells_of_a_new_category_move_where_the_encoder_sees_it(reference, query, name, moves):
-    mine = mapped(query, reference(name))
+    query_model = mapped(query, reference(name))
     with torch.no_grad():
-        before = mine.module.encode(mine._read(query).gather(np.arange(60))).z.mean.numpy()
-    mine.train(**DECAYING)
+        before = query_model.module.encode(
+            query_model._read(query).gather(np.arange(60))
+        ).z.mean.numpy()
+    query_model.train(**DECAYING)
     new = query.obs["batch"].isin(["a8", "a9"]) | (query.obs["donor"] == "d00")
     new |= query.obs["lane"] == "k"
-    moved = np.abs(mine.get_latent_representation() - before).max(1)
+    moved = np.abs(query_model.get_latent_representation() - before).max(1)
     assert bool(moved[new].min() > 1e-5) is moves
     assert moved[~new].max() < 1e-5
 
@@ -273,7 +277,7 @@ def test_there_is_a_warning_exactly_where_no_cell_moves(tiny, query, options):
     trained = trained_on(tiny(), options=options, batch_key="batch")
     still = mapped(query, trained)
     still.train(**NO_STEP)
-    where = still.get_latent_representation()
+    positions = still.get_latent_representation()
     for flags in (
         {},
         {"unfrozen": True},
@@ -283,9 +287,9 @@ def test_there_is_a_warning_exactly_where_no_cell_moves(tiny, query, options):
     ):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            mine = SCVI.load_query_data(query, trained, **flags)
-        mine.train(**SHORT, batch_size=20)
-        distance = np.abs(mine.get_latent_representation() - where).max()
+            query_model = SCVI.load_query_data(query, trained, **flags)
+        query_model.train(**SHORT, batch_size=20)
+        distance = np.abs(query_model.get_latent_representation() - positions).max()
         assert distance == 0 or distance > 1e-3
         assert len(caught) == (distance == 0)
         for warning in caught:
@@ -296,38 +300,44 @@ def test_there_is_a_warning_exactly_where_no_cell_moves(tiny, query, options):
 
 @pytest.mark.parametrize("batches", [("b0", "b1"), ("b1",)], ids=str)
 def test_there_is_no_warning_where_nothing_is_new(tiny, batches):
-    """Labels that are not read are nothing new."""
+    """Labels that are not used do not count as new."""
     trained = trained_on(tiny(), options={}, batch_key="batch", labels_key="cell_type")
-    mine = SCVI.load_query_data(of_batch(tiny, *batches), trained)  # a warning would be an error
-    assert mine.schema.batches == ("b0", "b1")
+    # a warning would be an error
+    query_model = SCVI.load_query_data(of_batch(tiny, *batches), trained)
+    assert query_model.schema.batches == ("b0", "b1")
 
 
 def test_an_encoder_that_sees_is_not_called_blind_because_of_a_label(reference, tiny):
     """Nor is the preset advised that the reference was made with."""
     query = with_lane(tiny(seed=2))
     query.obs["cell_type"] = "Unknown"
-    mine = SCVI.load_query_data(query, reference("gene-label"))  # a warning would be an error
-    assert mine.schema.labels == ("B", "NK", "T", "Unknown")
+    # a warning would be an error
+    query_model = SCVI.load_query_data(query, reference("gene-label"))
+    assert query_model.schema.labels == ("B", "NK", "T", "Unknown")
 
 
 def test_a_query_without_a_known_batch_is_mapped(tiny, reference):
-    mine = SCVI.load_query_data(of_batch(tiny, "p", "q", "r"), reference("seeing"))
-    assert mine.schema.batches == ("b0", "b1", "p", "q", "r")
-    mine.train(**DECAYING)
-    assert all(np.isfinite(value).all() for value in answers(mine, mine.adata).values())
+    query_model = SCVI.load_query_data(of_batch(tiny, "p", "q", "r"), reference("seeing"))
+    assert query_model.schema.batches == ("b0", "b1", "p", "q", "r")
+    query_model.train(**DECAYING)
+    assert all(
+        np.isfinite(value).all() for value in answers(query_model, query_model.adata).values()
+    )
 
 
 def test_a_mapped_model_answers_without_counts_and_across_old_and_new_batches(reference, query):
-    mine = mapped(query, reference("seeing"))
-    mine.train(**DECAYING)
-    expected = mine.get_latent_representation()
+    query_model = mapped(query, reference("seeing"))
+    query_model.train(**DECAYING)
+    expected = query_model.get_latent_representation()
     shown = [
-        mine.get_normalized_expression(transform_batch=b, n_samples=1, seed=0, return_numpy=True)
+        query_model.get_normalized_expression(
+            transform_batch=b, n_samples=1, seed=0, return_numpy=True
+        )
         for b in ("b0", "a8")
     ]
     assert np.abs(shown[0] - shown[1]).max() > 1e-6
-    mine.minify_adata()
-    np.testing.assert_array_equal(mine.get_latent_representation(), expected)
+    query_model.minify_adata()
+    np.testing.assert_array_equal(query_model.get_latent_representation(), expected)
 
 
 # ---- whatever form the query has ---------------------------------------------
@@ -348,12 +358,12 @@ def test_a_query_needs_no_labels(reference, query, name, labels):
     query.obs["cell_type"] = np.nan
     if labels == "no column":
         del query.obs["cell_type"]
-    mine = mapped(query, reference(name))
-    mine.train(**DECAYING)
-    assert np.isfinite(mine.get_latent_representation()).all()
+    query_model = mapped(query, reference(name))
+    query_model.train(**DECAYING)
+    assert np.isfinite(query_model.get_latent_representation()).all()
 
 
-def with_more_genes(adata: AnnData) -> AnnData:
+def add_genes(adata: AnnData) -> AnnData:
     more = adata[:, :2].copy()
     more.var_names = ["more0", "more1"]
     result = anndata.concat([adata.copy(), more], axis=1, merge="same")
@@ -363,25 +373,25 @@ def with_more_genes(adata: AnnData) -> AnnData:
 
 def test_the_order_of_genes_and_further_genes_do_not_matter(reference, query):
     shuffled = query[:, np.random.default_rng(0).permutation(30)].copy()
-    for adata in (shuffled, with_more_genes(shuffled)):
-        mine = SCVI.load_query_data(adata, reference("seeing"))
-        np.testing.assert_array_equal(mine._own_source().counts.toarray(), query.X.toarray())
+    for adata in (shuffled, add_genes(shuffled)):
+        query_model = SCVI.load_query_data(adata, reference("seeing"))
+        np.testing.assert_array_equal(query_model._own_source().counts.toarray(), query.X.toarray())
 
 
 @pytest.mark.parametrize("is_view", [True, False])
 def test_only_the_genes_of_the_reference_are_left_if_that_is_asked_for(reference, query, is_view):
-    parent = with_more_genes(query[:, ::-1])
+    parent = add_genes(query[:, ::-1])
     adata = parent[10:] if is_view else parent
     counts = adata.to_df()
-    mine = SCVI.load_query_data(adata, reference("seeing"), inplace_subset_query_vars=True)
-    assert mine.adata is adata
-    assert np.shares_memory(mine._own_source().counts.data, adata.X.data)  # held once
+    query_model = SCVI.load_query_data(adata, reference("seeing"), inplace_subset_query_vars=True)
+    assert query_model.adata is adata
+    assert np.shares_memory(query_model._own_source().counts.data, adata.X.data)  # held once
     assert parent.shape == ((60, 32) if is_view else (60, 30))
     assert adata.var_names.tolist() == [f"gene{i}" for i in range(30)]
     np.testing.assert_array_equal(adata.to_df(), counts[adata.var_names])
     np.testing.assert_array_equal(adata.to_df("twice"), 2 * counts[adata.var_names])
-    mine.train(**DECAYING)
-    assert mine.get_latent_representation().shape == (adata.n_obs, 3)
+    query_model.train(**DECAYING)
+    assert query_model.get_latent_representation().shape == (adata.n_obs, 3)
 
 
 # ---- whatever form the reference has -----------------------------------------
@@ -408,8 +418,8 @@ def test_a_model_read_by_its_class_maps_as_one_read_by_name(reference, query, tm
 
 
 def test_in_scvi_tools_format_a_mapped_model_gives_the_same_numbers(reference, query, tmp_path):
-    mine = mapped(query, reference("two layers, deep"))
-    mine.train(**DECAYING)
+    query_model = mapped(query, reference("two layers, deep"))
+    query_model.train(**DECAYING)
     with pytest.warns(VivaceWarning, match="does not record which weights of a query"):
-        mine.save(tmp_path / "mapped", format="scvi-tools")
-    assert_same_answers(SCVI.load(tmp_path / "mapped"), mine, query)
+        query_model.save(tmp_path / "mapped", format="scvi-tools")
+    assert_same_answers(SCVI.load(tmp_path / "mapped"), query_model, query)

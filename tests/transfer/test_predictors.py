@@ -53,7 +53,7 @@ def test_separated_labels_are_found_and_certain(reference):
 @pytest.mark.parametrize("sizes", [(900, 100), (1_900, 60)])
 @pytest.mark.parametrize("n", [40, 500])
 def test_batches_need_not_be_as_large(sizes, n):
-    """Distances shrink with the number of cells that they are measured to."""
+    """Distances to the nearest cells decrease with the number of cells."""
     reference = two_batches(*sizes)
     queries = [blobs(n, 0, seed)[0] for seed in range(10, 12 + 1_000 // n)]
     result = np.concatenate([predict(reference, query).novelty for query in queries])
@@ -120,12 +120,12 @@ def test_further_cells_are_more_novel_beyond_all_that_was_held_out(reference):
 
 
 def test_folds_keep_batches_whole_unless_labels_are_batches(reference):
-    folds, by_batch = assign_folds(reference, np.random.default_rng(0))
-    assert by_batch
+    folds, keeps_batches = assign_folds(reference, np.random.default_rng(0))
+    assert keeps_batches
     assert all(len(set(folds[reference.batches == b])) == 1 for b in (0, 1))
-    alone = LabelledCells(reference.cells, reference.labels, reference.labels, 4)
-    folds, by_batch = assign_folds(alone, np.random.default_rng(0))
-    assert not by_batch
+    single_batch = LabelledCells(reference.cells, reference.labels, reference.labels, 4)
+    folds, keeps_batches = assign_folds(single_batch, np.random.default_rng(0))
+    assert not keeps_batches
     assert np.ptp(np.bincount(folds)) <= 1
 
 

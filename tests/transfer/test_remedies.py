@@ -1,4 +1,4 @@
-"""What the message of a refusal advises works: done to the query, it is mapped."""
+"""The advice in an error message works: after following it, the query can be mapped."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_the_label_that_is_advised_is_taken(reference, query, refused_whole):
 def test_the_type_that_is_advised_makes_categories_those_of_the_reference(
     tiny, refused_whole, column, known, given, new
 ):
-    """Columns that had a missing value once, and were read from text, differ so."""
+    """Such columns arise from reading text with missing values."""
     adata, query = tiny(), tiny(seed=2)
     adata.obs[column] = np.resize(np.array(known), 60)
     trained = trained_on(adata, batch_key="batch", categorical_covariate_keys=["donor"])
@@ -154,8 +154,8 @@ def test_many_prepared_genes_are_as_pandas_has_them(form, dtype):
     assert report.present == len(set(ids) & set(genes))
     assert report.missing == tuple(g for g in genes if g not in ids)
     assert report.duplicated == tuple(g for g in genes if ids.count(g) > 1)
-    of_reference = counts[:, np.isin(ids, genes)].sum()
-    assert report.share_of_counts == pytest.approx(of_reference / counts.sum())
+    matched = counts[:, np.isin(ids, genes)].sum()
+    assert report.share_of_counts == pytest.approx(matched / counts.sum())
 
 
 # ---- files -------------------------------------------------------------------

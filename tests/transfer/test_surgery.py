@@ -1,4 +1,4 @@
-"""Which parameters of a query's model are trained, and that all others stay bit by bit."""
+"""Which parameters of a query's model are trained; all others are unchanged bit for bit."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_an_epoch_that_is_done_again_leaves_what_is_frozen(reference, query):
 
 
 def test_numbers_too_small_to_matter_stay_in_frozen_rows(tiny, query):
-    """The optimiser clears such numbers every hundred steps, where it trains."""
+    """The optimiser clears such numbers every hundred steps in trained rows."""
     trained = trained_on(tiny(), batch_key="batch")
     weights = dict(trained.module.named_parameters())
     with torch.no_grad():
@@ -193,7 +193,7 @@ def test_training_lowers_the_loss_of_the_query(reference, query):
 def test_a_first_step_moves_new_rows_as_if_their_whole_layer_were_trained(
     reference, query, side, flag
 ):
-    """Adam takes each number by itself, so that the gradients of the rows must be their own."""
+    """Adam treats each number separately, so the rows must get their own gradients."""
     entry = f"{side}.linears.0.weight"
     rows = list(ARCHITECTURES["seeing"].new[entry])
     moved = []

@@ -1,4 +1,4 @@
-"""The linear decoder against an explicit batch norm over genes."""
+"""The linear decoder compared with an explicit batch norm over genes."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def test_folded_batch_norm_is_batch_norm(training, shift):
     result = x @ weight + bias
     expected = norm(x @ head.weight)
     torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-11)
-    ours = (x, head.weight, head.batch_norm.weight, head.batch_norm.bias)
-    theirs = (x, head.weight, norm.weight, norm.bias)
+    head_parameters = (x, head.weight, head.batch_norm.weight, head.batch_norm.bias)
+    norm_parameters = (x, head.weight, norm.weight, norm.bias)
     for a, b in zip(
-        torch.autograd.grad(result, ours, upstream),
-        torch.autograd.grad(expected, theirs, upstream),
+        torch.autograd.grad(result, head_parameters, upstream),
+        torch.autograd.grad(expected, norm_parameters, upstream),
         strict=True,
     ):
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-10)

@@ -1,4 +1,4 @@
-"""The CPU kernels against the float64 reference, within the error budget; memory; autograd."""
+"""The CPU kernels compared with the float64 reference: error budget, memory, autograd."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def assert_same_bits(result, expected):
 @pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
 @each_reduction
 @each_likelihood
-def test_random_cells(likelihood, reduction, weighted, spread):
+def test_random_cells_keep_the_error_budget(likelihood, reduction, weighted, spread):
     problems = (count_problem(likelihood, seed, spread=spread) for seed in range(12))
     check_count_budget(problems, reduction, weighted=weighted)
 
@@ -49,7 +49,7 @@ def test_random_cells(likelihood, reduction, weighted, spread):
 @pytest.mark.parametrize("n", [1, 17])
 @pytest.mark.parametrize("g", [1, 63, 1271])
 @each_likelihood
-def test_sizes(likelihood, n, g):
+def test_every_size_keeps_the_error_budget(likelihood, n, g):
     seeds = range(64 if n == 1 else 8)  # one cell has few numbers: more of them, or chance decides
     problems = [count_problem(likelihood, seed, n=n, g=g, h=5) for seed in seeds]
     check_count_budget(problems)
@@ -58,7 +58,7 @@ def test_sizes(likelihood, n, g):
 
 @each_reduction
 @each_likelihood
-def test_empty_cells(likelihood, reduction):
+def test_empty_cells_keep_the_error_budget(likelihood, reduction):
     problems = [count_problem(likelihood, seed) for seed in range(8)]
     some = torch.ones(16, 1)
     some[[0, 7, 15]] = 0
@@ -79,7 +79,7 @@ SPECIAL_COUNTS = {
 @pytest.mark.parametrize("counts", SPECIAL_COUNTS.values(), ids=SPECIAL_COUNTS)
 @each_reduction
 @each_likelihood
-def test_counts(likelihood, reduction, counts):
+def test_special_counts_keep_the_error_budget(likelihood, reduction, counts):
     values = torch.tensor(counts)
     problems = []
     for seed in range(8):
@@ -94,7 +94,7 @@ def test_counts(likelihood, reduction, counts):
 @pytest.mark.parametrize("log_theta", [-15.0, -9.0, 9.0, 15.0])
 @each_reduction
 @each_dispersed
-def test_tiny_and_huge_theta(likelihood, reduction, log_theta):
+def test_tiny_and_huge_theta_keep_the_error_budget(likelihood, reduction, log_theta):
     theta = torch.full((120,), log_theta)
     problems = [count_problem(likelihood, seed).with_heads(log_theta_g=theta) for seed in range(8)]
     check_count_budget(problems, reduction)
@@ -127,30 +127,30 @@ def test_counts_far_above_theta_lose_no_digits(log_theta, log_library):
     assert error < 1e-4
 
 
-@pytest.mark.parametrize("beyond", [15.001, 16.0, 100.0, math.inf])
+@pytest.mark.parametrize("log_theta", [15.001, 16.0, 100.0, math.inf])
 @pytest.mark.parametrize("sign", [-1, 1])
 @each_dispersed
-def test_theta_beyond_its_bounds(likelihood, sign, beyond):
+def test_theta_beyond_its_bounds_is_clamped(likelihood, sign, log_theta):
     """The value is that at the bound; the gradient is zero, in the reference as in the kernel."""
     some = torch.arange(120) % 3 == 0
     problem = count_problem(likelihood, seed=6)
     inside = problem.heads.log_theta_g
-    outside = problem.with_heads(log_theta_g=inside.where(~some, torch.tensor(sign * beyond)))
-    at_bound = problem.with_heads(log_theta_g=inside.where(~some, torch.tensor(sign * 15.0)))
+    outside = problem.with_heads(log_theta_g=inside.where(~some, torch.tensor(sign * log_theta)))
+    bounded = problem.with_heads(log_theta_g=inside.where(~some, torch.tensor(sign * 15.0)))
     for reduction in REDUCTIONS:
         for backend in ("cpu", "reference"):
             options = {"backend": backend, "reduction": reduction}
             result = count_results(outside, torch.float32, **options)
-            expected = count_results(at_bound, torch.float32, **options)
-            by_theta = result.pop("log_theta_g")
-            assert not by_theta[some].any()
-            assert torch.equal(by_theta[~some], expected.pop("log_theta_g")[~some])
+            expected = count_results(bounded, torch.float32, **options)
+            theta_gradient = result.pop("log_theta_g")
+            assert not theta_gradient[some].any()
+            assert torch.equal(theta_gradient[~some], expected.pop("log_theta_g")[~some])
             assert_same_bits(result, expected)
 
 
 @pytest.mark.parametrize("zi_logit", [-60.0, -43.0, -20.0, 20.0, 43.0, 60.0, 100.0])
 @each_reduction
-def test_extreme_zero_inflation(reduction, zi_logit):
+def test_extreme_zero_inflation_keeps_the_error_budget(reduction, zi_logit):
     problems = [
         count_problem("zinb", seed).with_heads(
             dropout_hg=torch.zeros(8, 120), dropout_g=torch.full((120,), zi_logit)
@@ -166,7 +166,7 @@ def test_extreme_zero_inflation(reduction, zi_logit):
 @pytest.mark.parametrize("zi_logit", [-26.0, -28.0, -43.0, -45.0, -61.0, -86.0, -90.0, -120.0])
 @each_reduction
 def test_a_zero_that_neither_dropout_nor_nb_explains(reduction, zi_logit, log_library):
-    """Means of 25 or 1e4 and theta of 10: log NB(0) is about -20 or -70, and leaves float32 in time."""
+    """Means of 25 or 1e4 and theta of 10: log NB(0) is about -20 or -70, and later underflows."""
     problems = []
     for seed in range(32):
         gen = torch.Generator().manual_seed(seed)
@@ -183,7 +183,7 @@ def test_a_zero_that_neither_dropout_nor_nb_explains(reduction, zi_logit, log_li
 
 @pytest.mark.parametrize("zi_logit", [-43.0, -43.7, -60.0, -float("inf")])
 def test_processors_that_flush_small_numbers_to_zero(zi_logit):
-    """Nothing on the way leaves normal float32; one thread, since each has its own setting."""
+    """All intermediate values are normal float32 numbers. One thread: the setting is per thread."""
     problem = count_problem("zinb", seed=0, n=4, g=3000).with_heads(
         dropout_hg=torch.zeros(8, 3000), dropout_g=torch.full((3000,), zi_logit)
     )
@@ -205,7 +205,7 @@ def test_processors_that_flush_small_numbers_to_zero(zi_logit):
 
 @pytest.mark.parametrize("certain", [80.0, 1e30, float("inf")])
 def test_a_gene_that_is_surely_dropped_beside_one_that_vanishes(certain):
-    """A row that is computed by logarithms, because of one gene, has all sorts of others."""
+    """A row computed with logarithms because of one gene also contains ordinary genes."""
     logits = torch.full((120,), -2.0)
     logits[3], logits[50] = -70.0, certain
     problem = count_problem("zinb", seed=0).with_heads(
@@ -224,7 +224,7 @@ def test_a_gene_that_is_surely_dropped_beside_one_that_vanishes(certain):
 @pytest.mark.parametrize("largest", [-300.0, 0.0, 300.0])
 @each_likelihood
 def test_each_gene_in_the_softmax_may_lie_far_below_the_largest(likelihood, largest):
-    """Where exp(logit - max) leaves float32, the loss still sees the logit."""
+    """The loss still depends on a logit whose exp(logit - max) underflows in float32."""
     problem = count_problem(likelihood, seed=3)
     logits = torch.linspace(largest - 200, largest, 120)
     problems = [problem.with_heads(scale_hg=torch.zeros(8, 120), scale_g=logits)]
@@ -254,7 +254,9 @@ def get_kinds(likelihood, kind):
 @each_kind
 @each_reduction
 @each_likelihood
-def test_each_dispersion_and_activation(likelihood, reduction, kind, weighted, spread):
+def test_each_dispersion_and_activation_keeps_the_error_budget(
+    likelihood, reduction, kind, weighted, spread
+):
     options = get_kinds(likelihood, kind) | {"spread": spread}
     problems = (count_problem(likelihood, seed, **options) for seed in range(12))
     check_count_budget(problems, reduction, weighted=weighted)
@@ -284,8 +286,8 @@ def test_blocks_of_each_dispersion_and_activation(likelihood, reduction, kind, m
 
 @pytest.mark.parametrize("dispersion", ["table", "head"])
 @each_dispersed
-def test_theta_of_a_cell_beyond_its_bounds(likelihood, dispersion):
-    """As with one theta a gene: the value at the bound, no gradient."""
+def test_theta_of_a_cell_beyond_its_bounds_is_clamped(likelihood, dispersion):
+    """As with one theta per gene: the value at the bound, no gradient."""
     field = "log_theta_g" if dispersion == "table" else "theta_bias_g"
     problem = count_problem(likelihood, seed=6, dispersion=dispersion)
     some = torch.arange(120) % 3 == 0
@@ -303,7 +305,7 @@ def test_theta_of_a_cell_beyond_its_bounds(likelihood, dispersion):
 
 @pytest.mark.parametrize("logit", [-300.0, -88.0, -25.0, -20.0, -19.9, 0.0, 25.0, 90.0])
 @each_likelihood
-def test_softplus_far_from_zero(likelihood, logit):
+def test_softplus_far_from_zero_keeps_the_error_budget(likelihood, logit):
     """Its log is the logit itself where softplus leaves float32."""
     problems = []
     for seed in range(8):
@@ -345,7 +347,7 @@ def test_each_kind_reads_no_memory_that_it_did_not_write(reduction, kind, reques
 
 @each_reduction
 @each_likelihood
-def test_not_contiguous(likelihood, reduction):
+def test_arrays_need_not_be_contiguous(likelihood, reduction):
     def strided(tensor):
         """The same numbers, every other one of a longer axis, axes swapped."""
         turned = tensor.T if tensor.ndim == 2 else tensor
@@ -427,7 +429,7 @@ def test_stored_zeros_are_zeros(likelihood, reduction):
         (1, 10_000_000, [1]),
     ],
 )
-def test_how_many_cells_a_block_has(cells, genes, rows):
+def test_blocks_are_limited_by_cells_and_bytes(cells, genes, rows):
     heads = CountHeads(*(torch.empty(n, genes, device="meta") for n in (8, 1)))
     heads = replace(heads, scale_g=heads.scale_g[0], dropout_hg=heads.scale_hg)
     blocks = cpu._blocks(cells, heads)
@@ -438,7 +440,7 @@ def test_how_many_cells_a_block_has(cells, genes, rows):
 @pytest.mark.parametrize("cells_in_a_block", [1, 5])
 @each_reduction
 @each_likelihood
-def test_blocks(likelihood, reduction, cells_in_a_block, monkeypatch):
+def test_blocks_keep_the_error_budget(likelihood, reduction, cells_in_a_block, monkeypatch):
     per_cell = 4 * 120 * (2 if likelihood == "zinb" else 1)
     monkeypatch.setattr(cpu, "_BLOCK_CELLS", 1)
     monkeypatch.setattr(cpu, "_BLOCK_BYTES", cells_in_a_block * per_cell)
@@ -558,7 +560,7 @@ def test_gradients_outlive_the_next_call(likelihood, kind):
 @pytest.mark.parametrize("kind", [{}, *KINDS.values()], ids=["", *KINDS])
 @each_likelihood
 def test_results_in_a_workspace_are_the_same(likelihood, kind):
-    """Whatever calls of other sizes have left in it."""
+    """Regardless of what earlier calls of other sizes left in it."""
     workspace = Workspace()
     for seed, n in ((1, 16), (2, 9), (3, 21), (1, 16)):
         problem = count_problem(likelihood, seed, n=n, **get_kinds(likelihood, kind))
@@ -587,7 +589,7 @@ def test_minibatches_of_every_size_do_not_add_memory():
 
 
 def test_python_threads_do_not_share_memory():
-    """Losses of different cells in four threads at once."""
+    """Compute losses of different cells in four threads at once."""
     problems = [count_problem("zinb", seed=seed, n=40 + seed, g=300) for seed in range(4)]
     inputs = [get_inputs(p) for p in problems]
     expected = [cpu.nll(i) for i in inputs]

@@ -1,4 +1,4 @@
-"""The reference against SciPy and 40 digits; its gradient; what the function refuses."""
+"""The reference compared with SciPy and 40-digit arithmetic; its gradient; refused arguments."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def exact_zinb(x, log_mu, log_theta, zi_logits):
     ids=["poisson", "nb", "zinb"],
 )
 def test_value_against_forty_digits(reference, exact, axes, device, exact_dtype):
-    """Off by no more than the rounding of the terms that the formula adds up."""
+    """The error is at most the rounding error of the terms in the sum."""
     points = list(product(*axes))
     columns = torch.tensor(points, dtype=exact_dtype, device=device).unbind(1)
     result = reference(*columns).cpu().double().numpy()
@@ -87,7 +87,7 @@ def test_theta_is_held_within_bounds(device, exact_dtype):
 
 
 @pytest.mark.parametrize("logit", [-200.0, -37.5, -36.5, -15.0, -1.0, 0.0, 1.0, 15.0, 60.0])
-def test_log_of_softplus(logit, device, exact_dtype):
+def test_log_of_softplus_is_accurate(logit, device, exact_dtype):
     result = log_scale(torch.tensor([[logit]], dtype=exact_dtype, device=device), "softplus").item()
     with mpmath.workdps(40):
         exact = float(mpmath.log(mpmath.log1p(mpmath.exp(mpf(logit)))))
@@ -100,7 +100,7 @@ def test_log_of_softplus(logit, device, exact_dtype):
 def scipy_nll(problem, activation):
     """-log p of each cell, from SciPy's distributions."""
     heads = {
-        k: None if v is None else _to(v, "cpu").numpy() for k, v in vars(problem.heads).items()
+        k: None if v is None else _move(v, "cpu").numpy() for k, v in vars(problem.heads).items()
     }
     hidden, x = problem.hidden.double().numpy(), problem.counts.dense().numpy()
     logits = hidden @ heads["scale_hg"] + heads["scale_g"]
@@ -124,7 +124,7 @@ def scipy_nll(problem, activation):
     return -log_p.sum(-1)
 
 
-def _to(tensor, device):
+def _move(tensor, device):
     if tensor is None:
         return None
     return (tensor.double() if tensor.is_floating_point() else tensor).to(device)
@@ -137,7 +137,7 @@ def test_cells_against_scipy(likelihood, activation, dispersion, device_with_flo
     dispersion = "shared" if likelihood == "poisson" else dispersion
     problem = count_problem(likelihood, seed=1, n=7, g=30, dispersion=dispersion)
     expected = torch.from_numpy(scipy_nll(problem, activation))
-    moved = {k: _to(v, device_with_float64) for k, v in vars(problem.heads).items()}
+    moved = {k: _move(v, device_with_float64) for k, v in vars(problem.heads).items()}
     result = count_nll(
         replace(problem.counts, values=problem.counts.values.double()).to(device_with_float64),
         problem.hidden.double().to(device_with_float64),
@@ -151,7 +151,7 @@ def test_cells_against_scipy(likelihood, activation, dispersion, device_with_flo
 
 @pytest.mark.parametrize("likelihood", COUNT_LIKELIHOODS)
 def test_probabilities_sum_to_one(likelihood):
-    """Over every count that has any probability; reference and kernel."""
+    """Over all counts with non-negligible probability; reference and kernel."""
     budget = Budget()
     for log_mu, log_theta, zi_logits in product((-3.0, 0.0, 2.0), (-1.0, 1.0, 4.0), (-2.0, 3.0)):
         x = torch.arange(1500.0)[:, None]  # g = 1: softmax is 1, the library is the mean
@@ -197,18 +197,18 @@ def test_gradcheck(likelihood, dispersion, activation, reduction, weighted, devi
     problem = count_problem(likelihood, seed=2, n=3, g=5, h=2, **options)
     gen = torch.Generator().manual_seed(3)
 
-    def there(tensor):
+    def to_device(tensor):
         return tensor.double().to(device_with_float64)
 
     names = [k for k in HEADS if getattr(problem.heads, k) is not None]
     inputs = [
-        there(t).requires_grad_()
+        to_device(t).requires_grad_()
         for t in (problem.hidden, problem.log_library, *(vars(problem.heads)[k] for k in names))
     ]
-    row = _to(problem.heads.theta_row_n, device_with_float64)
-    counts = SparseCounts.from_dense(there(problem.counts.dense()))
-    weight = there(torch.rand(3, generator=gen)) if weighted else None
-    upstream = there(torch.randn(3 if reduction == "none" else (), generator=gen))
+    row = _move(problem.heads.theta_row_n, device_with_float64)
+    counts = SparseCounts.from_dense(to_device(problem.counts.dense()))
+    weight = to_device(torch.rand(3, generator=gen)) if weighted else None
+    upstream = to_device(torch.randn(3 if reduction == "none" else (), generator=gen))
 
     def loss(hidden, log_library, *heads):
         nll = count_nll(
@@ -229,7 +229,7 @@ def test_gradcheck(likelihood, dispersion, activation, reduction, weighted, devi
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 @pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
-def test_reductions_are_what_they_say(backend, weighted):
+def test_reductions_match_their_definition(backend, weighted):
     problem = count_problem("zinb", seed=4)
     n = problem.counts.n_cells
     weight = torch.rand(n, generator=torch.Generator().manual_seed(5)) if weighted else None
@@ -278,7 +278,7 @@ def test_shapes_that_disagree_are_named(name, shape, refused):
 
 
 @pytest.mark.parametrize(
-    ("likelihood", "name", "value", "what"),
+    ("likelihood", "name", "value", "problem"),
     [
         ("zinb", "dropout_hg", None, "needs"),
         ("zinb", "dropout_g", None, "needs"),
@@ -287,8 +287,8 @@ def test_shapes_that_disagree_are_named(name, shape, refused):
         ("poisson", "log_theta_g", torch.zeros(6), "has no"),
     ],
 )
-def test_heads_that_do_not_fit_are_named(likelihood, name, value, what, refused):
-    with refused(OptionError, likelihood, what, name):
+def test_heads_that_do_not_fit_are_named(likelihood, name, value, problem, refused):
+    with refused(OptionError, likelihood, problem, name):
         count_nll(**arguments(likelihood, **{name: value}))
 
 

@@ -30,12 +30,14 @@ EXACT = {exp32: np.exp, log32: np.log, log1p32: np.log1p}
 def spread_over(low, high, n=200_000):
     """Float32 numbers from low to high, by value, by exponent and around one and two."""
     rng = np.random.default_rng(0)
-    by_value = rng.uniform(low, high, n)
+    uniform = rng.uniform(low, high, n)
     sides = [np.exp(rng.uniform(np.log(TINY), np.log(high), n))]
     if low < 0:
         sides.append(-np.exp(rng.uniform(np.log(TINY), np.log(-low), n)))
-    near = np.concatenate([k + rng.normal(0, 10.0 ** rng.uniform(-7, -1, n)) for k in (1, 2)])
-    x = np.concatenate([by_value, *sides, near, [low, high]]).astype(np.float32)
+    near_one_and_two = np.concatenate(
+        [k + rng.normal(0, 10.0 ** rng.uniform(-7, -1, n)) for k in (1, 2)]
+    )
+    x = np.concatenate([uniform, *sides, near_one_and_two, [low, high]]).astype(np.float32)
     return x[(x >= low) & (x <= high)]
 
 
@@ -49,7 +51,7 @@ def ulps(result, exact):
     [(exp32, EXP_MIN, EXP_MAX), (log32, TINY, HUGE), (log1p32, TINY, HUGE)],
     ids=["exp32", "log32", "log1p32"],
 )
-def test_within_two_ulps(function, low, high):
+def test_results_are_within_two_ulps(function, low, high):
     x = spread_over(low, high)
     exact = EXACT[function](x.astype(np.float64))
     normal = np.abs(exact) >= TINY
@@ -70,7 +72,7 @@ def test_one_number_against_forty_digits(function):
             assert ulps(result, value)[0] <= 2
 
 
-def test_exact_where_the_result_is():
+def test_results_at_zero_and_one_are_exact():
     assert exp32(np.float32(0)) == 1
     assert log32(np.float32(1)) == 0
     assert log1p32(np.float32(0)) == 0
@@ -93,7 +95,7 @@ def test_exp_of_very_negative_numbers_stays_normal(beyond):
 
 @pytest.mark.parametrize("size", [1, 7, 16, 1271])
 @pytest.mark.parametrize("shift", [-300.0, -3.0, 0.0, 300.0])
-def test_largest(shift, size):
+def test_largest_is_the_maximum(shift, size):
     for seed in range(5):
         x = (shift + np.random.default_rng(seed).normal(0, 2, size)).astype(np.float32)
         assert largest32(x) == x.max()

@@ -31,7 +31,7 @@ def close(result, exact, tolerance):
 
 
 @pytest.mark.parametrize("points", [LOG_POINTS, LOG_POINTS[::-1]], ids=["", "reversed"])
-def test_log(points):
+def test_log_is_accurate(points):
     with mpmath.workdps(40):
         result = over_array(np.array(points))[0]
         exact = np.array([float(mpmath.log(p)) for p in points])
@@ -40,10 +40,10 @@ def test_log(points):
 
 
 @pytest.mark.parametrize("points", [POINTS, POINTS[::-1]], ids=["", "reversed"])
-def test_log_gamma_and_digamma(points):
+def test_log_gamma_and_digamma_are_accurate(points):
     with mpmath.workdps(40):
-        _, alone, value, slope = over_array(np.array(points))
-        close(alone, [mpmath.loggamma(p) for p in points], 1e-10)
+        _, log_gammas, value, slope = over_array(np.array(points))
+        close(log_gammas, [mpmath.loggamma(p) for p in points], 1e-10)
         close(value, [mpmath.loggamma(p) for p in points], 1e-10)
         close(slope, [mpmath.digamma(p) for p in points], 1e-10)
 

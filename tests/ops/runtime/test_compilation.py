@@ -1,4 +1,4 @@
-"""What is compiled is announced, counted and timed; what is cached is not."""
+"""Compilation is announced, counted and timed; loading from the cache is not."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def run(program: str, cwd: Path | None = None, **environment: str) -> str:
 
 @pytest.fixture
 def threads():
-    """The number of threads follows the load again afterwards."""
+    """Restores the automatic number of threads afterwards."""
     yield
     vivace.settings.num_threads = None
 
@@ -71,7 +71,7 @@ def quarter(x):
 
 @pytest.mark.slow
 def test_an_inner_kernel_is_called_by_kernels_only(tmp_path):
-    """From Python it has no entry; calling it must not reach for one, compiled or loaded or not."""
+    """It cannot be called from Python, whether it was compiled, loaded or neither."""
     program = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from test_compiled import half, quarter\n"
@@ -91,13 +91,13 @@ def test_an_inner_kernel_is_called_by_kernels_only(tmp_path):
 
 
 def test_without_a_folder_that_can_be_written_kernels_are_compiled_each_time(tmp_path):
-    """As in a read-only installation whose user has no home either."""
+    """As in a read-only installation of a user without a home directory."""
     program = "from numba.core import caching\ncaching.CacheImpl._locator_classes = []\n" + PRODUCT
     run(program, cwd=tmp_path)
 
 
 def test_a_cache_that_becomes_a_file_is_done_without(tmp_path):
-    """As when a disk is full: kernels are compiled, and not kept."""
+    """As when the disk is full: kernels are compiled but not cached."""
     folder = tmp_path / "cache"
     spoil = (
         "import shutil, pathlib\n"
@@ -124,7 +124,7 @@ def test_a_cache_that_goes_away_is_made_again(tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_forked_process_runs_kernels_and_lives():
-    """Numba's OpenMP threads would end it; a data worker is such a process."""
+    """Numba's OpenMP threads would kill it; data workers are forked processes."""
     program = PRODUCT + (
         "import os, warnings\n"
         "warnings.simplefilter('ignore', DeprecationWarning)\n"
@@ -144,7 +144,7 @@ def test_a_forked_process_runs_kernels_and_lives():
     "first", ["model.train(1, progress=False)", "torch.ones(99, 99) @ torch.ones(99, 99)"]
 )
 def test_a_forked_process_trains_and_answers(first):
-    """Whatever its parent has started threads for."""
+    """Whatever threads its parent has started."""
     program = (
         "import os, warnings, torch, vivace\n"
         "warnings.simplefilter('ignore', DeprecationWarning)\n"

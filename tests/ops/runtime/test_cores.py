@@ -82,7 +82,7 @@ def test_no_quota_where_there_are_no_groups(tmp_path):
         (None, 2.0, 2),
     ],
 )
-def test_allowed_cores(mask, quota, expected, monkeypatch):
+def test_allowed_cores_are_limited_by_mask_and_quota(mask, quota, expected, monkeypatch):
     monkeypatch.setattr(cores, "_affinity", lambda: mask)
     monkeypatch.setattr(cores, "_quota", lambda: quota)
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
@@ -90,7 +90,7 @@ def test_allowed_cores(mask, quota, expected, monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
-def test_the_affinity_mask_counts():
+def test_the_affinity_mask_limits_the_cores():
     program = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
         "from vivace.ops.runtime.cores import allowed_cores; print(allowed_cores())"
@@ -107,7 +107,7 @@ class Times(NamedTuple):
 
 @pytest.fixture
 def machine(monkeypatch):
-    """A clock, this process's time and the idle time of four cores, to be moved by hand."""
+    """A fake clock, process time and idle time of four cores, set by the test."""
     made = SimpleNamespace(clock=100.0, own=5.0, idle=[10.0, 20.0, 30.0, 40.0], mask={0, 1, 2, 3})
     monkeypatch.setattr(cores.time, "perf_counter", lambda: made.clock)
     monkeypatch.setattr(cores.time, "process_time", lambda: made.own)
@@ -149,7 +149,7 @@ def test_a_mask_of_cores_that_are_not_listed_means_all(machine):
     assert free.look() == pytest.approx(2.0)
 
 
-def test_counters_that_stand_still_say_nothing(machine, monkeypatch):
+def test_counters_that_stand_still_give_no_answer(machine, monkeypatch):
     monkeypatch.setattr(psutil, "cpu_times", lambda percpu: [Times(0.0, 0.0, 0.0)] * 4)
     free = FreeCores()
     machine.clock += 1.0
@@ -158,7 +158,7 @@ def test_counters_that_stand_still_say_nothing(machine, monkeypatch):
 
 
 @pytest.mark.parametrize("error", [OSError, RuntimeError, NotImplementedError, ValueError])
-def test_a_system_that_does_not_say(error, machine, monkeypatch):
+def test_free_cores_are_unknown_without_cpu_times(error, machine, monkeypatch):
     def hidden(percpu):
         raise error
 
@@ -168,7 +168,7 @@ def test_a_system_that_does_not_say(error, machine, monkeypatch):
     assert free.look() is None
 
 
-def test_a_system_that_no_longer_says_is_remembered(machine, monkeypatch):
+def test_a_system_that_stops_reporting_is_remembered(machine, monkeypatch):
     free = FreeCores()
     machine.clock += 1.0
     machine.idle = [11.0, 21.0, 30.0, 40.0]
@@ -178,7 +178,7 @@ def test_a_system_that_no_longer_says_is_remembered(machine, monkeypatch):
     assert free.look() == pytest.approx(2.0)
 
 
-def test_on_this_machine_it_is_a_number_of_cores():
+def test_free_cores_of_this_machine_are_a_number():
     free = FreeCores()
     until = time.perf_counter() + 0.3
     while time.perf_counter() < until:

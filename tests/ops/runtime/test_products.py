@@ -25,7 +25,7 @@ def path(request, monkeypatch):
 
 @pytest.fixture
 def threads():
-    """The number of torch's threads, put back afterwards."""
+    """Restores the number of torch's threads afterwards."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -34,7 +34,7 @@ def threads():
 each_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS, indirect=True)
 
 
-def in_order(a, b, bias):
+def sum_in_order(a, b, bias):
     """The sum over the inner axis, term by term, in float32."""
     out = torch.zeros(len(a), b.shape[1])
     for i in range(a.shape[1]):
@@ -58,25 +58,25 @@ def strided(tensor):
 
 @each_path
 @pytest.mark.parametrize("biased", [False, True], ids=["", "bias"])
-@pytest.mark.parametrize("of_b", [plain, transposed, strided])
-@pytest.mark.parametrize("of_a", [plain, transposed, strided])
+@pytest.mark.parametrize("layout_b", [plain, transposed, strided])
+@pytest.mark.parametrize("layout_a", [plain, transposed, strided])
 @pytest.mark.parametrize(
     ("n", "k", "m"), [(1, 1, 1), (1, 128, 63), (17, 5, 1271), (17, 1271, 5), (128, 16, 1)]
 )
-def test_budget(n, k, m, of_a, of_b, biased, path):
+def test_products_keep_the_error_budget(n, k, m, layout_a, layout_b, biased, path):
     budget = Budget()
     for seed in range(8):
         gen = torch.Generator().manual_seed(seed)
         a, b = torch.randn(n, k, generator=gen), torch.randn(k, m, generator=gen)
         bias = torch.randn(m, generator=gen) if biased else None
-        result = matmul.product(of_a(a), of_b(b), bias)
+        result = matmul.product(layout_a(a), layout_b(b), bias)
         exact = a.double() @ b.double() + (0 if bias is None else bias.double())
-        budget.add("product", result, in_order(a, b, bias), exact)
+        budget.add("product", result, sum_in_order(a, b, bias), exact)
     budget.check()
 
 
 @each_path
-def test_a_bias_of_any_stride(path):
+def test_a_bias_may_have_any_stride(path):
     a, b = torch.ones(3, 5), torch.ones(5, 40)
     for bias in (torch.arange(80.0)[::2], torch.ones(1).expand(40), torch.arange(41.0)[1:]):
         assert torch.equal(matmul.product(a, b, bias), 5.0 + bias.expand(3, 40))
@@ -85,7 +85,7 @@ def test_a_bias_of_any_stride(path):
 @each_path
 @pytest.mark.parametrize("biased", [False, True], ids=["", "bias"])
 @pytest.mark.parametrize(("n", "k", "m"), [(0, 3, 4), (3, 0, 4), (3, 4, 0)])
-def test_nothing_in_it(n, k, m, biased, path):
+def test_products_of_empty_matrices_are_zeros_or_the_bias(n, k, m, biased, path):
     bias = torch.arange(float(m)) if biased else None
     result = matmul.product(torch.ones(n, k), torch.ones(k, m), bias)
     expected = torch.zeros(n, m) if k == 0 else torch.full((n, m), float(k))
@@ -128,12 +128,12 @@ SHAPES = [  # cells, inner axis, columns: heads, their gradients, latent space, 
 
 
 @pytest.mark.parametrize(("n", "k", "m"), SHAPES)
-@pytest.mark.parametrize("of_b", [plain, transposed])
-@pytest.mark.parametrize("of_a", [plain, transposed])
-def test_the_number_of_threads_does_not_show(n, k, m, of_a, of_b, threads):
-    """It follows the load of the machine while a model trains."""
+@pytest.mark.parametrize("layout_b", [plain, transposed])
+@pytest.mark.parametrize("layout_a", [plain, transposed])
+def test_results_do_not_depend_on_the_number_of_threads(n, k, m, layout_a, layout_b, threads):
+    """The number of threads changes with the load during training."""
     gen = torch.Generator().manual_seed(0)
-    a, b = of_a(torch.randn(n, k, generator=gen)), of_b(torch.randn(k, m, generator=gen))
+    a, b = layout_a(torch.randn(n, k, generator=gen)), layout_b(torch.randn(k, m, generator=gen))
     bias = torch.randn(m, generator=gen)
     for bias_or_none in (None, bias):
         result = []
@@ -144,8 +144,8 @@ def test_the_number_of_threads_does_not_show(n, k, m, of_a, of_b, threads):
         assert all(torch.equal(result[0], other) for other in result[1:])
 
 
-@pytest.mark.parametrize("of_b", [plain, transposed])
-def test_a_long_inner_axis_is_cut_into_pieces(of_b, monkeypatch):
+@pytest.mark.parametrize("layout_b", [plain, transposed])
+def test_a_long_inner_axis_is_cut_into_pieces(layout_b, monkeypatch):
     """In whole numbers, so that every order of the sum is exact."""
     monkeypatch.setattr(matmul, "_SMALL", 0)
     gen = torch.Generator().manual_seed(0)
@@ -154,8 +154,8 @@ def test_a_long_inner_axis_is_cut_into_pieces(of_b, monkeypatch):
         b = torch.randint(-3, 4, (k, 33), generator=gen).float()
         bias = torch.arange(33.0)
         exact = a.double() @ b.double()
-        assert torch.equal(matmul.product(a, of_b(b)).double(), exact)
-        assert torch.equal(matmul.product(a, of_b(b), bias).double(), exact + bias.double())
+        assert torch.equal(matmul.product(a, layout_b(b)).double(), exact)
+        assert torch.equal(matmul.product(a, layout_b(b), bias).double(), exact + bias.double())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -191,7 +191,7 @@ def test_linear_has_the_derivative_of_its_definition(moved):
 
 
 def test_linear_has_no_second_derivative():
-    """Its gradients are computed by functions that autograd does not see."""
+    """Its gradients are computed outside autograd."""
     x = torch.ones(2, 3, requires_grad=True)
     weight = torch.ones(3, 4, requires_grad=True)
     (gradient,) = torch.autograd.grad(matmul.linear(x, weight).square().sum(), x, create_graph=True)

@@ -1,4 +1,4 @@
-"""The number of threads does not show in any result: it changes as the load of the machine does."""
+"""No result depends on the number of threads, which changes with the load of the machine."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def cells(tiny):
 
 @pytest.fixture
 def set_threads(monkeypatch):
-    """Makes everything run on some number of threads, or on another for each unit of work."""
+    """Fixes the number of threads, or changes it for each unit of work."""
     before = torch.get_num_threads()
     # as many cores as are asked for, all of them free
     monkeypatch.setattr(module, "allowed_cores", lambda: 4)
@@ -61,7 +61,7 @@ def set_threads(monkeypatch):
 
 
 def results(cells, kind=SCVI, **options):
-    """Everything a model says, as bytes, by name."""
+    """All results of a model as bytes, by name."""
     adata = cells.copy()
     covariates = {"categorical_covariate_keys": ["donor"], "continuous_covariate_keys": ["age"]}
     kind.setup_anndata(
@@ -87,8 +87,8 @@ def results(cells, kind=SCVI, **options):
         "programs": model.get_gene_programs(**common).effect.to_numpy(),
     }
     if options.get("gene_likelihood") != "normal":
-        drawn = model.posterior_predictive_sample(indices=some, seed=1, **common)
-        answers["samples"] = np.asarray(drawn.todense())
+        sample = model.posterior_predictive_sample(indices=some, seed=1, **common)
+        answers["samples"] = np.asarray(sample.todense())
     table = model.differential_expression(groupby="cell_type", seed=1, **common)
     numbers = table.select_dtypes("number")
     answers |= {f"DE {name}": numbers[name].to_numpy() for name in numbers}
@@ -98,15 +98,15 @@ def results(cells, kind=SCVI, **options):
 @pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
 def test_one_thread_and_others_give_the_same(options, cells, set_threads):
     set_threads(1)
-    alone = results(cells, **options)
+    single = results(cells, **options)
     for number in (2, 3):
         set_threads(number)
         several = results(cells, **options)
-        assert [name for name in alone if alone[name] != several[name]] == []
+        assert [name for name in single if single[name] != several[name]] == []
     ran = set_threads("changing")
     changing = results(cells, **options)
     assert {1, 2, 3, 4} <= ran
-    assert [name for name in alone if alone[name] != changing[name]] == []
+    assert [name for name in single if single[name] != changing[name]] == []
 
 
 def test_a_fixed_number_gives_the_same_as_the_load(cells):

@@ -1,4 +1,4 @@
-"""How many threads run: what was set, what the load lets, what takes the least time."""
+"""The number of threads: as set, as the load allows, and what is fastest."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def test_the_best_of_the_halves_is_found(best):
     assert machine.ran[-1] == best
 
 
-def test_a_small_gain_is_none():
-    """Measured times differ by as much for no reason."""
+def test_a_small_gain_is_ignored():
+    """Measured times vary that much by chance."""
     machine = Machine({2: 0.010, 1: 0.0095})
     machine.run(Tuner(), 100, most=2)
     assert machine.ran[-1] == 2
@@ -88,7 +88,7 @@ def test_a_machine_that_becomes_busy_and_idle_again():
 
 
 def test_a_long_run_on_a_busy_machine_is_never_much_longer_than_on_one_thread():
-    """Even if nothing but the time of units tells that it is busy."""
+    """Even if only the time of the units shows that the machine is busy."""
     machine = Machine(BUSY)
     taken = machine.run(Tuner(), 20_000, most=2)
     assert taken < 1.2 * 20_000 * BUSY[1]
@@ -119,7 +119,7 @@ def test_other_work_of_the_same_kind_keeps_what_was_chosen():
 
 
 @pytest.mark.parametrize(("most", "tried"), [(15, False), (13, False), (8, True), (1, True)])
-def test_another_number_of_free_cores_is_tried_if_it_is_much_another(most, tried):
+def test_another_number_of_free_cores_is_tried_if_it_differs_much(most, tried):
     machine, tuner = Machine({n: 0.01 * n for n in range(1, 17)}), Tuner()
     machine.run(tuner, 60, most=16)
     assert machine.ran[-1] == 1
@@ -142,7 +142,7 @@ def test_never_more_threads_than_may_run():
 
 @pytest.fixture
 def torch_threads():
-    """Three threads of torch's on three allowed cores; all is put back afterwards."""
+    """Three torch threads on three allowed cores; both are restored afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     yield
@@ -188,7 +188,7 @@ def test_units_follow_the_load(free):
     assert torch.get_num_threads() == 3
 
 
-def test_the_number_of_before_comes_back_after_an_error(free):
+def test_the_previous_number_is_restored_after_an_error(free):
     free(1.0)
     with pytest.raises(ZeroDivisionError), adapted_threads():
         raise ZeroDivisionError
@@ -273,7 +273,7 @@ def test_no_more_threads_than_allowed_cores(free, monkeypatch):
     ("number", "error"),
     [(0, OptionError), (-1, OptionError), ("2", ArgumentTypeError), (True, ArgumentTypeError)],
 )
-def test_a_wrong_number_of_threads(number, error, refused):
+def test_a_wrong_number_of_threads_is_refused(number, error, refused):
     with refused(error, "settings.num_threads"):
         settings.num_threads = number
 
@@ -288,7 +288,7 @@ def test_each_python_thread_has_its_own_scope(free):
     assert inside == [0]
 
 
-def test_on_one_thread(torch_threads):
+def test_on_one_thread_restores_the_number(torch_threads):
     with on_one_thread():
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 3
@@ -329,7 +329,7 @@ with adapted_threads():
         ("vivace.settings.num_threads = 2", {"OMP_NUM_THREADS": "1"}, ["2", "True"]),
     ],
 )
-def test_what_is_set_wins_over_the_environment(before, environment, expected):
+def test_settings_take_precedence_over_the_environment(before, environment, expected):
     assert run(RUNS.format(before=before), **environment) == expected
 
 

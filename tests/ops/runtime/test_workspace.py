@@ -41,7 +41,7 @@ def test_tensor_and_array_are_the_same_numbers():
 
 
 def test_a_workspace_has_a_largest_size():
-    """What was made first is dropped; whoever holds it keeps it."""
+    """The oldest array is dropped, but stays valid for its users."""
     workspace = Workspace(most_numbers=10)
     first = workspace.take("a", 4).fill_(1.0)
     second = workspace.take("b", 4)
@@ -54,7 +54,7 @@ def test_a_workspace_has_a_largest_size():
     assert workspace.kept_numbers == 0
 
 
-def test_clear():
+def test_clear_drops_all_arrays():
     workspace = Workspace()
     first = workspace.take("a", 4)
     workspace.clear()

@@ -20,11 +20,11 @@ from vivace.ops.sparse_linear import cpu, reference
 each_transform = pytest.mark.parametrize("transform", ["none", "log1p"])
 
 
-def draw(seed, n=40, g=130, h=24, share=0.15, largest=1e3):
+def random_problem(seed, n=40, g=130, h=24, share=0.15, largest=1e3):
     """Counts with a heavy tail, a weight and an upstream gradient."""
     gen = torch.Generator().manual_seed(seed)
-    there = torch.rand(n, g, generator=gen) < share
-    x = (largest ** torch.rand(n, g, generator=gen)).floor() * there
+    nonzero = torch.rand(n, g, generator=gen) < share
+    x = (largest ** torch.rand(n, g, generator=gen)).floor() * nonzero
     weight = torch.randn(g, h, generator=gen) / g**0.5
     return SparseCounts.from_dense(x), weight, torch.randn(n, h, generator=gen)
 
@@ -59,7 +59,7 @@ def assert_same_bits(result, expected):
 
 @each_transform
 def test_reference_against_scipy(transform, device, exact_dtype):
-    counts, weight, upstream = draw(0)
+    counts, weight, upstream = random_problem(0)
     matrix = sp.csr_matrix(
         (counts.values.double().numpy(), counts.genes.numpy(), counts.indptr.numpy()),
         shape=(counts.n_cells, counts.n_genes),
@@ -69,8 +69,8 @@ def test_reference_against_scipy(transform, device, exact_dtype):
         "out": matrix @ weight.double().numpy(),
         "weight": matrix.T @ upstream.double().numpy(),
     }
-    there = counts.to(device), weight.to(device), upstream.to(device)
-    result = results(there, exact_dtype, "reference", transform)
+    moved = counts.to(device), weight.to(device), upstream.to(device)
+    result = results(moved, exact_dtype, "reference", transform)
     for name, array in expected.items():
         size = 130 * np.abs(array).max() * torch.finfo(exact_dtype).eps
         assert np.abs(result[name].cpu().double().numpy() - array).max() <= size
@@ -78,7 +78,7 @@ def test_reference_against_scipy(transform, device, exact_dtype):
 
 @each_transform
 def test_gradcheck(transform, device_with_float64):
-    counts, weight, upstream = draw(1, n=4, g=6, h=3, share=0.5)
+    counts, weight, upstream = random_problem(1, n=4, g=6, h=3, share=0.5)
     counts = replace(counts, values=counts.values.double()).to(device_with_float64)
     weight = weight.double().to(device_with_float64).requires_grad_()
     upstream = upstream.double().to(device_with_float64)
@@ -104,40 +104,40 @@ def test_logarithm_is_taken_in_the_wider_type():
 
 @pytest.mark.parametrize("largest", [30.0, 1e6])
 @each_transform
-def test_random_cells(transform, largest):
-    check_budget((draw(seed, largest=largest) for seed in range(12)), transform)
+def test_random_cells_keep_the_error_budget(transform, largest):
+    check_budget((random_problem(seed, largest=largest) for seed in range(12)), transform)
 
 
 @pytest.mark.parametrize("n", [1, 17])
 @pytest.mark.parametrize("g", [1, 63, 1271])
 @pytest.mark.parametrize("h", [1, 20, 255])  # 255 columns: each of the tiles, and 15 left over
 @each_transform
-def test_sizes(transform, n, g, h):
-    check_budget((draw(seed, n, g, h) for seed in range(8)), transform)
+def test_every_size_keeps_the_error_budget(transform, n, g, h):
+    check_budget((random_problem(seed, n, g, h) for seed in range(8)), transform)
 
 
-@pytest.mark.parametrize("which", [[0, 7, 39], range(40)], ids=["some", "all"])
-def test_empty_cells(which):
-    counts, weight, upstream = draw(2)
+@pytest.mark.parametrize("empty", [[0, 7, 39], range(40)], ids=["some", "all"])
+def test_empty_cells_give_zeros(empty):
+    counts, weight, upstream = random_problem(2)
     x = counts.dense()
-    x[list(which)] = 0
+    x[list(empty)] = 0
     problem = SparseCounts.from_dense(x), weight, upstream
-    assert not results(problem, torch.float32, "cpu")["out"][list(which)].any()
+    assert not results(problem, torch.float32, "cpu")["out"][list(empty)].any()
     check_budget([problem])
 
 
 def test_gene_without_counts_has_no_gradient():
-    counts, weight, upstream = draw(3)
+    counts, weight, upstream = random_problem(3)
     x = counts.dense()
     x[:, [0, 50, 129]] = 0
     problem = SparseCounts.from_dense(x), weight, upstream
-    by_weight = results(problem, torch.float32, "cpu")["weight"]
-    assert not by_weight[[0, 50, 129]].any()
-    assert by_weight.abs().sum(1).gt(0).sum() == 127
+    weight_gradient = results(problem, torch.float32, "cpu")["weight"]
+    assert not weight_gradient[[0, 50, 129]].any()
+    assert weight_gradient.abs().sum(1).gt(0).sum() == 127
     check_budget([problem])
 
 
-def test_not_contiguous():
+def test_arrays_need_not_be_contiguous():
     def strided(tensor):
         wide = torch.full((*tensor.T.shape[:-1], 2 * tensor.T.shape[-1]), nan)
         wide[..., ::2] = tensor.T
@@ -146,7 +146,7 @@ def test_not_contiguous():
 
     problems = []
     for seed in range(8):
-        counts, weight, upstream = draw(seed)
+        counts, weight, upstream = random_problem(seed)
         counts = replace(
             counts,
             indptr=torch.stack([counts.indptr, counts.indptr], 1)[:, 0],
@@ -160,7 +160,7 @@ def test_not_contiguous():
 
 def test_gradient_of_a_sum_has_no_memory_of_its_own():
     """``out.sum()`` sends back one number, expanded: all its strides are zero."""
-    counts, weight, _ = draw(4)
+    counts, weight, _ = random_problem(4)
     weight.requires_grad_()
     sparse_linear(counts, weight, backend="cpu").sum().backward()
     expected = counts.dense().sum(0)[:, None].expand_as(weight)
@@ -169,7 +169,7 @@ def test_gradient_of_a_sum_has_no_memory_of_its_own():
 
 def test_cells_from_the_middle_of_a_matrix():
     """Row pointers that do not start at zero."""
-    counts, weight, upstream = draw(5)
+    counts, weight, upstream = random_problem(5)
     middle = replace(counts, indptr=counts.indptr[7:20]), weight, upstream[7:19]
     packed = SparseCounts.from_dense(counts.dense()[7:19]), weight, upstream[7:19]
     assert_same_bits(results(middle, torch.float32, "cpu"), results(packed, torch.float32, "cpu"))
@@ -177,7 +177,7 @@ def test_cells_from_the_middle_of_a_matrix():
 
 @each_transform
 def test_stored_zeros_are_zeros(transform):
-    counts, weight, upstream = draw(6)
+    counts, weight, upstream = random_problem(6)
     stored = SparseCounts(
         torch.arange(41) * 130,
         torch.arange(130, dtype=torch.int32).repeat(40),
@@ -190,14 +190,14 @@ def test_stored_zeros_are_zeros(transform):
 
 @each_transform
 def test_reads_no_memory_that_it_did_not_write(transform, request):
-    problem = draw(7, n=17, g=63)
+    problem = random_problem(7, n=17, g=63)
     expected = results(problem, torch.float32, "cpu", transform)
     request.getfixturevalue("fresh_memory_is_nan")
     assert_same_bits(results(problem, torch.float32, "cpu", transform), expected)
 
 
 def test_nan_and_infinity_show_where_they_belong():
-    counts, weight, _ = draw(8)
+    counts, weight, _ = random_problem(8)
     x = counts.dense()
     x[:, 3], x[5, 3] = 0, 2.0
     weight[3, 1] = nan
@@ -209,7 +209,7 @@ def test_nan_and_infinity_show_where_they_belong():
 
 @pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="one thread is all there is")
 def test_bits_do_not_depend_on_threads():
-    problem = draw(9, n=200, g=300)
+    problem = random_problem(9, n=200, g=300)
     before = numba.get_num_threads()
     result = []
     try:
@@ -222,8 +222,8 @@ def test_bits_do_not_depend_on_threads():
 
 
 @pytest.mark.parametrize("backend", [cpu, reference], ids=["cpu", "reference"])
-def test_the_functions_of_a_backend(backend):
-    counts, weight, upstream = draw(10)
+def test_both_backends_match_dense_matrices(backend):
+    counts, weight, upstream = random_problem(10)
     x = counts.dense()
     torch.testing.assert_close(backend.product(counts, weight), x @ weight)
     torch.testing.assert_close(backend.weight_gradient(counts, upstream), x.T @ upstream)
@@ -246,13 +246,13 @@ def test_logarithm_of_any_number_is_that_of_numpy():
 
 @pytest.mark.parametrize("shape", [(129, 24), (130,), (24, 130)])
 def test_shapes_that_disagree_are_named(shape, refused):
-    counts, _, _ = draw(11)
+    counts, _, _ = random_problem(11)
     with refused(ShapeError, "weight_gh", str(shape), "130 genes"):
         sparse_linear(counts, torch.zeros(shape))
 
 
 def test_kernel_is_refused_where_it_does_not_apply(refused):
-    counts, weight, _ = draw(12)
+    counts, weight, _ = random_problem(12)
     with refused(OptionError, "backend='cpu'", "float32"):
         sparse_linear(counts, weight.double(), backend="cpu")
 
@@ -265,7 +265,7 @@ def test_kernel_is_refused_where_it_does_not_apply(refused):
 def test_the_genes_of_a_cell_may_come_in_any_order(transform, g):
     problems = []
     for seed in range(8):
-        counts, weight, upstream = draw(seed, g=g)
+        counts, weight, upstream = random_problem(seed, g=g)
         gen = torch.Generator().manual_seed(seed)
         order = torch.cat(
             [

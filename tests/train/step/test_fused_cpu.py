@@ -1,4 +1,4 @@
-"""The step by kernels against autograd through the network that defines it."""
+"""The fused step compared with autograd through the network that defines it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KL_WEIGHT = 0.3
 
 
 def cells(seed, n):
-    """Every kind of column, for a network that may not look at them."""
+    """Every kind of column, for a network that may not use them."""
     gen = torch.Generator().manual_seed(seed)
     x = torch.poisson(3 * torch.rand(n, GENES, generator=gen) ** 4, generator=gen)
     x[:, 0] += 1
@@ -63,7 +63,7 @@ def network(seed, *, size_factor=False, covariates=True, n_batches=3, **options)
 
 
 def get_noise(net, n, seed):
-    """What the step draws after the bits of dropout."""
+    """The noise that the step samples after the bits of dropout."""
     gen = torch.Generator().manual_seed(seed)
     for after in net.encoder.activations:
         if after.dropout > 0:
@@ -94,12 +94,12 @@ class Gradients:
         return losses
 
 
-def by_kernels(net, batch, seed):
+def run_kernels(net, batch, seed):
     net = copy.deepcopy(net)
     return found_by(net, Gradients(net)(batch, KL_WEIGHT, torch.Generator().manual_seed(seed)))
 
 
-def by_autograd(net, batch, seed, dtype, monkeypatch):
+def run_autograd(net, batch, seed, dtype, monkeypatch):
     noise = get_noise(net, batch.n_cells, seed).to(dtype)
     net = copy.deepcopy(net).to(dtype)
     net.backend = "reference"
@@ -111,8 +111,8 @@ def by_autograd(net, batch, seed, dtype, monkeypatch):
         size_factor=batch.size_factor.to(dtype) if net.dims.size_factor else None,
     )
     with monkeypatch.context() as patch:
-        at = Posterior.at  # normal_() draws other numbers in float64
-        patch.setattr(Posterior, "at", lambda self, _: at(self, noise))
+        sample_at = Posterior.at  # normal_() gives other numbers in float64
+        patch.setattr(Posterior, "at", lambda self, _: sample_at(self, noise))
         losses = net(batch, KL_WEIGHT, torch.Generator().manual_seed(seed))
     losses.loss.backward()
     return found_by(net, torch.stack(losses).detach())
@@ -125,9 +125,9 @@ def check(monkeypatch, n=24, seeds=SEEDS, typical=False, **options):
         if not net.dims.size_factor:
             batch = replace(batch, size_factor=None)
         assert supports(net)
-        result = by_kernels(net, batch, seed)
+        result = run_kernels(net, batch, seed)
         single, exact = (
-            by_autograd(net, batch, seed, dtype, monkeypatch)
+            run_autograd(net, batch, seed, dtype, monkeypatch)
             for dtype in (torch.float32, torch.float64)
         )
         assert result.keys() == exact.keys()
@@ -144,13 +144,13 @@ def check(monkeypatch, n=24, seeds=SEEDS, typical=False, **options):
 
 @pytest.fixture(autouse=True)
 def _sparse_counts(monkeypatch):
-    """The first layer's product is the sparse one, unless a test wants the other."""
+    """The product of the first layer is sparse unless a test sets it otherwise."""
     monkeypatch.setattr(fused_cpu, "_DENSE", 1.0)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0], ids=["dense", "sparse"])
 @pytest.mark.parametrize("likelihood", ["zinb", "nb", "poisson"])
-def test_each_likelihood(likelihood, share, monkeypatch):
+def test_gradients_match_autograd_for_each_likelihood(likelihood, share, monkeypatch):
     monkeypatch.setattr(fused_cpu, "_DENSE", share)
     check(monkeypatch, gene_likelihood=likelihood)
 
@@ -172,19 +172,19 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_each_option(options, monkeypatch):
+def test_gradients_match_autograd_for_each_option(options, monkeypatch):
     check(monkeypatch, **options)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0], ids=["dense", "sparse"])
 @pytest.mark.parametrize("n", [1, 2, 3, 131])
-def test_sizes(n, share, monkeypatch):
-    """Two or three cells can be nearly alike; what batch norm makes of such a draw is chance."""
+def test_gradients_match_autograd_for_any_number_of_cells(n, share, monkeypatch):
+    """Two or three cells can be nearly equal, and batch norm then amplifies rounding errors."""
     monkeypatch.setattr(fused_cpu, "_DENSE", share)
     check(monkeypatch, n=n, seeds=range(48 if n < 4 else 8), typical=n in (2, 3))
 
 
-def test_blocks_of_cells(monkeypatch):
+def test_gradients_match_autograd_in_blocks_of_cells(monkeypatch):
     monkeypatch.setattr(cpu, "_BLOCK_CELLS", 1)
     monkeypatch.setattr(cpu, "_BLOCK_BYTES", 5 * 4 * GENES)
     check(monkeypatch)
@@ -197,14 +197,14 @@ MANY_CALLS = OPTIONS | {"poisson": {"gene_likelihood": "poisson"}, "nb": {"gene_
 
 @pytest.mark.parametrize("options", MANY_CALLS.values(), ids=MANY_CALLS)
 def test_what_a_call_leaves_does_not_depend_on_those_before(options):
-    """Arrays are used again by the next call of so many cells, and by no other step."""
+    """Arrays are reused by the next call with the same number of cells, and by no other step."""
     net, others = network(0, **options), Gradients(network(1, **options))
     repeated = Gradients(net)
     for seed, n in enumerate((24, 7, 24, 1, 7, 24)):
         batch = cells(seed, n)
         if not net.dims.size_factor:
             batch = replace(batch, size_factor=None)
-        fresh = by_kernels(net, batch, seed)
+        fresh = run_kernels(net, batch, seed)
         losses = repeated(batch, KL_WEIGHT, torch.Generator().manual_seed(seed))
         others(replace(cells(50 + seed, n), size_factor=batch.size_factor), KL_WEIGHT)
         result = found_by(net, losses)
@@ -249,11 +249,11 @@ def test_the_dense_product_is_taken_where_many_counts_are_above_zero(share, take
     monkeypatch.setattr(fused_cpu, "_DENSE", share)
     net, batch = network(0), cells(0, 24)
     assert 0.2 < len(batch.counts.values) / (24 * GENES) < 0.9
-    by_kernels(net, replace(batch, size_factor=None), 0)
+    run_kernels(net, replace(batch, size_factor=None), 0)
     assert bool(calls) == taken
 
 
-def test_nan_shows():
+def test_a_weight_that_is_nan_makes_the_loss_nan():
     net = network(0)
     with torch.no_grad():
         net.decoder.linears[0].weight[0, 0] = torch.nan
