@@ -54,14 +54,6 @@ def test_a_workspace_has_a_largest_size():
     assert workspace.kept_numbers == 0
 
 
-def test_clear_drops_all_arrays():
-    workspace = Workspace()
-    first = workspace.take("a", 4)
-    workspace.clear()
-    assert workspace.kept_numbers == 0
-    assert workspace.take("a", 4) is not first
-
-
 def test_each_thread_has_its_own():
     result = []
     other = threading.Thread(target=lambda: result.append(thread_workspace()))

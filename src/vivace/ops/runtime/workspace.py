@@ -74,10 +74,6 @@ class Workspace:
         """Take the tensor of a name in this shape; the contents are undefined."""
         return self.pair(name, *shape).tensor
 
-    def clear(self) -> None:
-        """Drop all buffers."""
-        self._buffers.clear()
-
     @property
     def kept_numbers(self) -> int:
         """Float32 numbers that the buffers hold in all."""
