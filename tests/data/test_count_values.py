@@ -8,6 +8,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from vivace import SCVI
+from vivace.data import declare
 from vivace.errors import (
     DataError,
     OptionError,
@@ -55,6 +56,29 @@ def test_counts_spoilt_after_setup_are_refused_by_the_model(tiny, refused):
     SCVI.setup_anndata(adata)
     with refused(DataError, "negative value -3", "'cell31'", "'gene12'"):
         SCVI(with_value(adata, 31, 12, -3))
+
+
+def test_set_up_checks_some_of_many_cells_and_a_model_all(tiny, refused, monkeypatch):
+    monkeypatch.setattr(declare, "_CHECKED_CELLS", 10)
+    checked = []
+    check = declare.check_counts
+    monkeypatch.setattr(
+        declare,
+        "check_counts",
+        lambda some, *rest, **named: checked.append(some) or check(some, *rest, **named),
+    )
+    adata = tiny()
+    SCVI.setup_anndata(adata)
+    (some,) = checked
+    assert 5 <= some.n_obs <= 10
+    unread = next(i for i, name in enumerate(adata.obs_names) if name not in some.obs_names)
+    with_value(adata, unread, 12, 2.5)
+    SCVI.setup_anndata(adata)
+    with refused(DataError, "holds 2.5", f"'cell{unread}'", "'gene12'"):
+        SCVI(adata)
+    adata.X = log1p_normalised(tiny().X)
+    with refused(DataError, "log1p"):
+        SCVI.setup_anndata(adata)
 
 
 def test_non_integers_are_taken_when_allowed(tiny, refused):

@@ -1,7 +1,7 @@
 """Checks that values are raw counts.
 
-Every value is read once, in blocks, by ``setup_anndata`` and again when a model reads the
-data. A wrong layer that is found only after training costs more than this pass.
+A model checks every value, in blocks, in the pass that reads them. ``setup_anndata`` checks a
+limited number of cells, so that a wrong layer is found early.
 """
 
 from __future__ import annotations
