@@ -31,25 +31,13 @@ __all__ = [
 ]
 
 _CLASSES = {"SCVI": "vivace.model", "LinearSCVI": "vivace.model"}
-_MODULES = (
-    "datasets",
-    "distributions",
-    "errors",
-    "model",
-    "nn",
-    "ops",
-    "pl",
-    "report",
-    "train",
-    "transfer",
-)
 
 
 def __getattr__(name: str) -> object:
     """Import the rest on first use, so that ``import vivace`` stays quick."""
     if name in _CLASSES:
         return getattr(import_module(_CLASSES[name]), name)
-    if name in _MODULES:
+    if name in __all__:  # all others are modules
         return import_module(f"vivace.{name}")
     raise AttributeError(f"module 'vivace' has no attribute {name!r}")
 

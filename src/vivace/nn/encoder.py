@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vivace.config import VarActivation
 from vivace.data.batch import StoredPosterior
-from vivace.nn.layers import Activation, CategoryLinear, Linear, join_columns
+from vivace.nn.layers import Linear, hidden_layers, join_columns
 from vivace.nn.surgery import Role, Surgery
 from vivace.ops import Backend, sparse_linear
 from vivace.ops.csr import SparseCounts
@@ -144,21 +144,17 @@ class Encoder(nn.Module):
         self.inject = inject
         self.log1p = log1p
         self.genes_frozen = False  # skips the gradient of the weights of genes
-        first = CategoryLinear(
-            n_genes + n_continuous, n_hidden, one_hot_sizes, role=Role.ENCODER_INPUT
-        )
-        injected = one_hot_sizes if inject else ()
-        deeper = (CategoryLinear(n_hidden, n_hidden, injected) for _ in range(n_layers - 1))
-        self.linears = nn.ModuleList([first, *deeper])
-        self.activations = nn.ModuleList(
-            Activation(
-                n_hidden,
-                batch_norm=batch_norm,
-                layer_norm=layer_norm,
-                dropout=dropout,
-                norm_role=Role.ENCODER_NORM,
-            )
-            for _ in range(n_layers)
+        self.linears, self.activations = hidden_layers(
+            n_genes + n_continuous,
+            n_hidden,
+            n_layers,
+            one_hot_sizes,
+            inject=inject,
+            batch_norm=batch_norm,
+            layer_norm=layer_norm,
+            dropout=dropout,
+            input_role=Role.ENCODER_INPUT,
+            norm_role=Role.ENCODER_NORM,
         )
         self.latent = Linear(n_hidden, 2 * n_latent)  # mean, then log-variance: one product
 

@@ -220,6 +220,53 @@ class Activation(nn.Module):
             self.dropout = 0.0
 
 
+def hidden_layers(
+    n_in: int,
+    n_hidden: int,
+    n_layers: int,
+    one_hot_sizes: tuple[int, ...],
+    *,
+    inject: bool,
+    batch_norm: bool,
+    layer_norm: bool,
+    dropout: float,
+    input_role: Role,
+    norm_role: Role,
+) -> tuple[nn.ModuleList, nn.ModuleList]:
+    """The linear maps of some hidden layers, and what follows each of them.
+
+    Parameters
+    ----------
+    n_in
+        Inputs of the first layer before the one-hot columns.
+    n_hidden, n_layers
+        Units of each layer, and number of layers.
+    one_hot_sizes
+        One-hot columns of each categorical covariate.
+    inject
+        Whether one-hot columns enter every layer, not only the first.
+    batch_norm, layer_norm, dropout
+        As in :class:`Activation`.
+    input_role, norm_role
+        Roles of the first linear map and of batch norm.
+    """
+    first = CategoryLinear(n_in, n_hidden, one_hot_sizes, role=input_role)
+    injected = one_hot_sizes if inject else ()
+    deeper = (CategoryLinear(n_hidden, n_hidden, injected) for _ in range(n_layers - 1))
+    linears = nn.ModuleList([first, *deeper])
+    activations = nn.ModuleList(
+        Activation(
+            n_hidden,
+            batch_norm=batch_norm,
+            layer_norm=layer_norm,
+            dropout=dropout,
+            norm_role=norm_role,
+        )
+        for _ in range(n_layers)
+    )
+    return linears, activations
+
+
 def dropout_bits(shape: tuple[int, ...], generator: torch.Generator | None, device: Any) -> Tensor:
     """16 random bits per unit, int16, cut from random 64-bit integers.
 

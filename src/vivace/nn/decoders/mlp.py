@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from vivace.nn.layers import Activation, CategoryLinear, Linear, join_columns
+from vivace.nn.layers import Linear, hidden_layers, join_columns
 from vivace.nn.moments import Moments
 from vivace.nn.surgery import Role
 from vivace.ops import CountHeads
@@ -67,21 +67,17 @@ class MLPDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.inject = inject
-        first = CategoryLinear(
-            n_latent + n_continuous, n_hidden, one_hot_sizes, role=Role.DECODER_INPUT
-        )
-        injected = one_hot_sizes if inject else ()
-        deeper = (CategoryLinear(n_hidden, n_hidden, injected) for _ in range(n_layers - 1))
-        self.linears = nn.ModuleList([first, *deeper])
-        self.activations = nn.ModuleList(
-            Activation(
-                n_hidden,
-                batch_norm=batch_norm,
-                layer_norm=layer_norm,
-                dropout=0.0,
-                norm_role=Role.DECODER_NORM,
-            )
-            for _ in range(n_layers)
+        self.linears, self.activations = hidden_layers(
+            n_latent + n_continuous,
+            n_hidden,
+            n_layers,
+            one_hot_sizes,
+            inject=inject,
+            batch_norm=batch_norm,
+            layer_norm=layer_norm,
+            dropout=0.0,
+            input_role=Role.DECODER_INPUT,
+            norm_role=Role.DECODER_NORM,
         )
         self.scale = Linear(n_hidden, n_genes)
         self.dropout = Linear(n_hidden, n_genes) if zero_inflated else None
