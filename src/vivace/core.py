@@ -282,7 +282,8 @@ def minibatch_size(batch_size: int | None, n_genes: int) -> int:
 
 def hash_names(adata: AnnData) -> str:
     """A hash of the names of the cells, in their order."""
-    return hashlib.sha256("\n".join(map(str, adata.obs_names)).encode()).hexdigest()
+    names = "\n".join(map(str, adata.obs_names))
+    return hashlib.sha256(names.encode(errors="surrogatepass")).hexdigest()
 
 
 def _check_columns(config: ModelConfig, declared: Declarations) -> None:

@@ -262,7 +262,7 @@ def obs_column(
     MissingColumnError
         If obs has no such column; the message suggests similar ones.
     DataError
-        If a value is missing, unless ``allow_missing`` is True.
+        If several columns have the name, or if a value is missing and ``allow_missing`` is False.
     """
     if not isinstance(key, str):
         raise ArgumentTypeError(
@@ -270,13 +270,41 @@ def obs_column(
         )
     if key not in adata.obs:
         raise MissingColumnError(f"obs has no column {key!r} ({argument}); {near(key, adata.obs)}")
+    refuse_repeated_name(adata.obs, "obs", key, argument)
     column = adata.obs[key]
-    if not allow_missing and column.isna().any():
+    try:
+        missing = column.isna().to_numpy()
+    except Exception as error:  # pandas cannot tell for every type
+        raise unreadable_column(argument, key, column, "values") from error
+    if not allow_missing and missing.any():
+        cell = adata.obs_names[int(np.argmax(missing))]
         raise DataError(
-            f"obs[{key!r}] ({argument}) has no value for {int(column.isna().sum())} cells; "
-            "fill it in."
+            f"obs[{key!r}] ({argument}) has no value for {int(missing.sum())} of {adata.n_obs} "
+            f"cells (first: {cell!r}); fill it in or drop those cells with "
+            f"adata[adata.obs[{key!r}].notna()].copy()."
         )
     return column
+
+
+def refuse_repeated_name(frame: pd.DataFrame, place: str, key: str, argument: str) -> None:
+    """Refuse a name that several columns of a frame have, as after a join of tables."""
+    n_named = sum(name == key for name in frame.columns)
+    if n_named > 1:
+        raise DataError(
+            f"{place} has {n_named} columns named {key!r} ({argument}); drop or rename one."
+        )
+
+
+def unreadable_column(
+    argument: str, key: object, column: pd.Series[Any], purpose: str
+) -> DataError:
+    """The error for a column of obs whose type pandas cannot handle."""
+    kinds = sorted({type(value).__name__ for value in column.iloc[:100]})
+    return DataError(
+        f"obs[{key!r}] ({argument}) cannot be read as {purpose}: it is of type {column.dtype} and "
+        f"holds values of type {' and '.join(kinds)}; make it text with "
+        f"adata.obs[{key!r}] = adata.obs[{key!r}].astype(str)."
+    )
 
 
 def folder_path(value: object) -> Path:

@@ -117,7 +117,7 @@ def test_cells_of_no_group_are_left_out_where_both_groups_are_named():
 )
 def test_cells_of_no_group_are_refused_where_the_column_says_who_is_compared(refused, arguments):
     adata = made([None if i in (3, 8) else k for i, k in enumerate(KINDS)])
-    with refused(DataError, "'kind'", "groupby", "2 cells", "fill it in"):
+    with refused(DataError, "'kind'", "groupby", "2 of 10 cells", "fill it in"):
         make_comparisons(adata, "kind", **arguments)
 
 

@@ -8,7 +8,7 @@ import pytest
 import scipy.sparse as sp
 from anndata import AnnData
 
-from vivace.errors import ArgumentTypeError, DataError, OptionError
+from vivace.errors import ArgumentTypeError, DataError, MissingColumnError, OptionError
 from vivace.pl import heatmap, volcano
 
 
@@ -66,7 +66,7 @@ def test_a_heatmap_shows_the_genes_that_are_called_and_up(tmp_path, refused):
     assert [t.get_text() for t in ax.get_xticklabels()] == ["gene0", "gene1", "gene2"]
     assert [t.get_text() for t in ax.get_yticklabels()] == ["a", "b"]
     np.testing.assert_array_equal(ax.images[0].get_array(), [[1, 0, 0], [0, 1, 1]])
-    with refused(DataError, "'kin'", "did you mean 'kind'?"):
+    with refused(MissingColumnError, "'kin'", "did you mean 'kind'?"):
         heatmap(result, adata, groupby="kin")
     with refused(DataError, "'gene2'"):
         heatmap(result, adata[:, :2])
@@ -87,8 +87,17 @@ def test_arguments_of_the_wrong_type_are_refused(refused, value):
     if value is not None:
         with refused(DataError, "no comparison", "available: 'a vs Rest'"):
             volcano(TABLE, value)
-    with refused(DataError, "obs has no column", "there are none"):
+    with refused(*without_groups(value)):
         heatmap(TABLE, cells, groupby=value)
+
+
+def without_groups(groupby):
+    """The error, and a part of its message, where obs has no column."""
+    if groupby is None:
+        return DataError, "give groupby="
+    if isinstance(groupby, str):
+        return MissingColumnError, "obs has no column 'zzz' (groupby)", "there are none"
+    return ArgumentTypeError, "groupby must be the name of a column of obs"
 
 
 def test_a_frame_of_something_else_is_refused(refused):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,10 +10,14 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from vivace.errors import DataError, MissingColumnError, list_names, near
-from vivace.types import F32, I64, Category
+from vivace.errors import DataError, list_names, near
+from vivace.types import F32, I64, Bool, Category
+from vivace.validate import obs_column, unreadable_column
 
 _MANY = 100  # categories; a column with fewer is never mistaken for cell names
+# a missing integer written as a number, by R and by NumPy
+_MISSING_INTEGERS = {str(-(2**31)): "R", str(-(2**63)): "NumPy"}
+_MISSING_TEXTS = {"NA", "N/A", "<NA>", "nan", "NaN", "NAN", "NaT", "None", "null", "NULL", ""}
 
 
 @dataclass(frozen=True)
@@ -40,78 +45,194 @@ def read_gene_names(adata: AnnData) -> tuple[str, ...]:
     return tuple(str(name) for name in names)
 
 
-def _get_column(adata: AnnData, key: str, argument: str) -> pd.Series[Any]:
-    """A column of obs without missing values."""
-    if key not in adata.obs:
-        raise MissingColumnError(
-            f"obs has no column {key!r} ({argument}); {near(key, adata.obs.columns)}"
-        )
-    column = adata.obs[key]
-    missing = column.isna().to_numpy()
-    if missing.any():
-        cell = adata.obs_names[int(np.argmax(missing))]
+@dataclass(frozen=True)
+class CodedColumn:
+    """A column of categories.
+
+    Parameters
+    ----------
+    argument
+        The argument that names the column.
+    key
+        Its name.
+    categories
+        Those that occur, in the order of a categorical column, otherwise sorted.
+    codes
+        Array, int64, shape (n,), the category of each cell by its number; -1 where it has none.
+    """
+
+    argument: str
+    key: str
+    categories: tuple[Category, ...]
+    codes: I64
+
+
+def code_column(
+    adata: AnnData, argument: str, key: object, *, allow_missing: bool = False
+) -> CodedColumn:
+    """The column of obs that an argument names, as categories and codes.
+
+    Every column of categories is read here. A cell may lack a value if ``allow_missing`` is True.
+    """
+    column = obs_column(adata, argument, key, allow_missing=allow_missing)
+    try:
+        if isinstance(column.dtype, np.dtype) and column.dtype.kind == "f":
+            column = column.astype(np.float64)  # pandas has no index of float16 or long doubles
+        coded = column.astype("category").cat.remove_unused_categories().cat
+        categories = tuple(plain_category(c) for c in coded.categories)
+        codes = coded.codes.to_numpy().astype(np.int64)
+    except Exception as error:  # of pandas, or of the values themselves
+        raise unreadable_column(argument, key, column, "categories") from error
+    for code, category in enumerate(categories):
+        if _canonical_text(category) in _MISSING_INTEGERS:
+            _refuse_missing_integer(adata, argument, key, category, codes == code)
+    if (text := _find_ambiguous(categories)) is not None:
         raise DataError(
-            f"obs[{key!r}] ({argument}) has no value for {int(missing.sum())} of {adata.n_obs} "
-            f"cells (first: {cell!r}); fill it in or drop those cells with "
-            f"adata[adata.obs[{key!r}].notna()].copy()."
+            f"obs[{key!r}] ({argument}) has different values with the same text ({text!r}); "
+            "rename one."
         )
-    return column
+    return CodedColumn(argument, str(key), categories, codes)
+
+
+def _refuse_missing_integer(
+    adata: AnnData, argument: str, key: object, value: Category, missing: Bool
+) -> None:
+    """Refuse a number that stands for a missing integer in some cells."""
+    writer = _MISSING_INTEGERS[_canonical_text(value)]
+    cell = adata.obs_names[int(np.argmax(missing))]
+    raise DataError(
+        f"obs[{key!r}] ({argument}) is {value}, {writer}'s missing integer, for "
+        f"{int(missing.sum())} of {adata.n_obs} cells (first: {cell!r}); fill it in or drop those "
+        f"cells with adata[adata.obs[{key!r}] != {value!r}].copy()."
+    )
+
+
+def _find_ambiguous(categories: Sequence[Category]) -> str | None:
+    """A text that two categories share, such as that of 1 and "1"; None if there is none."""
+    texts: set[str] = set()
+    types: dict[str, type[Category]] = {}
+    for category in categories:
+        text, canonical = str(category), _canonical_text(category)
+        if text in texts or types.setdefault(canonical, type(category)) is not type(category):
+            return text
+        texts.add(text)
+    return None
+
+
+def describe_missing_texts(column: CodedColumn, known: Collection[Category] = ()) -> str | None:
+    """A sentence about categories whose text reads like a missing value; None without them.
+
+    Categories that are ``known``, because a model was trained with them, are left out.
+    """
+    counts = np.bincount(column.codes[column.codes >= 0], minlength=len(column.categories))
+    texts = {
+        text: count
+        for text, count in zip(column.categories, counts.tolist(), strict=True)
+        if isinstance(text, str) and text.strip() in _MISSING_TEXTS and text not in known and count
+    }
+    if not texts:
+        return None
+    listed = " and ".join(f"{text!r} for {count} cells" for text, count in texts.items())
+    return (
+        f"obs[{column.key!r}] ({column.argument}) is {listed}, which reads like a missing value "
+        "but is a category of its own; fill it in, or drop those cells with "
+        f"adata[~adata.obs[{column.key!r}].isin({list(texts)!r})].copy()."
+    )
 
 
 def read_categories(adata: AnnData, key: str | None, argument: str) -> tuple[Category, ...]:
-    """The categories that occur, in the order of a categorical column, otherwise sorted.
-
-    One category, 0, if there is no column.
-    """
+    """The categories of a declared column; one category, 0, if there is no column."""
     if key is None:
         return (0,)
-    column = _get_column(adata, key, argument)
-    if isinstance(column.dtype, pd.CategoricalDtype):
-        values = column.cat.remove_unused_categories().cat.categories
-    else:
-        values = pd.Index(column.unique())
-        try:
-            values = values.sort_values()
-        except TypeError as error:
-            kinds = sorted({type(v).__name__ for v in values})
+    categories = code_column(adata, argument, key).categories
+    if not isinstance(adata.obs[key].dtype, pd.CategoricalDtype):
+        kinds = sorted({type(c).__name__ for c in categories})
+        if "str" in kinds and len(kinds) > 1:  # no order
             raise DataError(
                 f"obs[{key!r}] ({argument}) mixes values of types {' and '.join(kinds)}; make them "
                 f"one type with adata.obs[{key!r}] = adata.obs[{key!r}].astype(str)."
-            ) from error
-    plain = tuple(plain_category(v) for v in values)
-    if len(plain) > max(_MANY, adata.n_obs // 2):
+            )
+    if len(categories) > max(_MANY, adata.n_obs // 2):
         raise DataError(
-            f"obs[{key!r}] ({argument}) has {len(plain)} categories for {adata.n_obs} cells, "
+            f"obs[{key!r}] ({argument}) has {len(categories)} categories for {adata.n_obs} cells, "
             "like a column of cell names; choose a coarser column."
         )
-    if len({str(v) for v in plain}) < len(plain):
-        raise DataError(
-            f"obs[{key!r}] ({argument}) has different values with the same text; rename one."
-        )
-    return plain
+    return categories
 
 
 def plain_category(value: Any) -> Category:
     """A category as a type that JSON can hold."""
     if isinstance(value, np.generic):
         value = value.item()
+    if isinstance(value, bytes):
+        value = value.decode(errors="backslashreplace")
     return value if isinstance(value, str | int | float | bool) else str(value)
 
 
+def _canonical_text(category: Category) -> str:
+    """One text for the forms that a value takes in files: 1, 1.0 and "1"; True and "TRUE".
+
+    Examples
+    --------
+    >>> [_canonical_text(c) for c in (1, 1.0, "1", np.float32(0.1).item(), "TRUE")]
+    ['1', '1', '1', '0.1', 'True']
+    """
+    if isinstance(category, float):
+        return str(int(category)) if category.is_integer() else f"{category:.7g}"
+    text = str(category)
+    if text.endswith(".0") and text[:-2].removeprefix("-").isdecimal():
+        return text[:-2]
+    return text.capitalize() if text in ("TRUE", "FALSE", "true", "false") else text
+
+
+class CategoryLookup:
+    """Finds values among known categories: the one comparison of the two.
+
+    A value is found by its text; otherwise, if it has another type than a category or is a
+    number, by what it stands for: 1, 1.0, "1" and "1.0" are the same, and so are True and "TRUE".
+
+    Parameters
+    ----------
+    known
+        The categories, in the order of their codes.
+
+    Examples
+    --------
+    >>> lookup = CategoryLookup((0, 1))
+    >>> [lookup.find(value) for value in (1, 1.0, "1", "1.0", True, "one")]
+    [1, 1, 1, 1, -1, -1]
+    """
+
+    def __init__(self, known: Sequence[Category]) -> None:
+        self._known = known
+        self._by_text = {str(c): i for i, c in enumerate(known)}
+        self._alike: dict[str, list[int]] = {}
+        for i, category in enumerate(known):
+            self._alike.setdefault(_canonical_text(category), []).append(i)
+
+    def find(self, value: Any) -> int:
+        """The code of a value; -1 if it is not among the categories."""
+        plain = plain_category(value)
+        code = self._by_text.get(str(plain))
+        if code is not None:
+            return code
+        alike = [
+            i
+            for i in self._alike.get(_canonical_text(plain), ())
+            if not (isinstance(plain, str) and isinstance(self._known[i], str))
+        ]
+        return alike[0] if len(alike) == 1 else -1
+
+
 def read_codes(adata: AnnData, key: str | None, known: tuple[Category, ...], argument: str) -> I64:
-    """Codes of a column, by the text of each category; the type of the column does not matter."""
+    """Codes of a column in the order of the known categories, whatever type the column has."""
     if key is None:
         return np.zeros(adata.n_obs, np.int64)
-    column = _get_column(adata, key, argument).astype("category")
-    position = {str(c): i for i, c in enumerate(known)}
-    category_codes = np.array(
-        [position.get(str(plain_category(c)), -1) for c in column.cat.categories], dtype=np.int64
-    )
-    codes: I64 = np.zeros(0, np.int64)
-    if len(category_codes):
-        codes = category_codes[column.cat.codes.to_numpy()]
+    column, lookup = code_column(adata, argument, key), CategoryLookup(known)
+    code_of_category = np.array([lookup.find(c) for c in column.categories], np.int64)
+    codes: I64 = code_of_category[column.codes]
     if (codes < 0).any():
-        unseen = sorted({str(v) for v in column[codes < 0]})
+        unseen = sorted(str(c) for c in np.array(column.categories, object)[code_of_category < 0])
         raise DataError(
             f"obs[{key!r}] ({argument}) holds categories that the model has not seen: "
             f"{list_names(unseen)} ({int((codes < 0).sum())} cells); rename them or leave "
@@ -122,16 +243,19 @@ def read_codes(adata: AnnData, key: str | None, known: tuple[Category, ...], arg
 
 def read_numbers(adata: AnnData, key: str, argument: str) -> F32:
     """A column of numbers as float32; every value must be finite."""
-    column = _get_column(adata, key, argument)
+    column = obs_column(adata, argument, key)
     try:
         if column.dtype.kind in "cmM":  # complex numbers and times, which NumPy would convert
             raise TypeError
         values = np.asarray(column, np.float64)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # of pandas, NumPy, or of the values themselves
         raise DataError(
             f"obs[{key!r}] ({argument}) must hold numbers, but its type is {column.dtype}; convert "
             "it, or declare it under categorical_covariate_keys."
         ) from error
+    least = float(values.min(initial=0))
+    if _canonical_text(least) in _MISSING_INTEGERS:
+        _refuse_missing_integer(adata, argument, key, int(least), values == least)
     fits = np.abs(values) <= np.finfo(np.float32).max
     if not fits.all():
         cell = int(np.argmin(fits))

@@ -9,6 +9,7 @@ import numpy as np
 from anndata import AnnData
 
 from vivace.data.checks import check_counts
+from vivace.data.doubts import find_missing_texts, find_overlap, refuse_repeated_columns
 from vivace.data.fingerprint import spread_places
 from vivace.data.memory import count_matrix
 from vivace.data.minified import minified_type
@@ -61,11 +62,15 @@ def setup_anndata(
     DataError
         If the counts or a column cannot be used; the message names the column, cell or
         gene, and the fix.
+    OptionError
+        If a column is declared as two covariates.
 
     Warns
     -----
     VivaceWarning
-        If a covariate has a single value and therefore no effect.
+        If a covariate has a single value and therefore no effect, if a category reads like a
+        missing value ("NA"), or if covariates determine each other, as donors that are nested
+        in batches do.
     """
     check_anndata("setup_anndata takes", adata)
     refuse_without_counts(adata)
@@ -78,11 +83,15 @@ def setup_anndata(
         continuous_covariate_keys=_as_tuple(continuous_covariate_keys),
         allow_non_integer=bool(allow_non_integer),  # JSON has no bools of NumPy
     )
+    refuse_repeated_columns(declarations)
     schema = Schema.from_anndata(adata, declarations)
     # negative values are refused later if the model's likelihood is for counts
     some = _sample_cells(adata)
     check_counts(some, count_matrix(some, layer), schema, allow_negative=allow_non_integer)
-    for sentence in schema.idle_columns(schema.columns(adata)):
+    columns = schema.columns(adata)
+    overlap = find_overlap(schema, columns)
+    doubts = [*schema.idle_columns(columns), *find_missing_texts(schema, columns)]
+    for sentence in doubts if overlap is None else [*doubts, overlap]:
         warn(sentence)
     write_declarations(adata, declarations)
 

@@ -18,9 +18,10 @@ import scipy.sparse as sp
 from anndata import AnnData
 from numpy.typing import NDArray
 
-from vivace.data.columns import Columns, plain_category
+from vivace.data.columns import CategoryLookup, Columns
 from vivace.data.schema import Schema
 from vivace.types import F32, I64, Category
+from vivace.validate import obs_column
 
 _PLACES = 2048  # of each array of a CSR matrix
 _ENTRIES = 512  # stored entries of the AnnData's matrix, and as many places anywhere in it
@@ -165,32 +166,29 @@ def _sum_entry(matrix: Any, cell: int, gene: int) -> np.float32:
 
 @dataclass(frozen=True)
 class CategoryFingerprint:
-    """A column of categories: the texts of some cells, and the categories that occur."""
+    """A column of categories: the codes of some cells, and the codes that occur."""
 
     key: str
-    texts: list[str]
-    categories: frozenset[str]
+    lookup: CategoryLookup
+    codes: list[int]
+    occurring: frozenset[int]
 
     @classmethod
-    def from_column(
-        cls, adata: AnnData, key: str, places: I64, codes: I64, known: Sequence[Category]
-    ) -> Self:
+    def from_column(cls, key: str, places: I64, codes: I64, known: Sequence[Category]) -> Self:
         """Record a column whose cells have ``codes``, numbers of the ``known`` categories."""
-        occurring = np.flatnonzero(np.bincount(codes, minlength=len(known)))
-        return cls(
-            key,
-            _texts(adata.obs[key].take(places)),
-            frozenset(str(known[int(i)]) for i in occurring),
-        )
+        occurring = frozenset(np.flatnonzero(np.bincount(codes)).tolist())
+        return cls(key, CategoryLookup(known), codes[places].tolist(), occurring)
 
     def matches(self, column: pd.Series[Any], places: I64) -> bool:
-        """Whether the cells at ``places`` have the same texts; the type does not matter."""
-        if _texts(column.take(places)) != self.texts:
+        """Whether the cells at ``places`` have the same categories, of whatever type."""
+        if [self.lookup.find(v) for v in column.take(places)] != self.codes:
             return False
         if not isinstance(column.dtype, pd.CategoricalDtype):
             return True
         categories = column.cat.categories
-        return len(categories) > _CATEGORIES or self.categories <= {*_texts(categories)}
+        if len(categories) > _CATEGORIES:
+            return True
+        return self.occurring <= {self.lookup.find(c) for c in categories}
 
 
 @dataclass(frozen=True)
@@ -211,10 +209,6 @@ class NumberFingerprint:
             return bool(np.all(_floats(column.take(places)) == self.values))
         except (TypeError, ValueError):  # no numbers any more
             return False
-
-
-def _texts(values: Any) -> list[str]:
-    return [str(plain_category(v)) for v in values]
 
 
 def _floats(column: pd.Series[Any]) -> F32:
@@ -290,7 +284,7 @@ class DataFingerprint:
             names=[str(name) for name in adata.obs_names[places]],
             columns=(
                 *(
-                    CategoryFingerprint.from_column(adata, key, places, codes, known)
+                    CategoryFingerprint.from_column(key, places, codes, known)
                     for key, codes, known in coded
                     if key is not None
                 ),
@@ -317,7 +311,8 @@ class DataFingerprint:
                 continue
             if column.key not in adata.obs:
                 return column.key
-            if not column.matches(adata.obs[column.key], self.places):
+            now = obs_column(adata, "declared at set-up", column.key, allow_missing=True)
+            if not column.matches(now, self.places):
                 return column.key
         return None
 

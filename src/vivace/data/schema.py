@@ -18,8 +18,8 @@ import pandas as pd
 from anndata import AnnData
 
 from vivace.data.columns import (
+    CategoryLookup,
     Columns,
-    plain_category,
     read_categories,
     read_codes,
     read_gene_names,
@@ -233,7 +233,7 @@ class Schema:
                     f"transform_batch must be a category or a list of them, in order, not "
                     f"{brief(wanted)}."
                 )
-            is_list = isinstance(wanted, Iterable) and not isinstance(wanted, str)
+            is_list = isinstance(wanted, Iterable) and not isinstance(wanted, str | bytes)
             is_list &= getattr(wanted, "ndim", 1) > 0  # NumPy scalars have ndim 0
             listed = list(wanted) if is_list else [wanted]  # type: ignore[arg-type]
             if not listed:
@@ -360,14 +360,14 @@ class Schema:
 
 
 def _find_code(key: str, category: Any, known: tuple[Category, ...], argument: str) -> int:
-    """The code of a category, found by its text."""
-    codes = {str(c): i for i, c in enumerate(known)}
-    if str(plain_category(category)) not in codes:
+    """The code of a category."""
+    code = CategoryLookup(known).find(category)
+    if code < 0:
         raise DataError(
             f"obs[{key!r}] ({argument}) has no category {brief(category)}; "
-            f"{near(str(category), codes)}"
+            f"{near(str(category), known)}"
         )
-    return codes[str(plain_category(category))]
+    return code
 
 
 def _make_codes(chosen: Iterable[tuple[int | None, int]]) -> Codes:

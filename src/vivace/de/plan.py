@@ -10,9 +10,15 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 
+from vivace.data.columns import (
+    CategoryLookup,
+    CodedColumn,
+    code_column,
+    describe_missing_texts,
+)
 from vivace.errors import ArgumentTypeError, DataError, OptionError, brief, near, warn
 from vivace.types import Indices, Rows
-from vivace.validate import obs_column, row_numbers
+from vivace.validate import refuse_repeated_name, row_numbers
 
 Selection = Indices | str | None
 
@@ -158,14 +164,18 @@ def _select_rows(adata: AnnData, name: str, selection: Selection) -> Rows:
             return row_numbers(selection, adata.n_obs)
         except (OptionError, ArgumentTypeError) as error:
             raise type(error)(str(error).replace("indices", name)) from None
+    repeated = adata.obs.columns.duplicated(keep=False)  # pandas evaluates none beside them
     try:
         if "@" in selection or "__" in selection:  # Python's own names are not columns
             raise ValueError("a query compares columns of obs, without @ and __")
-        mask = adata.obs.eval(selection)
+        mask = adata.obs.loc[:, ~repeated].eval(selection)
         if not isinstance(mask, pd.Series) or mask.dtype != bool:
             raise TypeError("it does not evaluate to True or False for each cell")
         return np.flatnonzero(mask.to_numpy())
     except Exception as error:  # pandas raises errors of many kinds
+        for key in adata.obs.columns[repeated]:
+            if str(key) in selection:
+                refuse_repeated_name(adata.obs, "obs", key, name)
         raise OptionError(
             f"{name}={brief(selection)} is not a valid query of obs "
             f"({' '.join(str(error).split())}); {near(selection, adata.obs.columns)}"
@@ -187,21 +197,27 @@ def _sort_rows(name: str, rows: Rows) -> Rows:
 
 def _plan_groups(adata: AnnData, groupby: str, group1: object, group2: object) -> Plan:
     """Each of the groups against another group, or against all other cells."""
-    first, second = _read_groups(group1), None if group2 is None else str(group2)
-    labels = _read_labels(adata, groupby, complete=first is None or second is None)
-    known = [str(c) for c in labels.cat.categories]
-    for argument, names in (
-        ("group1", first or ()),
-        ("group2", () if second is None else (second,)),
-    ):
-        for name in names:
-            if name not in known:
-                raise DataError(
-                    f"obs[{groupby!r}] has no cells of {brief(name)} ({argument}); "
-                    f"{near(name, known)}"
-                )
-    if first is None:
+    named = _list_groups(group1)
+    complete = named is None or group2 is None
+    column = code_column(adata, "groupby", groupby, allow_missing=not complete)
+    known = [str(c) for c in column.categories]
+    lookup = CategoryLookup(column.categories)
+
+    def find(argument: str, value: object) -> str:
+        code = lookup.find(value)
+        if code < 0:
+            raise DataError(
+                f"obs[{groupby!r}] has no cells of {brief(value)} ({argument}); "
+                f"{near(str(value), known)}"
+            )
+        return known[code]
+
+    second = None if group2 is None else find("group2", group2)
+    if named is None:
         first = [name for name in known if name != second]
+        _warn_about_missing_texts(column)
+    else:
+        first = [find("group1", name) for name in named]
     if second in first:
         raise DataError(f"{second!r} is both group1 and group2; a cell can only be on one side.")
     if len(set(first)) < len(first):
@@ -211,13 +227,12 @@ def _plan_groups(adata: AnnData, groupby: str, group1: object, group2: object) -
             f"obs[{groupby!r}] has only one group, {known[0]!r}, and nothing to compare it with; "
             "choose another column."
         )
-    codes = labels.cat.codes.to_numpy()
     names = first if second is None else [*first, second]
-    parts = [np.flatnonzero(codes == known.index(name)) for name in names]
+    parts = [np.flatnonzero(column.codes == known.index(name)) for name in names]
     # All remaining cells are one further part, which is in the rest of every comparison.
     remaining = [i for i, name in enumerate(known) if name not in names]
     if second is None and remaining:
-        parts.append(np.flatnonzero(np.isin(codes, remaining)))
+        parts.append(np.flatnonzero(np.isin(column.codes, remaining)))
     comparisons = []
     for i, name in enumerate(first):
         if second is None:
@@ -228,38 +243,36 @@ def _plan_groups(adata: AnnData, groupby: str, group1: object, group2: object) -
     return Plan(tuple(parts), tuple(comparisons), groupby)
 
 
-def _read_groups(group1: object) -> list[str] | None:
+def _list_groups(group1: object) -> list[object] | None:
     if group1 is None:
         return None
-    if isinstance(group1, str) or not isinstance(group1, Iterable):
-        return [str(group1)]
-    names = [str(name) for name in group1]
+    if isinstance(group1, str | bytes) or not isinstance(group1, Iterable):
+        return [group1]
+    names = list(group1)
     if not names:
         raise OptionError("group1 is empty; name a group, or leave it None for each in turn.")
     return names
 
 
-def _read_labels(adata: AnnData, groupby: object, complete: bool) -> pd.Series[str]:
-    """The column as text categories; a cell may lack a value unless ``complete``."""
-    column = obs_column(adata, "groupby", groupby, allow_missing=not complete)
-    labels = column.astype("category").cat.remove_unused_categories()
-    if len({str(c) for c in labels.cat.categories}) < len(labels.cat.categories):
-        raise DataError(f"obs[{groupby!r}] has different values with the same text; rename one.")
-    return labels.cat.rename_categories([str(c) for c in labels.cat.categories])
+def _warn_about_missing_texts(column: CodedColumn) -> None:
+    if sentence := describe_missing_texts(column):
+        warn(sentence)
 
 
 # ---- replicates -------------------------------------------------------------------------
 
 
-def read_replicates(adata: AnnData, sample_key: object, rows: Rows) -> NDArray[np.str_]:
+def read_replicates(adata: AnnData, sample_key: str, rows: Rows) -> NDArray[np.str_]:
     """The biological sample (donor, mouse) of each cell, by name; "" outside of ``rows``."""
-    column = obs_column(adata, "sample_key", sample_key, allow_missing=True).iloc[rows]
-    if column.isna().any():
+    column = code_column(adata, "sample_key", sample_key, allow_missing=True)
+    codes = column.codes[rows]
+    if (codes < 0).any():
         raise DataError(
-            f"obs[{sample_key!r}] (sample_key) has no value for {int(column.isna().sum())} of the "
+            f"obs[{sample_key!r}] (sample_key) has no value for {int((codes < 0).sum())} of the "
             "cells that are compared; fill it in."
         )
-    names = np.array([str(name) for name in column])
+    _warn_about_missing_texts(column)
+    names = np.array([str(c) for c in column.categories])
     replicates = np.full(adata.n_obs, "", dtype=names.dtype)
-    replicates[rows] = names
+    replicates[rows] = names[codes]
     return replicates

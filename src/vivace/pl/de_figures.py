@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from vivace.data.columns import CodedColumn, code_column, read_gene_names
 from vivace.errors import ArgumentTypeError, DataError, OptionError, brief, list_names, near
 from vivace.pl.canvas import need_plotting, new_axes, save_axes
 from vivace.types import F64, Bool
@@ -171,17 +172,15 @@ def heatmap(
     """
     need_plotting()
     groupby = result.attrs.get("groupby") if groupby is None else groupby
-    if not isinstance(groupby, str) or groupby not in adata.obs:
-        raise DataError(
-            f"obs has no column {brief(groupby)} to take groups from; give groupby=; "
-            f"{near(groupby, adata.obs.columns)}"
-        )
+    if groupby is None:
+        raise DataError("The result is of cells and not of groups of a column; give groupby=.")
+    groups = code_column(adata, "groupby", groupby, allow_missing=True)
     genes = _called_up_genes(result, n_genes)
     if not genes:
         raise DataError(
             "No gene is called as upregulated in any comparison, so there is nothing to draw."
         )
-    mean = _mean_expression(adata, genes, groupby, layer)
+    mean = _mean_expression(adata, genes, groups, layer)
     # a gene that is equal in all groups is 0, and not 0 / 0
     scaled = (mean - mean.min()) / (mean.max() - mean.min()).replace(0.0, 1.0)
     if ax is None:
@@ -196,22 +195,23 @@ def heatmap(
 
 
 def _mean_expression(
-    adata: AnnData, genes: list[str], groupby: str, layer: str | None
+    adata: AnnData, genes: list[str], groups: CodedColumn, layer: str | None
 ) -> pd.DataFrame:
     """Mean log-normalised expression, groups x genes."""
-    missing = [g for g in genes if g not in adata.var_names]
-    if missing:
-        raise DataError(f"adata has no gene {missing[0]!r}; {near(missing[0], adata.var_names)}")
+    positions = pd.Index(read_gene_names(adata)).get_indexer(pd.Index(genes))
+    if (positions < 0).any():
+        missing = genes[int(np.argmin(positions))]
+        raise DataError(f"adata has no gene {missing!r}; {near(missing, adata.var_names)}")
     if layer is not None and layer not in adata.layers:
         raise DataError(
             f"adata.layers has no {layer!r} (layer); {near(layer, adata.layers.keys())}"
         )
     counts = sp.csr_matrix(adata.X if layer is None else adata.layers[layer])
     total = np.maximum(np.asarray(counts.sum(1)).ravel(), 1.0)
-    x = counts[:, adata.var_names.get_indexer(genes)].toarray()
+    x = counts[:, positions].toarray()
     expression = pd.DataFrame(np.log1p(1e4 * x / total[:, None]), columns=genes)
-    groups = adata.obs[groupby].astype("category").cat.remove_unused_categories()
-    return expression.groupby(groups.to_numpy(), observed=True).mean()
+    names = np.array([*groups.categories, None], object)  # the last of cells without a group
+    return expression.groupby(names[groups.codes]).mean()
 
 
 def _called_up_genes(result: pd.DataFrame, n_genes: int) -> list[str]:

@@ -11,10 +11,11 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 
 from vivace.cells import question
 from vivace.core import Core
-from vivace.errors import OptionError
+from vivace.data.columns import code_column, describe_missing_texts
+from vivace.errors import OptionError, warn
 from vivace.questions.latent import encode
 from vivace.types import F32, Indices
-from vivace.validate import OPTIONAL_COUNT, Number, obs_column
+from vivace.validate import OPTIONAL_COUNT, Number
 
 _AT_ONCE = 1 << 24  # numbers of points x components x dimensions held at a time
 _DOF = Number(above=0, optional=True)
@@ -100,16 +101,19 @@ def differential_abundance(
     """
     cells = self._cells(adata, indices, batch_size, silent)
     data = self._resolve_adata(adata)
-    sample_n = obs_column(data, "sample_key", sample_key).iloc[cells.rows]
+    samples = code_column(data, "sample_key", sample_key)
+    if sentence := describe_missing_texts(samples):
+        warn(sentence)
+    sample_n = samples.codes[cells.rows]
     rng = np.random.default_rng(self._seed(seed, random=num_cells_posterior is not None))
     mean_nk, variance_nk = encode(cells)
     densities = {}
-    for name in sample_n.unique():
-        rows = np.flatnonzero(sample_n == name)
+    for code in pd.unique(sample_n):
+        rows = np.flatnonzero(sample_n == code)
         if num_cells_posterior is not None and len(rows) > num_cells_posterior:
             rows = np.sort(rng.choice(rows, num_cells_posterior, replace=False))
         posterior = mixture(mean_nk[rows], variance_nk[rows], dof)
-        densities[str(name)] = log_density(posterior, torch.from_numpy(mean_nk))
+        densities[str(samples.categories[code])] = log_density(posterior, torch.from_numpy(mean_nk))
     frame = pd.DataFrame(densities, index=data.obs_names[cells.rows])
     if indices is None:
         data.obsm["da_log_probs"] = frame

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from anndata import AnnData
 
-from vivace.data.columns import read_categories
+from vivace.data.columns import CategoryLookup, read_categories
 from vivace.data.schema import Declarations, Schema
 from vivace.errors import DataError, MissingColumnError, near
 from vivace.types import Category
@@ -27,8 +27,8 @@ def extend_schema(schema: Schema, adata: AnnData, *, labels: bool) -> Schema:
     Raises
     ------
     DataError
-        If a declared column is missing, or contains a category that has another type in the
-        reference.
+        If a declared column is missing, or contains a category that may be one of the reference,
+        such as True for 1.
     """
     d = schema.declarations
     if not labels:
@@ -66,12 +66,11 @@ def _add_new(
     """The known categories and, after them, the new ones of a column of the query."""
     if key is None:
         return known
-    new = []
-    for value in read_categories(adata, key, argument):
-        match = next((k for k in known if _reads_alike(k, value)), None)
-        if match is None:
-            new.append(value)
-        elif type(match) is not type(value):
+    lookup = CategoryLookup(known)
+    new = [c for c in read_categories(adata, key, argument) if lookup.find(c) < 0]
+    for value in new:
+        match = next((k for k in known if _may_be_same(k, value)), None)
+        if match is not None:
             raise DataError(
                 f"obs[{key!r}] ({argument}) holds {value!r} ({type(value).__name__}), which may be the "
                 f"{match!r} ({type(match).__name__}) of the reference; if it is, convert it with "
@@ -81,25 +80,20 @@ def _add_new(
 
 
 def _conversion(value: Category, target: Category) -> str:
-    """The pandas code that converts a column with ``value`` into one with ``target``.
-
-    A plain astype would make True of "False", and "1.0" of 1.0.
-    """
-    if isinstance(target, bool) and isinstance(value, str):
-        return ".eq('True')"
+    """The pandas code that converts a column with ``value`` into one with ``target``."""
+    if isinstance(target, bool):
+        return f"{'.astype(float)' if isinstance(value, str) else ''}.astype(bool)"
     if not isinstance(target, str):
         needs_float = isinstance(target, int) and isinstance(value, str) and not value.isdigit()
         return f"{'.astype(float)' if needs_float else ''}.astype({type(target).__name__})"
-    whole = target.isdigit() and isinstance(value, float | bool)
-    text = str(int(value)) if whole else str(value)
+    number = "" if not isinstance(value, bool) else "int" if target.isdigit() else "float"
+    text = {"": str, "int": lambda v: str(int(v)), "float": lambda v: str(float(v))}[number](value)
     rename = "" if text == target else f".replace({text!r}, {target!r})"
-    return f"{'.astype(int)' if whole else ''}.astype(str){rename}"
+    return f"{number and f'.astype({number})'}.astype(str){rename}"
 
 
-def _reads_alike(first: Category, second: Category) -> bool:
-    """Whether two categories may be intended to be the same, such as 1, 1.0 and "1"."""
-    if str(first) == str(second):
-        return True
+def _may_be_same(first: Category, second: Category) -> bool:
+    """Whether two categories of different types may be intended to be the same: 1, True and "01"."""
     if type(first) is type(second):
         return False
     try:

@@ -19,7 +19,7 @@ from vivace.core import Core
 from vivace.errors import ArgumentTypeError, DataError, MissingColumnError, brief, list_names, near
 from vivace.store.saving import read_genes
 from vivace.types import I64, NameIndex
-from vivace.validate import Number, check_anndata, checked
+from vivace.validate import Number, check_anndata, checked, refuse_repeated_name
 
 _VERSIONED = re.compile(r"^(ENS[A-Z]*G\d{6,})\.\d+(_PAR_Y)?$")
 _MANY = 0.5  # share of the reference's genes that makes a column of var worth suggesting
@@ -286,8 +286,9 @@ def _read_names(adata: AnnData, gene_key: str | None) -> list[str]:
         raise MissingColumnError(
             f"var has no column {gene_key!r} (gene_key); {near(gene_key, adata.var)}"
         )
+    refuse_repeated_name(adata.var, "var", gene_key, "gene_key")
     column = adata.var[gene_key]
-    return ["" if pd.isna(name) else str(name) for name in column]
+    return ["" if empty else str(name) for name, empty in zip(column, column.isna(), strict=True)]
 
 
 def _match_genes(names: Sequence[str], genes: Sequence[str]) -> tuple[I64, tuple[str, ...]]:

@@ -12,6 +12,7 @@ from anndata import AnnData
 
 from vivace.cells import Cells, question
 from vivace.core import Core
+from vivace.data.columns import CodedColumn, code_column, describe_missing_texts
 from vivace.errors import ArgumentTypeError, DataError, OptionError, brief, list_names, warn
 from vivace.questions.latent import encode
 from vivace.transfer.categories import extend_schema
@@ -19,7 +20,7 @@ from vivace.transfer.classifiers import log_normalise
 from vivace.transfer.latent_cells import LabelledCells, LatentCells
 from vivace.transfer.predictors import LabelPrediction, predict_labels
 from vivace.types import I64, Rows
-from vivace.validate import COUNT, Check, Number, check_anndata, obs_column
+from vivace.validate import COUNT, Check, Number, check_anndata
 
 UNKNOWN = "Unknown"
 _SHARE = Number(at_least=0, at_most=1, optional=True)
@@ -121,6 +122,9 @@ def transfer_labels(
     columns = _added_columns(self, key_added)
     labelled_adata = _find_reference(self, query, reference)
     rows, names, codes = read_labels(labelled_adata, labels_key)
+    read = CodedColumn("labels_key, in the reference", labels_key, tuple(names), codes)
+    if sentence := describe_missing_texts(read):
+        warn(sentence)
     if query is not None:
         _check_known(self, query)
     rng = np.random.default_rng(self._seeds.take(seed))
@@ -206,17 +210,21 @@ def _check_known(self: Core, query: AnnData) -> None:
 
 def read_labels(adata: AnnData, key: str) -> tuple[Rows, list[str], I64]:
     """Rows of a reference with a label, names of the labels, and the code of each row's label."""
-    column = obs_column(adata, "labels_key, in the reference", key, allow_missing=True)
-    rows = np.flatnonzero(column.notna() & (column.astype(str) != UNKNOWN))
+    column = code_column(adata, "labels_key, in the reference", key, allow_missing=True)
+    texts = [str(c) for c in column.categories]
+    names = sorted(set(texts) - {UNKNOWN})
+    code_of_text = {name: i for i, name in enumerate(names)}
+    # -1 is the code of Unknown, and, at the end, of cells without a value
+    codes = np.array([*(code_of_text.get(t, -1) for t in texts), -1])[column.codes]
+    rows = np.flatnonzero(codes >= 0)
     if len(rows) == 0:
         raise DataError(f"obs[{key!r}] (labels_key) of the reference has no labels.")
-    names, codes = np.unique(column.iloc[rows].astype(str), return_inverse=True)
     if len(names) > max(_MANY_LABELS, len(rows) // 2):
         raise DataError(
             f"obs[{key!r}] (labels_key) of the reference has {len(names):,} different values in "
             f"{len(rows):,} cells; give a column of labels that cells share."
         )
-    return rows, names.tolist(), codes.astype(np.int64)
+    return rows, names, codes[rows]
 
 
 def choose_subset(labels: I64, rng: np.random.Generator) -> Rows:

@@ -12,6 +12,7 @@ from anndata import AnnData
 from vivace.config import settings
 from vivace.core import Core, hash_names, network_dimensions
 from vivace.data.declare import refuse_without_counts
+from vivace.data.doubts import find_missing_texts
 from vivace.data.schema import Schema
 from vivace.errors import (
     ArgumentTypeError,
@@ -77,7 +78,8 @@ def load_query_data(
     Raises
     ------
     DataError
-        If genes or a column are missing, or a category has another type than in the reference.
+        If genes or a column are missing, or a category may be one of the reference, such as True
+        for 1.
     OptionError
         If the reference has neither a batch nor categorical covariates.
     ModelFileError
@@ -86,7 +88,8 @@ def load_query_data(
     Warns
     -----
     VivaceWarning
-        If training cannot move cells, because the encoder does not see what is new.
+        If training cannot move cells, because the encoder does not see what is new, or if a new
+        category reads like a missing value ("NA").
 
     Notes
     -----
@@ -148,6 +151,8 @@ def load_query_data(
             "cells": model._own_source().n_cells,
             "cell_names": hash_names(adata),
         }
+    for sentence in find_missing_texts(schema, schema.columns(adata), reference.schema):
+        warn(sentence)
     _warn_if_no_cell_moves(model, reference)
     if inplace_subset_query_vars:
         adata._inplace_subset_var(list(schema.genes))
