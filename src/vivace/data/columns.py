@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from vivace.errors import DataError, list_names, near
+from vivace.errors import DataError, brief, list_names, near
 from vivace.types import F32, I64, Bool, Category
 from vivace.validate import obs_column, unreadable_column
 
@@ -78,9 +78,15 @@ def code_column(
     try:
         if isinstance(column.dtype, np.dtype) and column.dtype.kind == "f":
             column = column.astype(np.float64)  # pandas has no index of float16 or long doubles
-        coded = column.astype("category").cat.remove_unused_categories().cat
-        categories = tuple(plain_category(c) for c in coded.categories)
+        coded = column.astype("category").cat
         codes = coded.codes.to_numpy().astype(np.int64)
+        occurs = np.zeros(len(coded.categories) + 1, bool)
+        occurs[codes] = True  # the last is for -1
+        categories = tuple(plain_category(c) for c in coded.categories[occurs[:-1]])
+        if not occurs[:-1].all():
+            code_now = np.cumsum(occurs) - 1
+            code_now[-1] = -1
+            codes = code_now[codes]
     except Exception as error:  # of pandas, or of the values themselves
         raise unreadable_column(argument, key, column, "categories") from error
     for code, category in enumerate(categories):
@@ -244,18 +250,20 @@ def read_codes(adata: AnnData, key: str | None, known: tuple[Category, ...], arg
 def read_numbers(adata: AnnData, key: str, argument: str) -> F32:
     """A column of numbers as float32; every value must be finite."""
     column = obs_column(adata, argument, key)
+    other = ", or declare it under categorical_covariate_keys" * (argument != "size_factor_key")
     try:
         if column.dtype.kind in "cmM":  # complex numbers and times, which NumPy would convert
             raise TypeError
         values = np.asarray(column, np.float64)
     except Exception as error:  # of pandas, NumPy, or of the values themselves
         raise DataError(
-            f"obs[{key!r}] ({argument}) must hold numbers, but its type is {column.dtype}; convert "
-            "it, or declare it under categorical_covariate_keys."
+            f"obs[{key!r}] ({argument}) must hold numbers, but its type is {column.dtype}"
+            f"{_name_text(adata, column)}; convert it{other}."
         ) from error
     least = float(values.min(initial=0))
     if _canonical_text(least) in _MISSING_INTEGERS:
-        _refuse_missing_integer(adata, argument, key, int(least), values == least)
+        written = plain_category(column.iloc[int(np.argmin(values))])
+        _refuse_missing_integer(adata, argument, key, written, values == least)
     fits = np.abs(values) <= np.finfo(np.float32).max
     if not fits.all():
         cell = int(np.argmin(fits))
@@ -264,3 +272,14 @@ def read_numbers(adata: AnnData, key: str, argument: str) -> F32:
             "is not a finite 32-bit number; replace that value."
         )
     return values.astype(np.float32)
+
+
+def _name_text(adata: AnnData, column: pd.Series[Any]) -> str:
+    """A clause with the first value that is text and no number; empty if there is none."""
+    for cell, value in zip(adata.obs_names, column, strict=True):
+        if isinstance(value, str):
+            try:
+                float(value)
+            except ValueError:
+                return f" (cell {cell!r} has {brief(value)})"
+    return ""

@@ -55,34 +55,37 @@ def find_overlap(schema: Schema, columns: Columns) -> str | None:
     d = schema.declarations
     coded = [c for c in _coded(schema, columns) if c.argument != "labels_key"]
     coded = [c for c in coded if len(c.categories) > 1]  # one category is nested in all
-    numbers = dict(zip(d.continuous_covariate_keys, columns.continuous.T, strict=True))
+    numbers = dict(
+        zip(d.continuous_covariate_keys, np.ascontiguousarray(columns.continuous.T), strict=True)
+    )
     numbers = {key: values for key, values in numbers.items() if np.ptp(values) > 0}
-    found = []
+    alike, nested = [], []
     for a, b in combinations(coded, 2):
-        a_in_b, b_in_a = _determines(a, b.codes), _determines(b, a.codes)
+        a_in_b = len(a.categories) >= len(b.categories) and _determines(a, b.codes)
+        b_in_a = len(b.categories) >= len(a.categories) and _determines(b, a.codes)
         if a_in_b and b_in_a:
-            found.append(f"{a.key!r} and {b.key!r} divide the cells alike")
+            alike.append(f"{a.key!r} and {b.key!r} divide the cells alike")
         elif a_in_b or b_in_a:
             inner, outer = (a, b) if a_in_b else (b, a)
-            found.append(f"each {inner.key!r} has one {outer.key!r}")
+            nested.append(f"each {inner.key!r} has one {outer.key!r}")
     for a in coded:
-        found += [
+        nested += [
             f"each {a.key!r} has one {key!r}" for key in numbers if _determines(a, numbers[key])
         ]
     for first, second in combinations(numbers, 2):
         if np.array_equal(numbers[first], numbers[second]):
-            found.append(f"{first!r} and {second!r} are equal")
-    if not found:
+            alike.append(f"{first!r} and {second!r} are equal")
+    if not alike and not nested:
         return None
     return (
-        f"Declared columns overlap: {list_names(found, form=str)}; decoding as another category of "
+        f"Declared columns overlap: {list_names(alike + nested, form=str)}; decoding as another category of "
         "one leaves the part of an effect that the model assigns to the other, so leave one of "
         "them out, or give transform_batch a category of each."
     )
 
 
 def _determines(column: CodedColumn, values_n: NDArray[Any]) -> bool:
-    """Whether cells of one category have one value; a column must have categories."""
+    """Whether all cells of a category have one value."""
     value_of_category = np.empty(len(column.categories), values_n.dtype)
     for cells in (spread_places(len(values_n), _PLACES), slice(None)):
         codes, values = column.codes[cells], values_n[cells]
@@ -96,7 +99,10 @@ def _coded(schema: Schema, columns: Columns) -> list[CodedColumn]:
     """The batch, the labels and the categorical covariates, as far as they are declared."""
     d = schema.declarations
     covariates = zip(
-        d.categorical_covariate_keys, schema.categories, columns.categorical.T, strict=True
+        d.categorical_covariate_keys,
+        schema.categories,
+        np.ascontiguousarray(columns.categorical.T),
+        strict=True,
     )
     coded = [
         ("batch_key", d.batch_key, schema.batches, columns.batch),

@@ -86,10 +86,13 @@ def _conversion(value: Category, target: Category) -> str:
     if not isinstance(target, str):
         needs_float = isinstance(target, int) and isinstance(value, str) and not value.isdigit()
         return f"{'.astype(float)' if needs_float else ''}.astype({type(target).__name__})"
-    number = "" if not isinstance(value, bool) else "int" if target.isdigit() else "float"
-    text = {"": str, "int": lambda v: str(int(v)), "float": lambda v: str(float(v))}[number](value)
+    number, text = "", str(value)
+    if isinstance(value, bool):
+        whole = target.isdigit()
+        number = ".astype(int)" if whole else ".astype(float)"
+        text = str(int(value) if whole else float(value))
     rename = "" if text == target else f".replace({text!r}, {target!r})"
-    return f"{number and f'.astype({number})'}.astype(str){rename}"
+    return f"{number}.astype(str){rename}"
 
 
 def _may_be_same(first: Category, second: Category) -> bool:
