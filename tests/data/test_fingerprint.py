@@ -489,3 +489,34 @@ def test_labels_that_the_network_does_not_read_may_be_edited(tiny, refused):
     assert len(models["gene"].get_latent_representation()) == adata.n_obs
     with refused(DataError, "obs['cell_type'] was changed"):
         models["gene-label"].get_latent_representation()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ([0, 1], [0.0, 1.0]),
+        ([0, 1], ["0", "1"]),
+        ([0.0, 1.0], [0, 1]),
+        (["0", "1"], [0.0, 1.0]),
+        ([False, True], ["False", "True"]),
+    ],
+    ids=str,
+)
+def test_another_type_of_the_same_categories_is_no_change(adata, before, after):
+    adata.obs["batch"] = np.array(before)[np.arange(N_CELLS) % 2]
+    source = read(adata)
+    adata.obs["batch"] = np.array(after)[np.arange(N_CELLS) % 2]
+    source.check_unchanged(adata)
+    adata.obs["batch"] = adata.obs["batch"].astype("category")
+    source.check_unchanged(adata)
+    adata.obs["batch"] = adata.obs["batch"].to_numpy()[::-1]
+    with pytest.raises(DataError, match=r"obs\['batch'\] was changed"):
+        source.check_unchanged(adata)
+
+
+@pytest.mark.parametrize("key", ["batch", "cell_type", "depth", "donor", "age"])
+def test_a_declared_column_that_comes_twice_is_refused(adata, refused, key):
+    source = read(adata)
+    adata.obs = pd.concat([adata.obs, adata.obs[[key]]], axis=1)
+    with refused(DataError, f"obs has 2 columns named {key!r} (declared at set-up)"):
+        source.check_unchanged(adata)

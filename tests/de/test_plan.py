@@ -247,6 +247,70 @@ def test_a_query_that_cannot_be_asked_is_refused(refused, query):
         make_comparisons(idx1=query)
 
 
+def repeat_column(adata, key):
+    adata.obs = pd.concat([adata.obs, adata.obs[[key]]], axis=1)
+    return adata
+
+
+def test_columns_of_one_name_are_refused_where_they_are_read(refused):
+    twice = "2 columns named 'kind'"
+    with refused(DataError, f"obs has {twice} (groupby); drop or rename one."):
+        make_comparisons(repeat_column(made(), "kind"), "kind")
+    with refused(DataError, twice, "(sample_key)"):
+        read_replicates(repeat_column(made(), "kind"), "kind", np.arange(3))
+    for query in ("kind == 'B'", "age < 3 and kind == 'B'", "kind =="):
+        with refused(DataError, twice, "(idx1)"):
+            make_comparisons(repeat_column(made(), "kind"), idx1=query)
+    with refused(DataError, twice, "(idx2)"):
+        make_comparisons(repeat_column(made(), "kind"), idx1=[0], idx2="kind == 'DC'")
+
+
+def test_queries_of_other_columns_are_answered():
+    adata = repeat_column(made(), "kind")
+    result = get_rows(make_comparisons(adata, idx1="age in [1, 4, 9]", idx2="age == 2"))
+    assert result == {("group1", "group2"): ([1, 4, 9], [2])}
+    assert adata.obs.shape == (10, 3)
+
+
+@pytest.mark.parametrize(
+    ("values", "name", "groups"),
+    [
+        ([0, 1], "1", [1, 1.0, "1", "1.0", np.float32(1), np.int8(1)]),
+        ([0.0, 1.0], "1.0", [1, 1.0, "1", "1.0", np.float32(1), np.int8(1)]),
+        (["0", "1"], "1", [1, 1.0, "1", np.float64(1)]),
+        ([False, True], "True", [True, "True", "TRUE", np.True_]),
+        (["False", "True"], "True", [True, "True", np.True_]),
+    ],
+)
+def test_groups_are_named_in_every_form(values, name, groups):
+    adata = made(["B"] * 4, other=values * 2)
+    for column in (adata.obs["other"], adata.obs["other"].astype("category")):
+        adata.obs["other"] = column
+        for group in groups:
+            expected = {(name, "Rest"): ([1, 3], [0, 2])}
+            assert get_rows(make_comparisons(adata, "other", group)) == expected
+            assert get_rows(make_comparisons(adata, "other", [group])) == expected
+            result = make_comparisons(adata, "other", None, group)
+            assert result.comparisons[0].group2 == name
+
+
+def test_a_group_named_in_two_forms_is_named_twice(refused):
+    adata = made(["B"] * 4, other=[0, 1, 2, 1])
+    with refused(OptionError, "group1", "twice"):
+        make_comparisons(adata, "other", [1, 1.0])
+    with refused(DataError, "'1' is both group1 and group2"):
+        make_comparisons(adata, "other", 1, 1.0)
+
+
+def test_a_group_that_reads_like_a_missing_value_is_named_unless_it_is_asked_for():
+    adata = made(["nan" if i in (3, 8) else k for i, k in enumerate(KINDS)])
+    with pytest.warns(VivaceWarning, match=r"\(groupby\) is 'nan' for 2 cells"):
+        make_comparisons(adata, "kind")
+    assert len(make_comparisons(adata, "kind", "nan").parts[0]) == 2
+    with pytest.warns(VivaceWarning, match=r"\(sample_key\) is 'nan' for 2 cells"):
+        read_replicates(adata, "kind", np.arange(10))
+
+
 # ---- replicates --------------------------------------------------------------
 
 

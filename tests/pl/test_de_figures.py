@@ -72,6 +72,16 @@ def test_a_heatmap_shows_the_genes_that_are_called_and_up(tmp_path, refused):
         heatmap(result, adata[:, :2])
     with refused(DataError, "No gene is called"):
         heatmap(de_table("a vs b", [1.0], [False]), adata, groupby="kind")
+    for axis in ("obs", "var"):
+        repeated = adata.copy()
+        if axis == "obs":
+            repeated.obs = pd.concat([repeated.obs, repeated.obs], axis=1)
+            parts = ["obs has 2 columns named 'kind' (groupby)"]
+        else:
+            repeated.var_names = ["gene0", "gene1", "gene1"]
+            parts = ["var_names holds 1 duplicated gene names", "'gene1'"]
+        with refused(DataError, *parts):
+            heatmap(result, repeated)
 
 
 @pytest.mark.parametrize("value", [np.ones((9, 9)), None, 1.5, "zzz", {"a": 1}], ids=type)

@@ -18,6 +18,7 @@ from vivace.errors import (
     MissingColumnError,
     NotTrainedError,
     OptionError,
+    VivaceWarning,
 )
 
 
@@ -216,7 +217,7 @@ def test_bad_input_to_differential_abundance(trained, refused, arguments, error,
 def test_cells_without_a_sample_are_refused(trained, refused, tiny):
     adata = tiny(n_cells=6)
     adata.obs["sample"] = ["x", None, "y", "y", None, "x"]
-    with refused(DataError, "obs['sample']", "sample_key", "2 cells"):
+    with refused(DataError, "obs['sample']", "sample_key", "2 of 6 cells"):
         trained.differential_abundance(adata, "sample")
 
 
@@ -243,3 +244,36 @@ def test_an_untrained_model_is_refused(tiny, refused):
         model.get_aggregated_posterior()
     with refused(NotTrainedError, "train()"):
         model.differential_abundance(sample_key="donor")
+
+
+def test_samples_of_every_type_are_columns_by_text(fitted, tiny):
+    adata = tiny(n_cells=120)
+    expected = fitted.differential_abundance(adata, sample_key="batch").to_numpy()
+    for values, names in (
+        (np.array([1.0, 0.0]), ["1.0", "0.0"]),
+        (pd.array([1, 0], "Int64"), ["1", "0"]),
+        (np.array([True, False]), ["True", "False"]),
+        (np.array([0.5, 1.5], np.float16), ["0.5", "1.5"]),
+        (pd.Categorical(["b", "a"], ["a", "c", "b"]), ["b", "a"]),
+        (pd.interval_range(0, 2), ["(0, 1]", "(1, 2]"]),
+    ):
+        adata.obs["q"] = pd.Series(values)[np.arange(120) % 2].set_axis(adata.obs_names)
+        result = fitted.differential_abundance(adata, sample_key="q")
+        assert list(result.columns) == names
+        np.testing.assert_array_equal(result, expected)
+
+
+def test_samples_that_cannot_be_told_are_refused_or_named(fitted, tiny, refused):
+    adata = tiny(n_cells=120)
+    adata.obs["q"] = np.resize(np.array([1, "1"], object), 120)
+    with refused(DataError, "obs['q'] (sample_key)", "same text"):
+        fitted.differential_abundance(adata, sample_key="q")
+    adata.obs["q"] = np.resize(["NA", "a", "a"], 120)
+    with pytest.warns(VivaceWarning, match=r"\(sample_key\) is 'NA' for 40 cells"):
+        fitted.differential_abundance(adata, sample_key="q")
+    adata.obs["q"] = np.resize([-(2**31), 1], 120)
+    with refused(DataError, "obs['q'] (sample_key)", "R's missing integer", "60 of 120"):
+        fitted.differential_abundance(adata, sample_key="q")
+    adata.obs = pd.concat([adata.obs, adata.obs[["donor"]]], axis=1)
+    with refused(DataError, "2 columns named 'donor' (sample_key)"):
+        fitted.differential_abundance(adata, sample_key="donor")

@@ -498,3 +498,19 @@ def test_a_folder_with_a_damaged_schema_is_refused(tmp_path, refused):
     file.write_text(file.read_text().replace('"genes"', '"gones"'))
     with refused(ModelFileError, "model.json", "is damaged"):
         SCVI.prepare_query_anndata(data(["A"]), tmp_path / "model")
+
+
+def test_a_gene_key_of_two_columns_is_refused(refused):
+    adata = data("abc")
+    adata.var = pd.DataFrame([["a", "x"], ["b", "y"], ["c", "z"]], list("abc"), ["id", "id"])
+    with refused(DataError, "var has 2 columns named 'id' (gene_key); drop or rename one."):
+        SCVI.prepare_query_anndata(adata, reference("abc"), gene_key="id")
+    adata.var = adata.var.loc[:, ~adata.var.columns.duplicated()]
+    assert SCVI.prepare_query_anndata(adata, reference("abc"), gene_key="id").present == 3
+
+
+def test_a_gene_key_of_lists_names_no_gene(refused):
+    adata = data("abc")
+    adata.var["id"] = [["a"], ["b", "c"], None]
+    with refused(DataError, "3 genes"):
+        SCVI.prepare_query_anndata(adata, reference("abc"), gene_key="id")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from vivace import SCVI
@@ -13,7 +14,7 @@ from vivace.errors import (
     OptionError,
     VivaceWarning,
 )
-from vivace.transfer.labels import choose_subset
+from vivace.transfer.labels import choose_subset, read_labels
 
 SHORT = {"max_steps": 3, "progress": False}
 
@@ -202,7 +203,7 @@ def test_names_of_cells_are_no_labels(mapped, refused):
 @pytest.mark.parametrize("key", ["batch", "donor"])
 def test_columns_that_the_model_reads_are_not_overwritten(tiny, refused, key):
     adata = tiny(80)
-    adata.obs["donor"] = ["a", "b"] * 40
+    adata.obs["donor"] = np.repeat(["a", "b"], 40)
     SCVI.setup_anndata(adata, batch_key="batch", categorical_covariate_keys=["donor"])
     model = SCVI(adata, n_hidden=8)
     model.train(**SHORT)
@@ -227,3 +228,43 @@ def test_columns_that_the_model_reads_are_not_overwritten(tiny, refused, key):
 def test_arguments_are_checked(mapped, refused, argument, kind):
     with refused(kind, next(iter(argument))):
         mapped.transfer_labels(None, "cell_type", **argument)
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        (np.array([1.0, 0.0]), {"1.0", "0.0"}),
+        (pd.array([1, 0], "Int64"), {"1", "0"}),
+        (np.array([True, False]), {"True", "False"}),
+        (pd.Categorical(["b", "a"], ["a", "c", "b"]), {"b", "a"}),
+        (pd.interval_range(0, 2), {"(0, 1]", "(1, 2]"}),
+        (np.array([None, "a"], object), {"a"}),
+        (np.array(["Unknown", "a"], object), {"a"}),
+    ],
+    ids=str,
+)
+def test_labels_of_every_type_are_read_by_text(tiny, values, names):
+    adata = tiny()
+    adata.obs["q"] = pd.Series(values)[np.arange(60) % 2].set_axis(adata.obs_names)
+    rows, known, codes = read_labels(adata, "q")
+    assert set(known) == names
+    assert known == sorted(known)
+    texts = adata.obs["q"].astype(str).to_numpy()[rows]
+    assert [known[code] for code in codes] == texts.tolist()
+    assert len(rows) == 30 * len(names)
+
+
+def test_labels_that_cannot_be_told_are_refused_or_named(mapped, tiny, refused):
+    reference = tiny(100, seed=7)
+    reference.obs["kind"] = np.resize(["nan", "a"], 100)
+    with pytest.warns(
+        VivaceWarning, match=r"\(labels_key, in the reference\) is 'nan' for 50"
+    ) as w:
+        mapped.transfer_labels(None, "kind", reference, seed=0, expression=False)
+    assert len(w) == 1
+    reference.obs["kind"] = [["a"], ["b"]] * 50
+    with refused(DataError, "obs['kind'] (labels_key, in the reference)", "list"):
+        mapped.transfer_labels(None, "kind", reference)
+    reference.obs = pd.concat([reference.obs, reference.obs[["donor"]]], axis=1)
+    with refused(DataError, "2 columns named 'donor' (labels_key, in the reference)"):
+        mapped.transfer_labels(None, "donor", reference)

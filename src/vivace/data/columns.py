@@ -104,10 +104,10 @@ def _refuse_missing_integer(
     adata: AnnData, argument: str, key: object, value: Category, missing: Bool
 ) -> None:
     """Refuse a number that stands for a missing integer in some cells."""
-    writer = _MISSING_INTEGERS[_canonical_text(value)]
+    text = _canonical_text(value)
     cell = adata.obs_names[int(np.argmax(missing))]
     raise DataError(
-        f"obs[{key!r}] ({argument}) is {value}, {writer}'s missing integer, for "
+        f"obs[{key!r}] ({argument}) is {text}, {_MISSING_INTEGERS[text]}'s missing integer, for "
         f"{int(missing.sum())} of {adata.n_obs} cells (first: {cell!r}); fill it in or drop those "
         f"cells with adata[adata.obs[{key!r}] != {value!r}].copy()."
     )
