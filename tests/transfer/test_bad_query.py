@@ -105,7 +105,7 @@ def test_a_cell_without_a_category(reference, query, refused_whole, column, miss
         ([1, 2], ["01", "x"], ".astype(int)"),
         ([0.5, 1.5], ["0.50", "x"], ".astype(float)"),
         ([True, False], ["1", "x"], ".astype(bool)"),
-        ([0, 1], [True, False], ".astype(int)"),
+        ([0, 1], [False, True], ".astype(int)"),
     ],
     ids=str,
 )

@@ -35,7 +35,7 @@ REFERENCES = ("integers", "doubles, as R has", "text")
 PAIRS = [(a, b, FORMS) for a in REFERENCES for b in FORMS if a != b] + [
     (a, b, TRUTHS) for a in TRUTHS for b in TRUTHS if {a, b} != {"text", "R's text"} and a != b
 ]
-UNWRITABLE = "nullable floats"  # by anndata
+UNWRITABLE = {"nullable floats", "objects"}  # by anndata
 CODES = np.arange(60) % 2
 
 
@@ -71,7 +71,7 @@ def test_a_query_in_another_form_has_the_batches_of_the_reference(
     same.obs["batch"] = forms[reference](CODES)
     expected = model.get_normalized_expression(same)
     queries = [query]
-    if form != UNWRITABLE:
+    if form not in UNWRITABLE:
         query.copy().write_h5ad(tmp_path / "query.h5ad")
         queries.append(anndata.read_h5ad(tmp_path / "query.h5ad"))
     for data in queries:
