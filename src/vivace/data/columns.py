@@ -210,7 +210,7 @@ class CategoryLookup:
     """
 
     def __init__(self, known: Sequence[Category]) -> None:
-        self._known = known
+        self.known = known
         self._by_text = {str(c): i for i, c in enumerate(known)}
         self._alike: dict[str, list[int]] = {}
         for i, category in enumerate(known):
@@ -225,7 +225,7 @@ class CategoryLookup:
         alike = [
             i
             for i in self._alike.get(_canonical_text(plain), ())
-            if not (isinstance(plain, str) and isinstance(self._known[i], str))
+            if not (isinstance(plain, str) and isinstance(self.known[i], str))
         ]
         return alike[0] if len(alike) == 1 else -1
 

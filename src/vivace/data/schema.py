@@ -226,7 +226,7 @@ class Schema:
                     f"model; {near(key, declared)}"
                 )
             column = None if key == d.batch_key else columns[key]
-            known = self.batches if column is None else self.categories[column]
+            lookup = CategoryLookup(self.batches if column is None else self.categories[column])
             argument = "batch_key" if column is None else "categorical_covariate_keys"
             if isinstance(wanted, Set):
                 raise ArgumentTypeError(
@@ -240,7 +240,7 @@ class Schema:
                 raise DataError(
                     f"transform_batch names no category of {key!r}; use None for the cells' own."
                 )
-            choices.append([(column, _find_code(key, c, known, argument)) for c in listed])
+            choices.append([(column, _find_code(key, c, lookup, argument)) for c in listed])
         return tuple(_make_codes(chosen) for chosen in itertools.product(*choices))
 
     def genes_at(self, gene_list: Sequence[str] | None) -> I64 | None:
@@ -359,13 +359,13 @@ class Schema:
         return f"{len(self.genes)} genes"
 
 
-def _find_code(key: str, category: Any, known: tuple[Category, ...], argument: str) -> int:
+def _find_code(key: str, category: Any, lookup: CategoryLookup, argument: str) -> int:
     """The code of a category."""
-    code = CategoryLookup(known).find(category)
+    code = lookup.find(category)
     if code < 0:
         raise DataError(
             f"obs[{key!r}] ({argument}) has no category {brief(category)}; "
-            f"{near(str(category), known)}"
+            f"{near(str(category), lookup.known)}"
         )
     return code
 
