@@ -459,7 +459,8 @@ def test_values_are_found_in_every_form(known, alike):
 @pytest.mark.parametrize(
     ("known", "others"),
     [
-        ((0, 1), [2, True, "True", "01", "one", "", None, np.nan, 1.5]),
+        ((0, 1), [2, True, "True", "01", "one", "", None, np.nan, 1.5, 1.00000001]),
+        ((123456.78, 1e300), [123456.8, 123456.7, 1e301, np.inf, "1e299"]),
         (("0", "1"), ["1.0", "01", True, "1 "]),
         (("01", "02"), [1, "1", 1.0]),
         ((False, True), [0, 1, "1", "yes"]),

@@ -184,7 +184,10 @@ def _canonical_text(category: Category) -> str:
     ['1', '1', '1', '0.1', 'True']
     """
     if isinstance(category, float):
-        return str(int(category)) if category.is_integer() else f"{category:.7g}"
+        if category.is_integer():
+            return str(int(category))
+        with np.errstate(over="ignore"):
+            return str(np.float32(category))  # a file may have stored it so
     text = str(category)
     if text.endswith(".0") and text[:-2].removeprefix("-").isdecimal():
         return text[:-2]
