@@ -311,6 +311,51 @@ def test_a_group_that_reads_like_a_missing_value_is_named_unless_it_is_asked_for
         read_replicates(adata, "kind", np.arange(10))
 
 
+@pytest.mark.parametrize("coded", [False, True])
+@pytest.mark.parametrize(
+    ("values", "query", "kind", "fix"),
+    [
+        (["0", "1"], "other == 1", "text", "'1'"),
+        (["0", "1"], "other in [1, 2]", "text", "'1'"),
+        (["0.0", "1.0"], "other == 1", "text", "'1.0'"),
+        (["0", "1"], "kind == 'B' and other == 1.0", "text", "'1'"),
+        (["False", "True"], "other == True", "text", "'True'"),
+        ([0, 1], "other == '1'", "numbers", "1"),
+        ([0, 1], "other == '1.0'", "numbers", "1"),
+        ([0.0, 1.0], "'1' == other", "numbers", "1.0"),
+        ([False, True], "other == 'True'", "numbers", "True"),
+    ],
+    ids=str,
+)
+def test_a_query_compares_text_with_text_and_numbers_with_numbers(
+    refused, values, query, kind, fix, coded
+):
+    adata = made(["B"] * 4, other=values * 2)
+    if coded:
+        adata.obs["other"] = adata.obs["other"].astype("category")
+    with refused(OptionError, "idx1=", f"obs['other'], which holds {kind}", f"write {fix}."):
+        make_comparisons(adata, idx1=query)
+    fixed = f"other == {fix}"
+    assert get_rows(make_comparisons(adata, idx1=fixed))["group1", "Rest"][0] == [1, 3]
+
+
+def test_a_value_that_no_cell_has_is_of_the_wrong_type_too(refused):
+    with refused(OptionError, "obs['age'], which holds numbers, with 'B'; compare it with numbers"):
+        make_comparisons(idx1="age != 'B'")
+    with refused(OptionError, "obs['kind'], which holds text, with 5; compare it with text"):
+        make_comparisons(idx1="kind != 5")
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["flag == 1", "flag == True", "flag", "~flag == 0", "day > '2020-01-01'", "`a b` == 'x'"],
+)
+def test_other_comparisons_are_left_to_pandas(query):
+    days = pd.to_datetime(["2020-01-01", "2020-01-02"] * 2)
+    adata = made(["B"] * 4, flag=[False, True] * 2, day=days, **{"a b": ["y", "x"] * 2})
+    assert get_rows(make_comparisons(adata, idx1=query))["group1", "Rest"][0] == [1, 3]
+
+
 # ---- replicates --------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -9,18 +10,21 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
+from pandas.api.types import infer_dtype
 
 from vivace.data.columns import (
     CategoryLookup,
     CodedColumn,
     code_column,
     describe_missing_texts,
+    plain_category,
 )
 from vivace.errors import ArgumentTypeError, DataError, OptionError, brief, near, warn
 from vivace.types import Indices, Rows
 from vivace.validate import refuse_repeated_name, row_numbers
 
 Selection = Indices | str | None
+_KINDS = {"string": "text", "integer": "numbers", "floating": "numbers", "boolean": "numbers"}
 
 
 @dataclass(frozen=True)
@@ -168,10 +172,14 @@ def _select_rows(adata: AnnData, name: str, selection: Selection) -> Rows:
     try:
         if "@" in selection or "__" in selection:  # Python's own names are not columns
             raise ValueError("a query compares columns of obs, without @ and __")
-        mask = adata.obs.loc[:, ~repeated].eval(selection)
+        obs = adata.obs.loc[:, ~repeated]
+        _refuse_other_types(obs, name, selection)
+        mask = obs.eval(selection)
         if not isinstance(mask, pd.Series) or mask.dtype != bool:
             raise TypeError("it does not evaluate to True or False for each cell")
         return np.flatnonzero(mask.to_numpy())
+    except OptionError:
+        raise
     except Exception as error:  # pandas raises errors of many kinds
         for key in adata.obs.columns[repeated]:
             if str(key) in selection:
@@ -180,6 +188,33 @@ def _select_rows(adata: AnnData, name: str, selection: Selection) -> Rows:
             f"{name}={brief(selection)} is not a valid query of obs "
             f"({' '.join(str(error).split())}); {near(selection, adata.obs.columns)}"
         ) from error
+
+
+def _refuse_other_types(obs: pd.DataFrame, name: str, query: str) -> None:
+    """Refuse to compare text with numbers: pandas does, and they differ in every cell."""
+    try:
+        tree = ast.parse(query.strip(), mode="eval")
+    except SyntaxError:  # left to pandas, which has a syntax of its own
+        return
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Compare):
+            continue
+        sides = [node.left, *node.comparators]
+        listed = [side.elts if isinstance(side, ast.List | ast.Tuple) else [side] for side in sides]
+        constants = [s.value for part in listed for s in part if isinstance(s, ast.Constant)]
+        for key in [side.id for side in sides if isinstance(side, ast.Name) and side.id in obs]:
+            column = obs[key]
+            is_coded = isinstance(column.dtype, pd.CategoricalDtype)
+            kind = _KINDS.get(infer_dtype(column.cat.categories if is_coded else column))
+            other = [c for c in constants if kind != ("text" if isinstance(c, str) else "numbers")]
+            if kind is not None and other:
+                lookup = CategoryLookup([plain_category(v) for v in column.dropna().unique()])
+                code = lookup.find(other[0])
+                fix = f"compare it with {kind}" if code < 0 else f"write {lookup.known[code]!r}"
+                raise OptionError(
+                    f"{name}={brief(query)} compares obs[{key!r}], which holds {kind}, with "
+                    f"{brief(other[0])}; {fix}."
+                )
 
 
 def _sort_rows(name: str, rows: Rows) -> Rows:
