@@ -66,6 +66,8 @@ class Convergence:
         the schedule; None if it did not.
     kl_weight, max_kl_weight
         KL weight of the last epoch, and its full value.
+    n_active
+        Latent dimensions that vary between cells; None if that was not looked at.
 
     Examples
     --------
@@ -82,6 +84,12 @@ class Convergence:
     level_epoch: int | None = None
     kl_weight: float = 1.0
     max_kl_weight: float = 1.0
+    n_active: int | None = None
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether the latent space is the same for every cell."""
+        return self.n_active == 0
 
     def __post_init__(self) -> None:
         if self.status not in get_args(Status):
@@ -97,7 +105,17 @@ class Convergence:
         return cls(**parts)
 
     def describe(self) -> str:
-        """One sentence on whether training was long enough."""
+        """Whether training was long enough, and whether the latent space collapsed, in words."""
+        sentence = self._describe_epochs()
+        if not self.collapsed:
+            return sentence
+        return (
+            f"{sentence}. The latent space collapsed, none of its dimensions varies between cells: "
+            "train longer, check counts and genes, or lower the KL weight "
+            "(plan_kwargs={'max_kl_weight': 0.1})"
+        )
+
+    def _describe_epochs(self) -> str:
         epochs = count_epochs(self.epochs)
         best = self.best_epoch or 0
         later = self.epochs - best

@@ -51,7 +51,8 @@ def setup_anndata(
     size_factor_key
         Column of obs with positive size factors, used in place of the library.
     categorical_covariate_keys, continuous_covariate_keys
-        Columns of obs with further covariates.
+        Columns of obs with further covariates. Continuous ones may be in any unit: the model
+        standardises them, with mean and standard deviation of its own cells.
     allow_non_integer
         Accept counts that are not integers (for example after ambient removal), and
         negative values for ``gene_likelihood="normal"``.
@@ -82,7 +83,7 @@ def setup_anndata(
     # negative values are refused later if the model's likelihood is for counts
     some = _sample_cells(adata)
     check_counts(some, count_matrix(some, layer), schema, allow_negative=allow_non_integer)
-    for sentence in schema.idle_columns(schema.columns(adata)):
+    for sentence in schema.idle_columns():
         warn(sentence)
     write_declarations(adata, declarations)
 
