@@ -8,6 +8,7 @@ from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from vivace.types import Rows
 
@@ -194,7 +195,10 @@ class TrainState:
     Parameters
     ----------
     train_rows, validation_rows
-        Rows of the training data; empty on a model that was loaded without them.
+        Rows of the training data. ``split.py`` finds these cells in other data.
+    name_hashes
+        Array, uint64, shape (n,), hash of the name of each cell of the training data; None if
+        the names are not known.
     history
         One dict per epoch, with the keys of :data:`COLUMNS`.
     summary
@@ -205,6 +209,7 @@ class TrainState:
     validation_rows: Rows = field(default_factory=_no_rows)
     history: list[dict[str, float]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
+    name_hashes: NDArray[np.uint64] | None = None
 
     @property
     def trained(self) -> bool:
