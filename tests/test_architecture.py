@@ -19,7 +19,7 @@ FLOORS = [
     ["data", "datasets"],
     ["nn"],
     ["state"],
-    ["cells", "summary"],
+    ["cells", "summary", "split"],
     ["core"],
     ["train", "store", "pl"],
     ["questions"],

@@ -23,6 +23,7 @@ from vivace.data.schema import Declarations, Schema, read_declarations
 from vivace.errors import ArgumentTypeError, DataError, NotTrainedError, OptionError, brief
 from vivace.nn import VAE, Dimensions
 from vivace.seeds import SeedStream, check_seed
+from vivace.split import Split
 from vivace.state import TrainState
 from vivace.summary import summarise
 from vivace.types import Indices, Rows
@@ -85,6 +86,7 @@ class Core:
         self.schema = schema
         self._seeds = seeds
         self._state = TrainState()
+        self._split: Split | None = Split.from_state(self._state, None)
         self._unused: dict[str, Tensor] = {}  # scvi-tools' tensors that are kept but not used
         self._adata: AnnData | None = None
         self._source: Source | None = None
@@ -194,19 +196,32 @@ class Core:
 
     @property
     def train_indices(self) -> Rows:
-        """Rows of the data that the model is trained on."""
-        return self._state.train_rows
+        """Rows of the data with cells that the model was trained on.
+
+        They are found by their names if the model was loaded with other data.
+        """
+        return self._own_split().train
 
     @property
     def validation_indices(self) -> Rows:
         """Rows used for validation."""
-        return self._state.validation_rows
+        return self._own_split().validation
 
     @property
     def test_indices(self) -> Rows:
         """Rows used for neither training nor validation."""
-        used = np.concatenate([self.train_indices, self.validation_indices])
-        return np.setdiff1d(np.arange(self._own_source().n_cells), used)
+        split, n_cells = self._own_split(), self._own_source().n_cells
+        return np.setdiff1d(np.arange(n_cells), np.concatenate([split.train, split.validation]))
+
+    def _own_split(self) -> Split:
+        """Which of the model's own cells were trained on."""
+        if self._split is None:
+            raise DataError(
+                "It is not known which of these cells the model was trained on, because their names "
+                "are not unique or were not saved; load the model with the data that it was trained "
+                "on, or without data."
+            )
+        return self._split
 
     @property
     def adata(self) -> AnnData | None:
@@ -278,12 +293,6 @@ def minibatch_size(batch_size: int | None, n_genes: int) -> int:
     size = settings.batch_size if batch_size is None else batch_size
     OPTIONAL_COUNT("batch_size", size)
     return min(2048, max(256, (1 << 22) // n_genes)) if size is None else size
-
-
-def hash_names(adata: AnnData) -> str:
-    """A hash of the names of the cells, in their order."""
-    names = "\n".join(map(str, adata.obs_names))
-    return hashlib.sha256(names.encode(errors="surrogatepass")).hexdigest()
 
 
 def _check_columns(config: ModelConfig, declared: Declarations) -> None:

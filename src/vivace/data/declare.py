@@ -52,7 +52,8 @@ def setup_anndata(
     size_factor_key
         Column of obs with positive size factors, used in place of the library.
     categorical_covariate_keys, continuous_covariate_keys
-        Columns of obs with further covariates.
+        Columns of obs with further covariates. Continuous ones may be in any unit: the model
+        standardises them, with mean and standard deviation of its own cells.
     allow_non_integer
         Accept counts that are not integers (for example after ambient removal), and
         negative values for ``gene_likelihood="normal"``.
@@ -90,7 +91,7 @@ def setup_anndata(
     check_counts(some, count_matrix(some, layer), schema, allow_negative=allow_non_integer)
     columns = schema.columns(adata)
     overlap = find_overlap(schema, columns)
-    doubts = [*schema.idle_columns(columns), *find_missing_texts(schema, columns)]
+    doubts = [*schema.idle_columns(), *find_missing_texts(schema, columns)]
     for sentence in doubts if overlap is None else [*doubts, overlap]:
         warn(sentence)
     write_declarations(adata, declarations)

@@ -73,8 +73,8 @@ def find_overlap(schema: Schema, columns: Columns) -> str | None:
             f"each {a.key!r} has one {key!r}" for key in numbers if _determines(a, numbers[key])
         ]
     for first, second in combinations(numbers, 2):
-        if np.array_equal(numbers[first], numbers[second]):
-            alike.append(f"{first!r} and {second!r} are equal")
+        if np.allclose(numbers[first], numbers[second], atol=1e-4):
+            alike.append(f"{first!r} and {second!r} are the same up to their unit")
     if not alike and not nested:
         return None
     return (

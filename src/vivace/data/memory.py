@@ -16,7 +16,7 @@ from vivace.data.checks import check_counts, describe_location
 from vivace.data.fingerprint import CsrFingerprint, DataFingerprint
 from vivace.data.minified import read_minified
 from vivace.data.schema import Schema
-from vivace.errors import DataError, MissingColumnError, near
+from vivace.errors import DataError, MissingColumnError, near, warn
 from vivace.ops.csr import SparseCounts
 from vivace.types import F32, I32, I64, Rows
 from vivace.validate import READ_H5AD, check_anndata
@@ -210,6 +210,8 @@ def read_cells(
     check_anndata("adata must be", adata, READ_H5AD)
     positions = schema.gene_positions(adata)
     columns = schema.columns(adata)
+    for sentence in schema.distant_columns(columns):
+        warn(sentence)
     posterior, library = read_minified(adata, models)
     has_counts, smallest = library is None, 0.0
     if library is None:

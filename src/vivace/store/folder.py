@@ -42,7 +42,7 @@ class StoredModel:
     Parameters
     ----------
     weights
-        Parameters and running statistics by name.
+        Parameters and running statistics by name, and hashes of the names of the training cells.
     sections
         The contents of ``model.json``: class, config, schema, training, seed.
     history

@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 import numpy as np
+import torch
 from anndata import AnnData
 
 from vivace.config import ModelConfig
-from vivace.core import Core, hash_names
+from vivace.core import Core
 from vivace.data.schema import Schema
 from vivace.errors import ModelFileError, OptionError, warn
 from vivace.nn import Surgery, freeze_network
 from vivace.seeds import SeedStream, check_seed
+from vivace.split import Split
 from vivace.state import TrainState, verdict
 from vivace.store.folder import (
     StoredModel,
@@ -28,6 +30,7 @@ from vivace.validate import Choice, checked, folder_path
 
 Format = Literal["vivace", "scvi-tools"]
 M = TypeVar("M", bound=Core)
+_NAMES = "training.name_hashes"  # beside the weights
 
 
 @checked(format=Choice(Format))
@@ -81,6 +84,8 @@ def save(
     weights = dict(self.module.state_dict()) | self._unused
     contents = StoredModel(weights, sections, state.frame())
     if format == "vivace":
+        if state.name_hashes is not None:
+            weights[_NAMES] = torch.from_numpy(state.name_hashes.view(np.int64))
         write_folder(path, contents, adata, overwrite)
         return
     if minified:
@@ -108,9 +113,8 @@ def load(cls: type[M], dir_path: str | Path, adata: AnnData | None = None) -> M:
     adata
         Data to continue with, checked and aligned by the model's schema. None
         takes those saved with the model, if any; without data the model
-        answers about any AnnData that is passed to its methods. If the cells
-        differ (by name or order) from those that the model was trained on, the
-        next call of ``train`` makes a new split.
+        answers about any AnnData that is passed to its methods. The cells that the model was
+        trained on are found in them by name; the next call of ``train`` splits new cells only.
 
     Raises
     ------
@@ -149,9 +153,11 @@ def restore(cls: type[M], path: Path, stored: StoredModel, adata: AnnData | None
         seeds = SeedStream(check_seed(root), check_seed(used))
         config = ModelConfig(**sections["config"])
         model._build(config, Schema.from_dict(sections["schema"]), seeds, weights_seed=0)
-        weights = {k: v for k, v in stored.weights.items() if not k.startswith(UNUSED)}
+        tensors = dict(stored.weights)
+        names = tensors.pop(_NAMES, None)
+        weights = {k: v for k, v in tensors.items() if not k.startswith(UNUSED)}
         model.module.load_state_dict(weights)
-        model._unused = {k: v for k, v in stored.weights.items() if k not in weights}
+        model._unused = {k: v for k, v in tensors.items() if k not in weights}
         if "surgery" in sections:
             freeze_network(model.module, Surgery.from_dict(sections["surgery"]))
             model._origins = tuple(map(str, sections["origins"]))
@@ -161,6 +167,7 @@ def restore(cls: type[M], path: Path, stored: StoredModel, adata: AnnData | None
             validation_rows=np.asarray(training["validation_rows"], np.int64),
             history=stored.history.to_dict("records"),
             summary=training["summary"],
+            name_hashes=None if names is None else names.numpy().view(np.uint64),
         )
         _check_training(model._state)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -168,8 +175,7 @@ def restore(cls: type[M], path: Path, stored: StoredModel, adata: AnnData | None
     data = read_adata(path) if adata is None else adata
     if data is not None:
         model._attach(data)
-        if not _same_cells(data, model._state):
-            model._state.train_rows = model._state.validation_rows = np.zeros(0, np.int64)
+    model._split = Split.from_state(model._state, data)
     return model
 
 
@@ -184,11 +190,5 @@ def _check_training(state: TrainState) -> None:
     used = np.concatenate([state.train_rows, state.validation_rows])
     if used.min(initial=0) < 0 or used.max(initial=-1) >= state.summary.get("cells", 0):
         raise ValueError("the split names cells that the data did not have")
-
-
-def _same_cells(adata: AnnData, state: TrainState) -> bool:
-    """Whether the model was trained on these cells; scvi-tools stores only their number."""
-    summary = state.summary
-    if "scvi_tools" in summary and summary["cell_names"] is None:
-        return bool(adata.n_obs == summary["cells"])
-    return hash_names(adata) == summary.get("cell_names")
+    if state.name_hashes is not None and state.name_hashes.shape != (state.summary.get("cells"),):
+        raise ValueError("the names are not those of the data")

@@ -19,6 +19,7 @@ from vivace.nn.layers import BatchNorm
 from vivace.ops.runtime.threads import Pace, adapted_threads
 from vivace.seeds import numpy_generator, torch_generator
 from vivace.state import Convergence, Status
+from vivace.train.activity import count_active_dimensions
 from vivace.train.checkpoint import Checkpoints
 from vivace.train.flat import FlatWeights, flat_weights
 from vivace.train.initialise import initialise_from_data
@@ -175,7 +176,7 @@ def fit(
                 observer.interrupted(training.result("interrupted"))
                 raise
             network.eval()
-        result = training.result()
+        result = training.result(n_active=count_active_dimensions(network, source, train_rows))
         bar.conclude(result.convergence.describe())
     return result
 
@@ -261,9 +262,11 @@ class _Training:
                 self.bar.shorten(schedule.n_steps)
         self.checkpoints.restore_best()
 
-    def result(self, status: Status | None = None) -> FitResult:
+    def result(self, status: Status | None = None, n_active: int | None = None) -> FitResult:
         """The result so far; ``status=None`` means that training has ended."""
-        convergence = self.judge.convergence(status, stopped_by_callback=self.stopped_by_callback)
+        convergence = self.judge.convergence(
+            status, stopped_by_callback=self.stopped_by_callback, n_active=n_active
+        )
         return FitResult(tuple(self.history), convergence)
 
     def run_epoch(self, batches: list[Rows], step: int) -> dict[str, float] | None:

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from vivace.core import Core, hash_names
-from vivace.data import split_rows
+from vivace.core import Core
 from vivace.errors import DataError, OptionError, warn
 from vivace.nn import trained_parts
+from vivace.split import Split, hash_each_name, hash_names
 from vivace.train.callbacks import Listeners
 from vivace.train.loop import FitResult, TrainOptions, choose_watched_rows, fit
 from vivace.train.recipe import METRICS, RECIPES, Recipe
@@ -70,7 +70,8 @@ def train(
     the best validation ELBO at KL weight 1. The last line of
     :attr:`summary` says whether training was long enough.
 
-    A further call continues with the same split and appends to the history.
+    A further call continues with the same split and appends to the history. If the model was
+    loaded with other data, known cells keep their part and new ones are split.
 
     Parameters
     ----------
@@ -145,10 +146,10 @@ def train(
     listeners = Listeners(self, callbacks, logger)
     seed = self._seeds.take(seed)
     state = self._state
-    if len(state.train_rows) == 0 or not self.is_trained:
-        state.train_rows, state.validation_rows = split_rows(
-            source.n_cells, train_size, validation_size, np.random.default_rng(seed)
-        )
+    split = self._split
+    if split is None or not state.trained:
+        split = Split.untrained(source.n_cells)
+    split = split.extended(train_size, validation_size, np.random.default_rng(seed))
     patience = None
     if early_stopping:
         patience = Patience(
@@ -158,7 +159,7 @@ def train(
             lower_is_better=early_stopping_mode == "min",
             warmup_epochs=early_stopping_warmup_epochs or 0,
         )
-    watched_rows = choose_watched_rows(state.train_rows, state.validation_rows)
+    watched_rows = choose_watched_rows(split.train, split.validation)
     _check_validation_cells(plan, patience, watched_rows)
     options = TrainOptions(
         recipe=plan,
@@ -171,8 +172,8 @@ def train(
         accelerator=accelerator,
         progress=progress,
     )
-    recorder = _Recorder(self, recipe, source.n_cells, listeners)
-    result = fit(self.module, source, state.train_rows, watched_rows, options, recorder)
+    recorder = _Recorder(self, recipe, source.n_cells, split, listeners)
+    result = fit(self.module, source, split.train, watched_rows, options, recorder)
     recorder.store(result)
     listeners.end()
 
@@ -184,8 +185,13 @@ class _Recorder:
     model that answers and can be saved.
     """
 
-    def __init__(self, model: Core, recipe: str, n_cells: int, listeners: Listeners) -> None:
-        self._state, self._listeners = model._state, listeners
+    def __init__(
+        self, model: Core, recipe: str, n_cells: int, split: Split, listeners: Listeners
+    ) -> None:
+        self._model, self._state, self._listeners = model, model._state, listeners
+        self._earlier_split = model._split
+        self._split = model._split = split
+        self._name_hashes = None if model._adata is None else hash_each_name(model._adata)
         self._earlier_history = list(model._state.history)
         earlier = model._state.summary
         self._earlier_seconds = earlier.get("seconds", 0.0) + earlier.get("compile_seconds", 0.0)
@@ -194,8 +200,8 @@ class _Recorder:
             "recipe": recipe,
             "cells": n_cells,
             "cell_names": None if model._adata is None else hash_names(model._adata),
-            "train_cells": len(model._state.train_rows),
-            "validation_cells": len(model._state.validation_rows),
+            "train_cells": len(split.train),
+            "validation_cells": len(split.validation),
         }
 
     def start(self) -> None:
@@ -211,13 +217,19 @@ class _Recorder:
         """After an error or Ctrl-C."""
         if self._state.history:
             self.store(result)
+        if not result.history:
+            self._model._split = self._earlier_split
         self._listeners.close("failed")
 
     def store(self, result: FitResult) -> None:
-        """Update history and summary to the training so far."""
+        """Update split, history and summary to the training so far."""
         history = [*self._earlier_history, *result.history]
         seconds = self._earlier_seconds + time.perf_counter() - self._start
         compiled = float(np.nansum([row.get("compile_seconds", 0.0) for row in history]))
+        if result.history:
+            self._state.train_rows = self._split.train
+            self._state.validation_rows = self._split.validation
+            self._state.name_hashes = self._name_hashes
         self._state.history = history
         self._state.summary = {
             **self._facts,

@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 
 from vivace.config import settings
-from vivace.core import Core, hash_names, network_dimensions
+from vivace.core import Core, network_dimensions
 from vivace.data.declare import refuse_without_counts
 from vivace.data.doubts import find_missing_texts
 from vivace.data.schema import Schema
@@ -24,6 +24,7 @@ from vivace.errors import (
 )
 from vivace.nn import Surgery, freeze_network, grow_weights, trained_parts, trains_encoder
 from vivace.seeds import SeedStream, check_seed
+from vivace.split import hash_names
 from vivace.store.saving import load
 from vivace.transfer.categories import extend_schema
 from vivace.validate import check_anndata, checked

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vivace.config import ModelConfig, settings
-from vivace.data.columns import plain_category
+from vivace.data.columns import NO_SCALE, plain_category
 from vivace.data.schema import Declarations, Schema
 from vivace.errors import ModelFileError, VivaceError
 from vivace.store.folder import StoredModel
@@ -292,6 +292,8 @@ def _read_schema(file: Path, registry: dict[str, Any], var_names: Any) -> Schema
         categories=tuple(
             _read_categories(mappings[key]) for key in known.get("categorical_covariate_keys", ())
         ),
+        # the weights are for covariates in their own unit
+        scales=(NO_SCALE,) * len(known.get("continuous_covariate_keys", ())),
     )
 
 
