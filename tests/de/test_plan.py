@@ -175,6 +175,7 @@ MASK = np.isin(np.arange(10), [1, 4, 9])
         np.array([9, 4, 1], np.uint8),
         "age in [1, 4, 9]",
         "age == 9 or (kind == 'NK' and age < 5) or age == 4",
+        "age == 9 | kind == 'NK' & age == 1 | age == 4",
     ],
     ids=str,
 )
@@ -319,6 +320,7 @@ def test_a_group_that_reads_like_a_missing_value_is_named_unless_it_is_asked_for
         (["0", "1"], "other in [1, 2]", "text", "'1'"),
         (["0.0", "1.0"], "other == 1", "text", "'1.0'"),
         (["0", "1"], "kind == 'B' and other == 1.0", "text", "'1'"),
+        (["0", "1"], "kind == 'B' & other == 1", "text", "'1'"),
         (["False", "True"], "other == True", "text", "'True'"),
         ([0, 1], "other == '1'", "numbers", "1"),
         ([0, 1], "other == '1.0'", "numbers", "1"),
@@ -368,7 +370,7 @@ def test_replicates_are_named_by_text():
 def test_only_cells_that_are_compared_need_a_sample(refused):
     adata = made(["B"] * 4, donor=["a", None, "b", None])
     assert read_replicates(adata, "donor", np.array([2, 0])).tolist() == ["a", "", "b", ""]
-    with refused(DataError, "'donor'", "sample_key", "2 of the cells"):
+    with refused(DataError, "'donor'", "sample_key", "2 of the cells", "'cell1'"):
         read_replicates(adata, "donor", np.arange(4))
     with refused(MissingColumnError, "'donr'", "sample_key", "did you mean 'donor'"):
         read_replicates(adata, "donr", np.arange(4))

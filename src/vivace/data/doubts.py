@@ -15,6 +15,7 @@ from vivace.data.schema import Declarations, Schema
 from vivace.errors import OptionError, list_names
 
 _PLACES = 2048  # cells that are compared before all
+_SAME = 1e-4  # standard deviations between two covariates that are one
 
 
 def refuse_repeated_columns(d: Declarations) -> None:
@@ -73,7 +74,7 @@ def find_overlap(schema: Schema, columns: Columns) -> str | None:
             f"each {a.key!r} has one {key!r}" for key in numbers if _determines(a, numbers[key])
         ]
     for first, second in combinations(numbers, 2):
-        if np.allclose(numbers[first], numbers[second], atol=1e-4):
+        if np.abs(numbers[first] - numbers[second]).max() < _SAME:
             alike.append(f"{first!r} and {second!r} are the same up to their unit")
     if not alike and not nested:
         return None

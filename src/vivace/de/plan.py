@@ -192,8 +192,9 @@ def _select_rows(adata: AnnData, name: str, selection: Selection) -> Rows:
 
 def _refuse_other_types(obs: pd.DataFrame, name: str, query: str) -> None:
     """Refuse to compare text with numbers: pandas does, and they differ in every cell."""
+    words = query.replace("&", " and ").replace("|", " or ")  # as weak as these, in pandas
     try:
-        tree = ast.parse(query.strip(), mode="eval")
+        tree = ast.parse(words.strip(), mode="eval")
     except SyntaxError:  # left to pandas, which has a syntax of its own
         return
     for node in ast.walk(tree):
@@ -302,9 +303,10 @@ def read_replicates(adata: AnnData, sample_key: str, rows: Rows) -> NDArray[np.s
     column = code_column(adata, "sample_key", sample_key, allow_missing=True)
     codes = column.codes[rows]
     if (codes < 0).any():
+        cell = adata.obs_names[rows[int(np.argmin(codes))]]
         raise DataError(
             f"obs[{sample_key!r}] (sample_key) has no value for {int((codes < 0).sum())} of the "
-            "cells that are compared; fill it in."
+            f"cells that are compared (first: {cell!r}); fill it in."
         )
     _warn_about_missing_texts(column)
     names = np.array([str(c) for c in column.categories])
