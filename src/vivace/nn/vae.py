@@ -24,6 +24,7 @@ from vivace.ops.runtime.products import linear
 from vivace.types import F64, I64
 
 _SMALL_VARIANCE = 1e-6
+_LEAST_LIBRARY_VARIANCE = 0.01  # with less, the KL of a new network is too large to train with
 
 
 @dataclass(frozen=True)
@@ -194,8 +195,8 @@ class VAE(nn.Module):
         """Set the prior of a latent library to the moments of its log in each batch.
 
         A batch without cells keeps its prior. A batch whose cells all have the same library
-        (a single cell, say) takes the variance over all cells, since a prior without variance
-        has no density.
+        (a single cell, say) takes the variance over all cells. No variance is below 0.01: a
+        spread of 10 %.
 
         Parameters
         ----------
@@ -212,6 +213,7 @@ class VAE(nn.Module):
         variance = np.bincount(batch_n, squares, minlength=n_batches) / n_cells
         overall = log_library_n.var() + _SMALL_VARIANCE
         variance = np.where(variance > _SMALL_VARIANCE, variance, overall)
+        variance = np.maximum(variance, _LEAST_LIBRARY_VARIANCE)
         for prior, moment in ((self.library_mean, mean), (self.library_variance, variance)):
             fill(prior, np.where(present, moment, prior.numpy(force=True)))
 
