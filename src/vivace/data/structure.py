@@ -42,10 +42,10 @@ def check_structure(matrix: Any, location: str, *, indices: bool = True) -> None
     elif pointers[0] != 0 or pointers[-1] > len(places) or (pointers[1:] < pointers[:-1]).any():
         problem = f"its pointers do not rise from 0 to at most {len(places):,}"
     elif indices and len(used := places[: pointers[-1]]):
-        least, most = used.min(), used.max()
-        if least < 0 or most >= n_minor:
-            kind = "gene" if is_csr else "cell"
-            wrong = least if least < 0 else most
+        # one pass: read without a sign, negative numbers are the largest
+        most = used.view(f"u{used.itemsize}").max()
+        if most >= n_minor:
+            kind, wrong = "gene" if is_csr else "cell", most.astype(used.dtype)
             problem = f"it has an entry of {kind} number {wrong} among {n_minor:,}"
     if problem is not None:
         raise DataError(
