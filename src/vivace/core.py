@@ -22,7 +22,7 @@ from vivace.data.declare import refuse_without_counts
 from vivace.data.schema import Declarations, Schema, read_declarations
 from vivace.errors import ArgumentTypeError, DataError, NotTrainedError, OptionError, brief
 from vivace.nn import VAE, Dimensions
-from vivace.seeds import SeedStream, check_seed
+from vivace.seeds import SeedStream, check_seed, torch_generator
 from vivace.split import Split
 from vivace.state import TrainState
 from vivace.summary import summarise
@@ -92,9 +92,8 @@ class Core:
         self._source: Source | None = None
         self._reference: AnnData | None = None  # of a query's model: the reference's data
         self._origins: tuple[str, ...] = ()  # fingerprints of models with the same encoder
-        with torch.random.fork_rng(devices=[]):  # layers read the global generator
-            torch.default_generator.manual_seed(weights_seed)
-            self.module = VAE(config, network_dimensions(schema))
+        generator = torch_generator(weights_seed)
+        self.module = VAE(config, network_dimensions(schema), generator=generator)
         self.module.eval()
 
     def _attach(self, adata: AnnData, *, library_prior: bool = False) -> None:

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from anndata import read_h5ad
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from vivace import SCVI
 from vivace.errors import (
@@ -305,7 +305,38 @@ def test_weights_of_another_model_are_refused(saved, refused, tiny):
     SCVI.setup_anndata(adata)
     SCVI(adata, n_hidden=16, n_latent=3).save(saved.parent / "other")
     (saved.parent / "other" / "weights.safetensors").replace(saved / "weights.safetensors")
-    with refused(ModelFileError, "damaged", "size mismatch"):
+    with refused(ModelFileError, "damaged", "the shape of"):
+        SCVI.load(saved)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "named"),
+    [
+        ("encoder.linears.0.weight", float("nan"), "not finite"),
+        ("decoder.scale.bias", float("inf"), "not finite"),
+        ("encoder.activations.0.batch_norm.running_var", -1.0, "negative variances"),
+    ],
+)
+def test_weights_that_no_training_gives_are_refused(saved, refused, name, value, named):
+    weights = load_file(saved / "weights.safetensors")
+    weights[name].view(-1)[3] = value
+    save_file(weights, saved / "weights.safetensors")
+    with refused(ModelFileError, "damaged", name, named):
+        SCVI.load(saved)
+
+
+@pytest.mark.parametrize("size", ["n_layers", "n_hidden", "n_latent"])
+def test_sizes_that_no_machine_holds_are_held_against_the_weights(saved, refused, size):
+    edit_json(saved, lambda sections: sections["config"].update({size: 10**9}))
+    with refused(ModelFileError, "damaged"):
+        SCVI.load(saved)
+
+
+def test_the_names_of_the_cells_must_be_as_many_as_the_cells(saved, refused):
+    weights = load_file(saved / "weights.safetensors")
+    weights["training.name_hashes"] = weights["training.name_hashes"][1:]
+    save_file(weights, saved / "weights.safetensors")
+    with refused(ModelFileError, "damaged", "the names are not those of the data"):
         SCVI.load(saved)
 
 

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 from anndata import AnnData
 
-from vivace.data.checks import check_counts
+from vivace.data.checks import check_counts, describe_location
 from vivace.data.doubts import find_missing_texts, find_overlap, refuse_repeated_columns
 from vivace.data.fingerprint import spread_places
 from vivace.data.memory import count_matrix
 from vivace.data.minified import minified_type
 from vivace.data.schema import Declarations, Schema, write_declarations
+from vivace.data.structure import check_structure
 from vivace.errors import DataError, warn
 from vivace.validate import check_anndata, checked
 
@@ -87,7 +88,7 @@ def setup_anndata(
     refuse_repeated_columns(declarations)
     schema = Schema.from_anndata(adata, declarations)
     # negative values are refused later if the model's likelihood is for counts
-    some = _sample_cells(adata)
+    some = _sample_cells(adata, layer)
     check_counts(some, count_matrix(some, layer), schema, allow_negative=allow_non_integer)
     columns = schema.columns(adata)
     overlap = find_overlap(schema, columns)
@@ -97,13 +98,18 @@ def setup_anndata(
     write_declarations(adata, declarations)
 
 
-def _sample_cells(adata: AnnData) -> AnnData:
+def _sample_cells(adata: AnnData, layer: str | None) -> AnnData:
     """All cells, or some of a larger number: half of them evenly spread, half random.
 
     What is usually wrong, such as a layer of normalised values, shows in any cells.
     """
     if adata.n_obs <= _CHECKED_CELLS:
         return adata
+    matrix: Any = adata.X if layer is None else adata.layers.get(layer)
+    # SciPy follows the pointers, and in CSC the indices too
+    check_structure(
+        matrix, describe_location(layer), indices=getattr(matrix, "format", "") == "csc"
+    )
     return adata[np.unique(spread_places(adata.n_obs, _CHECKED_CELLS))]
 
 

@@ -16,6 +16,7 @@ from vivace.data.checks import check_counts, describe_location
 from vivace.data.fingerprint import CsrFingerprint, DataFingerprint
 from vivace.data.minified import read_minified
 from vivace.data.schema import Schema
+from vivace.data.structure import check_structure
 from vivace.errors import DataError, MissingColumnError, near, warn
 from vivace.ops.csr import SparseCounts
 from vivace.types import F32, I32, I64, Rows
@@ -146,6 +147,7 @@ class MemorySource:
             torch.from_numpy(genes),
             torch.from_numpy(values),
             self.n_genes,
+            checked=True,
         )
         size_factor = None if self.size_factor is None else torch.from_numpy(self.size_factor[rows])
         places = torch.from_numpy(rows)
@@ -265,6 +267,12 @@ def count_matrix(adata: AnnData, layer: str | None) -> sp.csr_matrix:
         )
     if matrix.dtype.kind not in "iufb":
         raise DataError(f"{where} holds values of type {matrix.dtype}; give it raw counts.")
+    if isinstance(matrix, np.ma.MaskedArray) and (masked := np.ma.getmaskarray(matrix)).any():
+        raise DataError(
+            f"{where} is a masked array with {int(masked.sum()):,} masked values; fill them in "
+            "(.filled(0)), or drop those cells or genes."
+        )
+    check_structure(matrix, where)
     csr = sp.csr_matrix(matrix, dtype=np.float32)
     if not csr.has_canonical_format:
         csr = csr.copy()  # SciPy shares arrays between them, and sums and sorts in place

@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from vivace.data.checks import describe_location
 from vivace.data.columns import CodedColumn, code_column, read_gene_names
+from vivace.data.structure import check_structure
 from vivace.errors import ArgumentTypeError, DataError, OptionError, brief, list_names, near
 from vivace.pl.canvas import need_plotting, new_axes, save_axes
 from vivace.types import F64, Bool
@@ -206,7 +208,9 @@ def _mean_expression(
         raise DataError(
             f"adata.layers has no {layer!r} (layer); {near(layer, adata.layers.keys())}"
         )
-    counts = sp.csr_matrix(adata.X if layer is None else adata.layers[layer])
+    matrix = adata.X if layer is None else adata.layers[layer]
+    check_structure(matrix, describe_location(layer))
+    counts = sp.csr_matrix(matrix)
     total = np.maximum(np.asarray(counts.sum(1)).ravel(), 1.0)
     x = counts[:, positions].toarray()
     expression = pd.DataFrame(np.log1p(1e4 * x / total[:, None]), columns=genes)

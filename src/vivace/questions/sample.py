@@ -17,7 +17,7 @@ from vivace.cells import Cells, child_seeds, question, sample_latent, with_codes
 from vivace.core import Core
 from vivace.data import CountBatch
 from vivace.data.schema import Codes
-from vivace.errors import require_extra
+from vivace.errors import DataError, require_extra
 from vivace.questions.decode import observation_distribution
 from vivace.store.arrays import fill_dense, fill_sparse
 from vivace.types import I64, Indices, Transform
@@ -131,8 +131,13 @@ def sample_counts(
 
 
 def sparse_counts(x_ng: Tensor, genes: I64 | None) -> sp.csr_matrix:
-    """Integer counts of some genes as an int32 CSR matrix."""
+    """Integer counts of some genes as an int32 CSR matrix; refuse those that are too large."""
     chosen = x_ng if genes is None else x_ng[:, torch.from_numpy(genes)]
+    if chosen.numel() and (most := chosen.max().item()) >= 2**31:
+        raise DataError(
+            f"A sampled count is {most:.3g}, more than an int32 can hold; check the cells' library "
+            "sizes or size factors, and that training converged."
+        )
     return sp.csr_matrix(chosen.numpy()).astype(np.int32)
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import numpy as np
 import torch
 from anndata import AnnData
+from torch import Tensor
 
 from vivace.config import ModelConfig
-from vivace.core import Core
+from vivace.core import Core, network_dimensions
 from vivace.data.schema import Schema
-from vivace.errors import ModelFileError, OptionError, warn
-from vivace.nn import Surgery, freeze_network
+from vivace.errors import ModelFileError, OptionError, list_names, warn
+from vivace.nn import VAE, Surgery, freeze_network
 from vivace.seeds import SeedStream, check_seed
 from vivace.split import Split
 from vivace.state import TrainState, verdict
@@ -152,10 +154,12 @@ def restore(cls: type[M], path: Path, stored: StoredModel, adata: AnnData | None
         root, used = sections["seed"]["root"], sections["seed"]["used"]
         seeds = SeedStream(check_seed(root), check_seed(used))
         config = ModelConfig(**sections["config"])
-        model._build(config, Schema.from_dict(sections["schema"]), seeds, weights_seed=0)
+        schema = Schema.from_dict(sections["schema"])
         tensors = dict(stored.weights)
         names = tensors.pop(_NAMES, None)
         weights = {k: v for k, v in tensors.items() if not k.startswith(UNUSED)}
+        _check_weights(weights, config, schema)
+        model._build(config, schema, seeds, weights_seed=0)
         model.module.load_state_dict(weights)
         model._unused = {k: v for k, v in tensors.items() if k not in weights}
         if "surgery" in sections:
@@ -177,6 +181,25 @@ def restore(cls: type[M], path: Path, stored: StoredModel, adata: AnnData | None
         model._attach(data)
     model._split = Split.from_state(model._state, data)
     return model
+
+
+def _check_weights(weights: Mapping[str, Tensor], config: ModelConfig, schema: Schema) -> None:
+    """Refuse weights that do not fit the options, before a network of that size is made."""
+    if config.n_layers > len(weights):
+        raise ValueError(f"{config.n_layers} layers, but {len(weights)} weights")
+    with torch.device("meta"):  # shapes without memory
+        network = VAE(config, network_dimensions(schema))
+    expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    if differing := expected.keys() ^ weights.keys():
+        raise ValueError(f"weights are missing or unknown: {list_names(sorted(differing))}")
+    for name, tensor in weights.items():
+        if tensor.shape != expected[name]:
+            shapes = f"{tuple(tensor.shape)}, not {tuple(expected[name])}"
+            raise ValueError(f"the shape of {name} is {shapes}")
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"{name} holds values that are not finite")
+        if name.endswith(("running_var", "library_variance")) and (tensor < 0).any():
+            raise ValueError(f"{name} holds negative variances")
 
 
 def _check_training(state: TrainState) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from vivace.core import Core
-from vivace.errors import DataError, OptionError, warn
+from vivace.errors import DataError, OptionError, TrainingError, warn
 from vivace.nn import trained_parts
 from vivace.split import Split, hash_each_name, hash_names
 from vivace.train.callbacks import Listeners
@@ -122,7 +124,7 @@ def train(
     OptionError, ArgumentTypeError
         If an argument has an invalid value.
     TrainingError
-        If the loss stops being finite.
+        If the loss stops being finite, or another thread is training the model.
     """
     plan = RECIPES[recipe].with_plan(plan_kwargs)
     source = self._own_source()
@@ -172,10 +174,31 @@ def train(
         accelerator=accelerator,
         progress=progress,
     )
-    recorder = _Recorder(self, recipe, source.n_cells, split, listeners)
-    result = fit(self.module, source, split.train, watched_rows, options, recorder)
-    recorder.store(result)
-    listeners.end()
+    with _only_one(self):
+        recorder = _Recorder(self, recipe, source.n_cells, split, listeners)
+        result = fit(self.module, source, split.train, watched_rows, options, recorder)
+        recorder.store(result)
+        listeners.end()
+
+
+_training: set[int] = set()  # ids of the models that are being trained
+_training_lock = threading.Lock()
+
+
+@contextmanager
+def _only_one(model: Core) -> Iterator[None]:
+    """Refuse to train a model that is being trained, in another thread or by a callback."""
+    with _training_lock:
+        if id(model) in _training:
+            raise TrainingError(
+                "This model is being trained already, in another thread or by the caller of this "
+                "callback; wait until that has ended, or train another model."
+            )
+        _training.add(id(model))
+    try:
+        yield
+    finally:
+        _training.discard(id(model))
 
 
 class _Recorder:

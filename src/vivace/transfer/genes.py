@@ -16,6 +16,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from vivace.core import Core
+from vivace.data.structure import check_structure
 from vivace.errors import ArgumentTypeError, DataError, MissingColumnError, brief, list_names, near
 from vivace.store.saving import read_genes
 from vivace.types import I64, NameIndex
@@ -235,6 +236,7 @@ def _check_in_memory(adata: AnnData, layer: str | None) -> None:
         )
     matrices = {"X": adata.X} | {f"layers[{key!r}]": value for key, value in adata.layers.items()}
     for location, matrix in matrices.items():
+        check_structure(matrix, location)
         if adata.isbacked or not (
             matrix is None or sp.issparse(matrix) or isinstance(matrix, np.ndarray)
         ):
