@@ -34,7 +34,7 @@ class Scale:
     Examples
     --------
     >>> scale = Scale.from_values(np.array([10.0, 20.0, 30.0]))
-    >>> scale.mean, scale.apply(np.array([20.0, 30.0])).round(3).tolist()
+    >>> scale.mean, np.round(scale.apply(np.array([20.0, 30.0])).astype(float), 3).tolist()
     (20.0, [0.0, 1.225])
     """
 
