@@ -167,7 +167,7 @@ def differential_expression(
         mode=mode,
         delta=delta,
         test_mode=test_mode,
-        fdr_target=_as_python_number(fdr_target),
+        fdr_target=fdr_target,
         pseudocounts=pseudocounts,
         threshold_counts=threshold_counts,
         n_samples_overall=n_samples_overall,
@@ -255,11 +255,6 @@ def differential_expression(
     if key_added is not None:
         data.uns[key_added] = to_scanpy(answer, groupby)
     return answer
-
-
-def _as_python_number(value: Any) -> Any:
-    """A NumPy float as the shortest equal Python float, because it names a column."""
-    return float(str(value)) if isinstance(value, np.floating) else value
 
 
 def _check_key_added(key_added: object) -> None:

@@ -9,10 +9,13 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
+from pandas.api.types import infer_dtype
+from pandas.errors import UndefinedVariableError
 
-from vivace.errors import ArgumentTypeError, DataError, OptionError, brief, near, warn
+from vivace.errors import DataError, OptionError, brief, list_names, near, one_line, warn
+from vivace.selection import row_numbers
 from vivace.types import Indices, Rows
-from vivace.validate import obs_column, row_numbers
+from vivace.validate import obs_column
 
 Selection = Indices | str | None
 
@@ -105,14 +108,23 @@ def plan_comparisons(
 
 
 def _warn_about_single_cells(plan: Plan) -> None:
+    single: dict[str, Comparison] = {}
     for comparison in plan.comparisons:
         sides = ((comparison.first,), comparison.second)
         for parts, name in zip(sides, (comparison.group1, comparison.group2), strict=True):
             if len(plan.rows(parts)) == 1:
-                warn(
-                    f"{comparison.name}: {name!r} is one cell, so the result describes that cell "
-                    "and not a group; give it more cells."
-                )
+                single[name] = comparison
+    if len(single) > 1:
+        warn(
+            f"{len(single)} groups are one cell each ({list_names(list(single))}), so their results "
+            "describe these cells and not groups; give them more cells."
+        )
+    elif single:
+        name, comparison = single.popitem()
+        warn(
+            f"{brief(comparison.name)}: {brief(name)} is one cell, so the result describes that "
+            "cell and not a group; give it more cells."
+        )
 
 
 # ---- cells as rows ----------------------------------------------------------------------
@@ -142,34 +154,42 @@ def _plan_rows(adata: AnnData, idx1: Selection, idx2: Selection) -> Plan:
 
 def _select_rows(adata: AnnData, name: str, selection: Selection) -> Rows:
     """Row numbers from a mask, from row numbers, or from a query of obs."""
-    if isinstance(selection, pd.Series):
-        named = not isinstance(selection.index, pd.RangeIndex)
-        if selection.dtype == bool and named and not selection.index.equals(adata.obs_names):
-            # a mask in another order: its index says which cell each value is for
-            unique = selection.index.is_unique
-            if not unique or set(selection.index) != set(adata.obs_names):
-                raise DataError(
-                    f"{name} is a Series whose index is not obs_names; give one value per cell."
-                )
-            selection = selection.reindex(adata.obs_names)
-        selection = np.asarray(selection)
     if not isinstance(selection, str):
-        try:
-            return row_numbers(selection, adata.n_obs)
-        except (OptionError, ArgumentTypeError) as error:
-            raise type(error)(str(error).replace("indices", name)) from None
+        return row_numbers(selection, adata.obs_names, name)
+    start = f"{name}={brief(selection)}"
+    if "@" in selection or "__" in selection:  # Python's own names are not columns
+        raise OptionError(
+            f"{start} is not a query of obs; compare columns of obs, without @ and __."
+        )
     try:
-        if "@" in selection or "__" in selection:  # Python's own names are not columns
-            raise ValueError("a query compares columns of obs, without @ and __")
-        mask = adata.obs.eval(selection)
-        if not isinstance(mask, pd.Series) or mask.dtype != bool:
-            raise TypeError("it does not evaluate to True or False for each cell")
-        return np.flatnonzero(mask.to_numpy())
+        answer = adata.obs.eval(selection, engine="python")
+    except UndefinedVariableError as error:
+        column = _undefined_name(error)
+        raise OptionError(
+            f"{start} asks for {brief(column)}, which is not a column of obs; "
+            f"{near(column, adata.obs.columns)}"
+        ) from error
     except Exception as error:  # pandas raises errors of many kinds
         raise OptionError(
-            f"{name}={brief(selection)} is not a valid query of obs "
-            f"({' '.join(str(error).split())}); {near(selection, adata.obs.columns)}"
+            f"{start} is not a valid query of obs ({one_line(error)}); compare columns of obs, such "
+            "as \"donor == 'd1'\"."
         ) from error
+    if not isinstance(answer, pd.Series) or len(answer) != adata.n_obs:
+        raise OptionError(
+            f"{start} does not evaluate to True or False for each cell; compare a column of obs."
+        )
+    known = answer.dropna()  # a missing value is no match, as in pandas' query
+    if infer_dtype(known) != "boolean" and len(known):
+        raise OptionError(
+            f"{start} evaluates to {brief(known.iloc[0])} for cell {brief(known.index[0])}, which is "
+            "not True or False; compare it with a value, using == or >."
+        )
+    return np.flatnonzero(answer.fillna(False).to_numpy(bool))
+
+
+def _undefined_name(error: UndefinedVariableError) -> str:
+    """The name in pandas' message: name 'clustr' is not defined."""
+    return str(error).removeprefix("name ").removesuffix(" is not defined").strip("'\"")
 
 
 def _sort_rows(name: str, rows: Rows) -> Rows:
