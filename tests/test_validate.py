@@ -106,7 +106,7 @@ def test_a_device_that_is_not_there_is_refused(tiny, refused, monkeypatch):
     ("options", "error"),
     [
         ({"n_samples": 0}, OptionError),
-        ({"n_samples": 1.0}, ArgumentTypeError),
+        ({"n_samples": 1.5}, ArgumentTypeError),
         ({"batch_size": 0}, OptionError),
         ({"batch_size": "big"}, ArgumentTypeError),
     ],

@@ -16,6 +16,7 @@ from pathlib import Path
 
 _PACKAGE = str(Path(__file__).parent) + os.sep
 _WIDTH = 60  # characters of a value in a message
+_MESSAGE = 600  # characters of a message, whatever is in it
 _LONG = 10_000  # characters that are looked at to shorten a text
 _LONG_NUMBER = 10_000  # bits
 _LONG_NAME = 300  # characters
@@ -23,6 +24,9 @@ _LONG_NAME = 300  # characters
 
 class VivaceError(Exception):
     """Base of every error that vivace raises on purpose."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(one_line(message, _MESSAGE))
 
 
 class DataError(VivaceError, ValueError):
@@ -72,7 +76,7 @@ def warn(message: str, kind: type[Warning] = VivaceWarning) -> None:
     level, frame = 1, sys._getframe()
     while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         level, frame = level + 1, frame.f_back  # type: ignore[assignment]
-    warnings.warn(message, kind, stacklevel=level)
+    warnings.warn(one_line(message, _MESSAGE), kind, stacklevel=level)
 
 
 def require_extra(module: str, extra: str, purpose: str, alternative: str = "") -> None:

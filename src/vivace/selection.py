@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from vivace.errors import ArgumentTypeError, OptionError, brief, list_names
+from vivace.errors import ArgumentTypeError, DataError, OptionError, brief, list_names
 from vivace.types import I64, Bool, Indices
 
 _PLACES = {"cell": "adata.obs_names", "gene": "model.schema.genes"}
@@ -35,7 +35,7 @@ def row_numbers(indices: Indices | None, cells: pd.Index[Any], argument: str = "
 
     Raises
     ------
-    ArgumentTypeError, OptionError
+    ArgumentTypeError, OptionError, DataError
         If it is neither; or a mask of 0 and 1, of another length, of other cells, or with
         missing values.
 
@@ -50,14 +50,14 @@ def row_numbers(indices: Indices | None, cells: pd.Index[Any], argument: str = "
     n = len(cells)
     if indices is None:
         return np.arange(n)
-    array, kind = _read_array(argument, indices, "row numbers or a mask")
+    array, kind = _read_array(argument, indices, "integers or a mask")
     _refuse_numbers_as_mask(argument, indices, array, kind, n, "cell")
     if kind == "boolean":
         return np.flatnonzero(_align_mask(argument, indices, array, cells, "cell"))
     _refuse_missing(argument, array, "cell", "drop them")
     if kind == "string":
         raise ArgumentTypeError(
-            f"{argument} must be row numbers or a mask, not text ({brief(str(array[0]))}); "
+            f"{argument} must be integers or a mask, not text ({brief(str(array[0]))}); "
             f"{_suggest_mask(argument, indices, array)}."
         )
     if kind in ("floating", "mixed-integer-float"):
@@ -68,7 +68,9 @@ def row_numbers(indices: Indices | None, cells: pd.Index[Any], argument: str = "
                 f"{argument} must be integers or a mask, but holds {brief(float(fraction[0]))}."
             )
     elif kind not in ("integer", "empty"):
-        raise ArgumentTypeError(f"{argument} must be integers or a mask, not {_describe(array)}.")
+        raise ArgumentTypeError(
+            f"{argument} must be one-dimensional, integers or a mask, not {_describe(array)}."
+        )
     outside = array[(array < -n) | (array >= n)]
     if len(outside):
         raise OptionError(f"{argument} holds {brief(int(outside[0]))}, but there are {n} cells.")
@@ -90,7 +92,7 @@ def gene_mask(gene_list: Any, genes: pd.Index[Any], argument: str = "gene_list")
 
     Raises
     ------
-    OptionError, ArgumentTypeError
+    OptionError, ArgumentTypeError, DataError
         If it is a mask of 0 and 1, of another length, of other genes, or with missing values.
     """
     array, kind = _read_array(argument, gene_list, "gene names or a mask")
@@ -112,9 +114,13 @@ def _read_array(argument: str, value: Any, wanted: str) -> tuple[NDArray[Any], s
         else:
             array = np.asarray(value)
     except (TypeError, ValueError) as error:
-        raise ArgumentTypeError(f"{argument} must be {wanted}, not {brief(value)}.") from error
+        raise ArgumentTypeError(
+            f"{argument} must be one-dimensional, {wanted}, not {brief(value)}."
+        ) from error
     if array.ndim == 0:
-        raise ArgumentTypeError(f"{argument} must be {wanted}, not {brief(value)}.")
+        raise ArgumentTypeError(
+            f"{argument} must be one-dimensional, {wanted}, not {brief(value)}."
+        )
     if array.ndim > 1:
         fix = f"; give one column, {argument}[...]" * isinstance(value, pd.DataFrame)
         raise ArgumentTypeError(
@@ -141,7 +147,7 @@ def _describe(array: NDArray[Any]) -> str:
 def _refuse_missing(argument: str, array: NDArray[Any], unit: str, fix: str) -> None:
     missing = int(pd.isna(array).sum())
     if missing:
-        raise OptionError(f"{argument} has no value for {missing} of {len(array)} {unit}s; {fix}.")
+        raise DataError(f"{argument} has no value for {missing} of {len(array)} {unit}s; {fix}.")
 
 
 def _refuse_numbers_as_mask(
@@ -207,9 +213,9 @@ def _positions_by_name(
         fix = f"give {argument}.reindex({place})"
         if len(missing) or not unique:
             fix = f"give one value per {unit}, in the order of {place} or indexed by it"
-        raise OptionError(f"{argument} is a Series whose index {problem}; {fix}.")
+        raise DataError(f"{argument} is a Series whose index {problem}; {fix}.")
     if counts:  # the cells are called "0", "1", ..., in another order
-        raise OptionError(
+        raise DataError(
             f"{argument} is a Series whose index may be the names of the {unit}s or their "
             f"positions, which differ; give {argument}.to_numpy() for positions, or make the index "
             f"text with {argument}.set_axis({argument}.index.astype(str)) for names."

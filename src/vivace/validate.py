@@ -168,7 +168,9 @@ class Names:
         if isinstance(value, bytes | bytearray | Mapping | Set) or not (
             isinstance(value, Iterable) or (value is None and self.optional)
         ):
-            raise ArgumentTypeError(f"{name} must be a list of names, not {brief(value)}.")
+            raise ArgumentTypeError(
+                f"{name} must be a list of names, in order, not {brief(value)}."
+            )
         return [value] if isinstance(value, str) else value
 
 
@@ -290,7 +292,7 @@ def check_mapping(name: str, value: Any) -> Any:
 def refuse_unknown(function: str, given: Set[str] | Iterable[str], known: Iterable[str]) -> None:
     """Refuse an argument that a function does not have; the message suggests similar names."""
     for name in sorted(set(given) - set(known)):
-        raise ArgumentTypeError(f"{function} has no argument {name!r}; {near(name, known)}")
+        raise ArgumentTypeError(f"{function} has no argument {brief(name)}; {near(name, known)}")
 
 
 def float_tensor(name: str, value: object) -> torch.Tensor:
@@ -329,11 +331,13 @@ def obs_column(
             f"{argument} must be the name of a column of obs, not {brief(key)}."
         )
     if key not in adata.obs:
-        raise MissingColumnError(f"obs has no column {key!r} ({argument}); {near(key, adata.obs)}")
+        raise MissingColumnError(
+            f"obs has no column {brief(key)} ({argument}); {near(key, adata.obs)}"
+        )
     column = adata.obs[key]
     if not allow_missing and column.isna().any():
         raise DataError(
-            f"obs[{key!r}] ({argument}) has no value for {int(column.isna().sum())} cells; "
+            f"obs[{brief(key)}] ({argument}) has no value for {int(column.isna().sum())} cells; "
             "fill it in."
         )
     return column

@@ -15,7 +15,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from vivace.data.schema import Schema
-from vivace.errors import DataError
+from vivace.errors import DataError, brief
 from vivace.types import F32
 
 _BLOCK = 1 << 20  # values per block
@@ -94,7 +94,7 @@ def check_counts(
         cell = adata.obs_names[int(np.argmax(empty))]
         raise DataError(
             f"{int(empty.sum())} of {adata.n_obs} cells have no counts in {location} over the "
-            f"{counts.shape[1]} genes used (first: {cell!r}); drop them with "
+            f"{counts.shape[1]} genes used (first: {brief(cell)}); drop them with "
             "sc.pp.filter_cells(adata, min_counts=1)."
         )
     if adata.n_obs == 0:
@@ -142,7 +142,7 @@ def _suggest_layer(adata: AnnData, schema: Schema) -> str:
         return " (X holds integers: leave out layer=)"
     for name, matrix in adata.layers.items():
         if name != schema.declarations.layer and _all_integers(matrix):
-            return f" (adata.layers[{name!r}] holds integers: pass layer={name!r})"
+            return f" (adata.layers[{brief(name)}] holds integers: pass layer={brief(name)})"
     if adata.raw is not None and _all_integers(adata.raw.X):
         return " (adata.raw holds integers: start from adata.raw.to_adata())"
     return ""
@@ -175,9 +175,9 @@ def _name_entry(adata: AnnData, counts: sp.csr_matrix, schema: Schema, place: in
     """Cell and gene of a stored value."""
     cell = int(np.searchsorted(counts.indptr, place, side="right")) - 1
     gene = schema.genes[int(counts.indices[place])]
-    return f"(cell {adata.obs_names[cell]!r}, gene {gene!r})"
+    return f"(cell {brief(adata.obs_names[cell])}, gene {brief(gene)})"
 
 
 def describe_location(layer: str | None) -> str:
     """Location of the counts, for messages."""
-    return "X" if layer is None else f"layers[{layer!r}]"
+    return "X" if layer is None else f"layers[{brief(layer)}]"

@@ -261,7 +261,9 @@ def _check_key_added(key_added: object) -> None:
     if key_added is not None and not isinstance(key_added, str):
         raise ArgumentTypeError(f"key_added must be a name, not {brief(key_added)}.")
     if key_added in ("", UNS_KEY):
-        raise OptionError(f"key_added={key_added!r} is empty or reserved; choose another name.")
+        raise OptionError(
+            f"key_added={brief(key_added)} is empty or reserved; choose another name."
+        )
 
 
 # ---- the categories that cells are decoded as -------------------------------------------
@@ -333,7 +335,7 @@ def _warn_about_confounding(data: AnnData, plan: Plan, columns: Sequence[str]) -
             second = set(category[plan.rows(comparison.second)])
             if not first & second:
                 warn(
-                    f"{comparison.name}: no category of {key!r} has cells of both groups, so "
+                    f"{comparison.name}: no category of {brief(key)} has cells of both groups, so "
                     "differences between groups cannot be distinguished from differences between "
                     "batches; the correction relies on what the model learned from other cells."
                 )

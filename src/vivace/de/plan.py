@@ -122,7 +122,7 @@ def _warn_about_single_cells(plan: Plan) -> None:
     elif single:
         name, comparison = single.popitem()
         warn(
-            f"{brief(comparison.name)}: {brief(name)} is one cell, so the result describes that "
+            f"{one_line(comparison.name)}: {brief(name)} is one cell, so the result describes that "
             "cell and not a group; give it more cells."
         )
 
@@ -145,7 +145,7 @@ def _plan_rows(adata: AnnData, idx1: Selection, idx2: Selection) -> Plan:
     shared = np.intersect1d(first, second)
     if len(shared):
         raise DataError(
-            f"idx1 and idx2 share {len(shared)} cells (first: {adata.obs_names[shared[0]]!r}); a "
+            f"idx1 and idx2 share {len(shared)} cells (first: {brief(adata.obs_names[shared[0]])}); a "
             "cell can only be on one side."
         )
     names = ("group1", "Rest" if idx2 is None else "group2")
@@ -181,8 +181,8 @@ def _select_rows(adata: AnnData, name: str, selection: Selection) -> Rows:
     known = answer.dropna()  # a missing value is no match, as in pandas' query
     if infer_dtype(known) != "boolean" and len(known):
         raise OptionError(
-            f"{start} evaluates to {brief(known.iloc[0])} for cell {brief(known.index[0])}, which is "
-            "not True or False; compare it with a value, using == or >."
+            f"{start} gives {brief(known.iloc[0])} for cell {brief(known.index[0])} of obs, not True "
+            "or False; compare it with a value, such as with ==."
         )
     return np.flatnonzero(answer.fillna(False).to_numpy(bool))
 
@@ -217,18 +217,20 @@ def _plan_groups(adata: AnnData, groupby: str, group1: object, group2: object) -
         for name in names:
             if name not in known:
                 raise DataError(
-                    f"obs[{groupby!r}] has no cells of {brief(name)} ({argument}); "
+                    f"obs[{brief(groupby)}] has no cells of {brief(name)} ({argument}); "
                     f"{near(name, known)}"
                 )
     if first is None:
         first = [name for name in known if name != second]
     if second in first:
-        raise DataError(f"{second!r} is both group1 and group2; a cell can only be on one side.")
+        raise DataError(
+            f"{brief(second)} is both group1 and group2; a cell can only be on one side."
+        )
     if len(set(first)) < len(first):
         raise OptionError("group1 names a group twice; name each once.")
     if len(known) == 1:
         raise DataError(
-            f"obs[{groupby!r}] has only one group, {known[0]!r}, and nothing to compare it with; "
+            f"obs[{brief(groupby)}] has only one group, {brief(known[0])}, and nothing to compare it with; "
             "choose another column."
         )
     codes = labels.cat.codes.to_numpy()
@@ -264,7 +266,9 @@ def _read_labels(adata: AnnData, groupby: object, complete: bool) -> pd.Series[s
     column = obs_column(adata, "groupby", groupby, allow_missing=not complete)
     labels = column.astype("category").cat.remove_unused_categories()
     if len({str(c) for c in labels.cat.categories}) < len(labels.cat.categories):
-        raise DataError(f"obs[{groupby!r}] has different values with the same text; rename one.")
+        raise DataError(
+            f"obs[{brief(groupby)}] has different values with the same text; rename one."
+        )
     return labels.cat.rename_categories([str(c) for c in labels.cat.categories])
 
 
@@ -276,7 +280,7 @@ def read_replicates(adata: AnnData, sample_key: object, rows: Rows) -> NDArray[n
     column = obs_column(adata, "sample_key", sample_key, allow_missing=True).iloc[rows]
     if column.isna().any():
         raise DataError(
-            f"obs[{sample_key!r}] (sample_key) has no value for {int(column.isna().sum())} of the "
+            f"obs[{brief(sample_key)}] (sample_key) has no value for {int(column.isna().sum())} of the "
             "cells that are compared; fill it in."
         )
     names = np.array([str(name) for name in column])

@@ -201,10 +201,12 @@ def _mean_expression(
     """Mean log-normalised expression, groups x genes."""
     missing = [g for g in genes if g not in adata.var_names]
     if missing:
-        raise DataError(f"adata has no gene {missing[0]!r}; {near(missing[0], adata.var_names)}")
+        raise DataError(
+            f"adata has no gene {brief(missing[0])}; {near(missing[0], adata.var_names)}"
+        )
     if layer is not None and layer not in adata.layers:
         raise DataError(
-            f"adata.layers has no {layer!r} (layer); {near(layer, adata.layers.keys())}"
+            f"adata.layers has no {brief(layer)} (layer); {near(layer, adata.layers.keys())}"
         )
     counts = sp.csr_matrix(adata.X if layer is None else adata.layers[layer])
     total = np.maximum(np.asarray(counts.sum(1)).ravel(), 1.0)
