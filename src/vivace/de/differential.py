@@ -15,7 +15,7 @@ from vivace.data.schema import UNS_KEY, Codes
 from vivace.de.options import CHECKS, Mode, Options, Sampling, TestMode, Weights, read_levels
 from vivace.de.plan import Comparison, Plan, plan_comparisons, read_replicates
 from vivace.de.result_table import ComparisonResult, make_table, to_scanpy
-from vivace.errors import ArgumentTypeError, OptionError, brief, warn
+from vivace.errors import ArgumentTypeError, OptionError, brief, one_line, warn
 from vivace.questions.importance import check_weighting
 from vivace.types import F64, Bool, Indices, Transform
 
@@ -325,20 +325,26 @@ def _choose_codes(
 
 
 def _warn_about_confounding(data: AnnData, plan: Plan, columns: Sequence[str]) -> None:
-    """Warn if no category of a corrected column has cells of both sides."""
+    """Warn once of the comparisons where no category of a corrected column has both sides."""
+    confounded = []
     for key in columns:
         if key not in data.obs:
             continue
         category = data.obs[key].astype(str).to_numpy()
+        of_part = [set(category[rows]) for rows in plan.parts]
         for comparison in plan.comparisons:
-            first = set(category[plan.parts[comparison.first]])
-            second = set(category[plan.rows(comparison.second)])
-            if not first & second:
-                warn(
-                    f"{comparison.name}: no category of {brief(key)} has cells of both groups, so "
-                    "differences between groups cannot be distinguished from differences between "
-                    "batches; the correction relies on what the model learned from other cells."
-                )
+            second = set[str]().union(*(of_part[i] for i in comparison.second))
+            if of_part[comparison.first].isdisjoint(second):
+                confounded.append((comparison.name, key))
+    if confounded:
+        name, key = confounded[0]
+        others = len(confounded) - 1
+        more = f" (and {others} more comparisons or columns like it)" if others else ""
+        warn(
+            f"{one_line(name)}: no category of {brief(key)} has cells of both groups{more}, so "
+            "differences between groups cannot be distinguished from differences between "
+            "batches; the correction relies on what the model learned from other cells."
+        )
 
 
 # ---- the table --------------------------------------------------------------------------

@@ -116,7 +116,7 @@ def _warn_about_single_cells(plan: Plan) -> None:
                 single[name] = comparison
     if len(single) > 1:
         warn(
-            f"{len(single)} groups are one cell each ({list_names(list(single))}), so their results "
+            f"Each of {len(single)} groups is one cell ({list_names(list(single))}), so their results "
             "describe these cells and not groups; give them more cells."
         )
     elif single:
