@@ -182,8 +182,9 @@ class ModelConfig:
     linear_decoder: bool = False
 
     def __post_init__(self) -> None:
-        short = _SPELLED_OUT.get(str(self.gene_likelihood), self.gene_likelihood)
-        object.__setattr__(self, "gene_likelihood", short)
+        if isinstance(self.gene_likelihood, str):
+            short = _SPELLED_OUT.get(self.gene_likelihood, self.gene_likelihood)
+            object.__setattr__(self, "gene_likelihood", short)
         hints = get_type_hints(type(self))
         for option in fields(self):
             value = getattr(self, option.name)

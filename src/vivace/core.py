@@ -234,7 +234,7 @@ class Core:
         try:
             place = torch.device(device)
             torch.empty(0, device=place)
-        except (AssertionError, ImportError, RuntimeError) as error:
+        except (AssertionError, ImportError, RuntimeError, ValueError) as error:
             raise OptionError(
                 f"device={brief(device)} is not a device of this machine; use for example 'cpu'."
             ) from error

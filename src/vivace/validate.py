@@ -39,9 +39,10 @@ class Check(Protocol):
 
 @dataclass(frozen=True)
 class Int:
-    """An integer of at least ``at_least``, which may be a float; ``optional`` also allows None."""
+    """An integer within bounds, which may be a float; ``optional`` also allows None."""
 
     at_least: int = 1
+    at_most: int = LARGEST_INT
     optional: bool = False
 
     def __call__(self, name: str, value: Any) -> int | None:
@@ -52,8 +53,8 @@ class Int:
             raise ArgumentTypeError(f"{name} must be an integer, not {brief(value)}.")
         if number < self.at_least:
             raise OptionError(f"{name} must be at least {self.at_least}, not {brief(number)}.")
-        if number > LARGEST_INT:
-            raise OptionError(f"{name} must be at most 2**63 - 1, not {brief(number)}.")
+        if number > self.at_most:
+            raise OptionError(f"{name} must be at most {self.at_most}, not {brief(number)}.")
         return number
 
 
@@ -96,7 +97,9 @@ class Number:
         )
         if not inside:
             raise OptionError(f"{name} must be {self.bounds}, not {brief(value)}.")
-        return int(value) if isinstance(value, int | np.integer) else number
+        if isinstance(value, int | np.integer) and abs(number) < LARGEST_INT:
+            return int(value)
+        return number
 
     @property
     def bounds(self) -> str:
@@ -175,7 +178,7 @@ class Names:
 
 
 READ_H5AD = "; read one with anndata.read_h5ad"  # a fix for check_anndata
-COUNT = Int()
+COUNT = Int(at_most=2**31 - 1)  # more of anything would not fit into memory
 OPTIONAL_COUNT = Int(optional=True)
 FLAG = Flag()
 

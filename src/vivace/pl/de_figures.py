@@ -23,7 +23,7 @@ _GENE_WIDTH = 0.18  # inches, in the heat map
 _GROUP_HEIGHT = 0.22
 
 
-def _check_result(name: str, value: object) -> None:
+def _check_result(name: str, value: Any) -> Any:
     """Refuse anything but a frame with a comparison."""
     if not isinstance(value, pd.DataFrame):
         raise ArgumentTypeError(
@@ -31,10 +31,12 @@ def _check_result(name: str, value: object) -> None:
         )
     if "comparison" not in value or len(value) == 0:
         raise DataError("The frame has no comparison; give the result of differential_expression.")
+    return value
 
 
-def _check_cells(name: str, value: object) -> None:
+def _check_cells(name: str, value: Any) -> Any:
     check_anndata(f"{name} must be", value, READ_H5AD)
+    return value
 
 
 @checked(result=_check_result, n_genes=Int(at_least=0))
