@@ -131,11 +131,13 @@ def test_missing_values_are_counted(refused, mask, parts):
         row_numbers(mask, CELLS)
 
 
-def test_missing_values_are_filled_in_as_the_message_says(refused):
-    indices = named([True, None, None, True, True, False], dtype="boolean")[SHUFFLED]
-    with refused(DataError, "give indices.fillna(False)."):
+@pytest.mark.parametrize("dtype", ["boolean", "object"])
+def test_missing_values_are_filled_in_as_the_message_says(refused, dtype):
+    indices = named([True, None, None, True, True, False], dtype=dtype)[SHUFFLED]
+    with refused(DataError, "give indices.", "fillna(False).") as caught:
         row_numbers(indices, CELLS)
-    assert row_numbers(indices.fillna(False), CELLS).tolist() == ROWS
+    line = str(caught.value).partition("give ")[2].removesuffix(".")
+    assert row_numbers(eval(line, {"indices": indices}), CELLS).tolist() == ROWS
 
 
 @pytest.mark.parametrize(

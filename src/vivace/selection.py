@@ -178,8 +178,10 @@ def _align_mask(
     """The mask in the order of ``names``: by the index of a Series, else by position."""
     if isinstance(value, pd.Series) and not value.index.equals(names):
         array = array[_positions_by_name(argument, value.index, names, unit)]
-    is_series = isinstance(value, pd.Series)
-    fix = f"give {argument}.fillna(False)" if is_series else "make each True or False"
+    fix = "make each True or False"
+    if isinstance(value, pd.Series):
+        nullable = ".astype('boolean')" if value.dtype == object else ""
+        fix = f"give {argument}{nullable}.fillna(False)"
     _refuse_missing(argument, array, unit, fix)
     if len(array) != len(names):
         raise OptionError(

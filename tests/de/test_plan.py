@@ -333,7 +333,7 @@ def test_missing_values_match_no_query(nullable, query, rows):
     ("query", "parts"),
     [
         ("clustr == 0", ("asks for 'clustr', which is not a column", "did you mean 'cluster'?")),
-        ("zzz == 0", ("asks for 'zzz'", "available: 'cluster'")),
+        ("zzz == 0", ("asks for 'zzz'", "available: 'age'")),
         ("kind", ("gives 'B' for cell 'cell0' of obs", "compare it")),
         ("cluster", ("gives 0 for cell 'cell0' of obs", "compare it")),
         ("cluster + 1", ("gives 1 for cell 'cell0' of obs", "compare it")),

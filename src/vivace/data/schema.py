@@ -25,7 +25,15 @@ from vivace.data.columns import (
     read_gene_names,
     read_numbers,
 )
-from vivace.errors import ArgumentTypeError, DataError, MissingColumnError, brief, list_names, near
+from vivace.errors import (
+    ArgumentTypeError,
+    DataError,
+    MissingColumnError,
+    brief,
+    list_names,
+    near,
+    one_line,
+)
 from vivace.selection import gene_mask
 from vivace.types import I64, Category, Transform
 from vivace.validate import FLAG
@@ -98,7 +106,7 @@ def read_declarations(adata: AnnData) -> Declarations:
         return Declarations.from_json(text)
     except (ValueError, TypeError) as error:
         raise DataError(
-            f"adata.uns['{UNS_KEY}'] cannot be read ({error}); call SCVI.setup_anndata again."
+            f"adata.uns['{UNS_KEY}'] cannot be read ({one_line(error)}); call SCVI.setup_anndata again."
         ) from error
 
 

@@ -181,10 +181,11 @@ def _select_rows(adata: AnnData, name: str, selection: Selection) -> Rows:
     known = answer.dropna()  # a missing value is no match, as in pandas' query
     if infer_dtype(known) != "boolean" and len(known):
         raise OptionError(
-            f"{start} gives {brief(known.iloc[0])} for cell {brief(known.index[0])} of obs, not True "
+            f"{start} gives {brief(known.tolist()[0])} for cell {brief(known.index[0])} of obs, not True "
             "or False; compare it with a value, such as with ==."
         )
-    return np.flatnonzero(answer.fillna(False).to_numpy(bool))
+    rows: Rows = np.flatnonzero(answer.notna())[known.to_numpy(bool)]
+    return rows
 
 
 def _undefined_name(error: UndefinedVariableError) -> str:
