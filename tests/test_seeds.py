@@ -114,6 +114,25 @@ def test_invalid_seeds_are_refused(trained, refused, seed):
             trained.get_latent_representation(give_mean=give_mean, seed=seed)
 
 
+def test_whole_floats_are_seeds_and_sizes(ready):
+    vivace.settings.seed = 1
+    weights = [ready().module.encoder.latent.weight]
+    vivace.settings.seed = 1.0
+    weights.append(ready().module.encoder.latent.weight)
+    torch.testing.assert_close(*weights, rtol=0, atol=0)
+    model = ready()
+    model.train(1, seed=0.0, progress=False)
+    other = ready()
+    other.train(1, seed=0, progress=False)
+    vivace.settings.batch_size = 7
+    latent = model.get_latent_representation(give_mean=False, seed=np.float64(3))
+    vivace.settings.batch_size = 7.0
+    np.testing.assert_array_equal(other.get_latent_representation(give_mean=False, seed=3), latent)
+    vivace.settings.num_threads = 1.0
+    assert vivace.settings.num_threads == 1
+    vivace.settings.num_threads = None
+
+
 def test_an_invalid_package_seed_is_refused(ready, refused):
     vivace.settings.seed = -1
     with refused(OptionError, "settings.seed must lie between 0 and", "-1"):

@@ -348,4 +348,4 @@ def embedding_dim(batch_embedding_kwargs: object) -> int:
         )
     refuse_unknown("batch_embedding_kwargs", set(batch_embedding_kwargs), ["embedding_dim"])
     dim = batch_embedding_kwargs.get("embedding_dim", ModelConfig.batch_embedding_dim)
-    return cast("int", COUNT("embedding_dim", dim))
+    return cast("int", COUNT("batch_embedding_kwargs['embedding_dim']", dim))

@@ -18,7 +18,7 @@ U32 = NDArray[np.uint32]
 Bool = NDArray[np.bool_]
 Rows = NDArray[np.int64]  # row numbers of cells
 
-Indices = Sequence[int] | NDArray[Any]  # row numbers, or a boolean mask
+Indices = Sequence[int] | NDArray[Any]  # row numbers, or a boolean mask: see selection.py
 Category = str | int | float | bool
 # transform_batch: a category, several, or a mapping from columns to those
 Transform = Category | Sequence[Category] | Mapping[str, Category | Sequence[Category]] | None

@@ -51,7 +51,7 @@ def setup_anndata(
     size_factor_key
         Column of obs with positive size factors, used in place of the library.
     categorical_covariate_keys, continuous_covariate_keys
-        Columns of obs with further covariates.
+        Columns of obs with further covariates: a list, or one name.
     allow_non_integer
         Accept counts that are not integers (for example after ambient removal), and
         negative values for ``gene_likelihood="normal"``.

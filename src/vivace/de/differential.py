@@ -75,8 +75,10 @@ def differential_expression(
     group2
         The group to compare with; None for all other cells.
     idx1, idx2
-        Instead of groups: a mask, row numbers, or a query of obs such as
-        ``"cell_type == 'B cells' and donor == 'd1'"``; ``idx2`` None for all other cells.
+        Instead of groups: a mask, row numbers (as ``indices`` of
+        :meth:`get_latent_representation`), or a query of obs such as
+        ``"cell_type == 'B cells' and donor == 'd1'"``, which a missing value does not match;
+        ``idx2`` None for all other cells.
     mode
         "change", or "vanilla" for the probability that a gene is higher, without a threshold or
         an FDR (Lopez et al. 2018).

@@ -67,7 +67,7 @@ def get_feature_correlation_matrix(
         "spearman" or "pearson". Ranks are exact for up to 2**26 numbers (cells x samples
         x genes); beyond that, they are taken among an evenly spaced subset of that size.
     gene_list
-        Genes, in this order; None for all.
+        Names of genes, in this order, or one name, or a mask of the model's genes; None for all.
     seed
         Random seed; None uses the model's next seed.
 

@@ -73,7 +73,7 @@ def get_normalized_expression(
         ``{"donor": ["d1", "d2"], "condition": "control"}``, the mean over combinations.
         None keeps each cell's own.
     gene_list
-        Genes, in this order; None for all.
+        Names of genes, in this order, or one name, or a mask of the model's genes; None for all.
     library_size
         Sum of a cell's expression over all genes: a number, "observed" for the molecules of
         the cell, or "latent" for the factor that scales the mean of its counts (the observed
