@@ -273,6 +273,33 @@ def test_outliers_are_left_out(covered):
         )
 
 
+def test_groups_without_outliers_give_one_warning(covered):
+    adata = covered.adata.copy()
+    adata.obs["few"] = ["a", "b"] + ["c"] * 148
+    with pytest.warns(VivaceWarning) as caught:
+        covered.differential_expression(adata, groupby="few", filter_outlier_cells=True, **FEW)
+    said = [str(w.message) for w in caught]
+    assert len(said) == 2
+    assert said[0].startswith("Each of 2 groups is one cell ('a', 'b')")
+    assert said[1] == (
+        "Could not detect outliers in 2 of 3 groups (of 1, 1 cells); all their cells were kept."
+    )
+
+
+def test_comparisons_that_are_confounded_give_one_warning(covered):
+    adata = covered.adata.copy()
+    adata.obs["part"] = adata.obs["batch"].astype(str) + adata.obs["donor"].astype(str)
+    with pytest.warns(VivaceWarning) as caught:
+        covered.differential_expression(
+            adata, groupby="part", group2="b0d0", batch_correction=["batch", "donor"], **FEW
+        )
+    (said,) = [str(w.message) for w in caught]
+    assert said.startswith(
+        "b1d0 vs b0d0: no category of 'batch' has cells of both groups (and 6 more "
+        "comparisons or columns like it)"
+    )
+
+
 @pytest.mark.filterwarnings("ignore:.*is one cell")
 def test_one_cell_is_a_group(covered):
     result = covered.differential_expression(idx1=[3], idx2=[5], **FEW)
