@@ -224,6 +224,7 @@ def test_every_option(covered, options):
         ({"n_samples_overall": 2.5}, ArgumentTypeError, ("n_samples_overall", "2.5")),
         ({"m_permutation": 0}, OptionError, ("m_permutation", "0")),
         ({"cred_interval_lvls": [0.5, 1.0]}, OptionError, ("cred_interval_lvls", "1.0")),
+        ({"cred_interval_lvls": "0.95"}, ArgumentTypeError, ("cred_interval_lvls", "'0.95'")),
         ({"cred_interval_lvls": ["a"]}, ArgumentTypeError, ("cred_interval_lvls", "'a'")),
         ({"weights": "equal"}, OptionError, ("weights", "'equal'", "'uniform'")),
         ({"weights": "importance", "importance_weighting_kwargs": {"max_cell": 3}},
@@ -284,6 +285,15 @@ def test_groups_without_outliers_give_one_warning(covered):
     assert said[1] == (
         "Could not detect outliers in 2 of 3 groups (of 1, 1 cells); all their cells were kept."
     )
+
+
+@pytest.mark.parametrize("form", [np.array, pd.Index, pd.Series, tuple])
+def test_columns_to_correct_for_may_be_an_array(covered, form):
+    expected = run_de(covered, batch_correction=["batch", "donor"])
+    result = run_de(covered, batch_correction=form(["batch", "donor"]))
+    pd.testing.assert_frame_equal(result, expected, check_flags=False)
+    result = run_de(covered, batch_correction=np.array("donor"))
+    pd.testing.assert_frame_equal(result, run_de(covered, batch_correction="donor"))
 
 
 def test_comparisons_that_are_confounded_give_one_warning(covered):

@@ -284,6 +284,8 @@ def _corrected_columns(self: Core, batch_correction: object) -> list[str]:
             )
         return [batch_key]
     names = [batch_correction] if isinstance(batch_correction, str) else batch_correction
+    if isinstance(names, np.ndarray | pd.Index | pd.Series):
+        names = names.tolist()
     if not isinstance(names, Sequence) or not all(isinstance(n, str) for n in names) or not names:
         raise ArgumentTypeError(
             "batch_correction must be True or False, or name the columns to correct for, not "

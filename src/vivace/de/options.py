@@ -110,7 +110,7 @@ def read_levels(value: object) -> tuple[float, ...]:
     if value is None:
         return ()
     listed = [value] if isinstance(value, Real) else value
-    if not isinstance(listed, Iterable):
+    if isinstance(listed, str) or not isinstance(listed, Iterable):
         raise ArgumentTypeError(
             f"cred_interval_lvls must be a list of numbers, not {brief(value)}."
         )

@@ -191,8 +191,8 @@ class Recipe:
         recipe = replace(self, **changes)
         if recipe.min_kl_weight > recipe.max_kl_weight:
             raise OptionError(
-                f"min_kl_weight ({recipe.min_kl_weight:g}) is above max_kl_weight "
-                f"({recipe.max_kl_weight:g}); lower one or raise the other."
+                f"min_kl_weight ({recipe.min_kl_weight:.12g}) is above max_kl_weight "
+                f"({recipe.max_kl_weight:.12g}); lower one or raise the other."
             )
         return recipe
 
