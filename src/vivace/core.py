@@ -23,11 +23,12 @@ from vivace.data.schema import Declarations, Schema, read_declarations
 from vivace.errors import ArgumentTypeError, DataError, NotTrainedError, OptionError, brief
 from vivace.nn import VAE, Dimensions
 from vivace.seeds import SeedStream, check_seed, torch_generator
+from vivace.selection import row_numbers
 from vivace.split import Split
 from vivace.state import TrainState
 from vivace.summary import summarise
 from vivace.types import Indices, Rows
-from vivace.validate import OPTIONAL_COUNT, READ_H5AD, check_anndata, checked, row_numbers
+from vivace.validate import OPTIONAL_COUNT, READ_H5AD, check_anndata, checked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -138,7 +139,7 @@ class Core:
                 "The counts were dropped by minify_adata, and this question needs them; pass data "
                 "with counts as adata=."
             )
-        rows = row_numbers(indices, source.n_cells)
+        rows = row_numbers(indices, self._resolve_adata(adata).obs_names)
         size = minibatch_size(batch_size, len(self.schema.genes))
         return Cells(self.module, source, rows, size, bool(silent))
 
@@ -247,7 +248,7 @@ class Core:
         try:
             place = torch.device(device)
             torch.empty(0, device=place)
-        except (AssertionError, ImportError, RuntimeError) as error:
+        except (AssertionError, ImportError, RuntimeError, ValueError) as error:
             raise OptionError(
                 f"device={brief(device)} is not a device of this machine; use for example 'cpu'."
             ) from error
@@ -290,7 +291,7 @@ def network_dimensions(schema: Schema) -> Dimensions:
 def minibatch_size(batch_size: int | None, n_genes: int) -> int:
     """Cells per minibatch: as given, from the settings, or chosen by the number of genes."""
     size = settings.batch_size if batch_size is None else batch_size
-    OPTIONAL_COUNT("batch_size", size)
+    size = OPTIONAL_COUNT("batch_size", size)
     return min(2048, max(256, (1 << 22) // n_genes)) if size is None else size
 
 

@@ -53,8 +53,8 @@ def setup_anndata(
     size_factor_key
         Column of obs with positive size factors, used in place of the library.
     categorical_covariate_keys, continuous_covariate_keys
-        Columns of obs with further covariates. Continuous ones may be in any unit: the model
-        standardises them, with mean and standard deviation of its own cells.
+        Columns of obs with further covariates: a list, or one name. Continuous ones may be in any
+        unit: the model standardises them, with mean and standard deviation of its own cells.
     allow_non_integer
         Accept counts that are not integers (for example after ambient removal), and
         negative values for ``gene_likelihood="normal"``.

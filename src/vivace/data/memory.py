@@ -17,7 +17,7 @@ from vivace.data.fingerprint import CsrFingerprint, DataFingerprint
 from vivace.data.minified import read_minified
 from vivace.data.schema import Schema
 from vivace.data.structure import check_structure
-from vivace.errors import DataError, MissingColumnError, near, warn
+from vivace.errors import DataError, MissingColumnError, brief, near, warn
 from vivace.ops.csr import SparseCounts
 from vivace.types import F32, I32, I64, Rows
 from vivace.validate import READ_H5AD, check_anndata
@@ -126,7 +126,7 @@ class MemorySource:
             key = origin.find_changed_column(adata, ignore)
             if key is not None:
                 raise DataError(
-                    f"obs[{key!r}] was changed after the model read it; restore it, create the "
+                    f"obs[{brief(key)}] was changed after the model read it; restore it, create the "
                     "model again, or pass adata= to read it again."
                 )
         if not self._arrays.matches(self.counts):
@@ -183,7 +183,7 @@ class MemorySource:
 def _keep_counts(layer: str | None) -> str:
     """The fix for counts that were changed, as a clause."""
     if layer is not None:
-        return f"restore layers[{layer!r}]"
+        return f"restore layers[{brief(layer)}]"
     return "keep them in a layer (adata.layers['counts'] = adata.X.copy(), layer='counts')"
 
 
@@ -254,7 +254,7 @@ def count_matrix(adata: AnnData, layer: str | None) -> sp.csr_matrix:
         )
     if layer is not None and layer not in adata.layers:
         raise MissingColumnError(
-            f"adata.layers has no {layer!r} (layer); {near(layer, adata.layers.keys())}"
+            f"adata.layers has no {brief(layer)} (layer); {near(layer, adata.layers.keys())}"
         )
     matrix: Any = adata.X if layer is None else adata.layers[layer]
     where = describe_location(layer)

@@ -27,7 +27,16 @@ from vivace.data.columns import (
     read_gene_names,
     read_numbers,
 )
-from vivace.errors import ArgumentTypeError, DataError, MissingColumnError, brief, list_names, near
+from vivace.errors import (
+    ArgumentTypeError,
+    DataError,
+    MissingColumnError,
+    brief,
+    list_names,
+    near,
+    one_line,
+)
+from vivace.selection import gene_mask
 from vivace.types import F32, I64, Category, Transform
 from vivace.validate import FLAG
 
@@ -100,7 +109,7 @@ def read_declarations(adata: AnnData) -> Declarations:
         return Declarations.from_json(text)
     except (ValueError, TypeError) as error:
         raise DataError(
-            f"adata.uns['{UNS_KEY}'] cannot be read ({error}); call SCVI.setup_anndata again."
+            f"adata.uns['{UNS_KEY}'] cannot be read ({one_line(error)}); call SCVI.setup_anndata again."
         ) from error
 
 
@@ -257,6 +266,8 @@ class Schema:
     def genes_at(self, gene_list: Sequence[str] | None) -> I64 | None:
         """Positions of the genes of ``gene_list``, in its order; None for all genes.
 
+        A mask, one boolean per gene of the model, selects genes in the model's order.
+
         Raises
         ------
         MissingColumnError
@@ -264,10 +275,19 @@ class Schema:
         """
         if gene_list is None:
             return None
-        if isinstance(gene_list, str | Set) or not isinstance(gene_list, Iterable):
+        if isinstance(gene_list, str):
+            gene_list = [gene_list]
+        if isinstance(gene_list, bytes | Set | Mapping) or not isinstance(gene_list, Iterable):
             raise ArgumentTypeError(
                 f"gene_list must be a list of gene names, in order, not {brief(gene_list)}."
             )
+        if not hasattr(gene_list, "__len__"):
+            gene_list = list(gene_list)
+        mask = gene_mask(gene_list, pd.Index(self.genes))
+        if mask is not None:
+            if not mask.any():
+                raise DataError("gene_list selects no gene; select one, or use None for all.")
+            return np.flatnonzero(mask)
         names = [str(g) for g in gene_list]
         if not names:
             raise DataError("gene_list is empty; name at least one gene, or use None for all.")
@@ -276,7 +296,7 @@ class Schema:
         if unknown:
             raise MissingColumnError(
                 f"{len(unknown)} of {len(names)} names in gene_list are not genes of the model "
-                f"(first: {unknown[0]!r}); {near(unknown[0], self.genes)}"
+                f"(first: {brief(unknown[0])}); {near(unknown[0], self.genes)}"
             )
         return np.asarray(positions, np.int64)
 

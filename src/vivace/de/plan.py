@@ -11,6 +11,7 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 from pandas.api.types import infer_dtype
+from pandas.errors import UndefinedVariableError
 
 from vivace.data.columns import (
     CategoryLookup,
@@ -19,9 +20,10 @@ from vivace.data.columns import (
     describe_missing_texts,
     plain_category,
 )
-from vivace.errors import ArgumentTypeError, DataError, OptionError, brief, near, warn
+from vivace.errors import DataError, OptionError, brief, list_names, near, one_line, warn
+from vivace.selection import row_numbers
 from vivace.types import Indices, Rows
-from vivace.validate import refuse_repeated_name, row_numbers
+from vivace.validate import refuse_repeated_name
 
 Selection = Indices | str | None
 _KINDS = {"string": "text", "integer": "numbers", "floating": "numbers", "boolean": "numbers"}
@@ -115,14 +117,23 @@ def plan_comparisons(
 
 
 def _warn_about_single_cells(plan: Plan) -> None:
+    single: dict[str, Comparison] = {}
     for comparison in plan.comparisons:
         sides = ((comparison.first,), comparison.second)
         for parts, name in zip(sides, (comparison.group1, comparison.group2), strict=True):
             if len(plan.rows(parts)) == 1:
-                warn(
-                    f"{comparison.name}: {name!r} is one cell, so the result describes that cell "
-                    "and not a group; give it more cells."
-                )
+                single[name] = comparison
+    if len(single) > 1:
+        warn(
+            f"Each of {len(single)} groups is one cell ({list_names(list(single))}), so their results "
+            "describe these cells and not groups; give them more cells."
+        )
+    elif single:
+        name, comparison = single.popitem()
+        warn(
+            f"{one_line(comparison.name)}: {brief(name)} is one cell, so the result describes that "
+            "cell and not a group; give it more cells."
+        )
 
 
 # ---- cells as rows ----------------------------------------------------------------------
@@ -143,7 +154,7 @@ def _plan_rows(adata: AnnData, idx1: Selection, idx2: Selection) -> Plan:
     shared = np.intersect1d(first, second)
     if len(shared):
         raise DataError(
-            f"idx1 and idx2 share {len(shared)} cells (first: {adata.obs_names[shared[0]]!r}); a "
+            f"idx1 and idx2 share {len(shared)} cells (first: {brief(adata.obs_names[shared[0]])}); a "
             "cell can only be on one side."
         )
     names = ("group1", "Rest" if idx2 is None else "group2")
@@ -152,42 +163,53 @@ def _plan_rows(adata: AnnData, idx1: Selection, idx2: Selection) -> Plan:
 
 def _select_rows(adata: AnnData, name: str, selection: Selection) -> Rows:
     """Row numbers from a mask, from row numbers, or from a query of obs."""
-    if isinstance(selection, pd.Series):
-        named = not isinstance(selection.index, pd.RangeIndex)
-        if selection.dtype == bool and named and not selection.index.equals(adata.obs_names):
-            # a mask in another order: its index says which cell each value is for
-            unique = selection.index.is_unique
-            if not unique or set(selection.index) != set(adata.obs_names):
-                raise DataError(
-                    f"{name} is a Series whose index is not obs_names; give one value per cell."
-                )
-            selection = selection.reindex(adata.obs_names)
-        selection = np.asarray(selection)
     if not isinstance(selection, str):
-        try:
-            return row_numbers(selection, adata.n_obs)
-        except (OptionError, ArgumentTypeError) as error:
-            raise type(error)(str(error).replace("indices", name)) from None
+        return row_numbers(selection, adata.obs_names, name)
+    start = f"{name}={brief(selection)}"
+    if "@" in selection or "__" in selection:  # Python's own names are not columns
+        raise OptionError(
+            f"{start} is not a query of obs; compare columns of obs, without @ and __."
+        )
     repeated = adata.obs.columns.duplicated(keep=False)  # pandas evaluates none beside them
     try:
-        if "@" in selection or "__" in selection:  # Python's own names are not columns
-            raise ValueError("a query compares columns of obs, without @ and __")
         obs = adata.obs.loc[:, ~repeated]
         _refuse_other_types(obs, name, selection)
-        mask = obs.eval(selection)
-        if not isinstance(mask, pd.Series) or mask.dtype != bool:
-            raise TypeError("it does not evaluate to True or False for each cell")
-        return np.flatnonzero(mask.to_numpy())
+        answer = obs.eval(selection, engine="python")
     except OptionError:
         raise
+    except UndefinedVariableError as error:
+        column = _undefined_name(error)
+        if column in adata.obs:
+            refuse_repeated_name(adata.obs, "obs", column, name)
+        raise OptionError(
+            f"{start} asks for {brief(column)}, which is not a column of obs; "
+            f"{near(column, adata.obs.columns)}"
+        ) from error
     except Exception as error:  # pandas raises errors of many kinds
         for key in adata.obs.columns[repeated]:
             if str(key) in selection:
                 refuse_repeated_name(adata.obs, "obs", key, name)
         raise OptionError(
-            f"{name}={brief(selection)} is not a valid query of obs "
-            f"({' '.join(str(error).split())}); {near(selection, adata.obs.columns)}"
+            f"{start} is not a valid query of obs ({one_line(error)}); compare columns of obs, such "
+            "as \"donor == 'd1'\"."
         ) from error
+    if not isinstance(answer, pd.Series) or len(answer) != adata.n_obs:
+        raise OptionError(
+            f"{start} does not evaluate to True or False for each cell; compare a column of obs."
+        )
+    known = answer.dropna()  # a missing value is no match, as in pandas' query
+    if infer_dtype(known) != "boolean" and len(known):
+        raise OptionError(
+            f"{start} gives {brief(known.tolist()[0])} for cell {brief(known.index[0])} of obs, not True "
+            "or False; compare it with a value, such as with ==."
+        )
+    rows: Rows = np.flatnonzero(answer.notna())[known.to_numpy(bool)]
+    return rows
+
+
+def _undefined_name(error: UndefinedVariableError) -> str:
+    """The name in pandas' message: name 'clustr' is not defined."""
+    return str(error).removeprefix("name ").removesuffix(" is not defined").strip("'\"")
 
 
 def _refuse_other_types(obs: pd.DataFrame, name: str, query: str) -> None:
@@ -243,7 +265,7 @@ def _plan_groups(adata: AnnData, groupby: str, group1: object, group2: object) -
         code = lookup.find(value)
         if code < 0:
             raise DataError(
-                f"obs[{groupby!r}] has no cells of {brief(value)} ({argument}); "
+                f"obs[{brief(groupby)}] has no cells of {brief(value)} ({argument}); "
                 f"{near(str(value), known)}"
             )
         return known[code]
@@ -255,12 +277,14 @@ def _plan_groups(adata: AnnData, groupby: str, group1: object, group2: object) -
     else:
         first = [find("group1", name) for name in named]
     if second in first:
-        raise DataError(f"{second!r} is both group1 and group2; a cell can only be on one side.")
+        raise DataError(
+            f"{brief(second)} is both group1 and group2; a cell can only be on one side."
+        )
     if len(set(first)) < len(first):
         raise OptionError("group1 names a group twice; name each once.")
     if len(known) == 1:
         raise DataError(
-            f"obs[{groupby!r}] has only one group, {known[0]!r}, and nothing to compare it with; "
+            f"obs[{brief(groupby)}] has only one group, {brief(known[0])}, and nothing to compare it with; "
             "choose another column."
         )
     names = first if second is None else [*first, second]
@@ -305,8 +329,8 @@ def read_replicates(adata: AnnData, sample_key: str, rows: Rows) -> NDArray[np.s
     if (codes < 0).any():
         cell = adata.obs_names[rows[int(np.argmin(codes))]]
         raise DataError(
-            f"obs[{sample_key!r}] (sample_key) has no value for {int((codes < 0).sum())} of the "
-            f"cells that are compared (first: {cell!r}); fill it in."
+            f"obs[{brief(sample_key)}] (sample_key) has no value for {int((codes < 0).sum())} of the "
+            f"cells that are compared (first: {brief(cell)}); fill it in."
         )
     _warn_about_missing_texts(column)
     names = np.array([str(c) for c in column.categories])

@@ -26,7 +26,7 @@ _GENE_WIDTH = 0.18  # inches, in the heat map
 _GROUP_HEIGHT = 0.22
 
 
-def _check_result(name: str, value: object) -> None:
+def _check_result(name: str, value: Any) -> Any:
     """Refuse anything but a frame with a comparison."""
     if not isinstance(value, pd.DataFrame):
         raise ArgumentTypeError(
@@ -34,10 +34,12 @@ def _check_result(name: str, value: object) -> None:
         )
     if "comparison" not in value or len(value) == 0:
         raise DataError("The frame has no comparison; give the result of differential_expression.")
+    return value
 
 
-def _check_cells(name: str, value: object) -> None:
+def _check_cells(name: str, value: Any) -> Any:
     check_anndata(f"{name} must be", value, READ_H5AD)
+    return value
 
 
 @checked(result=_check_result, n_genes=Int(at_least=0))
@@ -203,10 +205,10 @@ def _mean_expression(
     positions = pd.Index(read_gene_names(adata)).get_indexer(pd.Index(genes))
     if (positions < 0).any():
         missing = genes[int(np.argmin(positions))]
-        raise DataError(f"adata has no gene {missing!r}; {near(missing, adata.var_names)}")
+        raise DataError(f"adata has no gene {brief(missing)}; {near(missing, adata.var_names)}")
     if layer is not None and layer not in adata.layers:
         raise DataError(
-            f"adata.layers has no {layer!r} (layer); {near(layer, adata.layers.keys())}"
+            f"adata.layers has no {brief(layer)} (layer); {near(layer, adata.layers.keys())}"
         )
     matrix = adata.X if layer is None else adata.layers[layer]
     check_structure(matrix, describe_location(layer))

@@ -52,7 +52,8 @@ def posterior_predictive_sample(
     n_samples
         Samples per cell.
     gene_list
-        Genes, in this order; None for all. A gene's samples do not depend on the others.
+        Names of genes, in this order, or one name, or a mask of the model's genes; None for all.
+        A gene's samples do not depend on the others.
     out
         A path, to which AnnData's form of a sparse matrix is written as zarr, block by
         block; with several samples, one matrix in each of the groups "0", "1" and so on.

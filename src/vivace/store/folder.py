@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vivace.errors import ModelFileError
+from vivace.errors import ModelFileError, brief, one_line
 
 FORMAT_VERSION = 1
 _WEIGHTS, _MODEL, _HISTORY, _ADATA = (
@@ -190,7 +190,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     version = sections.get("format_version")
     if version != FORMAT_VERSION:
         raise ModelFileError(
-            f"{path} has format version {version!r}, but this vivace reads {FORMAT_VERSION}; "
+            f"{path} has format version {brief(version)}, but this vivace reads {FORMAT_VERSION}; "
             "open it with the version of vivace that wrote it."
         )
     missing = [name for name in _SECTIONS if name not in sections]
@@ -214,8 +214,7 @@ def _read_history(path: Path) -> pd.DataFrame:
 
 
 def _damaged(path: Path, file: str, why: object) -> ModelFileError:
-    reason = " ".join(str(why).split())
-    return ModelFileError(f"{path / file} is damaged ({reason}); save the model again.")
+    return ModelFileError(f"{path / file} is damaged ({one_line(why)}); save the model again.")
 
 
 def damaged_model(path: Path, why: object) -> ModelFileError:

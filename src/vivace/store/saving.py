@@ -14,7 +14,7 @@ from torch import Tensor
 from vivace.config import ModelConfig
 from vivace.core import Core, network_dimensions
 from vivace.data.schema import Schema
-from vivace.errors import ModelFileError, OptionError, list_names, warn
+from vivace.errors import ModelFileError, OptionError, list_names, one_line, warn
 from vivace.nn import VAE, Surgery, freeze_network
 from vivace.seeds import SeedStream, check_seed
 from vivace.split import Split
@@ -145,9 +145,9 @@ def restore(cls: type[M], path: Path, stored: StoredModel, adata: AnnData | None
     """The model with the contents that were read from ``path``."""
     sections = stored.sections
     if sections["class"] != cls.__name__:
+        name = one_line(sections["class"], 60)
         raise ModelFileError(
-            f"{path} holds a model of class {sections['class']}, not {cls.__name__}; load it "
-            f"with {sections['class']}.load, or vivace.model.load, which takes any."
+            f"{path} holds a model of class {name}, not {cls.__name__}; load it with {name}.load, or vivace.model.load, which takes any."
         )
     model = cls.__new__(cls)
     try:

@@ -18,15 +18,22 @@ from vivace.train.callbacks import Listeners
 from vivace.train.loop import FitResult, TrainOptions, choose_watched_rows, fit
 from vivace.train.recipe import METRICS, RECIPES, Recipe
 from vivace.train.stopping import Patience
-from vivace.types import Rows
-from vivace.validate import Choice, Int, Number, check_accelerator, check_mapping, checked
+from vivace.types import Rows, whole_number
+from vivace.validate import (
+    OPTIONAL_COUNT,
+    Choice,
+    Int,
+    Number,
+    check_accelerator,
+    check_mapping,
+    checked,
+)
 
 _NO_LIMIT = -1  # Lightning's max_steps
 
 
-def _check_max_steps(name: str, value: object) -> None:
-    if not isinstance(value, int | np.integer) or value != _NO_LIMIT:
-        Int(optional=True)(name, value)
+def _check_max_steps(name: str, value: Any) -> int | None:
+    return None if whole_number(value) == _NO_LIMIT else OPTIONAL_COUNT(name, value)
 
 
 @checked(
@@ -166,7 +173,7 @@ def train(
     options = TrainOptions(
         recipe=plan,
         epochs=max_epochs,
-        max_steps=None if max_steps == _NO_LIMIT else max_steps,
+        max_steps=max_steps,
         batch_size=batch_size,
         patience=patience,
         continues=state.trained,

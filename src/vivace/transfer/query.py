@@ -19,6 +19,7 @@ from vivace.errors import (
     DataError,
     NotTrainedError,
     OptionError,
+    brief,
     list_names,
     warn,
 )
@@ -27,7 +28,7 @@ from vivace.seeds import SeedStream, check_seed
 from vivace.split import hash_names
 from vivace.store.saving import load
 from vivace.transfer.categories import extend_schema
-from vivace.validate import check_anndata, checked
+from vivace.validate import check_anndata, checked, folder_path
 
 M = TypeVar("M", bound=Core)
 
@@ -164,7 +165,7 @@ def load_query_data(
 def _read_reference(cls: type[M], value: object) -> M:
     """The reference, which must be a trained model of this class."""
     if isinstance(value, str | Path):
-        reference = load(cls, value)
+        reference = load(cls, folder_path(value, "reference_model"))
     elif isinstance(value, cls):
         reference = value
     else:
@@ -199,7 +200,7 @@ def _check_query(
     if missing:
         raise DataError(
             f"The query lacks {len(missing):,} of the reference's {len(schema.genes):,} genes "
-            f"(first: {missing[0]!r}); align its var_names with "
+            f"(first: {brief(missing[0])}); align its var_names with "
             f"{type(reference).__name__}.prepare_query_anndata(query, model)."
         )
 
