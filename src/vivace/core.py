@@ -26,7 +26,7 @@ from vivace.seeds import SeedStream, check_seed
 from vivace.state import TrainState
 from vivace.summary import summarise
 from vivace.types import Indices, Rows
-from vivace.validate import OPTIONAL_COUNT, READ_H5AD, check_anndata, checked, row_numbers
+from vivace.validate import OPTIONAL_COUNT, check_anndata, checked, row_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,7 +69,7 @@ class Core:
     module: VAE
 
     def __init__(self, adata: AnnData, config: ModelConfig) -> None:
-        check_anndata(f"{type(self).__name__} takes", adata, READ_H5AD)
+        check_anndata(f"{type(self).__name__} takes", adata)
         refuse_without_counts(adata)
         schema = Schema.from_anndata(adata, read_declarations(adata))
         _check_columns(config, schema.declarations)

@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from vivace.errors import ArgumentTypeError, DataError, OptionError, brief, list_names, near
 from vivace.pl.canvas import need_plotting, new_axes, save_axes
 from vivace.types import F64, Bool
-from vivace.validate import READ_H5AD, Int, check_anndata, checked
+from vivace.validate import Int, check_anndata, checked
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -34,7 +34,7 @@ def _check_result(name: str, value: object) -> None:
 
 
 def _check_cells(name: str, value: object) -> None:
-    check_anndata(f"{name} must be", value, READ_H5AD)
+    check_anndata(f"{name} must be", value)
 
 
 @checked(result=_check_result, n_genes=Int(at_least=0))

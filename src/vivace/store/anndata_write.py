@@ -1,0 +1,289 @@
+"""Writes an AnnData as h5ad or zarr; what the formats cannot hold is refused by name beforehand."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+from anndata.io import read_elem, write_elem
+
+from vivace.errors import DataError, brief
+from vivace.store.anndata_read import brief_reason
+
+_NUMBERS = "biufc"
+_REMEDIES: tuple[tuple[str, Callable[[Any], Any]], ...] = (
+    (
+        "{}.map(bytes.decode, na_action='ignore')",
+        lambda column: column.map(bytes.decode, na_action="ignore"),
+    ),
+    ("{}.astype(str)", lambda column: column.astype(str)),
+    ("{}.str.replace('\\0', '')", lambda column: column.astype(object).str.replace("\0", "")),
+)
+
+
+def storable(adata: anndata.AnnData, alternative: str = "") -> anndata.AnnData:
+    """The same data in a form that h5ad and zarr hold; matrices are shared, not copied.
+
+    Text becomes categorical, as anndata's writers do it, but not in ``adata`` itself. Columns of
+    objects that are all numbers or all True and False become numbers and booleans.
+
+    Parameters
+    ----------
+    adata
+        The data.
+    alternative
+        What to do instead of changing them, as a clause, for messages.
+
+    Raises
+    ------
+    DataError
+        If a column, or another element, would not be read back as it is; the message names it.
+    """
+    frames = {
+        name: _plain_frame(getattr(adata, name), name, alternative) for name in ("obs", "var")
+    }
+    parts = {
+        name: {key: _plain_array(value) for key, value in getattr(adata, name).items()}
+        for name in ("layers", "obsm", "varm", "obsp", "varp")
+    }
+    raw = None
+    if adata.raw is not None:
+        raw = {
+            "X": _plain_array(adata.raw.X),
+            "var": _plain_frame(adata.raw.var, "raw.var", alternative),
+            "varm": dict(adata.raw.varm),
+        }
+    copy = anndata.AnnData(_plain_array(adata.X), **frames, **parts, uns=dict(adata.uns), raw=raw)
+    copy.strings_to_categoricals()
+    if copy.raw is not None:
+        copy.strings_to_categoricals(copy.raw.var)
+    for name, refused in _refusals(copy, adata):
+        raise DataError(f"{name} {refused}{f', or {alternative}' * bool(alternative)}.")
+    return copy
+
+
+def write_storable(
+    adata: anndata.AnnData, new: Path, compression: Mapping[str, Any] | None = None
+) -> None:
+    """Write what :func:`storable` returned as h5ad.
+
+    Parameters
+    ----------
+    adata
+        The data.
+    new
+        Where.
+    compression
+        As :func:`read_compression` returns it; None for none.
+    """
+    adata.write_h5ad(new, **(compression or {}))
+
+
+def read_compression(path: Path) -> dict[str, Any]:
+    """How the counts in an h5ad file are compressed, as arguments of ``write_h5ad``.
+
+    Zarr stores, and filters that not every HDF5 has, are answered by gzip.
+    """
+    if path.is_dir():
+        return {"compression": "gzip"}
+    with h5py.File(path) as file:
+        found = file.get("X", None)
+        if found is None:
+            found = next(iter(file.get("layers", {}).values()), None)
+        if isinstance(found, h5py.Group):
+            found = found.get("data", None)
+        if not isinstance(found, h5py.Dataset):
+            return {}
+        if found.compression in ("gzip", "lzf"):
+            options = {"compression_opts": found.compression_opts}
+            return {"compression": found.compression} | (
+                options if found.compression == "gzip" else {}
+            )
+        filters = found.id.get_create_plist()
+        codes = {filters.get_filter(i)[0] for i in range(filters.get_nfilters())}
+        rearranging = {h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
+        return {"compression": "gzip"} if codes - rearranging else {}
+
+
+def _plain_frame(frame: pd.DataFrame, name: str, alternative: str) -> pd.DataFrame:
+    """A copy with plain columns, each of which is named once."""
+    repeated = frame.columns[frame.columns.duplicated()]
+    if len(repeated):
+        raise DataError(
+            f"{name} has two columns named {brief(repeated[0])}, which h5ad cannot hold; keep one "
+            f"with adata.{name} = adata.{name}.loc[:, ~adata.{name}.columns.duplicated()]"
+            f"{f', or {alternative}' * bool(alternative)}."
+        )
+    plain = frame.copy()
+    for key in plain:
+        column = plain[key]
+        if isinstance(column.dtype, pd.StringDtype):
+            plain[key] = column.astype(object)
+        elif column.dtype == object:
+            plain[key] = column.infer_objects()
+    return plain
+
+
+def _plain_array(value: Any) -> Any:
+    """NumPy's subclasses, such as a memory-mapped file, as plain arrays on the same memory."""
+    is_subclass = isinstance(value, np.ndarray) and type(value) is not np.ndarray
+    return np.asarray(value) if is_subclass and value.dtype.names is None else value
+
+
+def _refusals(copy: anndata.AnnData, adata: anndata.AnnData) -> Iterator[tuple[str, str]]:
+    """Name and message of each element that is not read back as it was."""
+    for name in ("obs", "var"):
+        yield from _refuse_frame(f"adata.{name}", getattr(copy, name), getattr(adata, name))
+        names = pd.Series(np.asarray(getattr(copy, f"{name}_names"), object))
+        if (why := _loss(names)) is not None:
+            yield f"adata.{name}_names", f"cannot be held by h5ad ({why}); rename them"
+    if copy.raw is not None:
+        yield from _refuse_frame("adata.raw.var", copy.raw.var, adata.raw.var)
+        yield from _refuse_value("adata.raw.X", copy.raw.X)
+    yield from _refuse_value("adata.X", copy.X)
+    for name in ("layers", "obsm", "varm", "obsp", "varp"):
+        for key, value in getattr(copy, name).items():
+            yield from _refuse_key(f"adata.{name}", key)
+            yield from _refuse_value(f"adata.{name}[{key!r}]", value)
+    yield from _refuse_dict("adata.uns", copy.uns)
+
+
+def _refuse_frame(
+    name: str, frame: pd.DataFrame, original: pd.DataFrame | None = None
+) -> Iterator[tuple[str, str]]:
+    for key in frame:
+        if not isinstance(key, str):
+            yield (
+                name,
+                (
+                    f"has a column with the name {brief(key)}, which is no text; rename it with "
+                    f"{name}.columns = {name}.columns.astype(str)"
+                ),
+            )
+            continue
+        yield from _refuse_key(name, key)
+        why = _loss(_sample(frame[key]))
+        if why is not None:
+            column = (frame if original is None else original)[key]
+            yield f"{name}[{key!r}]", _remedy(f"{name}[{key!r}]", column, why)
+    try:
+        back = _write_and_read(frame.iloc[:1])
+        lost = list(back.columns) != list(frame.columns) and "its columns change"
+    except Exception as reason:
+        lost = brief_reason(reason)
+    if lost:
+        yield name, f"cannot be held by h5ad ({lost}); rename its index or columns"
+
+
+def _remedy(place: str, column: pd.Series[Any], why: str) -> str:
+    """The message for a column: why it is refused, and a line that makes it storable."""
+    values = column[~column.isna()]
+    kind = type(values.iloc[0]).__name__ if len(values) else str(column.dtype)
+    said = f"holds values of type {kind}, which h5ad cannot hold ({why}); "
+    for text, change in _REMEDIES:
+        try:
+            changed = change(column)
+            if _loss(_sample(_categorical(changed))) is None:
+                return f"{said}replace it with {place} = {text.format(place)}"
+        except Exception:  # this one does not apply
+            continue
+    return f"{said}drop it with del {place}"
+
+
+def _refuse_dict(name: str, values: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        place = f"{name}[{key!r}]"
+        if not isinstance(key, str):
+            yield place, f"has a name that is no text; rename it, or drop it with del {place}"
+            continue
+        yield from _refuse_key(name, key)
+        if isinstance(value, Mapping):
+            yield from _refuse_dict(place, value)
+        else:
+            yield from _refuse_value(place, value)
+
+
+def _refuse_key(name: str, key: Any) -> Iterator[tuple[str, str]]:
+    if not isinstance(key, str) or not key or "/" in key or "\0" in key or key == ".":
+        yield (
+            name,
+            (
+                f"has the name {brief(key)}, which h5ad cannot hold (names are text without '/'); "
+                "rename it"
+            ),
+        )
+
+
+def _refuse_value(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, pd.DataFrame):
+        yield from _refuse_frame(name, value)
+        return
+    sliceable = hasattr(value, "shape") and hasattr(value, "dtype") and len(value.shape)
+    # The values of an array of numbers do not matter.
+    part = value[:1] if sliceable and value.dtype.kind in _NUMBERS else value
+    why = _loss(part)
+    if why is not None:
+        yield (
+            name,
+            (f"is a {type(value).__name__} that h5ad cannot hold ({why}); drop it with del {name}"),
+        )
+
+
+def _sample(column: pd.Series[Any]) -> pd.Series[Any]:
+    """As much of a column as shows whether it can be held."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        categories = column.cat.categories
+        codes = np.arange(-1, len(categories))
+        return pd.Series(pd.Categorical.from_codes(codes, dtype=column.dtype))
+    is_plain = isinstance(column.dtype, np.dtype) and column.dtype.kind in _NUMBERS
+    return (column.iloc[:1] if is_plain else column).reset_index(drop=True)
+
+
+def _categorical(column: pd.Series[Any]) -> pd.Series[Any]:
+    return column.astype("category") if column.dtype == object else column
+
+
+def _loss(value: Any) -> str | None:
+    """Why a value is not read back as it is; None if it is."""
+    try:
+        back = _write_and_read(value)
+    except Exception as reason:  # anndata, h5py and pandas have many ways to refuse
+        return brief_reason(reason)
+    try:
+        return None if _same(value, back) else "it would be read back differently"
+    except Exception:  # no comparison of such values
+        return None
+
+
+def _write_and_read(value: Any) -> Any:
+    if isinstance(value, pd.Series):
+        frame = value.to_frame("column")
+        frame.index = frame.index.astype(str)
+        return _write_and_read(frame)["column"]
+    with h5py.File(io.BytesIO(), "w") as file:
+        write_elem(file, "value", value)
+        return read_elem(file["value"])
+
+
+def _same(value: Any, back: Any) -> bool:
+    if isinstance(value, pd.Series):
+        a, b = np.asarray(value, object), np.asarray(back, object)
+        missing = np.asarray(value.isna())
+        return bool(
+            (missing == np.asarray(back.isna())).all() and (a[~missing] == b[~missing]).all()
+        )
+    if isinstance(value, list | tuple):
+        value = np.asarray([np.asarray(v, object) for v in value], object)
+    if isinstance(value, np.ndarray) and value.dtype.names is None:
+        if value.dtype.kind in "iufc":
+            return bool(np.array_equal(value, back, equal_nan=True))
+        return bool(np.array_equal(value.astype(object), np.asarray(back, object)))
+    if value is None or isinstance(value, str | bytes | int | float | complex | np.generic):
+        return bool(value == back or (value != value and back != back))
+    return True
