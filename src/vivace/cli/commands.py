@@ -260,9 +260,9 @@ def map_query(
     # Refuse invalid arguments before training.
     _use_threads(threads)
     inputs = [model, data, reference]
-    _check_output(output, _ANNDATA, overwrite, [*inputs, save_model])
+    _check_output(output, _ANNDATA, overwrite, inputs)
     if save_model is not None:
-        check_apart(save_model, inputs)
+        check_apart(save_model, [*inputs, output])
         check_place(save_model, overwrite)
     _check_key(key_added)
     limits = {name: labelling[name] for name in ("max_novelty", "min_probability")}

@@ -150,7 +150,7 @@ def _read_stamp(adata: AnnData) -> dict[str, Any]:
     try:
         stamp: dict[str, Any] = json.loads(adata.uns[KEY])
         complete = {"type", "model", "latent_library", "n_latent"} <= set(stamp)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         complete = False
     if not complete:
         raise DataError(

@@ -24,20 +24,12 @@ _BEGINNINGS = {  # of files in other formats: what they are, and what to do
         "it looks like a pickle, which can run code",
         "open it where it was made, and write the AnnData with adata.write_h5ad",
     ),
-    b"%%MatrixMarket": (
-        "it is a matrix in text form (mtx)",
-        "convert it, and its genes and cells, with scanpy.read_10x_mtx(FOLDER).write_h5ad(FILE)",
-    ),
     b"PAR1": (
         "it is a parquet table",
         "make an AnnData of it, anndata.AnnData(pandas.read_parquet(FILE)), and write that",
     ),
     b"\x93NUMPY": ("it is a NumPy array", "make an AnnData of it, and write that"),
 }
-_TEXT = (
-    "it is a text file",
-    "convert a table of cells x genes with scanpy.read_csv(FILE).write_h5ad(OTHER_FILE)",
-)
 _R_ENDINGS = (".rds", ".rda", ".rdata", ".robj")
 _R = ("it is an R object", "write it as h5ad in R, for example with zellkonverter::writeH5AD")
 
@@ -89,9 +81,22 @@ def _describe_other(path: Path) -> tuple[str, str] | None:
     for start, what in _BEGINNINGS.items():
         if beginning.startswith(start):
             return what
-    if b"\0" not in beginning:
-        return _TEXT
-    return None
+    return None if b"\0" in beginning else _describe_text(path, beginning)
+
+
+def _describe_text(path: Path, beginning: bytes) -> tuple[str, str]:
+    if beginning.startswith(b"%%MatrixMarket"):
+        return (
+            "it is a matrix in text form (mtx)",
+            "convert it, with the tables of genes and cells beside it, by "
+            f"scanpy.read_10x_mtx({str(path.parent)!r}).write_h5ad(FILE)",
+        )
+    separator = ", delimiter='\\t'" if b"\t" in beginning.partition(b"\n")[0] else ""
+    return (
+        "it is a text file",
+        "convert a table with a row per cell by "
+        f"scanpy.read_csv({str(path)!r}{separator}).write_h5ad(FILE)",
+    )
 
 
 def _describe_folder(path: Path) -> tuple[str, str] | None:
@@ -108,7 +113,9 @@ def _describe_folder(path: Path) -> tuple[str, str] | None:
             "it is a folder of 10x matrices",
             f"convert it with scanpy.read_10x_mtx({str(path)!r}).write_h5ad(FILE)",
         )
-    return "it is a folder", "give the h5ad file in it" if names else "check the path"
+    if not names:
+        return "it is an empty folder", "check the path"
+    return "it is a folder", "give the h5ad file in it"
 
 
 def _describe_store(root: Any, path: Path) -> tuple[str, str] | None:
@@ -119,7 +126,7 @@ def _describe_store(root: Any, path: Path) -> tuple[str, str] | None:
     quoted = repr(str(path))
     if "mod" in names or kind.lower() == "mudata":
         modalities = sorted(root["mod"]) if "mod" in names else []
-        first = modalities[0] if modalities else "rna"
+        first = "rna" if "rna" in modalities or not modalities else modalities[0]
         listed = f" of {list_names(modalities)}" if modalities else ""
         read = "read_zarr" if path.is_dir() else "read_h5mu"
         return (
@@ -149,54 +156,54 @@ def _describe_store(root: Any, path: Path) -> tuple[str, str] | None:
             "it is an h5Seurat file",
             f"convert it in R with SeuratDisk::Convert({quoted}, dest = 'h5ad')",
         )
-    holds = list_names(sorted(names)) if names else "nothing"
-    return f"it holds no AnnData but {holds}", "write one with adata.write_h5ad"
+    holds = f"no AnnData but {list_names(sorted(names))}" if names else "nothing"
+    return f"it holds {holds}", "write an AnnData with adata.write_h5ad"
 
 
 def _describe_failure(path: Path, reason: Exception) -> str:
     """Which element anndata could not read; only the reason if it cannot be found."""
     try:
-        failing = _find_failing(path)
+        failing = _find_failing(path, reason)
     except Exception:  # the file is damaged
         failing = None
     if failing is None:
+        if isinstance(reason, OSError) and reason.strerror:  # no permission, a name too long
+            return f"{path} cannot be read ({reason.strerror}); check the path."
         said = brief_reason(reason)
         said = "cut off" if "truncated file" in said else f"damaged ({said})"
         return f"{path} cannot be read as h5ad: it is {said}; copy it or write it again."
     name, encoding, registered, cause = failing
+    name = name or "it"
     if registered:
         return (
-            f"{path} cannot be read as h5ad: {name} is damaged ({brief_reason(cause)}); write the "
-            "file again, or without it."
+            f"{path} cannot be read as h5ad: {name} is damaged ({brief_reason(cause)}); copy the file "
+            f"or write it again{', or write it without ' + name if name != 'it' else ''}."
         )
+    without = ", or write the file without it" if name != "it" else ""
     return (
         f"{path} cannot be read as h5ad: {name} is of a kind ({encoding}) that anndata "
-        f"{version('anndata')} cannot read; update anndata, or write the file without it."
+        f"{version('anndata')} cannot read; update anndata{without}."
     )
 
 
-def _find_failing(path: Path) -> tuple[str, str, bool, Exception] | None:
+def _find_failing(path: Path, reason: Exception) -> tuple[str, str, bool, Exception]:
     """The smallest element that cannot be read: name, encoding, whether its kind is known, and why."""
     if path.is_dir():
         import zarr
 
-        return _descend(zarr.open_group(str(path), mode="r"), "", None)
+        return _descend(zarr.open_group(str(path), mode="r"), "", reason)
     with h5py.File(path) as file:
-        return _descend(file, "", None)
+        return _descend(file, "", reason)
 
 
-def _descend(
-    element: Any, name: str, cause: Exception | None
-) -> tuple[str, str, bool, Exception] | None:
+def _descend(element: Any, name: str, cause: Exception) -> tuple[str, str, bool, Exception]:
     for key in element if hasattr(element, "keys") else ():
-        inner = f"{name}/{key}".lstrip("/")
+        inner = f"{name}/{key}" if name else key
         try:
             # a child without an encoding is an array of old versions, or a folder of elements
             anndata.io.read_elem(element[key])
         except Exception as reason:
             return _descend(element[key], inner, reason)
-    if cause is None:
-        return None
     kind, number = (element.attrs.get(f"encoding-{part}", "") for part in ("type", "version"))
     registered = type(cause).__name__ != "IORegistryError"
     return name, f"{brief(str(kind))} {number}".strip(), registered, cause

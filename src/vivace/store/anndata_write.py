@@ -11,6 +11,7 @@ import anndata
 import h5py
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 from anndata.io import read_elem, write_elem
 
 from vivace.errors import DataError, brief
@@ -23,6 +24,7 @@ _REMEDIES: tuple[tuple[str, Callable[[Any], Any]], ...] = (
         lambda column: column.map(bytes.decode, na_action="ignore"),
     ),
     ("{}.astype(str)", lambda column: column.astype(str)),
+    ("{}.astype(object).astype(str)", lambda column: column.astype(object).astype(str)),
     ("{}.str.replace('\\0', '')", lambda column: column.astype(object).str.replace("\0", "")),
 )
 
@@ -38,7 +40,7 @@ def storable(adata: anndata.AnnData, alternative: str = "") -> anndata.AnnData:
     adata
         The data.
     alternative
-        What to do instead of changing them, as a clause, for messages.
+        What to do instead of changing them; closes a message.
 
     Raises
     ------
@@ -59,12 +61,14 @@ def storable(adata: anndata.AnnData, alternative: str = "") -> anndata.AnnData:
             "var": _plain_frame(adata.raw.var, "raw.var", alternative),
             "varm": dict(adata.raw.varm),
         }
-    copy = anndata.AnnData(_plain_array(adata.X), **frames, **parts, uns=dict(adata.uns), raw=raw)
+    copy = anndata.AnnData(
+        _plain_array(adata.X), **frames, **parts, uns=_plain_dict(adata.uns), raw=raw
+    )
     copy.strings_to_categoricals()
     if copy.raw is not None:
         copy.strings_to_categoricals(copy.raw.var)
     for name, refused in _refusals(copy, adata):
-        raise DataError(f"{name} {refused}{f', or {alternative}' * bool(alternative)}.")
+        raise DataError(f"{name} {refused}{alternative}.")
     return copy
 
 
@@ -116,17 +120,22 @@ def _plain_frame(frame: pd.DataFrame, name: str, alternative: str) -> pd.DataFra
     repeated = frame.columns[frame.columns.duplicated()]
     if len(repeated):
         raise DataError(
-            f"{name} has two columns named {brief(repeated[0])}, which h5ad cannot hold; keep one "
+            f"adata.{name} has two columns named {brief(repeated[0])}, which h5ad cannot hold; keep one "
             f"with adata.{name} = adata.{name}.loc[:, ~adata.{name}.columns.duplicated()]"
-            f"{f', or {alternative}' * bool(alternative)}."
+            f"{alternative}."
         )
     plain = frame.copy()
     for key in plain:
         column = plain[key]
+        is_extension = not isinstance(column.dtype, np.dtype)
         if isinstance(column.dtype, pd.StringDtype):
             plain[key] = column.astype(object)
+        elif isinstance(column.dtype, pd.SparseDtype):
+            plain[key] = column.sparse.to_dense()
+        elif is_extension and pd.api.types.is_float_dtype(column.dtype):
+            plain[key] = column.to_numpy(np.float64, na_value=np.nan)
         elif column.dtype == object:
-            plain[key] = column.infer_objects()
+            plain[key] = np.nan if column.isna().all() else column.infer_objects()
     return plain
 
 
@@ -136,13 +145,20 @@ def _plain_array(value: Any) -> Any:
     return np.asarray(value) if is_subclass and value.dtype.names is None else value
 
 
+def _plain_dict(values: Mapping[Any, Any]) -> dict[Any, Any]:
+    return {
+        key: _plain_dict(value) if isinstance(value, Mapping) else _plain_array(value)
+        for key, value in values.items()
+    }
+
+
 def _refusals(copy: anndata.AnnData, adata: anndata.AnnData) -> Iterator[tuple[str, str]]:
     """Name and message of each element that is not read back as it was."""
     for name in ("obs", "var"):
-        yield from _refuse_frame(f"adata.{name}", getattr(copy, name), getattr(adata, name))
         names = pd.Series(np.asarray(getattr(copy, f"{name}_names"), object))
-        if (why := _loss(names)) is not None:
+        if (why := _column_loss(names)) is not None:
             yield f"adata.{name}_names", f"cannot be held by h5ad ({why}); rename them"
+        yield from _refuse_frame(f"adata.{name}", getattr(copy, name), getattr(adata, name))
     if copy.raw is not None:
         yield from _refuse_frame("adata.raw.var", copy.raw.var, adata.raw.var)
         yield from _refuse_value("adata.raw.X", copy.raw.X)
@@ -168,39 +184,39 @@ def _refuse_frame(
             )
             continue
         yield from _refuse_key(name, key)
-        why = _loss(_sample(frame[key]))
+        why = _column_loss(frame[key])
         if why is not None:
             column = (frame if original is None else original)[key]
             yield f"{name}[{key!r}]", _remedy(f"{name}[{key!r}]", column, why)
     try:
-        back = _write_and_read(frame.iloc[:1])
-        lost = list(back.columns) != list(frame.columns) and "its columns change"
+        _write_and_read(frame.iloc[:1])
     except Exception as reason:
-        lost = brief_reason(reason)
-    if lost:
-        yield name, f"cannot be held by h5ad ({lost}); rename its index or columns"
+        yield name, f"cannot be held by h5ad ({brief_reason(reason)}); rename its index or columns"
 
 
 def _remedy(place: str, column: pd.Series[Any], why: str) -> str:
     """The message for a column: why it is refused, and a line that makes it storable."""
-    values = column[~column.isna()]
-    kind = type(values.iloc[0]).__name__ if len(values) else str(column.dtype)
-    said = f"holds values of type {kind}, which h5ad cannot hold ({why}); "
+    kinds = sorted({type(value).__name__ for value in column[~column.isna()]})
+    if kinds == ["str"]:
+        said = f"holds text that h5ad cannot hold ({why}); "
+    else:
+        types = " and ".join(kinds[:2]) + " and others" * (len(kinds) > 2)
+        said = f"holds values of type {types or column.dtype}, which h5ad cannot hold; "
     for text, change in _REMEDIES:
         try:
             changed = change(column)
-            if _loss(_sample(_categorical(changed))) is None:
-                return f"{said}replace it with {place} = {text.format(place)}"
+            if changed.isna().equals(column.isna()) and _column_loss(_categorical(changed)) is None:
+                return f"{said}make it {text.format(place)}"
         except Exception:  # this one does not apply
             continue
-    return f"{said}drop it with del {place}"
+    return f"{said}drop it, del {place}"
 
 
 def _refuse_dict(name: str, values: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
     for key, value in values.items():
         place = f"{name}[{key!r}]"
         if not isinstance(key, str):
-            yield place, f"has a name that is no text; rename it, or drop it with del {place}"
+            yield place, f"has a name that is no text; rename it, or drop it, del {place}"
             continue
         yield from _refuse_key(name, key)
         if isinstance(value, Mapping):
@@ -224,15 +240,28 @@ def _refuse_value(name: str, value: Any) -> Iterator[tuple[str, str]]:
     if isinstance(value, pd.DataFrame):
         yield from _refuse_frame(name, value)
         return
-    sliceable = hasattr(value, "shape") and hasattr(value, "dtype") and len(value.shape)
-    # The values of an array of numbers do not matter.
-    part = value[:1] if sliceable and value.dtype.kind in _NUMBERS else value
-    why = _loss(part)
+    is_array = isinstance(value, np.ndarray) or hasattr(value, "tocsr")
+    if is_array and value.ndim and value.dtype.kind in _NUMBERS and not sp.issparse(value):
+        value = value[:1]  # the values of an array of numbers do not matter
+    elif sp.issparse(value) and value.format in ("csr", "csc"):
+        value = value[:1]
+    why = _loss(value)
     if why is not None:
+        reason = "" if why.startswith("No method registered") else f" ({why})"
         yield (
             name,
-            (f"is a {type(value).__name__} that h5ad cannot hold ({why}); drop it with del {name}"),
+            (
+                f"is of type {type(value).__name__} and cannot be held by h5ad{reason}; drop it, "
+                f"del {name}"
+            ),
         )
+
+
+def _column_loss(column: pd.Series[Any]) -> str | None:
+    """Why a column is not read back as it is; None if it is."""
+    frame = _sample(column).to_frame("column")
+    frame.index = frame.index.astype(str)
+    return _loss(frame)
 
 
 def _sample(column: pd.Series[Any]) -> pd.Series[Any]:
@@ -241,8 +270,20 @@ def _sample(column: pd.Series[Any]) -> pd.Series[Any]:
         categories = column.cat.categories
         codes = np.arange(-1, len(categories))
         return pd.Series(pd.Categorical.from_codes(codes, dtype=column.dtype))
-    is_plain = isinstance(column.dtype, np.dtype) and column.dtype.kind in _NUMBERS
+    is_number = isinstance(column.dtype, np.dtype) and column.dtype.kind in _NUMBERS
+    is_plain = is_number or (column.dtype == object and _is_plain_text(column))
     return (column.iloc[:1] if is_plain else column).reset_index(drop=True)
+
+
+def _is_plain_text(column: pd.Series[Any]) -> bool:
+    """Whether all values are text that HDF5 holds; much faster than to write and read them."""
+    if pd.api.types.infer_dtype(column, skipna=False) != "string":
+        return False
+    text = "".join(column)
+    try:
+        return "\0" not in text and (text.isascii() or bool(text.encode()))
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
 
 
 def _categorical(column: pd.Series[Any]) -> pd.Series[Any]:
@@ -262,21 +303,15 @@ def _loss(value: Any) -> str | None:
 
 
 def _write_and_read(value: Any) -> Any:
-    if isinstance(value, pd.Series):
-        frame = value.to_frame("column")
-        frame.index = frame.index.astype(str)
-        return _write_and_read(frame)["column"]
     with h5py.File(io.BytesIO(), "w") as file:
         write_elem(file, "value", value)
         return read_elem(file["value"])
 
 
 def _same(value: Any, back: Any) -> bool:
-    if isinstance(value, pd.Series):
-        a, b = np.asarray(value, object), np.asarray(back, object)
-        missing = np.asarray(value.isna())
-        return bool(
-            (missing == np.asarray(back.isna())).all() and (a[~missing] == b[~missing]).all()
+    if isinstance(value, pd.DataFrame):
+        return list(value) == list(back) and all(
+            _same_column(value[key], back[key]) for key in value
         )
     if isinstance(value, list | tuple):
         value = np.asarray([np.asarray(v, object) for v in value], object)
@@ -287,3 +322,8 @@ def _same(value: Any, back: Any) -> bool:
     if value is None or isinstance(value, str | bytes | int | float | complex | np.generic):
         return bool(value == back or (value != value and back != back))
     return True
+
+
+def _same_column(column: pd.Series[Any], back: pd.Series[Any]) -> bool:
+    a, b, missing = np.asarray(column, object), np.asarray(back, object), column.isna().to_numpy()
+    return bool((missing == back.isna().to_numpy()).all() and (a[~missing] == b[~missing]).all())

@@ -31,7 +31,7 @@ _WEIGHTS, _MODEL, _HISTORY, _ADATA = (
     "history.csv",
     "adata.h5ad",
 )
-WITHOUT_DATA = "save the model without its data (save_anndata=False)"
+WITHOUT_DATA = " before setup_anndata, or save the model without its data (save_anndata=False)"
 _SECTIONS = ("class", "config", "schema", "training", "seed")
 
 

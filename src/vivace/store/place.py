@@ -52,10 +52,15 @@ def check_free(path: Path, overwrite: bool = False) -> None:
 def check_apart(path: Path, inputs: Sequence[Path | None]) -> None:
     """Refuse to write onto an input, into it, or onto a folder that holds it."""
     for other in inputs:
-        if other is not None and (_holds(path, other) or _holds(other, path)):
+        if other is None:
+            continue
+        lies, holds = _holds(other, path), _holds(path, other)
+        if lies and holds:
+            raise OptionError(f"{path} is {other}, which the command reads; choose another path.")
+        if lies or holds:
             raise OptionError(
-                f"{path} would be written onto or into {other}, which the command reads or writes "
-                "too; choose another path."
+                f"{path} {'lies in' if lies else 'holds'} {other}, which the command reads; choose "
+                "another path."
             )
 
 

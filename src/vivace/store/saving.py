@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -11,10 +12,10 @@ from anndata import AnnData
 from vivace.config import ModelConfig
 from vivace.core import Core, hash_names
 from vivace.data.schema import Schema
-from vivace.errors import ModelFileError, OptionError, warn
+from vivace.errors import ModelFileError, OptionError, brief, warn
 from vivace.nn import Surgery, freeze_network
 from vivace.seeds import SeedStream, check_seed
-from vivace.state import TrainState, verdict
+from vivace.state import COLUMNS, TrainState, verdict
 from vivace.store.folder import (
     StoredModel,
     damaged_model,
@@ -24,6 +25,7 @@ from vivace.store.folder import (
 )
 from vivace.store.scvi_tools import is_scvi_tools, read_scvi_tools, write_scvi_tools
 from vivace.store.scvi_tools.read import UNUSED
+from vivace.summary import summarise
 from vivace.validate import Choice, checked, folder_path
 
 Format = Literal["vivace", "scvi-tools"]
@@ -41,6 +43,9 @@ def save(
 ) -> None:
     """Write the model as a folder, completely or not at all.
 
+    If a folder is replaced and the writing fails, the old one stays. Files get the permissions
+    that the umask gives.
+
     Parameters
     ----------
     dir_path
@@ -56,7 +61,10 @@ def save(
     Raises
     ------
     ModelFileError
-        If the folder exists, or is something other than a model.
+        If the folder exists, is something other than a model, or cannot be written.
+    DataError
+        If the data to keep hold something that h5ad does not, such as a column of tuples; the
+        message names it, and nothing is written.
     OptionError
         If scvi-tools' format cannot hold an option of the model.
     """
@@ -130,7 +138,7 @@ def read_genes(path: Path) -> tuple[tuple[str, ...], str | None]:
     """The gene names of the model in a folder, and the layer of its counts."""
     try:
         schema = Schema.from_dict(read_model(path).sections["schema"])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # a damaged or foreign file
         raise damaged_model(path, error) from error
     return schema.genes, schema.declarations.layer
 
@@ -163,7 +171,8 @@ def restore(cls: type[M], path: Path, stored: StoredModel, adata: AnnData | None
             summary=training["summary"],
         )
         _check_training(model._state)
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        _check_names(model)
+    except Exception as error:  # a damaged or foreign file may make anything of it fail
         raise damaged_model(path, error) from error
     data = read_adata(path) if adata is None else adata
     if data is not None:
@@ -171,6 +180,20 @@ def restore(cls: type[M], path: Path, stored: StoredModel, adata: AnnData | None
         if not _same_cells(data, model._state):
             model._state.train_rows = model._state.validation_rows = np.zeros(0, np.int64)
     return model
+
+
+def _check_names(model: Core) -> None:
+    """Refuse names and categories that are no text or numbers, and what cannot be summarised."""
+    schema = model.schema
+    if not all(isinstance(gene, str) for gene in schema.genes):
+        raise ValueError("a gene has a name that is no text")
+    for category in (*schema.batches, *schema.labels, *chain(*schema.categories)):
+        if not isinstance(category, str | int | float):
+            raise ValueError(f"a category is {brief(category)}")
+    missing = set(COLUMNS) - {"compile_seconds"} - set(*model._state.history[:1])
+    if model._state.history and missing:
+        raise ValueError(f"history.csv has no column {min(missing)!r}")
+    summarise("", model.config, schema, model._state, None, None)
 
 
 def _check_training(state: TrainState) -> None:
