@@ -94,7 +94,7 @@ def fail(*args, **kwargs):
 
 def rename_only_to_scratch(path: Path, target: Path) -> Path:
     """A rename that moves the old folder away but fails for the new one."""
-    if path.name == "new":
+    if path.parent.name == "new":
         fail()
     return Path(path.replace(target))
 
@@ -122,22 +122,6 @@ def test_a_failing_save_leaves_what_was_there(
         write_folder(path, other, None, overwrite=True)
     assert names_in(tmp_path) == (["model"] if existed else [])
     assert (get_contents(path) if existed else None) == before
-
-
-def test_a_failing_h5ad_leaves_what_was_there(tiny, tmp_path, monkeypatch):
-    adata = tiny()
-    folder.write_h5ad(adata, tmp_path / "cells.h5ad")
-    before = get_contents(tmp_path)
-    write = type(adata).write_h5ad
-
-    def write_and_fail(self, path):
-        write(self, path)
-        fail()
-
-    monkeypatch.setattr(type(adata), "write_h5ad", write_and_fail)
-    with pytest.raises(OSError, match="no space left"):
-        folder.write_h5ad(adata[:5].copy(), tmp_path / "cells.h5ad")
-    assert get_contents(tmp_path) == before
 
 
 # ---- overwriting -------------------------------------------------------------
@@ -238,7 +222,7 @@ def test_data_in_the_folder_that_are_damaged_are_named(trained, tmp_path, refuse
     trained.save(path, save_anndata=True)
     whole = (path / "adata.h5ad").read_bytes()
     (path / "adata.h5ad").write_bytes(whole[: len(whole) // 2])
-    with refused(ModelFileError, str(path / "adata.h5ad"), "damaged"):
+    with refused(ModelFileError, str(path / "adata.h5ad"), "cut off"):
         SCVI.load(path)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,23 +49,19 @@ def storable(adata: anndata.AnnData, alternative: str = "") -> anndata.AnnData:
     DataError
         If a column, or another element, would not be read back as it is; the message names it.
     """
-    frames = {
-        name: _plain_frame(getattr(adata, name), name, alternative) for name in ("obs", "var")
-    }
     parts = {
-        name: {key: _plain_array(value) for key, value in getattr(adata, name).items()}
-        for name in ("layers", "obsm", "varm", "obsp", "varp")
+        name: _plain(getattr(adata, name), f"adata.{name}")
+        for name in ("X", "obs", "var", "uns", "layers", "obsm", "varm", "obsp", "varp")
     }
     raw = None
     if adata.raw is not None:
         raw = {
-            "X": _plain_array(adata.raw.X),
-            "var": _plain_frame(adata.raw.var, "raw.var", alternative),
-            "varm": dict(adata.raw.varm),
+            name: _plain(getattr(adata.raw, name), f"adata.raw.{name}")
+            for name in ("X", "var", "varm")
         }
-    copy = anndata.AnnData(
-        _plain_array(adata.X), **frames, **parts, uns=_plain_dict(adata.uns), raw=raw
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".* names are not unique")  # it said so before
+        copy = anndata.AnnData(**parts, raw=raw)
     copy.strings_to_categoricals()
     if copy.raw is not None:
         copy.strings_to_categoricals(copy.raw.var)
@@ -73,24 +71,72 @@ def storable(adata: anndata.AnnData, alternative: str = "") -> anndata.AnnData:
 
 
 def write_storable(
-    adata: anndata.AnnData, new: Path, compression: Mapping[str, Any] | None = None
+    adata: anndata.AnnData, file: h5py.File, compression: Mapping[str, Any] | None = None
 ) -> None:
-    """Write what :func:`storable` returned as h5ad.
+    """Write what :func:`storable` returned.
 
     Parameters
     ----------
     adata
         The data.
-    new
-        Where.
+    file
+        Where, as :func:`new_hdf5` gives it.
     compression
         As :func:`read_compression` returns it; None for none.
     """
-    adata.write_h5ad(new, **(compression or {}))
+    write_elem(file, "/", adata, dataset_kwargs=dict(compression or {}))
+
+
+@contextmanager
+def new_hdf5(path: Path) -> Iterator[h5py.File]:
+    """A new HDF5 file. If it cannot be written, OSError is raised when the context ends.
+
+    HDF5 does not survive a write that fails, for example on a full disk: it prints dozens of lines
+    and ends the process with a segmentation fault. So it is not told.
+    """
+    with _Output(path, "w+") as output:
+        try:
+            with h5py.File(output, "w") as file:
+                yield file
+        finally:
+            if output.failure is not None:
+                raise output.failure
+
+
+class _Output(io.FileIO):
+    """A file whose writes seem to succeed; the first that did not is kept in ``failure``."""
+
+    failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        try:
+            while len(rest) and self.failure is None:
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            self.failure = error
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.failure = self.failure or error
+            return size or 0
+
+    def readinto(self, buffer: Any) -> int:
+        """As if what was not written were zero."""
+        view = memoryview(buffer).cast("B")
+        n_read = super().readinto(view) or 0
+        if self.failure is not None:
+            view[n_read:] = bytes(len(view) - n_read)
+            n_read = len(view)
+        return n_read
 
 
 def read_compression(path: Path) -> dict[str, Any]:
-    """How the counts in an h5ad file are compressed, as arguments of ``write_h5ad``.
+    """How the counts in an h5ad file are compressed, as arguments of ``create_dataset``.
 
     Zarr stores, and filters that not every HDF5 has, are answered by gzip.
     """
@@ -115,41 +161,40 @@ def read_compression(path: Path) -> dict[str, Any]:
         return {"compression": "gzip"} if codes - rearranging else {}
 
 
-def _plain_frame(frame: pd.DataFrame, name: str, alternative: str) -> pd.DataFrame:
-    """A copy with plain columns, each of which is named once."""
+def _plain(value: Any, place: str) -> Any:
+    """A value in the form that h5ad has for it, with the arrays in it on the same memory."""
+    if isinstance(value, pd.DataFrame):
+        return _plain_frame(value, place)
+    if isinstance(value, Mapping):
+        return {key: _plain(inner, f"{place}[{key!r}]") for key, inner in value.items()}
+    # NumPy's subclasses, such as a memory-mapped file
+    is_subclass = isinstance(value, np.ndarray) and type(value) is not np.ndarray
+    return np.asarray(value) if is_subclass and value.dtype.names is None else value
+
+
+def _plain_frame(frame: pd.DataFrame, place: str) -> pd.DataFrame:
+    """A copy with columns of plain types; text with missing values becomes categorical."""
     repeated = frame.columns[frame.columns.duplicated()]
     if len(repeated):
         raise DataError(
-            f"adata.{name} has two columns named {brief(repeated[0])}, which h5ad cannot hold; keep one "
-            f"with adata.{name} = adata.{name}.loc[:, ~adata.{name}.columns.duplicated()]"
-            f"{alternative}."
+            f"{place} has two columns named {brief(repeated[0])}, which h5ad cannot hold; keep one, "
+            f"{place} = {place}.loc[:, ~{place}.columns.duplicated()]."
         )
     plain = frame.copy()
     for key in plain:
         column = plain[key]
         is_extension = not isinstance(column.dtype, np.dtype)
-        if isinstance(column.dtype, pd.StringDtype):
-            plain[key] = column.astype(object)
-        elif isinstance(column.dtype, pd.SparseDtype):
+        if isinstance(column.dtype, pd.SparseDtype):
             plain[key] = column.sparse.to_dense()
         elif is_extension and pd.api.types.is_float_dtype(column.dtype):
             plain[key] = column.to_numpy(np.float64, na_value=np.nan)
-        elif column.dtype == object:
-            plain[key] = np.nan if column.isna().all() else column.infer_objects()
+        elif isinstance(column.dtype, pd.StringDtype) or column.dtype == object:
+            column = column.astype(object)
+            missing = column.isna()
+            plain[key] = np.nan if missing.all() else column.infer_objects()
+            if missing.any() and pd.api.types.infer_dtype(column, skipna=True) == "string":
+                plain[key] = column.astype("category")
     return plain
-
-
-def _plain_array(value: Any) -> Any:
-    """NumPy's subclasses, such as a memory-mapped file, as plain arrays on the same memory."""
-    is_subclass = isinstance(value, np.ndarray) and type(value) is not np.ndarray
-    return np.asarray(value) if is_subclass and value.dtype.names is None else value
-
-
-def _plain_dict(values: Mapping[Any, Any]) -> dict[Any, Any]:
-    return {
-        key: _plain_dict(value) if isinstance(value, Mapping) else _plain_array(value)
-        for key, value in values.items()
-    }
 
 
 def _refusals(copy: anndata.AnnData, adata: anndata.AnnData) -> Iterator[tuple[str, str]]:
@@ -206,7 +251,7 @@ def _remedy(place: str, column: pd.Series[Any], why: str) -> str:
         try:
             changed = change(column)
             if changed.isna().equals(column.isna()) and _column_loss(_categorical(changed)) is None:
-                return f"{said}make it {text.format(place)}"
+                return f"{said}replace it, {place} = {text.format(place)}"
         except Exception:  # this one does not apply
             continue
     return f"{said}drop it, del {place}"

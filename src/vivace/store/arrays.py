@@ -19,7 +19,7 @@ import scipy.sparse as sp
 from anndata.io import sparse_dataset, write_elem
 
 from vivace.errors import ArgumentTypeError, OptionError, ShapeError, require_extra
-from vivace.store.anndata_write import storable, write_storable
+from vivace.store.anndata_write import new_hdf5, storable, write_storable
 from vivace.store.place import check_free, written_whole
 
 _CHUNK = 1 << 20  # numbers in a chunk: 4 MB in float32
@@ -73,11 +73,12 @@ def fill_dense(
         import zarr
 
         chunks = _chunks(shape, batch_size, cells_axis % len(shape))
-        check_free(_local(out))
-        with written_whole(Path(out)) as new:
+        path = _local(out)
+        check_free(path)
+        with written_whole(path) as new:
             array = zarr.create_array(store=str(new), shape=shape, chunks=chunks, dtype="float32")
             write(array)
-        return zarr.open_array(str(out), mode="r")
+        return zarr.open_array(str(path), mode="r")
     if not isinstance(getattr(out, "dtype", None), np.dtype) or not hasattr(out, "__setitem__"):
         raise ArgumentTypeError(
             f"out must be a path, or an array that can be written to, not {type(out).__name__}."
@@ -138,23 +139,24 @@ def fill_sparse(
     import zarr
 
     names = [str(i) for i in range(n_samples)]
-    check_free(_local(path))
-    with written_whole(Path(path)) as new:
+    place = _local(path)
+    check_free(place)
+    with written_whole(place) as new:
         root = zarr.open_group(str(new.parent), mode="a", zarr_format=2)
         if n_samples > 1:
             root.create_group(new.name)
-        places = [f"{new.name}/{name}" for name in names] if n_samples > 1 else [new.name]
-        for place in places:
+        groups = [f"{new.name}/{name}" for name in names] if n_samples > 1 else [new.name]
+        for group in groups:
             empty = sp.csr_matrix((0, n_genes), dtype=np.int32)
             empty.indptr = empty.indptr.astype(np.int64)  # for more than 2**31 entries
             # an empty array would otherwise get chunks of one entry
-            write_elem(root, place, empty, dataset_kwargs={"chunks": (_CHUNK,)})
+            write_elem(root, group, empty, dataset_kwargs={"chunks": (_CHUNK,)})
         for sample, block in _larger(n_samples, blocks):
-            sparse_dataset(root[places[sample]]).append(block)
-    group = zarr.open_group(str(path), mode="r")
+            sparse_dataset(root[groups[sample]]).append(block)
+    written = zarr.open_group(str(place), mode="r")
     if n_samples == 1:
-        return sparse_dataset(group)
-    return [sparse_dataset(group[name]) for name in names]
+        return sparse_dataset(written)
+    return [sparse_dataset(written[name]) for name in names]
 
 
 def import_zarr() -> None:
@@ -201,8 +203,8 @@ def dense_file(
             x.attrs.update(_DENSE)
             yield x
         else:
-            write_storable(frame, new, compression)
-            with h5py.File(new, "r+") as file:
+            with new_hdf5(new) as file:
+                write_storable(frame, file, compression)
                 file.pop("X", None)
                 options = {"chunks": chunks, **(compression or {})} if all(shape) else {}
                 x = file.create_dataset("X", shape, "float32", **options)
@@ -227,7 +229,8 @@ def write_anndata(
         if path.suffix == ".zarr":
             _zarr_group(new, kept)
         else:
-            write_storable(kept, new, compression)
+            with new_hdf5(new) as file:
+                write_storable(kept, file, compression)
 
 
 def _zarr_group(path: Path, adata: anndata.AnnData) -> Any:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vivace.errors import ModelFileError
 from vivace.store.anndata_read import read_anndata
-from vivace.store.anndata_write import storable, write_storable
+from vivace.store.anndata_write import new_hdf5, storable, write_storable
 from vivace.store.place import check_writable, is_system_file, written_whole
 
 FORMAT_VERSION = 1
@@ -89,7 +89,8 @@ def write_folder(
         (new / _MODEL).write_text(text, encoding="utf-8")
         model.history.to_csv(new / _HISTORY)
         if kept is not None:
-            write_storable(kept, new / _ADATA)
+            with new_hdf5(new / _ADATA) as file:
+                write_storable(kept, file)
 
 
 def check_place(path: Path, overwrite: bool) -> None:

@@ -56,7 +56,8 @@ def check_apart(path: Path, inputs: Sequence[Path | None]) -> None:
             continue
         lies, holds = _holds(other, path), _holds(path, other)
         if lies and holds:
-            raise OptionError(f"{path} is {other}, which the command reads; choose another path.")
+            same = "" if str(path) == str(other) else f", {other}"
+            raise OptionError(f"{path} is an input of the command{same}; choose another path.")
         if lies or holds:
             raise OptionError(
                 f"{path} {'lies in' if lies else 'holds'} {other}, which the command reads; choose "
@@ -117,7 +118,7 @@ def written_whole(
 
 def _use_umask(new: Path) -> None:
     """Give each file the permissions of a new one; some libraries write theirs for one user."""
-    probe = new.parent / "probe"
+    probe = new.parent.parent / "probe"
     probe.touch()
     mode = probe.stat().st_mode
     probe.unlink()

@@ -14,7 +14,7 @@ from vivace.config import ModelConfig
 from vivace.data.schema import Schema
 from vivace.errors import ModelFileError, OptionError
 from vivace.nn import Dimensions
-from vivace.store.anndata_write import storable, write_storable
+from vivace.store.anndata_write import new_hdf5, storable, write_storable
 from vivace.store.folder import WITHOUT_DATA, StoredModel, check_place
 from vivace.store.place import written_whole
 from vivace.store.scvi_tools.read import MODEL_PT, TRIED, UNUSED
@@ -69,7 +69,8 @@ def write_scvi_tools(
         new.mkdir()
         torch.save(contents, new / MODEL_PT)
         if aligned is not None:
-            write_storable(aligned, new / "adata.h5ad")
+            with new_hdf5(new / "adata.h5ad") as file:
+                write_storable(aligned, file)
 
 
 def _check_options(config: ModelConfig, schema: Schema) -> None:
