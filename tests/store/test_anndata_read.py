@@ -31,6 +31,10 @@ def h5ad(tiny, tmp_path) -> Path:
     return tmp_path / "cells.h5ad"
 
 
+def write_zarr(adata: anndata.AnnData, path: Path) -> None:
+    write_elem(zarr.open_group(path, mode="w", zarr_format=2), "/", adata)
+
+
 def follow(message: str, folder: Path, **names: object) -> None:
     """Run the code between the semicolon and the end of a message; FILE is ``folder/fixed.h5ad``."""
     code = re.search(r"(scanpy\..*?write_h5ad\(FILE\))", message)
@@ -41,7 +45,7 @@ def follow(message: str, folder: Path, **names: object) -> None:
 @pytest.mark.parametrize("name", ["cells.h5ad", "cells.h5", "CELLS", "cells.zarr", "store"])
 def test_an_anndata_is_read_whatever_its_name(tiny, tmp_path, name):
     adata, path = tiny(), tmp_path / name
-    adata.write_zarr(path) if name in ("cells.zarr", "store") else adata.write_h5ad(path)
+    write_zarr(adata, path) if name in ("cells.zarr", "store") else adata.write_h5ad(path)
     assert (read_anndata(path).X != adata.X).nnz == 0
 
 
@@ -72,12 +76,11 @@ def test_an_element_of_a_newer_anndata_is_named(h5ad, refused, place):
     assert read_anndata(h5ad).shape == (60, 30)
 
 
-@pytest.mark.parametrize("place", ["X", "obs", "obs/age", "var/_index", "X/indptr"])
+@pytest.mark.parametrize("place", ["X", "obs", "obs/age", "var/_index"])
 def test_an_element_with_a_newer_encoding_is_named(h5ad, refused, place):
     with h5py.File(h5ad, "r+") as file:
         file[place].attrs["encoding-type"] = "future"
-    named = {"X/indptr": "X"}.get(place, place)
-    with refused(DataError, str(h5ad), named, "cannot read"):
+    with refused(DataError, str(h5ad), f"{place} is of a kind ('future'", "cannot read"):
         read_anndata(h5ad)
 
 
@@ -111,10 +114,9 @@ def test_a_zarr_store_with_a_newer_element_is_named(tiny, tmp_path, refused):
     path = tmp_path / "cells.zarr"
     adata = tiny()
     adata.uns["numbers"] = np.arange(3)
-    adata.write_zarr(path)
+    write_zarr(adata, path)
     root = zarr.open_group(path, mode="r+")
     root["uns/numbers"].attrs["encoding-type"] = "future"
-    zarr.consolidate_metadata(root.store)
     with refused(DataError, "uns/numbers is of a kind ('future'", "update anndata"):
         read_anndata(path)
 
@@ -123,15 +125,17 @@ def test_a_zarr_store_with_a_newer_element_is_named(tiny, tmp_path, refused):
 
 
 @pytest.mark.parametrize("modalities", [(), ("prot", "rna"), ("atac", "prot")])
-@pytest.mark.parametrize("format", ["h5mu", "zarr"])
-def test_a_mudata_is_told_to_give_one_modality(tiny, tmp_path, refused, modalities, format):
-    path = tmp_path / f"cells.{format}"
-    root = h5py.File(path, "w") if format == "h5mu" else zarr.open_group(path, mode="w")
+@pytest.mark.parametrize("kind", ["h5mu", "zarr"])
+def test_a_mudata_is_told_to_give_one_modality(tiny, tmp_path, refused, modalities, kind):
+    path = tmp_path / f"cells.{kind}"
+    root = (
+        h5py.File(path, "w") if kind == "h5mu" else zarr.open_group(path, mode="w", zarr_format=2)
+    )
     root.attrs["encoding-type"] = "MuData"
     group = root.create_group("mod")
     for name in modalities:
         write_elem(group, name, tiny())
-    if format == "h5mu":
+    if kind == "h5mu":
         root.close()
     first = "rna" if "rna" in modalities else [*modalities, "rna"][0]
     with refused(DataError, str(path), "holds a MuData", f"mdata[{first!r}].write_h5ad(FILE)"):
@@ -184,7 +188,7 @@ def test_a_10x_folder_is_converted_as_the_message_says(tiny, tmp_path, given):
         with gzip.open(folder / f"{name}.gz", "wt") as file:
             table.to_csv(file, sep="\t", header=False, index=False)
     path = folder if given == "folder" else folder / "matrix.mtx"
-    with pytest.raises(DataError, match="10x matrices|mtx") as caught:
+    with pytest.raises(DataError, match=r"10x matrices|\(mtx\)") as caught:
         read_anndata(path)
     with (
         (folder / "matrix.mtx").open("rb") as plain,
@@ -230,6 +234,11 @@ def make_gzip(path: Path) -> None:
         file.write(b"a,b\n1,2\n")
 
 
+def save_array(path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, np.ones(3))
+
+
 OTHERS = {
     "loom": (make_loom, ("it is a loom file", "scanpy.read_loom")),
     "h5": (make_h5, ("holds no AnnData but 'table'",)),
@@ -244,7 +253,7 @@ OTHERS = {
     "pipe": (os.mkfifo, ("not a regular file",)),
     "pickle": (lambda p: p.write_bytes(pickle.dumps({"a": 1})), ("pickle", "adata.write_h5ad")),
     "torch": (lambda p: torch.save({}, p), ("zip archive",)),
-    "npy": (lambda p: np.save(p.open("wb"), np.ones(3)), ("a NumPy array",)),
+    "npy": (lambda p: save_array(p), ("a NumPy array",)),
     "bytes": (lambda p: p.write_bytes(bytes(range(256))), ("it is damaged",)),
     "missing": (lambda p: None, ("there is no file of this name", "check the path")),
 }

@@ -10,7 +10,7 @@ from typing import Any
 import anndata
 import h5py
 
-from vivace.errors import DataError, VivaceError, brief, list_names, require_extra
+from vivace.errors import DataError, VivaceError, list_names, require_extra
 from vivace.store.place import is_zarr
 
 _MODEL_FILES = ("model.json", "model.pt", "model_params.pt")
@@ -30,6 +30,7 @@ _BEGINNINGS = {  # of files in other formats: what they are, and what to do
     ),
     b"\x93NUMPY": ("it is a NumPy array", "make an AnnData of it, and write that"),
 }
+_CONTAINERS = ("", "anndata", "raw", "dict", "dataframe")  # whose elements are read one by one
 _R_ENDINGS = (".rds", ".rda", ".rdata", ".robj")
 _R = ("it is an R object", "write it as h5ad in R, for example with zellkonverter::writeH5AD")
 
@@ -197,16 +198,16 @@ def _find_failing(path: Path, reason: Exception) -> tuple[str, str, bool, Except
 
 
 def _descend(element: Any, name: str, cause: Exception) -> tuple[str, str, bool, Exception]:
-    for key in element if hasattr(element, "keys") else ():
+    kind, number = (str(element.attrs.get(f"encoding-{part}", "")) for part in ("type", "version"))
+    for key in element if kind in _CONTAINERS and hasattr(element, "keys") else ():
         inner = f"{name}/{key}" if name else key
         try:
             # a child without an encoding is an array of old versions, or a folder of elements
             anndata.io.read_elem(element[key])
         except Exception as reason:
             return _descend(element[key], inner, reason)
-    kind, number = (element.attrs.get(f"encoding-{part}", "") for part in ("type", "version"))
     registered = type(cause).__name__ != "IORegistryError"
-    return name, f"{brief(str(kind))} {number}".strip(), registered, cause
+    return name, f"{kind!r} {number}".strip(), registered, cause
 
 
 def brief_reason(reason: Exception, most: int = 120) -> str:
