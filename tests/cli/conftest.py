@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
+from vivace import SCVI
 from vivace.cli import main
-
-QUICK = ("--max-epochs", "2", "--n-hidden", "16", "--n-latent", "3", "--quiet")
 
 
 @pytest.fixture
@@ -48,9 +49,18 @@ def cells(tiny, tmp_path):
     return tmp_path / "cells.h5ad"
 
 
-@pytest.fixture
-def fitted(vivace_says, cells, tmp_path):
+@pytest.fixture(scope="session")
+def fitted_once(tiny, tmp_path_factory):
     """The folder of a model of the cells, with batch and donor."""
-    options = ("--batch-key", "batch", "--categorical-covariate-key", "donor")
-    assert vivace_says("train", cells, "-o", tmp_path / "fitted", *options, *QUICK)[0] == 0
-    return tmp_path / "fitted"
+    adata, folder = tiny(), tmp_path_factory.mktemp("fitted") / "model"
+    SCVI.setup_anndata(adata, batch_key="batch", categorical_covariate_keys=["donor"])
+    model = SCVI(adata, n_hidden=16, n_latent=3)
+    model.train(2, progress=False)
+    model.save(folder)
+    return folder
+
+
+@pytest.fixture
+def fitted(fitted_once, tmp_path):
+    """A copy of that folder."""
+    return Path(shutil.copytree(fitted_once, tmp_path / "fitted"))

@@ -55,7 +55,7 @@ def test_the_epochs_that_are_done_are_saved(
     )
     assert said[:2] == (code, "")
     assert said[2] == (
-        "vivace: verdict: Interrupted after 3 epochs; the weights are those of the best epoch\n"
+        "vivace: Interrupted after 3 epochs; the weights are those of the best epoch\n"
         f"Wrote {tmp_path / 'model'}; to go on:\n{line}\n"
     )
     model = SCVI.load(tmp_path / "model")
@@ -127,6 +127,16 @@ def test_a_second_signal_stops_without_saving(vivace_says, cells, tmp_path, monk
     assert (code, out) == (130, "")
     assert err == "vivace: Interrupted; nothing is left half written.\n"
     assert [path.name for path in tmp_path.iterdir()] == ["cells.h5ad"]
+
+
+def test_a_failed_save_is_said(vivace_says, cells, tmp_path, interrupt, monkeypatch):
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("vivace.store.folder.save_file", fail)
+    interrupt(2, signal.SIGINT)
+    code, _, err = vivace_says("train", cells, "-o", tmp_path / "model", *QUICK)
+    assert (code, "(No space left on device)" in err) == (2, True)
 
 
 def test_an_error_made_of_an_interruption_is_one_too(vivace_says, cells, tmp_path, interrupt):

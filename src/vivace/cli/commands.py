@@ -139,7 +139,7 @@ def train(
         line += ["--threads", str(threads)] if threads else []
         line += ["--quiet"] if quiet else []
         end_interrupted(
-            f"{model.summary.splitlines()[-1]}\nWrote {output}; to go on:\n{shlex.join(line)}"
+            f"{model.summary.splitlines()[-1].removeprefix('verdict: ')}\nWrote {output}; to go on:\n{shlex.join(line)}"
         )
     model.save(output, overwrite=overwrite or resume)
     typer.echo(f"{model.summary}\nWrote {output}")

@@ -12,6 +12,8 @@ from typing import NoReturn
 
 import typer
 
+from vivace.errors import VivaceError
+
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 _received: list[int] = []  # numbers of the signals since the command began
 
@@ -31,7 +33,7 @@ def ending_on_signals() -> Iterator[None]:
                 former[number] = signal.signal(number, _interrupt)
     try:
         yield
-    except typer.Exit:
+    except (typer.Exit, VivaceError):
         raise
     except BaseException as error:  # Numba may have made another error of it
         if not _received and not isinstance(error, KeyboardInterrupt):

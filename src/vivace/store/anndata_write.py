@@ -22,12 +22,16 @@ from vivace.store.anndata_read import brief_reason
 _NUMBERS = "biufc"
 _REMEDIES: tuple[tuple[str, Callable[[Any], Any]], ...] = (
     (
-        "{}.map(bytes.decode, na_action='ignore')",
+        "{0}.map(bytes.decode, na_action='ignore')",
         lambda column: column.map(bytes.decode, na_action="ignore"),
     ),
-    ("{}.astype(str)", lambda column: column.astype(str)),
-    ("{}.astype(object).astype(str)", lambda column: column.astype(object).astype(str)),
-    ("{}.str.replace('\\0', '')", lambda column: column.astype(object).str.replace("\0", "")),
+    ("{0}.astype(str)", lambda column: column.astype(str)),
+    ("{0}.astype(object).astype(str)", lambda column: column.astype(object).astype(str)),
+    (
+        "{0}.astype(str).where({0}.notna())",
+        lambda column: column.astype(str).where(column.notna()),
+    ),
+    ("{0}.str.replace('\\0', '')", lambda column: column.astype(object).str.replace("\0", "")),
 )
 
 
