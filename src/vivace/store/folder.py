@@ -136,6 +136,9 @@ def read_folder(path: Path) -> StoredModel:
     if not path.is_dir():
         raise ModelFileError(f"There is no model folder at {path}; check the path.")
     sections = _read_json(path)
+    for name in (_WEIGHTS, _HISTORY):
+        if (path / name).exists() and not (path / name).is_file():
+            raise _damaged(path, name, "not a file")
     try:
         weights = load_file(path / _WEIGHTS)
     except Exception as error:  # a damaged file may make safetensors raise anything

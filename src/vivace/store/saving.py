@@ -156,6 +156,7 @@ def restore(cls: type[M], path: Path, stored: StoredModel, adata: AnnData | None
         root, used = sections["seed"]["root"], sections["seed"]["used"]
         seeds = SeedStream(check_seed(root), check_seed(used))
         config = ModelConfig(**sections["config"])
+        _check_size(config, stored)
         model._build(config, Schema.from_dict(sections["schema"]), seeds, weights_seed=0)
         weights = {k: v for k, v in stored.weights.items() if not k.startswith(UNUSED)}
         model.module.load_state_dict(weights)
@@ -180,6 +181,13 @@ def restore(cls: type[M], path: Path, stored: StoredModel, adata: AnnData | None
         if not _same_cells(data, model._state):
             model._state.train_rows = model._state.validation_rows = np.zeros(0, np.int64)
     return model
+
+
+def _check_size(config: ModelConfig, stored: StoredModel) -> None:
+    """Refuse options of a network that the weights cannot be of, before it is made."""
+    n_weights = sum(weight.numel() for weight in stored.weights.values())
+    if config.n_layers > len(stored.weights) or config.n_hidden * config.n_latent > n_weights:
+        raise ValueError("its network is larger than the weights")
 
 
 def _check_names(model: Core) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import uuid
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,9 @@ def write_scvi_tools(
         aligned = storable(adata[:, list(schema.genes)].copy(), WITHOUT_DATA)
     with written_whole(path, ModelFileError, Exception) as new:
         new.mkdir()
-        torch.save(contents, new / MODEL_PT)
+        stored = io.BytesIO()  # torch hides why it could not write a file
+        torch.save(contents, stored)
+        (new / MODEL_PT).write_bytes(stored.getbuffer())
         if aligned is not None:
             with new_hdf5(new / "adata.h5ad") as file:
                 write_storable(aligned, file)
