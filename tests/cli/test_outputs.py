@@ -37,6 +37,11 @@ def command(cells, fitted):
     return words
 
 
+def get_name(command: str) -> str:
+    """A name that the command writes to."""
+    return {"de": "out.csv", "train": "out", "convert": "out"}.get(command, "out.h5ad")
+
+
 def get_contents(folder: Path) -> dict[str, bytes]:
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
@@ -53,7 +58,7 @@ def test_an_ending_that_names_no_format_is_refused(vivace_refuses, command, tmp_
 
 @pytest.mark.parametrize("name", [*ANNDATA, *TABLE, *MODEL])
 def test_what_exists_is_kept(vivace_refuses, command, tmp_path, name):
-    out = tmp_path / ("out.csv" if name in TABLE else "out.h5ad")
+    out = tmp_path / get_name(name)
     out.write_text("years of work")
     before = get_contents(tmp_path)
     vivace_refuses((*command(name), "-o", out), str(out), "exists")
@@ -103,6 +108,17 @@ def test_nothing_is_written_into_the_model(vivace_refuses, command, fitted, name
     assert get_contents(fitted) == before
 
 
+@pytest.mark.parametrize("ending", [".h5ad", ".zarr", ".csv"])
+def test_a_model_does_not_get_the_ending_of_a_file(vivace_refuses, command, tmp_path, ending):
+    out = tmp_path / f"out{ending}"
+    for words in (
+        (*command("train"), "-o", out),
+        (*command("convert"), "-o", out),
+        (*command("map"), "-o", tmp_path / "mapped.h5ad", "--save-model", out),
+    ):
+        vivace_refuses(words, f"{out} would be the folder of a model, not a {ending} file")
+
+
 def test_a_model_is_not_converted_onto_itself(vivace_refuses, command, fitted):
     before = get_contents(fitted)
     vivace_refuses((*command("convert"), "-o", fitted, "--overwrite"), "is an input")
@@ -130,7 +146,7 @@ def test_the_two_outputs_of_map_are_apart(vivace_refuses, command, tmp_path):
 @pytest.mark.parametrize("name", [*ANNDATA, *TABLE, *MODEL])
 def test_a_place_that_cannot_be_is_refused_before_reading(vivace_refuses, command, tmp_path, name):
     (tmp_path / "file").write_text("")
-    out = tmp_path / "file" / ("out.csv" if name in TABLE else "out.h5ad")
+    out = tmp_path / "file" / get_name(name)
     words = command(name, tmp_path / "nowhere.h5ad")
     vivace_refuses((*words, "-o", out), str(out), "could not be written")
 
@@ -202,11 +218,8 @@ def test_a_filter_of_others_and_zarr_become_gzip(vivace_says, command, tiny, tmp
 def test_a_zarr_store_is_read_as_an_h5ad_is(vivace_says, command, cells, tmp_path, name):
     adata = anndata.read_h5ad(cells)
     write_anndata(adata, tmp_path / "cells.zarr")
-    code, _, err = (
-        vivace_says(*command(name, tmp_path / "cells.zarr"), "-o", tmp_path / "out.zarr")
-        if name in ANNDATA
-        else vivace_says(*command(name, tmp_path / "cells.zarr"), "-o", tmp_path / "out.csv")
-    )
+    out = tmp_path / ("out.zarr" if name in ANNDATA else get_name(name))
+    code, _, err = vivace_says(*command(name, tmp_path / "cells.zarr"), "-o", out)
     assert (code, err) == (0, "")
     if name == "embed":
         written = anndata.read_zarr(tmp_path / "out.zarr")

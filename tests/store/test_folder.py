@@ -377,3 +377,10 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(saved, refused, name):
 def test_a_file_of_a_model_in_place_of_its_folder(saved, refused, name):
     with refused(ModelFileError, str(saved / name), "is a file", "the folder that holds it"):
         SCVI.load(saved / name)
+
+
+def test_a_path_that_cannot_be_is_refused(trained, refused):
+    with refused(ModelFileError, "cannot be read (File name too long)", "check the path"):
+        SCVI.load("x" * 300)
+    with refused(ModelFileError, "could not be written (File name too long)"):
+        trained.save("x" * 300)

@@ -108,12 +108,9 @@ def train(
     """
     from vivace.model import SCVI, load
     from vivace.store.anndata_read import read_anndata
-    from vivace.store.folder import check_place
-    from vivace.store.place import check_apart
 
     _use_threads(threads)
-    check_apart(output, [data])
-    check_place(output, overwrite or resume)
+    _check_model_output(output, overwrite or resume, [data])
     if resume:
         stored = load(output)
         _check_same_options(output, stored, setup, network)
@@ -253,8 +250,6 @@ def map_query(
     from vivace.store.anndata_read import read_anndata
     from vivace.store.anndata_write import read_compression
     from vivace.store.arrays import write_anndata
-    from vivace.store.folder import check_place
-    from vivace.store.place import check_apart
     from vivace.transfer.labels import CHECKS, read_labels
 
     # Refuse invalid arguments before training.
@@ -262,8 +257,7 @@ def map_query(
     inputs = [model, data, reference]
     _check_output(output, _ANNDATA, overwrite, inputs)
     if save_model is not None:
-        check_apart(save_model, [*inputs, output])
-        check_place(save_model, overwrite)
+        _check_model_output(save_model, overwrite, [*inputs, output])
     _check_key(key_added)
     limits = {name: labelling[name] for name in ("max_novelty", "min_probability")}
     for name, value in limits.items():
@@ -479,11 +473,8 @@ def convert(
 ) -> None:
     """Convert a model saved by scvi-tools to vivace's format, or vice versa."""
     from vivace.model import load
-    from vivace.store.folder import check_place
-    from vivace.store.place import check_apart
 
-    check_apart(output, [model])
-    check_place(output, overwrite)
+    _check_model_output(output, overwrite, [model])
     loaded = load(model)
     loaded.save(output, overwrite=overwrite, save_anndata=loaded.adata is not None, **files)
     typer.echo(f"{loaded.summary}\nWrote {output} for {files['format']}")
@@ -517,6 +508,19 @@ def _check_output(
     check_free(path, overwrite)
     if path.suffix == ".zarr":
         import_zarr()
+
+
+def _check_model_output(path: Path, overwrite: bool, inputs: Sequence[Path | None]) -> None:
+    """Refuse, before anything is computed, a folder that the model cannot or should not go to."""
+    from vivace.store.folder import check_place
+    from vivace.store.place import check_apart
+
+    check_apart(path, inputs)
+    if path.suffix in (*_ANNDATA, *_FIGURES, ".csv", ".tsv"):
+        raise OptionError(
+            f"{path} would be the folder of a model, not a {path.suffix} file; choose another path."
+        )
+    check_place(path, overwrite)
 
 
 def _check_key(key_added: str) -> None:

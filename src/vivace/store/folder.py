@@ -98,6 +98,7 @@ def check_place(path: Path, overwrite: bool) -> None:
 
     A path that cannot be written to is refused too.
     """
+    check_writable(path, ModelFileError)
     if os.path.lexists(path):
         if not overwrite:
             raise ModelFileError(
@@ -109,7 +110,6 @@ def check_place(path: Path, overwrite: bool) -> None:
                 f"{path} is not a model folder, or holds other files too, so it will not be "
                 "overwritten; choose another path."
             )
-    check_writable(path, ModelFileError)
 
 
 def _only_ours(path: Path) -> bool:

@@ -30,6 +30,7 @@ def check_ending(path: Path, endings: Sequence[str]) -> None:
 
 def check_free(path: Path, overwrite: bool = False) -> None:
     """Refuse a path that exists, unless it may be overwritten, or that cannot be written to."""
+    check_writable(path)
     if os.path.lexists(path):
         if not overwrite:
             raise OptionError(f"{path} exists; remove it or choose another path.")
@@ -46,7 +47,6 @@ def check_free(path: Path, overwrite: bool = False) -> None:
             )
         if path.exists() and not path.is_dir() and not path.is_file():
             raise OptionError(f"{path} is a device, not a file; choose another path.")
-    check_writable(path)
 
 
 def check_apart(path: Path, inputs: Sequence[Path | None]) -> None:

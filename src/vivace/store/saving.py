@@ -12,7 +12,7 @@ from anndata import AnnData
 from vivace.config import ModelConfig
 from vivace.core import Core, hash_names
 from vivace.data.schema import Schema
-from vivace.errors import ModelFileError, OptionError, brief, warn
+from vivace.errors import ModelFileError, OptionError, VivaceError, brief, warn
 from vivace.nn import Surgery, freeze_network
 from vivace.seeds import SeedStream, check_seed
 from vivace.state import COLUMNS, TrainState, verdict
@@ -131,7 +131,14 @@ def load(cls: type[M], dir_path: str | Path, adata: AnnData | None = None) -> M:
 
 def read_model(path: Path) -> StoredModel:
     """The contents of a model folder, ours or scvi-tools'."""
-    return read_scvi_tools(path) if is_scvi_tools(path) else read_folder(path)
+    try:
+        return read_scvi_tools(path) if is_scvi_tools(path) else read_folder(path)
+    except VivaceError:
+        raise
+    except OSError as error:  # no permission, a name too long
+        raise ModelFileError(
+            f"{path} cannot be read ({error.strerror}); check the path and its permissions."
+        ) from error
 
 
 def read_genes(path: Path) -> tuple[tuple[str, ...], str | None]:
