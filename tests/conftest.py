@@ -48,10 +48,10 @@ def _simulate(n_cells: int = 60, n_genes: int = 30, seed: int = 0) -> AnnData:
 
 
 @contextmanager
-def _refusal(kind: type[VivaceError], *parts: str) -> Iterator[None]:
+def _refusal(kind: type[VivaceError], *parts: str) -> Iterator[pytest.ExceptionInfo[VivaceError]]:
     """The block must raise ``kind`` with a one-sentence message that contains all the parts."""
     with pytest.raises(kind) as caught:
-        yield
+        yield caught
     message = str(caught.value)
     assert type(caught.value) is kind
     assert "\n" not in message

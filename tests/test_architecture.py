@@ -13,13 +13,13 @@ SOURCE = Path(vivace.__file__).parent
 # From the bottom to the top; rooms on one line may not import each other.
 FLOORS = [
     ["errors", "types"],
-    ["seeds", "config", "validate", "distributions"],
+    ["seeds", "config", "validate", "selection", "distributions"],
     ["ops"],
     ["progress"],
     ["data", "datasets"],
     ["nn"],
     ["state"],
-    ["cells", "summary"],
+    ["cells", "summary", "split"],
     ["core"],
     ["train", "store", "pl"],
     ["questions"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from pathlib import Path
 
@@ -10,7 +11,21 @@ import pandas as pd
 import pytest
 
 import vivace
-from vivace.errors import MissingExtraError, brief, list_names, near, require_extra, warn
+from vivace.errors import (
+    MissingExtraError,
+    VivaceError,
+    VivaceWarning,
+    brief,
+    list_names,
+    near,
+    one_line,
+    require_extra,
+    warn,
+)
+
+
+def all_subclasses(kind: type[VivaceError]) -> list[type[VivaceError]]:
+    return [c for child in kind.__subclasses__() for c in (child, *all_subclasses(child))]
 
 
 def test_a_warning_points_at_a_script_in_a_folder_beside_the_package():
@@ -35,6 +50,38 @@ def test_a_value_in_a_message_is_one_short_line(value):
     assert "\n" not in text
     assert len(text) <= 60
     assert text[-1] == repr(value)[-1]
+
+
+class Broken:
+    def __repr__(self) -> str:
+        raise RuntimeError
+
+
+def test_a_value_that_cannot_be_shown():
+    assert brief(Broken()) == "<Broken>"
+    assert brief(10**5000) == "a number of thousands of digits"
+
+
+def test_a_long_text_is_shortened_before_it_is_read():
+    text = "a" * 10**8 + "\n" + "b" * 10**8
+    assert brief(text) == "'" + 37 * "a" + "..." + 18 * "b" + "'"
+    assert one_line(text, 20) == 12 * "a" + "..." + 5 * "b"
+    assert near(text, ["batch", text[: 10**6]]).startswith("available: 'aaa")
+    assert len(near("a" * 299, ["a" * 300, "b"])) < 80
+
+
+@pytest.mark.parametrize("kind", [VivaceError, *all_subclasses(VivaceError)])
+def test_every_message_is_one_line_of_bounded_length(kind):
+    """Whatever a caller puts into it."""
+    error = kind("It holds\n" + "x" * 10**6 + "; fix it.")
+    assert str(error).startswith("It holds xxx")
+    assert str(error).endswith("xxx; fix it.")
+    assert len(str(error)) == 600
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+    assert str(kind("short  text")) == "short  text"
+    with pytest.warns(VivaceWarning) as caught:
+        warn("It holds\n" + "x" * 10**6)
+    assert len(str(caught[0].message)) == 600
 
 
 def test_spaces_of_a_string_are_kept():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, get_type_hints
@@ -9,9 +10,10 @@ from typing import Any, get_type_hints
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from vivace import SCVI, LinearSCVI
-from vivace.errors import ArgumentTypeError, OptionError, VivaceError
+from vivace.errors import ArgumentTypeError, DataError, OptionError, VivaceError
 
 ARRAY = np.arange(200).reshape(2, 100)
 FRAME = pd.DataFrame({"a": [1, 2], "b": [3, 4]})
@@ -119,7 +121,10 @@ def test_type_hints_can_be_read(cls, method):
     assert "return" in get_type_hints(getattr(cls, method))
 
 
-WRONG = [ARRAY, FRAME, {"a": ARRAY}, object(), 1.5, "z" * 200, ["zzz"] * 100, (), float("nan")]
+WRONG = [
+    ARRAY, FRAME, {"a": ARRAY}, object(), 1.5, "z" * 200, ["zzz"] * 100, (), float("nan"), 10**30, -(10**400),
+    np.array(3), np.array("z"), np.int64(-2), np.zeros(60, int), b"z", "z" * 300, "z\n" * 100, {"z" * 10**5: 1},
+]  # fmt: skip
 ARGUMENTS = [
     pytest.param(cls, name, parameter.name, id=f"{cls.__name__}.{name}.{parameter.name}")
     for cls, name in public_methods()
@@ -166,3 +171,118 @@ def test_arrays_in_place_of_words(models, refused):
         models[SCVI].differential_expression(groupby="cell_type", change_fn=ARRAY)
     with refused(ArgumentTypeError, "z must be an array of numbers, not None"):
         models[SCVI].decode(z=None)
+
+
+# ---- right values in other types -------------------------------------------------------
+
+
+def arguments_of(*annotations: str) -> list[Any]:
+    """Arguments of SCVI's methods with one of these annotations."""
+    return [
+        pytest.param(name, parameter.name, id=f"{name}.{parameter.name}")
+        for cls, name in public_methods()
+        for parameter in inspect.signature(getattr(cls, name)).parameters.values()
+        if cls is SCVI and parameter.annotation in annotations
+    ]
+
+
+def assert_same(one: Any, other: Any) -> None:
+    if isinstance(one, pd.DataFrame):
+        pd.testing.assert_frame_equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            np.testing.assert_array_equal(one[key], other[key])
+    elif isinstance(one, SCVI):
+        assert one.config == other.config
+        assert one.schema == other.schema
+    elif dataclasses.is_dataclass(one):
+        for field in dataclasses.fields(one):
+            assert_same(getattr(one, field.name), getattr(other, field.name))
+    elif isinstance(one, torch.distributions.Distribution):
+        np.testing.assert_array_equal(one.mean, other.mean)
+    elif hasattr(one, "todense"):
+        np.testing.assert_array_equal(one.todense(), other.todense())
+    else:
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(("method", "argument"), arguments_of("int", "int | None"))
+def test_integers_of_every_type(call, method, argument):
+    """R's numbers are floats, and those of arrays NumPy's."""
+    has_seed = "seed" in inspect.signature(getattr(SCVI, method)).parameters
+    same: dict[str, Any] = {"seed": 0} if has_seed else {}
+    same |= {"transfer_labels": {"expression": False}}.get(method, {})
+    if method in ("get_marginal_ll", "get_importance_weights"):
+        same["n_mc_samples"] = 4
+    n = 30 if argument == "batch_size" else 2
+    expected = call(SCVI, method, **same | {argument: n})
+    for value in (float(n), np.int64(n), np.float32(n), np.array(n), np.array(n, float)):
+        assert_same(call(SCVI, method, **same | {argument: value}), expected)
+    assert_same(call(SCVI, method, **same | {argument: torch.tensor(n)}), expected)
+
+
+@pytest.mark.parametrize(("method", "argument"), arguments_of("int", "int | None"))
+def test_numbers_that_are_no_integers(call, refused, method, argument):
+    for value in (2.5, float("nan"), float("inf"), np.float32(0.1), True, "2", [2]):
+        with refused(ArgumentTypeError, f"{argument} must be an integer, not "):
+            call(SCVI, method, **{argument: value})
+    with refused(OptionError, f"{argument} must ", "not 1" + 30 * "0"):
+        call(SCVI, method, **{argument: 10**30})
+
+
+NAMES = {"gene_list": "gene3"} | dict.fromkeys(
+    ["categorical_covariate_keys", "continuous_covariate_keys"], "age"
+)
+
+
+@pytest.mark.parametrize(("method", "argument"), arguments_of("Sequence[str] | None"))
+def test_one_name_for_a_list_of_names(models, tiny, method, argument):
+    name = NAMES[argument]
+    if method == "setup_anndata":
+        for value in (name, [name], (name,), np.array(name), np.array([name]), pd.Index([name])):
+            adata = tiny()
+            adata.obs["age"] = adata.obs["age"].round(-1)
+            SCVI.setup_anndata(adata, **{argument: value})
+            assert list(getattr(SCVI(adata).schema.declarations, argument)) == [name]
+        return
+    ask = getattr(models[SCVI], method)
+    expected = ask(gene_list=[name], seed=0)
+    mask = pd.Series(False, index=models[SCVI].schema.genes[::-1])
+    mask[name] = True
+    for value in (name, (name,), np.array(name), pd.Index([name]), mask, mask.astype("boolean")):
+        assert_same(ask(gene_list=value, seed=0), expected)
+
+
+WITH_CELLS = [
+    pytest.param(name, argument, id=f"{name}.{argument}")
+    for cls, name in public_methods()
+    for argument in inspect.signature(getattr(cls, name)).parameters
+    if cls is SCVI and argument in ("indices", "idx1", "idx2")
+]
+
+
+@pytest.mark.parametrize(("method", "argument"), WITH_CELLS)
+def test_every_method_reads_masks_alike(models, refused, method, argument):
+    model = models[SCVI]
+    mask = model.adata.obs["cell_type"] == "T"
+    rows = np.flatnonzero(mask)
+    more: dict[str, Any] = {"idx2": {"idx1": ~mask}, "idx1": {}}.get(argument, {})
+    if method == "decode":
+        more = {"z": np.zeros((len(rows), 3))}
+    elif method == "differential_abundance":
+        more = {"sample_key": "donor"}
+    if "seed" in inspect.signature(getattr(SCVI, method)).parameters:
+        more["seed"] = 0
+
+    def ask(value: Any) -> Any:
+        return getattr(model, method)(**{argument: value}, **more)
+
+    expected = ask(rows)
+    shuffled = mask.sample(frac=1.0, random_state=0)
+    for value in (mask, shuffled, shuffled.astype("boolean"), list(mask), rows.astype(float)):
+        assert_same(ask(value), expected)
+    with refused(OptionError, f"{argument} holds only 0 and 1", f"{argument}.astype(bool)"):
+        ask(mask.astype(int))
+    with refused(DataError, f"{argument} has no value for 1 of 60 cells"):
+        ask(mask.astype("boolean").where(np.arange(60) > 0))

@@ -103,7 +103,7 @@ def test_global_random_states_are_neither_read_nor_moved(ready):
     assert_same_bits(answers(0), answers(1))
 
 
-@pytest.mark.parametrize("seed", [-1, 2**63, 1.0, True, "1"])
+@pytest.mark.parametrize("seed", [-1, 2**63, 1.5, True, "1"])
 def test_invalid_seeds_are_refused(trained, refused, seed):
     error = OptionError if type(seed) is int else ArgumentTypeError
     for call in (trained.train, trained.get_elbo, trained.get_reconstruction_error):
@@ -112,6 +112,25 @@ def test_invalid_seeds_are_refused(trained, refused, seed):
     for give_mean in (False, True):
         with refused(error, "seed", str(seed)):
             trained.get_latent_representation(give_mean=give_mean, seed=seed)
+
+
+def test_whole_floats_are_seeds_and_sizes(ready):
+    vivace.settings.seed = 1
+    weights = [ready().module.encoder.latent.weight]
+    vivace.settings.seed = 1.0
+    weights.append(ready().module.encoder.latent.weight)
+    torch.testing.assert_close(*weights, rtol=0, atol=0)
+    model = ready()
+    model.train(1, seed=0.0, progress=False)
+    other = ready()
+    other.train(1, seed=0, progress=False)
+    vivace.settings.batch_size = 7
+    latent = model.get_latent_representation(give_mean=False, seed=np.float64(3))
+    vivace.settings.batch_size = 7.0
+    np.testing.assert_array_equal(other.get_latent_representation(give_mean=False, seed=3), latent)
+    vivace.settings.num_threads = 1.0
+    assert vivace.settings.num_threads == 1
+    vivace.settings.num_threads = None
 
 
 def test_an_invalid_package_seed_is_refused(ready, refused):

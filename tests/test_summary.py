@@ -23,6 +23,10 @@ def test_one_epoch_and_covariates_without_categories(tiny, tmp_path):
     model = SCVI(adata, n_hidden=16, n_latent=3)
     model.train(max_epochs=1, progress=False)
     assert "trained: 1 epoch on" in model.summary
-    assert "; continuous covariate obs['age']; size factor obs['depth']\n" in model.summary
+    age = adata.obs["age"]
+    scale = f"mean {age.mean():.4g}, sd {age.std(ddof=0):.4g}"
+    assert (
+        f"; continuous covariate obs['age'] ({scale}); size factor obs['depth']\n" in model.summary
+    )
     model.save(tmp_path / "model")
     assert "\nno data attached; 30 genes; " in SCVI.load(tmp_path / "model").summary

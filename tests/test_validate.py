@@ -11,6 +11,7 @@ from vivace.errors import (
     ArgumentTypeError,
     OptionError,
 )
+from vivace.validate import COUNT, Choice, Number, checked
 
 SMALL = {"n_hidden": 16, "n_latent": 3}
 
@@ -41,6 +42,9 @@ def test_data_that_are_not_an_anndata_are_refused(trained, saved, refused, data)
         ({"n_hidden": True}, ArgumentTypeError, ("int", "True")),
         ({"n_layers": None}, ArgumentTypeError, ("int", "None")),
         ({"n_latent": 0}, OptionError, ("at least 1", "0")),
+        ({"n_hidden": 10**6}, OptionError, ("at most 65,536", "1000000")),
+        ({"n_layers": 1000.0}, OptionError, ("at most 256", "1000")),
+        ({"batch_embedding_kwargs": {"embedding_dim": 2.5}}, ArgumentTypeError, ("2.5",)),
         ({"dropout_rate": "0.1"}, ArgumentTypeError, ("number", "'0.1'")),
         ({"dropout_rate": 1.0}, OptionError, ("below 1", "1.0")),
         ({"dropout_rate": float("nan")}, OptionError, ("below 1", "nan")),
@@ -106,7 +110,7 @@ def test_a_device_that_is_not_there_is_refused(tiny, refused, monkeypatch):
     ("options", "error"),
     [
         ({"n_samples": 0}, OptionError),
-        ({"n_samples": 1.0}, ArgumentTypeError),
+        ({"n_samples": 1.5}, ArgumentTypeError),
         ({"batch_size": 0}, OptionError),
         ({"batch_size": "big"}, ArgumentTypeError),
     ],
@@ -187,3 +191,32 @@ def test_wrong_training_options_are_refused(trained, refused, options, parts):
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
     assert len(trained.history) == before
+
+
+def test_paths_that_the_system_cannot_use(trained, tiny, refused, tmp_path):
+    query = tiny(20)
+    for name, reason in (("x" * 300, "File name too long"), ("a\0b", "null")):
+        for argument, call in (
+            ("dir_path", trained.save),
+            ("dir_path", SCVI.load),
+            ("reference_model", lambda path: SCVI.load_query_data(query, path)),
+            ("reference_model", lambda path: SCVI.prepare_query_anndata(query, path)),
+            ("out", lambda path: trained.get_normalized_expression(out=path)),
+            ("out", lambda path: trained.posterior_predictive_sample(out=path)),
+        ):
+            for path in (str(tmp_path / name), tmp_path / name):
+                with refused(OptionError, f"{argument} is not a path that can be used", reason):
+                    call(path)
+
+
+def test_numbers_reach_a_function_as_plain_python():
+    @checked(share=Number(at_least=0), word=Choice(("a", "b")), n=COUNT)
+    def take(n=1, share=0.5, word="a", *, flag: bool = True):
+        return n, share, word, flag
+
+    given = take(np.float64(2), np.float32(0.1), np.array("b"), flag=np.False_)
+    assert given == (2, 0.1, "b", False)
+    assert [type(value) for value in given] == [int, float, str, bool]
+    assert take(2.0, np.int64(3))[:2] == (2, 3)
+    assert take(share=10**30)[1] == 1e30
+    assert take()[0] == 1

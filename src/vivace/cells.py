@@ -24,7 +24,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 def question(**checks: Check) -> Callable[[F], F]:
     """Decorate a public function that queries a trained model.
 
-    Its arguments are checked (:mod:`vivace.validate`). It runs without gradients, on as many
+    Its arguments are checked and read (:mod:`vivace.validate`). It runs without gradients, on as many
     threads as the load of the machine allows.
 
     Parameters
@@ -38,7 +38,7 @@ def question(**checks: Check) -> Callable[[F], F]:
 
         @functools.wraps(function)
         def answer(*args: Any, **named: Any) -> Any:
-            check(args, named)
+            args, named = check(args, named)
             with torch.no_grad(), adapted_threads():
                 return function(*args, **named)
 

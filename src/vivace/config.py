@@ -28,6 +28,8 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "use_batch_norm": "none",
     }
 }
+# beyond these, no network could be made
+_LARGEST = {"n_hidden": 65_536, "n_latent": 65_536, "n_layers": 256, "batch_embedding_dim": 65_536}
 _SPELLED_OUT = {"negative_binomial": "nb", "zero_inflated_negative_binomial": "zinb"}
 
 
@@ -71,12 +73,14 @@ class Settings:
                 torch.set_num_threads(self._torch_threads)
             self._num_threads = None
             return
+        if isinstance(number, float) and number % 1 == 0:
+            number = int(number)
         if isinstance(number, bool) or not isinstance(number, int | np.integer):
             raise ArgumentTypeError(
                 f"settings.num_threads must be an integer or None, not {brief(number)}."
             )
         if number < 1:
-            raise OptionError(f"settings.num_threads must be at least 1, not {number}.")
+            raise OptionError(f"settings.num_threads must be at least 1, not {brief(number)}.")
         if self._num_threads is None:
             self._torch_threads = torch.get_num_threads()
         self._num_threads = int(number)
@@ -178,20 +182,23 @@ class ModelConfig:
     linear_decoder: bool = False
 
     def __post_init__(self) -> None:
-        short = _SPELLED_OUT.get(str(self.gene_likelihood), self.gene_likelihood)
-        object.__setattr__(self, "gene_likelihood", short)
+        if isinstance(self.gene_likelihood, str):
+            short = _SPELLED_OUT.get(self.gene_likelihood, self.gene_likelihood)
+            object.__setattr__(self, "gene_likelihood", short)
         hints = get_type_hints(type(self))
         for option in fields(self):
             value = getattr(self, option.name)
             if isinstance(value, np.generic):  # such as an element of an array; JSON cannot hold it
                 object.__setattr__(self, option.name, value := value.item())
             _check_option(option.name, value, hints[option.name])
-        for name in ("n_hidden", "n_latent", "n_layers", "batch_embedding_dim"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        for name, most in _LARGEST.items():
+            size = getattr(self, name)
+            if not 1 <= size <= most:
+                bound = "at least 1" if size < 1 else f"at most {most:,}"
+                raise OptionError(f"{name} must be {bound}, not {brief(size)}.")
         if not 0 <= self.dropout_rate < 1:
             raise OptionError(
-                f"dropout_rate must be at least 0 and below 1, not {self.dropout_rate}."
+                f"dropout_rate must be at least 0 and below 1, not {brief(self.dropout_rate)}."
             )
 
     def as_dict(self) -> dict[str, Any]:

@@ -22,11 +22,13 @@ from vivace.data.declare import refuse_without_counts
 from vivace.data.schema import Declarations, Schema, read_declarations
 from vivace.errors import ArgumentTypeError, DataError, NotTrainedError, OptionError, brief
 from vivace.nn import VAE, Dimensions
-from vivace.seeds import SeedStream, check_seed
+from vivace.seeds import SeedStream, check_seed, torch_generator
+from vivace.selection import row_numbers
+from vivace.split import Split
 from vivace.state import TrainState
 from vivace.summary import summarise
 from vivace.types import Indices, Rows
-from vivace.validate import OPTIONAL_COUNT, check_anndata, checked, row_numbers
+from vivace.validate import OPTIONAL_COUNT, check_anndata, checked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,14 +87,14 @@ class Core:
         self.schema = schema
         self._seeds = seeds
         self._state = TrainState()
+        self._split: Split | None = Split.from_state(self._state, None)
         self._unused: dict[str, Tensor] = {}  # scvi-tools' tensors that are kept but not used
         self._adata: AnnData | None = None
         self._source: Source | None = None
         self._reference: AnnData | None = None  # of a query's model: the reference's data
         self._origins: tuple[str, ...] = ()  # fingerprints of models with the same encoder
-        with torch.random.fork_rng(devices=[]):  # layers read the global generator
-            torch.default_generator.manual_seed(weights_seed)
-            self.module = VAE(config, network_dimensions(schema))
+        generator = torch_generator(weights_seed)
+        self.module = VAE(config, network_dimensions(schema), generator=generator)
         self.module.eval()
 
     def _attach(self, adata: AnnData, *, library_prior: bool = False) -> None:
@@ -137,7 +139,7 @@ class Core:
                 "The counts were dropped by minify_adata, and this question needs them; pass data "
                 "with counts as adata=."
             )
-        rows = row_numbers(indices, source.n_cells)
+        rows = row_numbers(indices, self._resolve_adata(adata).obs_names)
         size = minibatch_size(batch_size, len(self.schema.genes))
         return Cells(self.module, source, rows, size, bool(silent))
 
@@ -194,19 +196,32 @@ class Core:
 
     @property
     def train_indices(self) -> Rows:
-        """Rows of the data that the model is trained on."""
-        return self._state.train_rows
+        """Rows of the data with cells that the model was trained on.
+
+        They are found by their names if the model was loaded with other data.
+        """
+        return self._own_split().train
 
     @property
     def validation_indices(self) -> Rows:
         """Rows used for validation."""
-        return self._state.validation_rows
+        return self._own_split().validation
 
     @property
     def test_indices(self) -> Rows:
         """Rows used for neither training nor validation."""
-        used = np.concatenate([self.train_indices, self.validation_indices])
-        return np.setdiff1d(np.arange(self._own_source().n_cells), used)
+        split, n_cells = self._own_split(), self._own_source().n_cells
+        return np.setdiff1d(np.arange(n_cells), np.concatenate([split.train, split.validation]))
+
+    def _own_split(self) -> Split:
+        """Which of the model's own cells were trained on."""
+        if self._split is None:
+            raise DataError(
+                "It is not known which of these cells the model was trained on, because their names "
+                "are not unique or were not saved; load the model with the data that it was trained "
+                "on, or without data."
+            )
+        return self._split
 
     @property
     def adata(self) -> AnnData | None:
@@ -233,7 +248,7 @@ class Core:
         try:
             place = torch.device(device)
             torch.empty(0, device=place)
-        except (AssertionError, ImportError, RuntimeError) as error:
+        except (AssertionError, ImportError, RuntimeError, ValueError) as error:
             raise OptionError(
                 f"device={brief(device)} is not a device of this machine; use for example 'cpu'."
             ) from error
@@ -276,13 +291,8 @@ def network_dimensions(schema: Schema) -> Dimensions:
 def minibatch_size(batch_size: int | None, n_genes: int) -> int:
     """Cells per minibatch: as given, from the settings, or chosen by the number of genes."""
     size = settings.batch_size if batch_size is None else batch_size
-    OPTIONAL_COUNT("batch_size", size)
+    size = OPTIONAL_COUNT("batch_size", size)
     return min(2048, max(256, (1 << 22) // n_genes)) if size is None else size
-
-
-def hash_names(adata: AnnData) -> str:
-    """A hash of the names of the cells, in their order."""
-    return hashlib.sha256("\n".join(map(str, adata.obs_names)).encode()).hexdigest()
 
 
 def _check_columns(config: ModelConfig, declared: Declarations) -> None:

@@ -16,10 +16,17 @@ from pathlib import Path
 
 _PACKAGE = str(Path(__file__).parent) + os.sep
 _WIDTH = 60  # characters of a value in a message
+_MESSAGE = 600  # characters of a message, whatever is in it
+_LONG = 10_000  # characters that are looked at to shorten a text
+_LONG_NUMBER = 10_000  # bits
+_LONG_NAME = 300  # characters
 
 
 class VivaceError(Exception):
     """Base of every error that vivace raises on purpose."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(one_line(message, _MESSAGE))
 
 
 class DataError(VivaceError, ValueError):
@@ -73,7 +80,7 @@ def warn(message: str, kind: type[Warning] = VivaceWarning) -> None:
     level, frame = 1, sys._getframe()
     while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         level, frame = level + 1, frame.f_back  # type: ignore[assignment]
-    warnings.warn(message, kind, stacklevel=level)
+    warnings.warn(one_line(message, _MESSAGE), kind, stacklevel=level)
 
 
 def require_extra(module: str, extra: str, purpose: str, alternative: str = "") -> None:
@@ -108,16 +115,39 @@ def brief(value: object) -> str:
     >>> brief(list(range(100)))
     '[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11,...95, 96, 97, 98, 99]'
     """
-    text = repr(value)
-    if "\n" in text:  # arrays and frames
+    if isinstance(value, int) and value.bit_length() > _LONG_NUMBER:
+        return "a number of thousands of digits"  # Python refuses to print it
+    if isinstance(value, str) and len(value) > _LONG:  # a repr of megabytes takes long
+        value = value[:_WIDTH] + value[-_WIDTH:]
+    try:
+        text = repr(value)
+    except Exception:  # of a class that is not ours
+        text = f"<{type(value).__name__}>"
+    return one_line(text, _WIDTH)
+
+
+def one_line(text: object, width: int = 200) -> str:
+    """A text, such as another library's message, on one line, shortened in the middle.
+
+    Examples
+    --------
+    >>> one_line(ValueError("the column" + chr(10) + "is missing"))
+    'the column is missing'
+    """
+    text = str(text)
+    if len(text) > _LONG:
+        text = text[:width] + text[-width:]
+    if len(text.splitlines()) > 1:  # arrays and frames
         text = " ".join(text.split())
-    if len(text) <= _WIDTH:
+    if len(text) <= width:
         return text
-    tail = (_WIDTH - 3) // 3
-    return f"{text[: _WIDTH - 3 - tail]}...{text[-tail:]}"
+    tail = (width - 3) // 3
+    return f"{text[: width - 3 - tail]}...{text[-tail:]}"
 
 
-def list_names(names: Sequence[object], most: int = 5, form: Callable[[object], str] = repr) -> str:
+def list_names(
+    names: Sequence[object], most: int = 5, form: Callable[[object], str] = brief
+) -> str:
     """The first ``most`` names, and "..." if there are more.
 
     Examples
@@ -141,9 +171,13 @@ def near(name: object, known: Iterable[object]) -> str:
     'there are none.'
     """
     names = sorted({str(k) for k in known})
-    close = difflib.get_close_matches(str(name), names, n=3, cutoff=0.6)
+    wanted = str(name)
+    # a name of another length is not similar, and comparing long ones takes long
+    similar = [k for k in names if len(k) <= 3 * len(wanted) and len(wanted) <= 3 * len(k)]
+    short = [k for k in similar if len(k) <= _LONG_NAME and k != wanted]
+    close = difflib.get_close_matches(wanted, short, n=3, cutoff=0.6)
     if close:
-        return f"did you mean {' or '.join(repr(c) for c in close)}?"
+        return f"did you mean {' or '.join(map(brief, close))}?"
     if not names:
         return "there are none."
     return f"available: {list_names(names, most=10)}."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import final
+from typing import cast, final
 
 from anndata import AnnData
 
@@ -40,7 +40,7 @@ from vivace.questions import (
 from vivace.store import saving
 from vivace.train import run
 from vivace.transfer import genes, labels, query
-from vivace.validate import checked, folder_path, refuse_unknown
+from vivace.validate import COUNT, checked, folder_path, refuse_unknown
 
 __all__ = ["SCVI", "LinearSCVI", "load"]
 
@@ -347,5 +347,5 @@ def embedding_dim(batch_embedding_kwargs: object) -> int:
             f"{brief(batch_embedding_kwargs)}."
         )
     refuse_unknown("batch_embedding_kwargs", set(batch_embedding_kwargs), ["embedding_dim"])
-    dim: int = batch_embedding_kwargs.get("embedding_dim", ModelConfig.batch_embedding_dim)
-    return dim
+    dim = batch_embedding_kwargs.get("embedding_dim", ModelConfig.batch_embedding_dim)
+    return cast("int", COUNT("batch_embedding_kwargs['embedding_dim']", dim))

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from vivace.errors import ArgumentTypeError, OptionError, brief
+from vivace.types import whole_number
 
 
 class SeedStream:
@@ -48,11 +49,12 @@ class SeedStream:
 
 def check_seed(seed: object, name: str = "seed") -> int:
     """Return ``seed``, an integer from 0 to 2**63 - 1; ``name`` is its name in messages."""
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
+    number = whole_number(seed)
+    if number is None:
         raise ArgumentTypeError(f"{name} must be an integer, not {brief(seed)}.")
-    if not 0 <= int(seed) < 2**63:
-        raise OptionError(f"{name} must lie between 0 and 2**63 - 1, not {brief(int(seed))}.")
-    return int(seed)
+    if not 0 <= number < 2**63:
+        raise OptionError(f"{name} must lie between 0 and 2**63 - 1, not {brief(number)}.")
+    return number
 
 
 def numpy_generator(seed: int) -> np.random.Generator:

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from vivace.types import Rows
 
@@ -66,6 +67,8 @@ class Convergence:
         the schedule; None if it did not.
     kl_weight, max_kl_weight
         KL weight of the last epoch, and its full value.
+    n_active
+        Latent dimensions that vary between cells; None if that was not looked at.
 
     Examples
     --------
@@ -82,6 +85,12 @@ class Convergence:
     level_epoch: int | None = None
     kl_weight: float = 1.0
     max_kl_weight: float = 1.0
+    n_active: int | None = None
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether the latent space is the same for every cell."""
+        return self.n_active == 0
 
     def __post_init__(self) -> None:
         if self.status not in get_args(Status):
@@ -97,7 +106,17 @@ class Convergence:
         return cls(**parts)
 
     def describe(self) -> str:
-        """One sentence on whether training was long enough."""
+        """Whether training was long enough, and whether the latent space collapsed, in words."""
+        sentence = self._describe_epochs()
+        if not self.collapsed:
+            return sentence
+        return (
+            f"{sentence}. The latent space collapsed, none of its dimensions varies between cells: "
+            "train longer, check counts and genes, or lower the KL weight "
+            "(plan_kwargs={'max_kl_weight': 0.1})"
+        )
+
+    def _describe_epochs(self) -> str:
         epochs = count_epochs(self.epochs)
         best = self.best_epoch or 0
         later = self.epochs - best
@@ -176,7 +195,10 @@ class TrainState:
     Parameters
     ----------
     train_rows, validation_rows
-        Rows of the training data; empty on a model that was loaded without them.
+        Rows of the training data. ``split.py`` finds these cells in other data.
+    name_hashes
+        Array, uint64, shape (n,), hash of the name of each cell of the training data; None if
+        the names are not known.
     history
         One dict per epoch, with the keys of :data:`COLUMNS`.
     summary
@@ -187,6 +209,7 @@ class TrainState:
     validation_rows: Rows = field(default_factory=_no_rows)
     history: list[dict[str, float]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
+    name_hashes: NDArray[np.uint64] | None = None
 
     @property
     def trained(self) -> bool:

@@ -18,7 +18,7 @@ U32 = NDArray[np.uint32]
 Bool = NDArray[np.bool_]
 Rows = NDArray[np.int64]  # row numbers of cells
 
-Indices = Sequence[int] | NDArray[Any]  # row numbers, or a boolean mask
+Indices = Sequence[int] | NDArray[Any]  # row numbers, or a boolean mask: see selection.py
 Category = str | int | float | bool
 # transform_batch: a category, several, or a mapping from columns to those
 Transform = Category | Sequence[Category] | Mapping[str, Category | Sequence[Category]] | None
@@ -27,3 +27,19 @@ if TYPE_CHECKING:
     NameIndex = pd.Index[str]
 else:
     NameIndex = pd.Index  # pandas has no generics at run time
+
+
+def whole_number(value: object) -> int | None:
+    """An integer of Python or NumPy, or a float without a fraction, as an int; else None.
+
+    Numbers that come from R or from JSON are floats.
+
+    Examples
+    --------
+    >>> whole_number(10.0), whole_number(np.int16(3)), whole_number(2.5), whole_number(True)
+    (10, 3, None, None)
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        return None
+    is_float = isinstance(value, float | np.floating)
+    return None if is_float and not float(value).is_integer() else int(value)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set, ValuesView
 from dataclasses import dataclass
 from numbers import Real as RealNumber
@@ -31,32 +32,38 @@ from vivace.errors import (
     list_names,
     near,
 )
-from vivace.types import I64, Indices
+from vivace.types import whole_number
 
 F = TypeVar("F", bound=Callable[..., Any])
+LARGEST_INT = 2**63 - 1
 LARGEST_FLOAT = float(np.finfo(np.float32).max)
 
 
 class Check(Protocol):
-    """Refuses a value that is not allowed for the argument ``name``."""
+    """Refuses a value that is not allowed for the argument ``name``; returns it as plain Python."""
 
-    def __call__(self, name: str, value: Any) -> None: ...
+    def __call__(self, name: str, value: Any) -> Any: ...
 
 
 @dataclass(frozen=True)
 class Int:
-    """An integer of at least ``at_least``; ``optional`` also allows None."""
+    """An integer within bounds, which may be a float; ``optional`` also allows None."""
 
     at_least: int = 1
+    at_most: int = LARGEST_INT
     optional: bool = False
 
-    def __call__(self, name: str, value: Any) -> None:
+    def __call__(self, name: str, value: Any) -> int | None:
         if value is None and self.optional:
-            return
-        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            return None
+        number = whole_number(value)
+        if number is None:
             raise ArgumentTypeError(f"{name} must be an integer, not {brief(value)}.")
-        if value < self.at_least:
-            raise OptionError(f"{name} must be at least {self.at_least}, not {brief(int(value))}.")
+        if number < self.at_least:
+            raise OptionError(f"{name} must be at least {self.at_least}, not {brief(number)}.")
+        if number > self.at_most:
+            raise OptionError(f"{name} must be at most {self.at_most}, not {brief(number)}.")
+        return number
 
 
 @dataclass(frozen=True)
@@ -79,13 +86,14 @@ class Number:
     below: float | None = None
     optional: bool = False
 
-    def __call__(self, name: str, value: Any) -> None:
+    def __call__(self, name: str, value: Any) -> float | None:
         if value is None and self.optional:
-            return
+            return None
         if isinstance(value, bool) or not isinstance(value, RealNumber):
             raise ArgumentTypeError(f"{name} must be a number, not {brief(value)}.")
         try:
-            number = float(value)
+            # the shortest decimal of a NumPy float, because levels name columns
+            number = float(str(value) if isinstance(value, np.floating) else value)
         except OverflowError:  # an integer of more than 308 digits
             number = math.inf
         inside = (
@@ -96,7 +104,10 @@ class Number:
             and (self.below is None or number < self.below)
         )
         if not inside:
-            raise OptionError(f"{name} must be {self.bounds}, not {value}.")
+            raise OptionError(f"{name} must be {self.bounds}, not {brief(value)}.")
+        if isinstance(value, int | np.integer) and abs(number) < LARGEST_INT:
+            return int(value)
+        return number
 
     @property
     def bounds(self) -> str:
@@ -130,13 +141,14 @@ class Choice:
     choices: Any
     optional: bool = False
 
-    def __call__(self, name: str, value: Any) -> None:
+    def __call__(self, name: str, value: Any) -> str | None:
         if value is None and self.optional:
-            return
+            return None
         known = get_args(self.choices) or tuple(self.choices)
         if not isinstance(value, str) or value not in known:
             listed = ", ".join(map(repr, known))
             raise OptionError(f"{name} must be one of {listed}, not {brief(value)}.")
+        return str(value)
 
 
 @dataclass(frozen=True)
@@ -145,15 +157,35 @@ class Flag:
 
     optional: bool = False
 
-    def __call__(self, name: str, value: Any) -> None:
+    def __call__(self, name: str, value: Any) -> bool | None:
         if value is None and self.optional:
-            return
+            return None
         if not isinstance(value, bool | np.bool_):
             either = "True, False or None" if self.optional else "True or False"
             raise ArgumentTypeError(f"{name} must be {either}, not {brief(value)}.")
+        return bool(value)
 
 
-COUNT = Int()
+@dataclass(frozen=True)
+class Names:
+    """A list of names, or one name in place of a list of one; ``optional`` also allows None.
+
+    Only a single name is handled here: whoever reads a list checks what it holds.
+    """
+
+    optional: bool = False
+
+    def __call__(self, name: str, value: Any) -> Any:
+        if isinstance(value, bytes | bytearray | Mapping | Set) or not (
+            isinstance(value, Iterable) or (value is None and self.optional)
+        ):
+            raise ArgumentTypeError(
+                f"{name} must be a list of names, in order, not {brief(value)}."
+            )
+        return [value] if isinstance(value, str) else value
+
+
+COUNT = Int(at_most=2**31 - 1)  # more of anything would not fit into memory
 OPTIONAL_COUNT = Int(optional=True)
 FLAG = Flag()
 
@@ -161,17 +193,22 @@ FLAG = Flag()
 def checked(**checks: Check) -> Callable[[F], F]:
     """Check the arguments of a public function before it runs.
 
+    The function gets them as plain Python: an array without dimensions becomes its only value,
+    a whole float an integer where an integer is meant, a single name a list where names are.
+
     Parameters
     ----------
     checks
-        The check of each argument. An argument without one may be anything, except that one
-        annotated as a bool is checked by :class:`Flag`.
+        The check of each argument. Others are checked if their annotation says bool, int or
+        a list of names.
 
     Examples
     --------
     >>> @checked(n_samples=COUNT)
     ... def sample(n_samples=1, *, seed=None):
     ...     return n_samples
+    >>> sample(n_samples=5.0)
+    5
     >>> sample(n_sample=2)
     Traceback (most recent call last):
     ...
@@ -183,7 +220,7 @@ def checked(**checks: Check) -> Callable[[F], F]:
 
         @functools.wraps(function)
         def call(*args: Any, **named: Any) -> Any:
-            check(args, named)
+            args, named = check(args, named)
             return function(*args, **named)
 
         return cast("F", call)
@@ -191,35 +228,62 @@ def checked(**checks: Check) -> Callable[[F], F]:
     return decorate
 
 
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
 def argument_checker(
     function: Callable[..., Any], checks: Mapping[str, Check]
-) -> Callable[[tuple[Any, ...], dict[str, Any]], None]:
-    """A function that checks the arguments of a call, as :func:`checked` does."""
+) -> Callable[[tuple[Any, ...], dict[str, Any]], Arguments]:
+    """A function that checks the arguments of a call and returns them, as :func:`checked` does."""
     parameters = inspect.signature(function).parameters
     names = list(parameters)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     wrong = set(checks) - set(names)
-    checks = _flags(parameters) | dict(checks)
+    checks = _annotated(parameters) | dict(checks)
     if wrong:
         raise TypeError(f"{function.__qualname__} has no arguments {sorted(wrong)} to check")
     title = function.__qualname__.removesuffix(".__init__").split(".")[-1]
     public = [n for n in names if n not in ("self", "cls")]
 
-    def check(args: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def read(name: str, value: Any) -> Any:
+        value = _unpack_scalar(value)
+        return checks[name](name, value) if name in checks else value
+
+    def check(args: tuple[Any, ...], named: dict[str, Any]) -> Arguments:
         if not takes_any:
             refuse_unknown(title, set(named) - set(names), public)
-        values = dict(zip(names, args, strict=False)) | named
-        for name, may_be in checks.items():
-            if name in values:
-                may_be(name, values[name])
+        known = zip(names, args, strict=False)  # Python itself refuses more arguments than names
+        read_args = (*(read(name, value) for name, value in known), *args[len(names) :])
+        return read_args, {name: read(name, value) for name, value in named.items()}
 
     return check
 
 
-def _flags(parameters: Mapping[str, inspect.Parameter]) -> dict[str, Check]:
-    """A check for each argument that is annotated as a bool."""
-    kinds = {"bool": FLAG, "bool | None": Flag(optional=True)}
-    return {name: kinds[p.annotation] for name, p in parameters.items() if p.annotation in kinds}
+_ANNOTATED: dict[str, Check] = {
+    "bool": FLAG,
+    "bool | None": Flag(optional=True),
+    "int": COUNT,
+    "int | None": OPTIONAL_COUNT,
+    "Sequence[str] | None": Names(optional=True),
+}
+
+
+def _annotated(parameters: Mapping[str, inspect.Parameter]) -> dict[str, Check]:
+    """The checks that follow from annotations; the stream of seeds checks a seed."""
+    return {
+        name: _ANNOTATED[p.annotation]
+        for name, p in parameters.items()
+        if p.annotation in _ANNOTATED and name != "seed"
+    }
+
+
+def _unpack_scalar(value: Any) -> Any:
+    """The value in an array without dimensions; anything else as it is."""
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        return value[()]
+    if isinstance(value, torch.Tensor) and value.ndim == 0:
+        return value.item()
+    return value
 
 
 def check_anndata(subject: str, value: object) -> None:
@@ -272,16 +336,17 @@ def _holds_anndata(values: Any) -> bool:
     )
 
 
-def check_mapping(name: str, value: object) -> None:
+def check_mapping(name: str, value: Any) -> Any:
     """Refuse anything but a mapping or None."""
     if value is not None and not isinstance(value, Mapping):
         raise ArgumentTypeError(f"{name} must be a dict or None, not {brief(value)}.")
+    return value
 
 
 def refuse_unknown(function: str, given: Set[str] | Iterable[str], known: Iterable[str]) -> None:
     """Refuse an argument that a function does not have; the message suggests similar names."""
     for name in sorted(set(given) - set(known)):
-        raise ArgumentTypeError(f"{function} has no argument {name!r}; {near(name, known)}")
+        raise ArgumentTypeError(f"{function} has no argument {brief(name)}; {near(name, known)}")
 
 
 def float_tensor(name: str, value: object) -> torch.Tensor:
@@ -320,24 +385,40 @@ def obs_column(
             f"{argument} must be the name of a column of obs, not {brief(key)}."
         )
     if key not in adata.obs:
-        raise MissingColumnError(f"obs has no column {key!r} ({argument}); {near(key, adata.obs)}")
+        raise MissingColumnError(
+            f"obs has no column {brief(key)} ({argument}); {near(key, adata.obs)}"
+        )
     column = adata.obs[key]
     if not allow_missing and column.isna().any():
         raise DataError(
-            f"obs[{key!r}] ({argument}) has no value for {int(column.isna().sum())} cells; "
+            f"obs[{brief(key)}] ({argument}) has no value for {int(column.isna().sum())} cells; "
             "fill it in."
         )
     return column
 
 
-def folder_path(value: object) -> Path:
-    """``dir_path`` as a path."""
+def folder_path(value: object, name: str = "dir_path") -> Path:
+    """The path of a folder, which need not exist; ``name`` is the argument's in messages."""
     if not isinstance(value, str | Path):
-        raise ArgumentTypeError(f"dir_path must be the path of a folder, not {brief(value)}.")
+        raise ArgumentTypeError(f"{name} must be the path of a folder, not {brief(value)}.")
+    return usable_path(value, name)
+
+
+def usable_path(value: str | Path, name: str) -> Path:
+    """A path that this system can look up, whether something is there or not."""
+    try:
+        os.lstat(value)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:  # too long, forbidden, or with a zero byte
+        reason = getattr(error, "strerror", None) or str(error)
+        raise OptionError(
+            f"{name} is not a path that can be used here ({reason}): {brief(str(value))}."
+        ) from error
     return Path(value)
 
 
-def check_accelerator(name: str, value: object) -> None:
+def check_accelerator(name: str, value: Any) -> str:
     """Refuse a kind of device that this machine does not have; "auto" is always allowed."""
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     available = {"auto": True, "cpu": True, "cuda": cuda, "gpu": cuda or mps, "mps": mps}
@@ -346,37 +427,4 @@ def check_accelerator(name: str, value: object) -> None:
         raise OptionError(f"{name} must be one of {listed}, not {brief(value)}.")
     if not available[value]:
         raise OptionError(f"This machine has no device for {name}={value!r}; use 'auto'.")
-
-
-def row_numbers(indices: Indices | None, n_cells: int) -> I64:
-    """Row numbers from a mask or from indices; those of all cells if ``indices`` is None.
-
-    Negative indices count from the end.
-
-    Examples
-    --------
-    >>> row_numbers([2, 0, -1], 3).tolist()
-    [2, 0, 2]
-    """
-    if indices is None:
-        return np.arange(n_cells)
-    try:
-        rows = np.asarray(indices)
-    except ValueError as error:
-        raise ArgumentTypeError("indices must be one-dimensional, not a list of lists.") from error
-    if rows.ndim != 1:
-        raise ArgumentTypeError(f"indices must be one-dimensional, not of shape {rows.shape}.")
-    if rows.dtype == bool:
-        if len(rows) != n_cells:
-            raise OptionError(
-                f"indices is a mask of {len(rows)} values for {n_cells} cells; give one value per "
-                "cell."
-            )
-        return np.flatnonzero(rows)
-    if rows.size and rows.dtype.kind not in "iu":
-        raise ArgumentTypeError(f"indices must be integers or a mask, not of type {rows.dtype}.")
-    rows = rows.astype(np.int64)
-    outside = rows[(rows < -n_cells) | (rows >= n_cells)]
-    if len(outside):
-        raise OptionError(f"indices holds {outside[0]}, but there are {n_cells} cells.")
-    return np.where(rows < 0, rows + n_cells, rows)
+    return str(value)

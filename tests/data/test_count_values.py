@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -49,6 +51,61 @@ def test_a_wrong_value_in_a_layer_is_named_with_the_layer(tiny, refused):
     adata.layers["scaled"] = adata.X.toarray() - 1
     with refused(DataError, "layers['scaled']", "negative value -1", "X holds integers"):
         SCVI.setup_anndata(adata, layer="scaled")
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(11.9999, "11.9999"), (123456.5, "123456.5"), (2.0000002, "2.0000002"), (1e-30, "1e-30")],
+)
+def test_a_fraction_is_shown_in_the_digits_that_tell(tiny, refused, value, shown):
+    adata = with_value(tiny(), 31, 12, value)
+    adata.X[0, 0] = 2.5  # not rounding
+    adata = adata[::-1].copy()
+    with refused(DataError, f"X holds {shown} (cell 'cell31'", "not an integer"):
+        SCVI.setup_anndata(adata)
+
+
+ROUNDED = {
+    "sparse": lambda x: x,
+    "csc": sp.csc_matrix,
+    "dense": lambda x: x.toarray(),
+}
+
+
+@pytest.mark.parametrize("layer", [None, "counts"])
+@pytest.mark.parametrize("view", [False, True])
+@pytest.mark.parametrize("form", ROUNDED)
+def test_counts_that_are_rounded_are_restored_by_the_line_in_the_message(
+    tiny, refused, layer, form, view
+):
+    adata = tiny()
+    whole = adata.X.toarray()
+    rounded = sp.csr_matrix(np.expm1(np.log1p(adata.X.toarray())))
+    assert (rounded.data % 1).any()
+    if layer is None:
+        adata.X = ROUNDED[form](rounded)
+    else:
+        adata.layers[layer] = ROUNDED[form](rounded)
+        del adata.X
+    if view:
+        adata = adata[10:]
+        whole = whole[10:]
+    with refused(DataError, "within rounding of integers", "round them with ") as caught:
+        SCVI.setup_anndata(adata, layer=layer)
+    line = str(caught.value).partition("round them with ")[2].removesuffix(".")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # AnnData's: a view becomes a copy
+        exec(line, {"np": np, "adata": adata})
+        SCVI.setup_anndata(adata, layer=layer)
+    matrix = adata.X if layer is None else adata.layers[layer]
+    np.testing.assert_array_equal(matrix.toarray() if sp.issparse(matrix) else matrix, whole)
+
+
+def test_one_value_that_is_no_rounding_is_not_rounded_away(tiny, refused):
+    adata = tiny()
+    adata.X = sp.csr_matrix(np.expm1(np.log1p(with_value(adata, 31, 12, 3.01).X.toarray())))
+    with refused(DataError, "not an integer", "allow_non_integer=True"):
+        SCVI.setup_anndata(adata)
 
 
 def test_counts_spoilt_after_setup_are_refused_by_the_model(tiny, refused):

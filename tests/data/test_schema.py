@@ -6,10 +6,11 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 
 from vivace import SCVI
 from vivace.data.schema import UNS_KEY, Codes, Declarations, Schema, read_declarations
-from vivace.errors import ArgumentTypeError, DataError, MissingColumnError
+from vivace.errors import ArgumentTypeError, DataError, MissingColumnError, VivaceWarning
 
 EVERYTHING = {
     "batch_key": "batch",
@@ -143,7 +144,8 @@ def test_columns_of_every_kind_are_read(tiny):
     assert columns.batch.tolist() == [0, 1] * 30
     assert columns.categorical.tolist() == [[0], [1], [2]] * 20
     assert columns.labels.tolist() == [["B", "NK", "T"].index(t) for t in adata.obs["cell_type"]]
-    np.testing.assert_array_equal(columns.continuous[:, 0], adata.obs["age"].astype(np.float32))
+    standardised = scipy.stats.zscore(adata.obs["age"]).astype(np.float32)
+    np.testing.assert_array_equal(columns.continuous[:, 0], standardised)
     np.testing.assert_array_equal(columns.size_factor, adata.obs["depth"].astype(np.float32))
 
 
@@ -153,6 +155,66 @@ def test_columns_that_are_not_declared_are_empty(tiny):
     assert not columns.labels.any()
     assert columns.categorical.shape == columns.continuous.shape == (60, 0)
     assert columns.size_factor is None
+
+
+@pytest.mark.parametrize(("factor", "offset"), [(365.0, 0.0), (1e-6, 0.0), (-3.0, 1e6), (1e30, 0)])
+def test_the_unit_of_a_covariate_does_not_matter(tiny, factor, offset):
+    adata, other = tiny(), tiny()
+    other.obs["age"] = factor * other.obs["age"] + offset
+    declarations = Declarations(continuous_covariate_keys=("age",))
+    columns, scaled = (
+        Schema.from_anndata(data, declarations).columns(data).continuous for data in (adata, other)
+    )
+    np.testing.assert_allclose(scaled, np.sign(factor) * columns, atol=1e-6)
+
+
+def test_new_data_are_standardised_by_the_models_cells(tiny):
+    adata, declarations = tiny(), Declarations(continuous_covariate_keys=("age",))
+    schema = Schema.from_anndata(adata, declarations)
+    age = adata.obs["age"]
+    few = adata[:3].copy()
+    expected = (age[:3] - age.mean()) / age.std(ddof=0)
+    np.testing.assert_array_equal(schema.columns(few).continuous[:, 0], expected.astype("float32"))
+
+
+def test_a_constant_covariate_has_no_effect_on_other_values_either(tiny):
+    adata = tiny()
+    adata.obs["age"] = 0.1
+    schema = Schema.from_anndata(adata, Declarations(continuous_covariate_keys=("age",)))
+    adata.obs["age"] = np.arange(60.0)
+    assert not schema.columns(adata).continuous.any()
+
+
+def test_schemas_without_scales_read_covariates_in_their_own_unit(tiny):
+    adata = tiny()
+    parts = Schema.from_anndata(adata, Declarations(**EVERYTHING)).as_dict()
+    del parts["scales"]
+    columns = Schema.from_dict(parts).columns(adata)
+    np.testing.assert_array_equal(columns.continuous[:, 0], adata.obs["age"].astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    "scales", [[], [{"sd": -1.0}], [{"mean": float("nan")}], [{"middle": 1.0}], [{"sd": "1"}]]
+)
+def test_damaged_scales_are_noticed(tiny, scales):
+    parts = Schema.from_anndata(tiny(), Declarations(**EVERYTHING)).as_dict()
+    with pytest.raises((ValueError, TypeError)):
+        Schema.from_dict(parts | {"scales": scales})
+
+
+def test_a_covariate_in_another_unit_gives_a_warning(tiny):
+    adata = tiny()
+    SCVI.setup_anndata(adata, continuous_covariate_keys=["age"])
+    model = SCVI(adata, n_hidden=8, n_latent=2)
+    model.train(1, progress=False)
+    query = adata[:20].copy()
+    model.get_latent_representation(query)  # no warning
+    query.obs["age"] *= 365
+    with pytest.warns(
+        VivaceWarning, match=r"obs\['age'\].* standard deviations .*mean 5"
+    ) as caught:
+        model.get_latent_representation(query)
+    assert len(caught) == 1
 
 
 def test_a_schema_survives_json(tiny):
@@ -180,7 +242,6 @@ def test_positions_of_genes(tiny):
         ("batch_key", ["batch"]),
         ("labels_key", 0),
         ("size_factor_key", True),
-        ("categorical_covariate_keys", "donor"),
         ("categorical_covariate_keys", 5),
         ("continuous_covariate_keys", [1]),
         ("allow_non_integer", "yes"),
@@ -378,7 +439,7 @@ def test_places_of_genes_by_name(schema, names, places):
         (["gene1", "gnee2", "gene99"], MissingColumnError, ["2 of 3", "'gnee2'", "'gene2'"]),
         ([3], MissingColumnError, ["1 of 1", "'3'"]),
         ([], DataError, ["gene_list", "empty"]),
-        ("gene1", ArgumentTypeError, ["gene_list", "'gene1'"]),
+        (b"gene1", ArgumentTypeError, ["gene_list", "b'gene1'"]),
         (7, ArgumentTypeError, ["gene_list", "7"]),
     ],
     ids=repr,

@@ -224,6 +224,7 @@ def test_every_option(covered, options):
         ({"n_samples_overall": 2.5}, ArgumentTypeError, ("n_samples_overall", "2.5")),
         ({"m_permutation": 0}, OptionError, ("m_permutation", "0")),
         ({"cred_interval_lvls": [0.5, 1.0]}, OptionError, ("cred_interval_lvls", "1.0")),
+        ({"cred_interval_lvls": "0.95"}, ArgumentTypeError, ("cred_interval_lvls", "'0.95'")),
         ({"cred_interval_lvls": ["a"]}, ArgumentTypeError, ("cred_interval_lvls", "'a'")),
         ({"weights": "equal"}, OptionError, ("weights", "'equal'", "'uniform'")),
         ({"weights": "importance", "importance_weighting_kwargs": {"max_cell": 3}},
@@ -271,6 +272,42 @@ def test_outliers_are_left_out(covered):
         covered.differential_expression(
             idx1=[0], idx2=range(2, 100), filter_outlier_cells=True, **FEW
         )
+
+
+def test_groups_without_outliers_give_one_warning(covered):
+    adata = covered.adata.copy()
+    adata.obs["few"] = ["a", "b"] + ["c"] * 148
+    with pytest.warns(VivaceWarning) as caught:
+        covered.differential_expression(adata, groupby="few", filter_outlier_cells=True, **FEW)
+    said = [str(w.message) for w in caught]
+    assert len(said) == 2
+    assert said[0].startswith("Each of 2 groups is one cell ('a', 'b')")
+    assert said[1] == (
+        "Could not detect outliers in 2 of 3 groups (of 1, 1 cells); all their cells were kept."
+    )
+
+
+@pytest.mark.parametrize("form", [np.array, pd.Index, pd.Series, tuple])
+def test_columns_to_correct_for_may_be_an_array(covered, form):
+    expected = run_de(covered, batch_correction=["batch", "donor"])
+    result = run_de(covered, batch_correction=form(["batch", "donor"]))
+    pd.testing.assert_frame_equal(result, expected, check_flags=False)
+    result = run_de(covered, batch_correction=np.array("donor"))
+    pd.testing.assert_frame_equal(result, run_de(covered, batch_correction="donor"))
+
+
+def test_comparisons_that_are_confounded_give_one_warning(covered):
+    adata = covered.adata.copy()
+    adata.obs["part"] = adata.obs["batch"].astype(str) + adata.obs["donor"].astype(str)
+    with pytest.warns(VivaceWarning) as caught:
+        covered.differential_expression(
+            adata, groupby="part", group2="b0d0", batch_correction=["batch", "donor"], **FEW
+        )
+    (said,) = [str(w.message) for w in caught]
+    assert said.startswith(
+        "b1d0 vs b0d0: no category of 'batch' has cells of both groups (and 6 more "
+        "comparisons or columns like it)"
+    )
 
 
 @pytest.mark.filterwarnings("ignore:.*is one cell")

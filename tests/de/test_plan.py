@@ -211,9 +211,9 @@ def test_a_query_is_of_columns_whatever_the_cells_are_called():
         ({"idx1": [0], "idx2": [True] * 11}, OptionError, ("idx2", "11", "10 cells")),
         ({"idx1": [10]}, OptionError, ("idx1", "10")),
         ({"idx1": [-11]}, OptionError, ("idx1", "-11")),
-        ({"idx1": [0.5]}, ArgumentTypeError, ("idx1", "float64")),
+        ({"idx1": [0.5]}, ArgumentTypeError, ("idx1", "holds 0.5")),
         ({"idx1": [[0]]}, ArgumentTypeError, ("idx1", "one-dimensional")),
-        ({"idx1": ["cell0"]}, ArgumentTypeError, ("idx1", "integers or a mask")),
+        ({"idx1": ["cell0"]}, ArgumentTypeError, ("idx1", "integers or a mask", "isin(idx1)")),
         ({"idx2": [0]}, OptionError, ("idx2", "idx1")),
     ],
     ids=lambda v: str(v) if isinstance(v, dict) else "",
@@ -290,6 +290,77 @@ def test_a_mask_with_names_is_read_by_them(conditions, refused):
     np.testing.assert_array_equal(one.parts[0], other.parts[0])
     with refused(DataError, "idx1", "obs_names"):
         plan_comparisons(conditions, None, None, None, mask.iloc[:-1].rename({"c0": "x"}), None)
+
+
+@pytest.fixture
+def nullable():
+    """Ten cells, with columns of nullable types that lack the values of some cells."""
+    adata = made(["B"] * 5 + ["T"] * 5)
+    adata.obs["cluster"] = pd.array([0, 1, None, 0, 1, 2, 0, None, 1, 0], dtype="Int64")
+    adata.obs["doublet"] = pd.array([True, None, False, True] + [False] * 6, dtype="boolean")
+    adata.obs["score"] = pd.array([0.5, None] + [1.5] * 8, dtype="Float64")
+    adata.obs["name"] = pd.array(["a", None] + ["b"] * 8, dtype="string")
+    adata.obs["flag"] = np.array([True, None] + [False] * 8, dtype=object)
+    return adata
+
+
+@pytest.mark.parametrize(
+    ("query", "rows"),
+    [
+        ("cluster == 0", [0, 3, 6, 9]),
+        ("cluster != 0", [1, 4, 5, 8]),
+        ("not (cluster == 0)", [1, 4, 5, 8]),
+        ("cluster in [1, 2]", [1, 4, 5, 8]),
+        ("cluster > 0 and kind == 'B'", [1, 4]),
+        ("doublet", [0, 3]),
+        ("doublet == True", [0, 3]),
+        ("~doublet", [2, 4, 5, 6, 7, 8, 9]),
+        ("score < 1", [0]),
+        ("name == 'a' or doublet", [0, 3]),
+        ("name == 'a' and cluster == 0", [0]),
+        ("flag", [0]),
+    ],
+)
+def test_missing_values_match_no_query(nullable, query, rows):
+    plan = plan_comparisons(nullable, None, None, None, query, None)
+    assert plan.parts[0].tolist() == rows
+    np.testing.assert_array_equal(  # as pandas has it
+        nullable.obs.query(query).index if query != "flag" else ["cell0"], nullable.obs_names[rows]
+    )
+
+
+@pytest.mark.parametrize(
+    ("query", "parts"),
+    [
+        ("clustr == 0", ("asks for 'clustr', which is not a column", "did you mean 'cluster'?")),
+        ("zzz == 0", ("asks for 'zzz'", "available: 'age'")),
+        ("kind", ("gives 'B' for cell 'cell0' of obs", "compare it")),
+        ("cluster", ("gives 0 for cell 'cell0' of obs", "compare it")),
+        ("cluster + 1", ("gives 1 for cell 'cell0' of obs", "compare it")),
+        ("kind > 3", ("is not a valid query", "not supported")),
+        ("kind == ", ("is not a valid query", "invalid syntax")),
+        ("True", ("for each cell",)),
+    ],
+)
+def test_a_query_that_fails_says_why(nullable, refused, query, parts):
+    with refused(OptionError, f"idx1={query!r}", *parts) as caught:
+        plan_comparisons(nullable, None, None, None, query, None)
+    assert f"did you mean {query!r}" not in str(caught.value)
+
+
+def test_a_query_that_only_misses_values_selects_no_cells(nullable, refused):
+    nullable.obs["empty"] = pd.array([None] * 10, dtype="boolean")
+    with refused(DataError, "idx1 selects no cells"):
+        plan_comparisons(nullable, None, None, None, "empty", None)
+
+
+def test_several_groups_of_one_cell_give_one_warning():
+    with pytest.warns(VivaceWarning) as caught:
+        plan_comparisons(made(["a", "b", "c"]), "kind", None, None, None, None)
+    assert [str(w.message) for w in caught] == [
+        "Each of 3 groups is one cell ('a', 'b', 'c'), so their results describe these cells and "
+        "not groups; give them more cells."
+    ]
 
 
 @pytest.mark.parametrize("query", ["@pd.io", "donor.__class__", "[1, 2, 3]", "donor"])

@@ -121,6 +121,20 @@ def test_a_comparison_of_too_few_samples_is_left_out_with_a_warning(covered):
     assert len(result) == 30
 
 
+def test_comparisons_that_are_left_out_give_one_warning(covered):
+    few = [(f"C{i}", "m0", 10) for i in range(7)]
+    adata = laid_out(
+        covered, ("A", "m0", 15), ("A", "m1", 15), *few, ("B", "m0", 15), ("B", "m1", 15)
+    )
+    with pytest.warns(VivaceWarning) as caught:
+        result = run_de(covered, adata, group1=["A", *(side for side, _, _ in few)])
+    assert list(result.attrs["comparisons"]) == ["A vs B"]
+    assert [str(w.message) for w in caught] == [
+        "7 of 8 comparisons are left out ('C0 vs B', 'C1 vs B', 'C2 vs B', 'C3 vs B', 'C4 vs B', "
+        "...), because a side has fewer than two samples of at least 10 cells."
+    ]
+
+
 @pytest.mark.parametrize(
     "numbers",
     [

@@ -7,10 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from anndata import AnnData
 from network_cases import G, N, cells, network
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
+from vivace import SCVI
 from vivace.config import ModelConfig
 from vivace.data.batch import CountBatch
 from vivace.nn import Dimensions
@@ -240,3 +242,25 @@ def test_the_prior_of_a_latent_library_is_the_moments_of_each_batch():
     expected_variance = [14 / 9, variance[1].item(), log_library.var() + 1e-6]  # one of batch 2
     assert net.library_mean.tolist() == pytest.approx(expected_mean)
     assert net.library_variance.tolist() == pytest.approx(expected_variance)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-3, 0.05])
+def test_the_prior_of_a_latent_library_keeps_a_variance_to_train_with(spread):
+    net = network(use_observed_lib_size=False)
+    log_library = 7.0 + spread * np.array([-1.0, 1.0, -1.0, 1.0, 0.0])
+    net.set_library_prior(log_library, np.array([0, 0, 1, 1, 2]))
+    assert net.library_variance.tolist() == pytest.approx([0.01] * 3)
+    net.set_library_prior(7.0 + 0.2 * np.array([-1.0, 1.0]), np.array([0, 0]))
+    assert net.library_variance[0].item() == pytest.approx(0.04)
+
+
+def test_a_latent_library_of_cells_of_equal_depth_stays_near_it():
+    rng = np.random.default_rng(0)
+    profiles = rng.dirichlet(np.full(60, 0.5), 3)[rng.integers(0, 3, 300)]
+    adata = AnnData(np.array([rng.multinomial(1000, p) for p in profiles]).astype(np.float32))
+    SCVI.setup_anndata(adata)
+    model = SCVI(adata, n_hidden=32, n_latent=3, use_observed_lib_size=False)
+    model.train(30, progress=False)
+    library = model.get_latent_library_size()
+    assert 300 < library.min() < library.max() < 3000
+    assert model.get_elbo() > -1000  # of -3,900 with a variance of 1e-6

@@ -43,6 +43,27 @@ def placed(model, z):
     return z.softmax(-1) if model.config.latent_distribution == "ln" else z
 
 
+# ---- ranks -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.random.default_rng(0).integers(0, 5, (101, 37)),
+        np.random.default_rng(1).gamma(1.0, 1.0, (3000, 20)),
+        np.concatenate([np.zeros((5, 3)), np.random.default_rng(2).random((6, 3))]),
+        np.ones((5, 2)),
+        np.zeros((1, 2)),
+    ],
+    ids=["many ties", "few ties", "ties at the start", "one value", "one row"],
+)
+def test_ranks_are_those_of_scipy_from_0_to_1(values):
+    x = values.astype(np.float32)
+    ranks = correlation._rank_all(x).T
+    np.testing.assert_allclose(ranks, (stats.rankdata(x, axis=0) - 0.5) / len(x), rtol=1e-6)
+    np.testing.assert_array_equal(ranks, correlation._ranks(x, np.sort(x.T, axis=1)))
+
+
 # ---- the matrix --------------------------------------------------------------
 
 

@@ -60,7 +60,7 @@ def test_indices_pick_rows_of_the_latent_in_their_order(trained, indices, rows):
         ([60], OptionError, ("60", "60 cells")),
         ([0, -61], OptionError, ("-61", "60 cells")),
         ([True, False], OptionError, ("mask of 2", "60 cells", "one value per cell")),
-        ([0.5], ArgumentTypeError, ("integers or a mask", "float64")),
+        ([0.5], ArgumentTypeError, ("integers or a mask", "0.5")),
         (["cell3"], ArgumentTypeError, ("integers or a mask",)),
         ([[1, 2]], ArgumentTypeError, ("one-dimensional", "(1, 2)")),
         ([[1], [2, 3]], ArgumentTypeError, ("one-dimensional",)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import anndata
@@ -501,3 +502,42 @@ def test_minified_data_that_were_damaged_are_refused(saved, tiny, refused):
     for damaged in (cut, broken):
         with refused(DataError, "load"):
             model.get_latent_representation(damaged)
+
+
+@pytest.mark.parametrize(
+    ("place", "key", "value"),
+    [
+        ("obsm", "X_latent_qzm", np.nan),
+        ("obsm", "X_latent_qzv", -1.0),
+        ("obsm", "X_latent_qzv", np.inf),
+        ("obs", "observed_lib_size", 0.0),
+        ("obs", "observed_lib_size", np.nan),
+    ],
+)
+def test_a_stored_posterior_that_was_changed_is_refused(fitted, refused, place, key, value):
+    fitted.minify_adata()
+    adata = fitted.adata.copy()
+    part = getattr(adata, place)
+    changed = np.array(part[key])
+    changed.reshape(-1)[3] = value
+    part[key] = changed
+    with refused(DataError, key, "must be finite", "load them again"):
+        fitted.get_latent_representation(adata)
+
+
+def test_a_stored_posterior_of_text_is_refused(fitted, refused):
+    fitted.minify_adata()
+    adata = fitted.adata.copy()
+    adata.obs["observed_lib_size"] = "many"
+    with refused(DataError, "does not hold numbers"):
+        fitted.get_latent_representation(adata)
+
+
+@pytest.mark.parametrize("kind", [5, None, "posterior"])
+def test_an_unknown_kind_of_minified_data_is_refused(fitted, refused, kind):
+    fitted.minify_adata()
+    adata = fitted.adata.copy()
+    stamp = json.loads(adata.uns["vivace_minified"]) | {"type": kind}
+    adata.uns["vivace_minified"] = json.dumps(stamp)
+    with refused(DataError, "cannot be read"):
+        fitted.get_latent_representation(adata)

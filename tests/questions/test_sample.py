@@ -27,6 +27,7 @@ from vivace.errors import (
 )
 from vivace.model import load as load_model
 from vivace.nn import VAE
+from vivace.questions.sample import sparse_counts
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FOLDERS = sorted(p.name for p in GOLDEN.iterdir() if (p / "model.pt").exists())
@@ -641,3 +642,12 @@ def test_libraries_are_of_the_indices_in_their_order(golden):
         golden.model.get_latent_library_size(indices=rows), whole[rows], 1e-5
     )
     np.testing.assert_array_equal(golden.model.get_latent_library_size(golden.adata.copy()), whole)
+
+
+def test_counts_beyond_int32_are_refused(refused):
+    x_ng = torch.tensor([[0.0, 3e9], [1.0, 2.0]])
+    with refused(DataError, "A sampled count is 3e+09", "library"):
+        sparse_counts(x_ng, None)
+    assert sparse_counts(x_ng, np.array([0])).toarray().tolist() == [[0], [1]]
+    largest = torch.tensor([[2.0**31 - 128]])  # of the float32 numbers below 2**31
+    assert sparse_counts(largest, None).toarray().item() == 2**31 - 128

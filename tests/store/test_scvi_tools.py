@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from vivace import SCVI, LinearSCVI, model
-from vivace.errors import ModelFileError, OptionError
+from vivace.errors import ModelFileError, OptionError, VivaceWarning
 from vivace.store.scvi_tools.read import UNUSED, read_scvi_tools
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -347,6 +347,34 @@ def test_data_are_written_in_the_models_order(adata, tmp_path):
     assert list(written.var_names) == list(get_contents(tmp_path / "theirs")["var_names"])
     again = SCVI.load(tmp_path / "theirs")
     assert np.array_equal(again.get_latent_representation(), loaded.get_latent_representation())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"encode_covariates": True, "n_layers": 2},
+        {"encode_covariates": True, "use_observed_lib_size": False, "use_batch_norm": "none"},
+        {"encode_covariates": True, "batch_representation": "embedding"},
+    ],
+    ids=lambda options: ", ".join(options) or "default",
+)
+def test_their_weights_are_for_covariates_in_their_own_unit(options, tiny, tmp_path):
+    adata = tiny()
+    adata.obs["day"], adata.obs["flat"] = np.arange(60.0) * 100, 7.0
+    with pytest.warns(VivaceWarning, match="flat"):
+        SCVI.setup_anndata(
+            adata, batch_key="batch", continuous_covariate_keys=["day", "flat", "age"]
+        )
+    ours = SCVI(adata, n_hidden=16, n_latent=3, **options)
+    ours.train(5, progress=False)
+    ours.save(tmp_path / "m", format="scvi-tools")
+    theirs = SCVI.load(tmp_path / "m", adata)
+    means = adata.obs[["day", "flat", "age"]].to_numpy(np.float32)
+    np.testing.assert_array_equal(theirs._source.continuous, means)
+    for question in ("get_latent_representation", "get_normalized_expression"):
+        answers = [np.asarray(getattr(model, question)()) for model in (ours, theirs)]
+        np.testing.assert_allclose(*answers, rtol=2e-4, atol=2e-5)
 
 
 def test_values_that_are_not_integers_come_back(tiny, tmp_path):

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -156,17 +154,6 @@ def test_after_a_failure_the_last_finite_weights_answer() -> None:
     assert np.isfinite(model.get_latent_representation()).all()
     if len(model.history) == 2:
         assert model.get_elbo(seed=0) == before
-
-
-@pytest.mark.parametrize("same", [True, False])
-def test_a_split_is_kept_for_the_same_cells_only(tmp_path: Path, same: bool) -> None:
-    adata = counts(60)
-    model = get_model(adata)
-    model.train(1, progress=False)
-    model.save(tmp_path / "m")
-    data = adata if same else adata[::-1].copy()
-    loaded = vivace.SCVI.load(tmp_path / "m", data)
-    assert len(loaded.train_indices) == (len(model.train_indices) if same else 0)
 
 
 def test_counts_changed_in_place_are_noticed() -> None:

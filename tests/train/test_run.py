@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,7 +12,7 @@ import torch
 
 from model_answers import assert_same_bits, get_answers
 from vivace import SCVI
-from vivace.errors import NotTrainedError
+from vivace.errors import NotTrainedError, TrainingError, VivaceError
 from vivace.train import fit
 
 SMALL = {"n_hidden": 16, "n_latent": 3}
@@ -161,3 +164,67 @@ def test_plan_kwargs_replace_numbers_of_the_recipe(ready):
     model.train(3, recipe="scvi-tools", plan_kwargs=plan, progress=False)
     assert model.history["lr"].tolist() == [2e-4] * 3
     assert model.history["kl_weight"].tolist() == [0.0, 0.25, 0.5]
+
+
+# ---- threads -----------------------------------------------------------------------------------
+
+
+def in_threads(function, n=4):
+    """Run a function in threads that take turns often; their exceptions."""
+    errors = []
+
+    def run():
+        try:
+            function()
+        except VivaceError as error:
+            errors.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        threads = [threading.Thread(target=run) for _ in range(n)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    return errors
+
+
+def test_models_made_in_threads_have_the_weights_of_their_seed(tiny):
+    adata = tiny()
+    SCVI.setup_anndata(adata)
+    expected = SCVI(adata, n_layers=2)._fingerprint()
+    state = torch.get_rng_state()
+    made = []
+    for _ in range(10):
+        in_threads(lambda: made.append(SCVI(adata, n_layers=2)._fingerprint()))
+    assert made == [expected] * 40
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("options", [{}, {"use_layer_norm": "both"}], ids=["kernels", "autograd"])
+def test_a_model_is_trained_by_one_thread_at_a_time(tiny, options):
+    adata = tiny(300)
+    SCVI.setup_anndata(adata)
+    model = SCVI(adata, n_hidden=16, n_latent=3, **options)
+    errors = in_threads(lambda: model.train(20, progress=False), n=2)
+    assert len(model.history) == 20 * (2 - len(errors))  # none if one ended before the other began
+    for error in errors:
+        assert isinstance(error, TrainingError)
+        assert "is being trained already" in str(error)
+
+
+def test_a_callback_cannot_train_the_model_that_is_being_trained(tiny):
+    adata = tiny()
+    SCVI.setup_anndata(adata)
+    model = SCVI(adata, n_hidden=8, n_latent=2)
+
+    class Again:
+        def on_epoch_end(self, model, row):
+            model.train(1, progress=False)
+
+    with pytest.raises(TrainingError, match="by the caller of this callback"):
+        model.train(2, callbacks=[Again()], progress=False)
+    model.train(1, progress=False)  # afterwards it can be trained

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import warnings
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -13,8 +14,9 @@ import torch
 from anndata import AnnData
 
 import vivace
-from vivace.errors import OptionError
+from vivace.errors import OptionError, TrainingError
 from vivace.train import RECIPES, Callback
+from vivace.train.flat import FlatWeights
 from vivace.train.schedule import Schedule
 from vivace.train.stopping import Judge, Patience
 
@@ -356,11 +358,33 @@ def test_loggers_write_what_they_hold_when_training_fails(model, tmp_path):
     assert len(file.read_text().splitlines()) == 3
 
 
-def test_weights_that_are_not_finite_are_noticed_without_validation(model):
+def test_an_epoch_whose_weights_are_not_finite_is_repeated(model, monkeypatch):
+    real, calls = FlatWeights.all_finite, []
+
+    def fail_once(weights):
+        calls.append(weights)
+        return len(calls) > 1 and real(weights)
+
+    monkeypatch.setattr(FlatWeights, "all_finite", fail_once)
     with pytest.warns(RuntimeWarning, match="repeated with half the learning rate"):
-        model.train(1, train_size=1.0, max_steps=1, plan_kwargs={"lr": 1e38}, progress=False)
+        model.train(1, train_size=1.0, max_steps=1, progress=False)
+    assert len(calls) == 2
+    assert model.history["lr"].iloc[0] == pytest.approx(RECIPES["fast"].lr / 2)
+
+
+@pytest.mark.parametrize("train_size", [1.0, 0.9])
+@pytest.mark.parametrize(("lr", "recovers"), [(1e5, True), (1e20, False)])
+def test_a_last_step_after_which_the_loss_is_infinite_is_noticed(model, lr, recovers, train_size):
+    options = {"train_size": train_size, "plan_kwargs": {"lr": lr}, "progress": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # if the epoch is repeated
+        if recovers:
+            model.train(1, max_steps=1, **options)
+            assert np.isfinite(model.get_elbo())
+        else:
+            with pytest.raises(TrainingError, match="train a new model with a lower learning rate"):
+                model.train(1, max_steps=1, **options)
     assert all(v.isfinite().all() for v in model.module.state_dict().values())
-    assert model.history["lr"].iloc[0] < 1e38
 
 
 def test_frozen_parameters_stay(model):

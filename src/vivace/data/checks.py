@@ -15,10 +15,11 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from vivace.data.schema import Schema
-from vivace.errors import DataError
+from vivace.errors import DataError, brief
 from vivace.types import F32
 
 _BLOCK = 1 << 20  # values per block
+_ROUNDINGS = 32  # of a value that went through a logarithm, a factor and back
 _SAMPLE = 1 << 20  # values of another matrix to inspect before suggesting it
 
 
@@ -77,7 +78,7 @@ def check_counts(
         if least < 0 and not allow_negative:
             place = start + int(np.argmin(values))
             raise DataError(
-                f"{location} holds the negative value {counts.data[place]:g} "
+                f"{location} holds the negative value {_digits(counts.data[place])} "
                 f"{_name_entry(adata, counts, schema, place)}; give raw counts, not scaled data"
                 f"{_suggest_layer(adata, schema)}."
             )
@@ -94,7 +95,7 @@ def check_counts(
         cell = adata.obs_names[int(np.argmax(empty))]
         raise DataError(
             f"{int(empty.sum())} of {adata.n_obs} cells have no counts in {location} over the "
-            f"{counts.shape[1]} genes used (first: {cell!r}); drop them with "
+            f"{counts.shape[1]} genes used (first: {brief(cell)}); drop them with "
             "sc.pp.filter_cells(adata, min_counts=1)."
         )
     if adata.n_obs == 0:
@@ -104,17 +105,49 @@ def check_counts(
 
 def _refuse_fractions(adata: AnnData, counts: sp.csr_matrix, schema: Schema, place: int) -> None:
     location = describe_location(schema.declarations.layer)
-    entry = _name_entry(adata, counts, schema, place)
+    value = f"{_digits(counts.data[place])} {_name_entry(adata, counts, schema, place)}"
+    if _is_rounding(counts.data):
+        raise DataError(
+            f"{location} holds {value}, which is not an integer, but all its values are within "
+            f"rounding of integers; round them with {_suggest_rint(adata, schema.declarations.layer)}."
+        )
     raw = _suggest_layer(adata, schema)
     if _looks_log1p(counts):
         raise DataError(
-            f"{location} looks log1p-normalised ({counts.data[place]:g} {entry}); give raw counts"
+            f"{location} looks log1p-normalised ({value}); give raw counts"
             f"{raw or ', from before sc.pp.normalize_total and sc.pp.log1p'}."
         )
     raise DataError(
-        f"{location} holds {counts.data[place]:g} {entry}, which is not an integer; give raw counts"
+        f"{location} holds {value}, which is not an integer; give raw counts"
         f"{raw}, or pass allow_non_integer=True to setup_anndata if this is intended."
     )
+
+
+def _digits(value: np.float32) -> str:
+    """As many digits as tell a value from its neighbours: 2.9999998, not 3."""
+    return str(value).removesuffix(".0")
+
+
+def _is_rounding(values: F32) -> bool:
+    """Whether values are integers but for a few roundings to float32."""
+    for start in range(0, len(values), _BLOCK):
+        block = values[start : start + _BLOCK].astype(np.float64)
+        whole = np.rint(block)
+        allowed = np.minimum(_ROUNDINGS * np.finfo(np.float32).eps * np.maximum(whole, 1.0), 0.1)
+        if not (np.abs(block - whole) <= allowed).all():  # NaN is not
+            return False
+    return True
+
+
+def _suggest_rint(adata: AnnData, layer: str | None) -> str:
+    """The line that rounds the counts."""
+    matrix = adata.X if layer is None else adata.layers[layer]
+    name = "adata.X" if layer is None else f"adata.layers[{brief(layer)}]"
+    if not sp.issparse(matrix):
+        return f"{name} = np.rint({name})"
+    if adata.is_view:  # whose matrix is a new one each time
+        return f"{name} = {name}.rint()"
+    return f"{name}.data = np.rint({name}.data)"
 
 
 def _looks_log1p(counts: sp.csr_matrix) -> bool:
@@ -142,7 +175,7 @@ def _suggest_layer(adata: AnnData, schema: Schema) -> str:
         return " (X holds integers: leave out layer=)"
     for name, matrix in adata.layers.items():
         if name != schema.declarations.layer and _all_integers(matrix):
-            return f" (adata.layers[{name!r}] holds integers: pass layer={name!r})"
+            return f" (adata.layers[{brief(name)}] holds integers: pass layer={brief(name)})"
     if adata.raw is not None and _all_integers(adata.raw.X):
         return " (adata.raw holds integers: start from adata.raw.to_adata())"
     return ""
@@ -175,9 +208,9 @@ def _name_entry(adata: AnnData, counts: sp.csr_matrix, schema: Schema, place: in
     """Cell and gene of a stored value."""
     cell = int(np.searchsorted(counts.indptr, place, side="right")) - 1
     gene = schema.genes[int(counts.indices[place])]
-    return f"(cell {adata.obs_names[cell]!r}, gene {gene!r})"
+    return f"(cell {brief(adata.obs_names[cell])}, gene {brief(gene)})"
 
 
 def describe_location(layer: str | None) -> str:
     """Location of the counts, for messages."""
-    return "X" if layer is None else f"layers[{layer!r}]"
+    return "X" if layer is None else f"layers[{brief(layer)}]"

@@ -2,17 +2,62 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
 from vivace.errors import DataError, MissingColumnError, list_names, near
-from vivace.types import F32, I64, Category
+from vivace.types import F32, F64, I64, Category
 
 _MANY = 100  # categories; a column with fewer is never mistaken for cell names
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Mean and standard deviation by which a continuous covariate is standardised.
+
+    Parameters
+    ----------
+    mean, sd
+        Of the model's own cells, in the covariate's unit. ``sd`` is 0 if all cells have the
+        same value; the covariate then has no effect. The defaults change nothing.
+
+    Examples
+    --------
+    >>> scale = Scale.from_values(np.array([10.0, 20.0, 30.0]))
+    >>> scale.mean, scale.apply(np.array([20.0, 30.0])).round(3).tolist()
+    (20.0, [0.0, 1.225])
+    """
+
+    mean: float = 0.0
+    sd: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.mean) and 0 <= self.sd < math.inf):
+            raise ValueError(f"not the scale of a covariate: {self}")
+
+    @classmethod
+    def from_values(cls, values: F64) -> Self:
+        """The scale of the values of some cells; float32 must tell the values apart."""
+        if len(values) == 0 or np.ptp(values.astype(np.float32)) == 0:
+            return cls(float(values[0]) if len(values) else 0.0, 0.0)
+        return cls(float(values.mean()), float(values.std()))
+
+    def apply(self, values: F64) -> F32:
+        """Values in standard deviations from the mean, float32."""
+        if self.sd == 0:
+            return np.zeros(len(values), np.float32)
+        return ((values - self.mean) / self.sd).astype(np.float32)
+
+    def __str__(self) -> str:
+        return f"mean {self.mean:.4g}, sd {self.sd:.4g}"
+
+
+NO_SCALE = Scale()
 
 
 @dataclass(frozen=True)
@@ -120,8 +165,8 @@ def read_codes(adata: AnnData, key: str | None, known: tuple[Category, ...], arg
     return codes
 
 
-def read_numbers(adata: AnnData, key: str, argument: str) -> F32:
-    """A column of numbers as float32; every value must be finite."""
+def read_numbers(adata: AnnData, key: str, argument: str) -> F64:
+    """A column of numbers; every value must be finite, as float32 too."""
     column = _get_column(adata, key, argument)
     try:
         if column.dtype.kind in "cmM":  # complex numbers and times, which NumPy would convert
@@ -139,4 +184,4 @@ def read_numbers(adata: AnnData, key: str, argument: str) -> F32:
             f"obs[{key!r}] ({argument}) is {values[cell]:g} for cell {adata.obs_names[cell]!r}, which "
             "is not a finite 32-bit number; replace that value."
         )
-    return values.astype(np.float32)
+    return values

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from anndata import AnnData
 
-from vivace.data.checks import check_counts
+from vivace.data.checks import check_counts, describe_location
 from vivace.data.fingerprint import spread_places
 from vivace.data.memory import count_matrix
 from vivace.data.minified import minified_type
 from vivace.data.schema import Declarations, Schema, write_declarations
+from vivace.data.structure import check_structure
 from vivace.errors import DataError, warn
 from vivace.validate import check_anndata, checked
 
@@ -51,7 +52,8 @@ def setup_anndata(
     size_factor_key
         Column of obs with positive size factors, used in place of the library.
     categorical_covariate_keys, continuous_covariate_keys
-        Columns of obs with further covariates.
+        Columns of obs with further covariates: a list, or one name. Continuous ones may be in any
+        unit: the model standardises them, with mean and standard deviation of its own cells.
     allow_non_integer
         Accept counts that are not integers (for example after ambient removal), and
         negative values for ``gene_likelihood="normal"``.
@@ -80,20 +82,25 @@ def setup_anndata(
     )
     schema = Schema.from_anndata(adata, declarations)
     # negative values are refused later if the model's likelihood is for counts
-    some = _sample_cells(adata)
+    some = _sample_cells(adata, layer)
     check_counts(some, count_matrix(some, layer), schema, allow_negative=allow_non_integer)
-    for sentence in schema.idle_columns(schema.columns(adata)):
+    for sentence in schema.idle_columns():
         warn(sentence)
     write_declarations(adata, declarations)
 
 
-def _sample_cells(adata: AnnData) -> AnnData:
+def _sample_cells(adata: AnnData, layer: str | None) -> AnnData:
     """All cells, or some of a larger number: half of them evenly spread, half random.
 
     What is usually wrong, such as a layer of normalised values, shows in any cells.
     """
     if adata.n_obs <= _CHECKED_CELLS:
         return adata
+    matrix: Any = adata.X if layer is None else adata.layers.get(layer)
+    # SciPy follows the pointers, and in CSC the indices too
+    check_structure(
+        matrix, describe_location(layer), indices=getattr(matrix, "format", "") == "csc"
+    )
     return adata[np.unique(spread_places(adata.n_obs, _CHECKED_CELLS))]
 
 

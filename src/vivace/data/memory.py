@@ -16,7 +16,8 @@ from vivace.data.checks import check_counts, describe_location
 from vivace.data.fingerprint import CsrFingerprint, DataFingerprint
 from vivace.data.minified import read_minified
 from vivace.data.schema import Schema
-from vivace.errors import DataError, MissingColumnError, near
+from vivace.data.structure import check_structure
+from vivace.errors import DataError, MissingColumnError, brief, near, warn
 from vivace.ops.csr import SparseCounts
 from vivace.types import F32, I32, I64, Rows
 from vivace.validate import check_anndata
@@ -125,7 +126,7 @@ class MemorySource:
             key = origin.find_changed_column(adata, ignore)
             if key is not None:
                 raise DataError(
-                    f"obs[{key!r}] was changed after the model read it; restore it, create the "
+                    f"obs[{brief(key)}] was changed after the model read it; restore it, create the "
                     "model again, or pass adata= to read it again."
                 )
         if not self._arrays.matches(self.counts):
@@ -146,6 +147,7 @@ class MemorySource:
             torch.from_numpy(genes),
             torch.from_numpy(values),
             self.n_genes,
+            checked=True,
         )
         size_factor = None if self.size_factor is None else torch.from_numpy(self.size_factor[rows])
         places = torch.from_numpy(rows)
@@ -181,7 +183,7 @@ class MemorySource:
 def _keep_counts(layer: str | None) -> str:
     """The fix for counts that were changed, as a clause."""
     if layer is not None:
-        return f"restore layers[{layer!r}]"
+        return f"restore layers[{brief(layer)}]"
     return "keep them in a layer (adata.layers['counts'] = adata.X.copy(), layer='counts')"
 
 
@@ -210,6 +212,8 @@ def read_cells(
     check_anndata("adata must be", adata)
     positions = schema.gene_positions(adata)
     columns = schema.columns(adata)
+    for sentence in schema.distant_columns(columns):
+        warn(sentence)
     posterior, library = read_minified(adata, models)
     has_counts, smallest = library is None, 0.0
     if library is None:
@@ -250,7 +254,7 @@ def count_matrix(adata: AnnData, layer: str | None) -> sp.csr_matrix:
         )
     if layer is not None and layer not in adata.layers:
         raise MissingColumnError(
-            f"adata.layers has no {layer!r} (layer); {near(layer, adata.layers.keys())}"
+            f"adata.layers has no {brief(layer)} (layer); {near(layer, adata.layers.keys())}"
         )
     matrix: Any = adata.X if layer is None else adata.layers[layer]
     where = describe_location(layer)
@@ -263,6 +267,12 @@ def count_matrix(adata: AnnData, layer: str | None) -> sp.csr_matrix:
         )
     if matrix.dtype.kind not in "iufb":
         raise DataError(f"{where} holds values of type {matrix.dtype}; give it raw counts.")
+    if isinstance(matrix, np.ma.MaskedArray) and (masked := np.ma.getmaskarray(matrix)).any():
+        raise DataError(
+            f"{where} is a masked array with {int(masked.sum()):,} masked values; fill them in "
+            "(.filled(0)), or drop those cells or genes."
+        )
+    check_structure(matrix, where)
     csr = sp.csr_matrix(matrix, dtype=np.float32)
     if not csr.has_canonical_format:
         csr = csr.copy()  # SciPy shares arrays between them, and sums and sorts in place

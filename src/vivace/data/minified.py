@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -136,6 +136,21 @@ def read_minified(
             f"The data were minified, but {error} is missing; load them again from the model's "
             "folder."
         ) from error
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            "The data were minified, but the posterior that was kept does not hold numbers; load "
+            "them again from the model's folder."
+        ) from error
+    positive = {VARIANCE: variance, LIBRARY: torch.from_numpy(library)}
+    positive |= dict(zip(keys[1:], columns[1:], strict=True))
+    finite = positive | {MEAN: mean} | dict(zip(keys, columns, strict=True))
+    for key, values in finite.items():
+        if not values.isfinite().all() or (key in positive and not (values > 0).all()):
+            raise DataError(
+                f"The data were minified, but {key} was changed: it must be finite"
+                f"{' and above 0' if key in positive else ''}; load them again from the model's "
+                "folder."
+            )
     return StoredPosterior(mean, variance, *columns), None if keeps_counts else library
 
 
@@ -150,6 +165,7 @@ def _read_stamp(adata: AnnData) -> dict[str, Any]:
     try:
         stamp: dict[str, Any] = json.loads(adata.uns[KEY])
         complete = {"type", "model", "latent_library", "n_latent"} <= set(stamp)
+        complete = complete and stamp["type"] in get_args(Minified)
     except (TypeError, ValueError, RecursionError):
         complete = False
     if not complete:

@@ -18,18 +18,30 @@ import pandas as pd
 from anndata import AnnData
 
 from vivace.data.columns import (
+    NO_SCALE,
     Columns,
+    Scale,
     plain_category,
     read_categories,
     read_codes,
     read_gene_names,
     read_numbers,
 )
-from vivace.errors import ArgumentTypeError, DataError, MissingColumnError, brief, list_names, near
-from vivace.types import I64, Category, Transform
+from vivace.errors import (
+    ArgumentTypeError,
+    DataError,
+    MissingColumnError,
+    brief,
+    list_names,
+    near,
+    one_line,
+)
+from vivace.selection import gene_mask
+from vivace.types import F32, I64, Category, Transform
 from vivace.validate import FLAG
 
 UNS_KEY = "vivace"
+_DISTANT = 10.0  # standard deviations
 
 
 @dataclass(frozen=True)
@@ -97,7 +109,7 @@ def read_declarations(adata: AnnData) -> Declarations:
         return Declarations.from_json(text)
     except (ValueError, TypeError, RecursionError) as error:
         raise DataError(
-            f"adata.uns['{UNS_KEY}'] cannot be read ({error}); call SCVI.setup_anndata again."
+            f"adata.uns['{UNS_KEY}'] cannot be read ({one_line(error)}); call SCVI.setup_anndata again."
         ) from error
 
 
@@ -131,6 +143,8 @@ class Schema:
         Categories in the order of their codes; a single one if there is no column.
     categories
         Categories of each further categorical covariate.
+    scales
+        Scale of each continuous covariate.
     """
 
     declarations: Declarations
@@ -138,6 +152,7 @@ class Schema:
     batches: tuple[Category, ...]
     labels: tuple[Category, ...]
     categories: tuple[tuple[Category, ...], ...]
+    scales: tuple[Scale, ...]
 
     @property
     def n_continuous(self) -> int:
@@ -156,6 +171,10 @@ class Schema:
                 read_categories(adata, key, "categorical_covariate_keys")
                 for key in d.categorical_covariate_keys
             ),
+            scales=tuple(
+                Scale.from_values(read_numbers(adata, key, "continuous_covariate_keys"))
+                for key in d.continuous_covariate_keys
+            ),
         )
         schema.columns(adata)
         return schema
@@ -169,12 +188,13 @@ class Schema:
             for key, known in zip(d.categorical_covariate_keys, self.categories, strict=True)
         ]
         continuous = [
-            read_numbers(adata, key, "continuous_covariate_keys")
-            for key in d.continuous_covariate_keys
+            scale.apply(read_numbers(adata, key, "continuous_covariate_keys"))
+            for key, scale in zip(d.continuous_covariate_keys, self.scales, strict=True)
         ]
-        size_factor = None
+        size_factor: F32 | None = None
         if d.size_factor_key is not None:
-            size_factor = read_numbers(adata, d.size_factor_key, "size_factor_key")
+            numbers = read_numbers(adata, d.size_factor_key, "size_factor_key")
+            size_factor = numbers.astype(np.float32)
             if (size_factor <= 0).any():
                 cell = adata.obs_names[int(np.argmax(size_factor <= 0))]
                 raise DataError(
@@ -246,6 +266,8 @@ class Schema:
     def genes_at(self, gene_list: Sequence[str] | None) -> I64 | None:
         """Positions of the genes of ``gene_list``, in its order; None for all genes.
 
+        A mask, one boolean per gene of the model, selects genes in the model's order.
+
         Raises
         ------
         MissingColumnError
@@ -253,10 +275,19 @@ class Schema:
         """
         if gene_list is None:
             return None
-        if isinstance(gene_list, str | Set) or not isinstance(gene_list, Iterable):
+        if isinstance(gene_list, str):
+            gene_list = [gene_list]
+        if isinstance(gene_list, bytes | Set | Mapping) or not isinstance(gene_list, Iterable):
             raise ArgumentTypeError(
                 f"gene_list must be a list of gene names, in order, not {brief(gene_list)}."
             )
+        if not hasattr(gene_list, "__len__"):
+            gene_list = list(gene_list)
+        mask = gene_mask(gene_list, pd.Index(self.genes))
+        if mask is not None:
+            if not mask.any():
+                raise DataError("gene_list selects no gene; select one, or use None for all.")
+            return np.flatnonzero(mask)
         names = [str(g) for g in gene_list]
         if not names:
             raise DataError("gene_list is empty; name at least one gene, or use None for all.")
@@ -265,7 +296,7 @@ class Schema:
         if unknown:
             raise MissingColumnError(
                 f"{len(unknown)} of {len(names)} names in gene_list are not genes of the model "
-                f"(first: {unknown[0]!r}); {near(unknown[0], self.genes)}"
+                f"(first: {brief(unknown[0])}); {near(unknown[0], self.genes)}"
             )
         return np.asarray(positions, np.int64)
 
@@ -274,7 +305,7 @@ class Schema:
         names = pd.Index(self.genes)
         return names if positions is None else names[positions]
 
-    def idle_columns(self, columns: Columns) -> list[str]:
+    def idle_columns(self) -> list[str]:
         """A sentence for each declared covariate that has a single value and so no effect."""
         d = self.declarations
         named = [("batch_key", d.batch_key, self.batches)]
@@ -288,13 +319,30 @@ class Schema:
             for argument, key, known in named
             if key is not None and len(known) == 1
         ]
-        for key, values in zip(d.continuous_covariate_keys, columns.continuous.T, strict=True):
-            if len(values) > 1 and values.min() == values.max():
-                idle.append(
-                    f"obs[{key!r}] (continuous_covariate_keys) is {values[0]:g} for every cell and "
-                    "has no effect; leave it out, or check that the data are complete."
-                )
+        idle += [
+            f"obs[{key!r}] (continuous_covariate_keys) is {scale.mean:g} for every cell and "
+            "has no effect; leave it out, or check that the data are complete."
+            for key, scale in zip(d.continuous_covariate_keys, self.scales, strict=True)
+            if scale.sd == 0
+        ]
         return idle
+
+    def distant_columns(self, columns: Columns) -> list[str]:
+        """A sentence for each continuous covariate that is far from that of the model's cells.
+
+        The median cell is then more than ten standard deviations from the mean, which no
+        cells are from their own.
+        """
+        keys, sentences = self.declarations.continuous_covariate_keys, []
+        for key, scale, values in zip(keys, self.scales, columns.continuous.T, strict=True):
+            distance = np.median(np.abs(values)) if len(values) else 0.0
+            if scale != NO_SCALE and distance > _DISTANT:
+                sentences.append(
+                    f"obs[{key!r}] (continuous_covariate_keys) is about {distance:.3g} standard "
+                    f"deviations from the values that the model was made with ({scale}); check "
+                    "its unit."
+                )
+        return sentences
 
     def gene_positions(self, adata: AnnData) -> I64 | None:
         """Positions of this schema's genes in ``adata``; None if its genes are the same."""
@@ -319,6 +367,8 @@ class Schema:
             "batches": list(self.batches),
             "labels": list(self.labels),
             "categories": [list(c) for c in self.categories],
+            # left out where there are none, so that earlier versions read the schema too
+            **({"scales": [asdict(scale) for scale in self.scales]} if self.scales else {}),
         }
 
     @classmethod
@@ -327,12 +377,20 @@ class Schema:
         unknown = set(parts) - {f.name for f in fields(cls)}
         if unknown:
             raise ValueError(f"unknown schema entries {sorted(unknown)}")
+        declarations = Declarations(**parts["declarations"])
+        unscaled: list[dict[str, float]] = [{}] * len(
+            declarations.continuous_covariate_keys
+        )  # as in earlier versions
+        scales = tuple(Scale(**scale) for scale in parts.get("scales", unscaled))
+        if len(scales) != len(unscaled):
+            raise ValueError(f"{len(scales)} scales of {len(unscaled)} continuous covariates")
         return cls(
-            declarations=Declarations(**parts["declarations"]),
+            declarations=declarations,
             genes=tuple(parts["genes"]),
             batches=tuple(parts["batches"]),
             labels=tuple(parts["labels"]),
             categories=tuple(tuple(c) for c in parts["categories"]),
+            scales=scales,
         )
 
     def summary(self) -> list[tuple[str, str, str]]:
@@ -350,7 +408,10 @@ class Schema:
             if key is not None:
                 shown = list_names(known, most=6, form=str)
                 rows.append((name, f"obs[{key!r}]", f"{len(known)} categories: {shown}"))
-        rows += [("continuous covariate", f"obs[{k!r}]", "") for k in d.continuous_covariate_keys]
+        rows += [
+            ("continuous covariate", f"obs[{key!r}]", "" if scale == NO_SCALE else str(scale))
+            for key, scale in zip(d.continuous_covariate_keys, self.scales, strict=True)
+        ]
         if d.size_factor_key is not None:
             rows.append(("size factor", f"obs[{d.size_factor_key!r}]", ""))
         return rows

@@ -15,7 +15,7 @@ from vivace.data.schema import UNS_KEY, Codes
 from vivace.de.options import CHECKS, Mode, Options, Sampling, TestMode, Weights, read_levels
 from vivace.de.plan import Comparison, Plan, plan_comparisons, read_replicates
 from vivace.de.result_table import ComparisonResult, make_table, to_scanpy
-from vivace.errors import ArgumentTypeError, OptionError, brief, warn
+from vivace.errors import ArgumentTypeError, OptionError, brief, one_line, warn
 from vivace.questions.importance import check_weighting
 from vivace.types import F64, Bool, Indices, Transform
 
@@ -75,8 +75,10 @@ def differential_expression(
     group2
         The group to compare with; None for all other cells.
     idx1, idx2
-        Instead of groups: a mask, row numbers, or a query of obs such as
-        ``"cell_type == 'B cells' and donor == 'd1'"``; ``idx2`` None for all other cells.
+        Instead of groups: a mask, row numbers (as ``indices`` of
+        :meth:`get_latent_representation`), or a query of obs such as
+        ``"cell_type == 'B cells' and donor == 'd1'"``, which a missing value does not match;
+        ``idx2`` None for all other cells.
     mode
         "change", or "vanilla" for the probability that a gene is higher, without a threshold or
         an FDR (Lopez et al. 2018).
@@ -167,7 +169,7 @@ def differential_expression(
         mode=mode,
         delta=delta,
         test_mode=test_mode,
-        fdr_target=_as_python_number(fdr_target),
+        fdr_target=fdr_target,
         pseudocounts=pseudocounts,
         threshold_counts=threshold_counts,
         n_samples_overall=n_samples_overall,
@@ -257,16 +259,13 @@ def differential_expression(
     return answer
 
 
-def _as_python_number(value: Any) -> Any:
-    """A NumPy float as the shortest equal Python float, because it names a column."""
-    return float(str(value)) if isinstance(value, np.floating) else value
-
-
 def _check_key_added(key_added: object) -> None:
     if key_added is not None and not isinstance(key_added, str):
         raise ArgumentTypeError(f"key_added must be a name, not {brief(key_added)}.")
     if key_added in ("", UNS_KEY):
-        raise OptionError(f"key_added={key_added!r} is empty or reserved; choose another name.")
+        raise OptionError(
+            f"key_added={brief(key_added)} is empty or reserved; choose another name."
+        )
 
 
 # ---- the categories that cells are decoded as -------------------------------------------
@@ -285,6 +284,8 @@ def _corrected_columns(self: Core, batch_correction: object) -> list[str]:
             )
         return [batch_key]
     names = [batch_correction] if isinstance(batch_correction, str) else batch_correction
+    if isinstance(names, np.ndarray | pd.Index | pd.Series):
+        names = names.tolist()
     if not isinstance(names, Sequence) or not all(isinstance(n, str) for n in names) or not names:
         raise ArgumentTypeError(
             "batch_correction must be True or False, or name the columns to correct for, not "
@@ -328,20 +329,26 @@ def _choose_codes(
 
 
 def _warn_about_confounding(data: AnnData, plan: Plan, columns: Sequence[str]) -> None:
-    """Warn if no category of a corrected column has cells of both sides."""
+    """Warn once of the comparisons where no category of a corrected column has both sides."""
+    confounded = []
     for key in columns:
         if key not in data.obs:
             continue
         category = data.obs[key].astype(str).to_numpy()
+        of_part = [set(category[rows]) for rows in plan.parts]
         for comparison in plan.comparisons:
-            first = set(category[plan.parts[comparison.first]])
-            second = set(category[plan.rows(comparison.second)])
-            if not first & second:
-                warn(
-                    f"{comparison.name}: no category of {key!r} has cells of both groups, so "
-                    "differences between groups cannot be distinguished from differences between "
-                    "batches; the correction relies on what the model learned from other cells."
-                )
+            second = set[str]().union(*(of_part[i] for i in comparison.second))
+            if of_part[comparison.first].isdisjoint(second):
+                confounded.append((comparison.name, key))
+    if confounded:
+        name, key = confounded[0]
+        others = len(confounded) - 1
+        more = f" (and {others} more comparisons or columns like it)" if others else ""
+        warn(
+            f"{one_line(name)}: no category of {brief(key)} has cells of both groups{more}, so "
+            "differences between groups cannot be distinguished from differences between "
+            "batches; the correction relies on what the model learned from other cells."
+        )
 
 
 # ---- the table --------------------------------------------------------------------------

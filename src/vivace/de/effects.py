@@ -56,10 +56,7 @@ def compare_cells(
         )
     )
     part_seeds = child_seeds(samples_seed, len(plan.parts))
-    parts = [
-        drop_outliers(cells, rows, sampling, seed)
-        for rows, seed in zip(plan.parts, part_seeds, strict=True)
-    ]
+    parts = drop_outliers(cells, plan.parts, sampling, part_seeds)
     n_samples = options.n_samples(len(wanted))
     groups = [
         sample_latents(

@@ -30,7 +30,7 @@ CHECKS: dict[str, Check] = {
     "test_mode": Choice(TestMode),
     "importance_weighting_kwargs": check_mapping,
 }
-_CHECK_LEVEL = Number(above=0, below=1)
+_CHECK_LEVEL: Check = Number(above=0, below=1)
 
 N_SAMPLES = 5_000  # per side of one comparison
 N_SHARED_SAMPLES = 12_000  # of all groups together, if several comparisons share them
@@ -110,14 +110,11 @@ def read_levels(value: object) -> tuple[float, ...]:
     if value is None:
         return ()
     listed = [value] if isinstance(value, Real) else value
-    if not isinstance(listed, Iterable):
+    if isinstance(listed, str) or not isinstance(listed, Iterable):
         raise ArgumentTypeError(
             f"cred_interval_lvls must be a list of numbers, not {brief(value)}."
         )
-    levels = []
-    for level in listed:
-        _CHECK_LEVEL("cred_interval_lvls", level)
-        levels.append(float(level))
+    levels = [float(_CHECK_LEVEL("cred_interval_lvls", level)) for level in listed]
     if len({str(level)[:5] for level in levels}) < len(levels):
         raise OptionError(
             "cred_interval_lvls holds levels that agree to three decimals; drop one of them."

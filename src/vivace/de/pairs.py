@@ -14,7 +14,7 @@ from vivace.de.options import Options
 from vivace.de.result_table import EffectSummary
 from vivace.de.samples import ExpressionSamples
 from vivace.de.thresholds import choose_delta
-from vivace.errors import ArgumentTypeError, OptionError
+from vivace.errors import ArgumentTypeError, OptionError, one_line
 from vivace.types import F32, F64, Rows
 
 
@@ -202,7 +202,9 @@ def _call(name: str, function: Any, *arguments: Any) -> Any:
             if name == "change_fn"
             else "m1_domain_fn(effects)"
         )
-        raise ArgumentTypeError(f"{name} failed ({error}); it is called as {signature}.") from error
+        raise ArgumentTypeError(
+            f"{name} failed ({one_line(error)}); it is called as {signature}."
+        ) from error
 
 
 def _check_shape(name: str, returned: Any, shape: tuple[int, ...]) -> None:

@@ -9,10 +9,13 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
+from pandas.api.types import infer_dtype
+from pandas.errors import UndefinedVariableError
 
-from vivace.errors import ArgumentTypeError, DataError, OptionError, brief, near, warn
+from vivace.errors import DataError, OptionError, brief, list_names, near, one_line, warn
+from vivace.selection import row_numbers
 from vivace.types import Indices, Rows
-from vivace.validate import obs_column, row_numbers
+from vivace.validate import obs_column
 
 Selection = Indices | str | None
 
@@ -105,14 +108,23 @@ def plan_comparisons(
 
 
 def _warn_about_single_cells(plan: Plan) -> None:
+    single: dict[str, Comparison] = {}
     for comparison in plan.comparisons:
         sides = ((comparison.first,), comparison.second)
         for parts, name in zip(sides, (comparison.group1, comparison.group2), strict=True):
             if len(plan.rows(parts)) == 1:
-                warn(
-                    f"{comparison.name}: {name!r} is one cell, so the result describes that cell "
-                    "and not a group; give it more cells."
-                )
+                single[name] = comparison
+    if len(single) > 1:
+        warn(
+            f"Each of {len(single)} groups is one cell ({list_names(list(single))}), so their results "
+            "describe these cells and not groups; give them more cells."
+        )
+    elif single:
+        name, comparison = single.popitem()
+        warn(
+            f"{one_line(comparison.name)}: {brief(name)} is one cell, so the result describes that "
+            "cell and not a group; give it more cells."
+        )
 
 
 # ---- cells as rows ----------------------------------------------------------------------
@@ -133,7 +145,7 @@ def _plan_rows(adata: AnnData, idx1: Selection, idx2: Selection) -> Plan:
     shared = np.intersect1d(first, second)
     if len(shared):
         raise DataError(
-            f"idx1 and idx2 share {len(shared)} cells (first: {adata.obs_names[shared[0]]!r}); a "
+            f"idx1 and idx2 share {len(shared)} cells (first: {brief(adata.obs_names[shared[0]])}); a "
             "cell can only be on one side."
         )
     names = ("group1", "Rest" if idx2 is None else "group2")
@@ -142,34 +154,43 @@ def _plan_rows(adata: AnnData, idx1: Selection, idx2: Selection) -> Plan:
 
 def _select_rows(adata: AnnData, name: str, selection: Selection) -> Rows:
     """Row numbers from a mask, from row numbers, or from a query of obs."""
-    if isinstance(selection, pd.Series):
-        named = not isinstance(selection.index, pd.RangeIndex)
-        if selection.dtype == bool and named and not selection.index.equals(adata.obs_names):
-            # a mask in another order: its index says which cell each value is for
-            unique = selection.index.is_unique
-            if not unique or set(selection.index) != set(adata.obs_names):
-                raise DataError(
-                    f"{name} is a Series whose index is not obs_names; give one value per cell."
-                )
-            selection = selection.reindex(adata.obs_names)
-        selection = np.asarray(selection)
     if not isinstance(selection, str):
-        try:
-            return row_numbers(selection, adata.n_obs)
-        except (OptionError, ArgumentTypeError) as error:
-            raise type(error)(str(error).replace("indices", name)) from None
+        return row_numbers(selection, adata.obs_names, name)
+    start = f"{name}={brief(selection)}"
+    if "@" in selection or "__" in selection:  # Python's own names are not columns
+        raise OptionError(
+            f"{start} is not a query of obs; compare columns of obs, without @ and __."
+        )
     try:
-        if "@" in selection or "__" in selection:  # Python's own names are not columns
-            raise ValueError("a query compares columns of obs, without @ and __")
-        mask = adata.obs.eval(selection)
-        if not isinstance(mask, pd.Series) or mask.dtype != bool:
-            raise TypeError("it does not evaluate to True or False for each cell")
-        return np.flatnonzero(mask.to_numpy())
+        answer = adata.obs.eval(selection, engine="python")
+    except UndefinedVariableError as error:
+        column = _undefined_name(error)
+        raise OptionError(
+            f"{start} asks for {brief(column)}, which is not a column of obs; "
+            f"{near(column, adata.obs.columns)}"
+        ) from error
     except Exception as error:  # pandas raises errors of many kinds
         raise OptionError(
-            f"{name}={brief(selection)} is not a valid query of obs "
-            f"({' '.join(str(error).split())}); {near(selection, adata.obs.columns)}"
+            f"{start} is not a valid query of obs ({one_line(error)}); compare columns of obs, such "
+            "as \"donor == 'd1'\"."
         ) from error
+    if not isinstance(answer, pd.Series) or len(answer) != adata.n_obs:
+        raise OptionError(
+            f"{start} does not evaluate to True or False for each cell; compare a column of obs."
+        )
+    known = answer.dropna()  # a missing value is no match, as in pandas' query
+    if infer_dtype(known) != "boolean" and len(known):
+        raise OptionError(
+            f"{start} gives {brief(known.tolist()[0])} for cell {brief(known.index[0])} of obs, not True "
+            "or False; compare it with a value, such as with ==."
+        )
+    rows: Rows = np.flatnonzero(answer.notna())[known.to_numpy(bool)]
+    return rows
+
+
+def _undefined_name(error: UndefinedVariableError) -> str:
+    """The name in pandas' message: name 'clustr' is not defined."""
+    return str(error).removeprefix("name ").removesuffix(" is not defined").strip("'\"")
 
 
 def _sort_rows(name: str, rows: Rows) -> Rows:
@@ -197,18 +218,20 @@ def _plan_groups(adata: AnnData, groupby: str, group1: object, group2: object) -
         for name in names:
             if name not in known:
                 raise DataError(
-                    f"obs[{groupby!r}] has no cells of {brief(name)} ({argument}); "
+                    f"obs[{brief(groupby)}] has no cells of {brief(name)} ({argument}); "
                     f"{near(name, known)}"
                 )
     if first is None:
         first = [name for name in known if name != second]
     if second in first:
-        raise DataError(f"{second!r} is both group1 and group2; a cell can only be on one side.")
+        raise DataError(
+            f"{brief(second)} is both group1 and group2; a cell can only be on one side."
+        )
     if len(set(first)) < len(first):
         raise OptionError("group1 names a group twice; name each once.")
     if len(known) == 1:
         raise DataError(
-            f"obs[{groupby!r}] has only one group, {known[0]!r}, and nothing to compare it with; "
+            f"obs[{brief(groupby)}] has only one group, {brief(known[0])}, and nothing to compare it with; "
             "choose another column."
         )
     codes = labels.cat.codes.to_numpy()
@@ -244,7 +267,9 @@ def _read_labels(adata: AnnData, groupby: object, complete: bool) -> pd.Series[s
     column = obs_column(adata, "groupby", groupby, allow_missing=not complete)
     labels = column.astype("category").cat.remove_unused_categories()
     if len({str(c) for c in labels.cat.categories}) < len(labels.cat.categories):
-        raise DataError(f"obs[{groupby!r}] has different values with the same text; rename one.")
+        raise DataError(
+            f"obs[{brief(groupby)}] has different values with the same text; rename one."
+        )
     return labels.cat.rename_categories([str(c) for c in labels.cat.categories])
 
 
@@ -256,7 +281,7 @@ def read_replicates(adata: AnnData, sample_key: object, rows: Rows) -> NDArray[n
     column = obs_column(adata, "sample_key", sample_key, allow_missing=True).iloc[rows]
     if column.isna().any():
         raise DataError(
-            f"obs[{sample_key!r}] (sample_key) has no value for {int(column.isna().sum())} of the "
+            f"obs[{brief(sample_key)}] (sample_key) has no value for {int(column.isna().sum())} of the "
             "cells that are compared; fill it in."
         )
     names = np.array([str(name) for name in column])

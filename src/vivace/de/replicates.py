@@ -37,7 +37,7 @@ from vivace.de.plan import Comparison, Plan
 from vivace.de.result_table import ComparisonResult, Design, EffectSummary
 from vivace.de.samples import ExpressionSamples, drop_outliers, sample_latents
 from vivace.de.thresholds import choose_delta, choose_pseudocount, max_by_part
-from vivace.errors import DataError, warn
+from vivace.errors import DataError, list_names, one_line, warn
 from vivace.types import F64, Bool, Rows
 
 Piece = tuple[int, str]  # the cells of one replicate in one part of the plan
@@ -85,17 +85,19 @@ def compare_replicates(
 
     # Divide the parts of the plan by replicate, and choose the replicates of each side.
     rows_of_piece: dict[Piece, Rows] = {}
-    for i, rows in enumerate(plan.parts):
-        kept = drop_outliers(cells, rows, sampling, samples_seed)
+    seeds_of_parts = [samples_seed] * len(plan.parts)
+    for i, kept in enumerate(drop_outliers(cells, plan.parts, sampling, seeds_of_parts)):
         for name in np.unique(replicates[kept]):
             rows_of_piece[i, name] = kept[replicates[kept] == name]
     n_cells = {piece: len(rows) for piece, rows in rows_of_piece.items()}
-    chosen = [_choose_replicates(comparison, n_cells) for comparison in plan.comparisons]
+    considered = [_choose_replicates(comparison, n_cells) for comparison in plan.comparisons]
+    chosen = [sides if _has_enough(sides) else None for sides in considered]
     if not any(chosen):
         raise DataError(
             f"No comparison has two samples of at least {LEAST_CELLS} cells on each side, which a "
             "comparison across samples needs; leave sample_key out, or compare other groups."
         )
+    _warn_about_left_out(plan, considered)
 
     # Sample each piece once per set of categories; every comparison that includes it reuses it.
     wanted = list(
@@ -170,12 +172,11 @@ def compare_replicates(
 
 def _choose_replicates(
     comparison: Comparison, n_cells: Mapping[Piece, int]
-) -> tuple[Design, Side, Side] | None:
+) -> tuple[Design, Side, Side]:
     """The design, and the replicates of each side that have enough cells there.
 
     If two replicates or more, and at least half of those of the smaller side, are on both
-    sides, only those are compared, in pairs. Warns and returns None if a side has fewer than
-    two replicates.
+    sides, only those are compared, in pairs.
     """
     sides: list[Side] = []
     for parts in ((comparison.first,), comparison.second):
@@ -195,13 +196,34 @@ def _choose_replicates(
     if len(shared) >= 2 and 2 * len(shared) >= min(len(first), len(second)):
         design = "paired"
         first, second = ({name: side[name] for name in shared} for side in sides)
-    if min(len(first), len(second)) >= 2:
-        return design, first, second
-    warn(
-        f"{comparison.name} is left out: {len(first)} and {len(second)} samples of at least "
-        f"{LEAST_CELLS} cells, but a comparison across samples needs two per side."
-    )
-    return None
+    return design, first, second
+
+
+def _has_enough(sides: tuple[Design, Side, Side]) -> bool:
+    """Whether both sides have the two replicates that a variance needs."""
+    _, first, second = sides
+    return min(len(first), len(second)) >= 2
+
+
+def _warn_about_left_out(plan: Plan, considered: Sequence[tuple[Design, Side, Side]]) -> None:
+    """One warning of all comparisons with too few replicates."""
+    left_out = [
+        (comparison.name, sides)
+        for comparison, sides in zip(plan.comparisons, considered, strict=True)
+        if not _has_enough(sides)
+    ]
+    if len(left_out) == 1:
+        name, (_, first, second) = left_out[0]
+        warn(
+            f"{one_line(name)} is left out: {len(first)} and {len(second)} samples of at least "
+            f"{LEAST_CELLS} cells, but a comparison across samples needs two per side."
+        )
+    elif left_out:
+        names = list_names([name for name, _ in left_out])
+        warn(
+            f"{len(left_out)} of {len(plan.comparisons)} comparisons are left out ({names}), because "
+            f"a side has fewer than two samples of at least {LEAST_CELLS} cells."
+        )
 
 
 def _count_cells(side: Side, n_cells: Mapping[Piece, int]) -> int:

@@ -16,12 +16,12 @@ from vivace.data import CountBatch
 from vivace.data.schema import Codes
 from vivace.de.histograms import write_by_gene
 from vivace.de.options import Sampling
-from vivace.errors import TrainingError, require_extra, warn
+from vivace.errors import TrainingError, list_names, require_extra, warn
 from vivace.progress import PassingBar
 from vivace.questions.expression import write_expression_at
 from vivace.questions.importance import Weighting, sample_group
 from vivace.questions.latent import encode, encode_with_library
-from vivace.types import F32, F64, Rows
+from vivace.types import F32, F64, Bool, Rows
 
 MAX_VALUES = 1 << 26  # samples x genes held in memory at a time: 256 MB
 _HUNDRED = 100
@@ -101,24 +101,44 @@ def sample_latents(
     return GroupSamples(cells.take(rows), sampled[:, :-1], sampled[:, -1], tuple(codes))
 
 
-def drop_outliers(cells: Cells, rows: Rows, sampling: Sampling, seed: int) -> Rows:
-    """The rows without those of outliers in the latent space, if ``sampling`` filters them."""
+def drop_outliers(
+    cells: Cells, parts: Sequence[Rows], sampling: Sampling, seeds: Sequence[int]
+) -> list[Rows]:
+    """The rows of each part without outliers in the latent space, if ``sampling`` filters them.
+
+    Warns once of all parts in which no outliers could be detected.
+    """
     if not sampling.filter_outliers:
-        return rows
+        return list(parts)
     require_extra("sklearn", "de", "filter_outlier_cells needs")
+    kept = [
+        rows[_find_inside(cells.take(rows), seed)] for rows, seed in zip(parts, seeds, strict=True)
+    ]
+    sizes = [
+        len(rows) for rows, inside in zip(parts, kept, strict=True) if len(inside) == len(rows)
+    ]
+    if len(sizes) == 1:
+        warn(f"Could not detect outliers among {sizes[0]} cells; all were kept.")
+    elif sizes:
+        warn(
+            f"Could not detect outliers in {len(sizes)} of {len(parts)} groups (of "
+            f"{list_names(sizes)} cells); all their cells were kept."
+        )
+    return kept
+
+
+def _find_inside(cells: Cells, seed: int) -> Bool:
+    """Which cells are no outliers; all of them if that cannot be told."""
     from sklearn.covariance import EllipticEnvelope
 
-    z_nk, _ = encode(cells.take(rows).quiet())
+    z_nk, _ = encode(cells.quiet())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about a covariance that is nearly singular
         try:
-            inside = EllipticEnvelope(random_state=seed % 2**32).fit_predict(z_nk) == 1
+            inside: Bool = EllipticEnvelope(random_state=seed % 2**32).fit_predict(z_nk) == 1
         except ValueError:
-            inside = np.ones(len(rows), bool)
-    if inside.all():
-        warn(f"Could not detect outliers among {len(rows)} cells; all were kept.")
-    kept: Rows = rows[inside]
-    return kept
+            inside = np.ones(len(cells), bool)
+    return inside
 
 
 # ---- expression -------------------------------------------------------------------------

@@ -104,6 +104,8 @@ class Encoder(nn.Module):
         See :class:`~vivace.nn.layers.Activation`.
     var_activation
         "exp" or "softplus"; the variance is this function of its head, plus 1e-4.
+    generator
+        Of the initial values; None for torch's global one.
 
     Shape
     -----
@@ -136,6 +138,7 @@ class Encoder(nn.Module):
         layer_norm: bool = False,
         dropout: float = 0.1,
         var_activation: VarActivation = "exp",
+        generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         self.positive = _POSITIVE[var_activation]
@@ -155,8 +158,11 @@ class Encoder(nn.Module):
             dropout=dropout,
             input_role=Role.ENCODER_INPUT,
             norm_role=Role.ENCODER_NORM,
+            generator=generator,
         )
-        self.latent = Linear(n_hidden, 2 * n_latent)  # mean, then log-variance: one product
+        self.latent = Linear(
+            n_hidden, 2 * n_latent, generator
+        )  # mean, then log-variance: one product
 
     def forward(
         self,

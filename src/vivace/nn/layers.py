@@ -24,13 +24,23 @@ class Linear(nn.Module):
 
     The CPU kernels read it that way; ``nn.Linear`` stores the transpose. The initial
     values have the distribution of those of ``nn.Linear``.
+
+    Parameters
+    ----------
+    n_in, n_out
+        Inputs and outputs.
+    generator
+        Of the initial values; None for torch's global one.
     """
 
-    def __init__(self, n_in: int, n_out: int) -> None:
+    def __init__(self, n_in: int, n_out: int, generator: torch.Generator | None = None) -> None:
         super().__init__()
         bound = 1.0 / math.sqrt(max(n_in, 1))
-        self.weight = nn.Parameter(torch.empty(n_in, n_out).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(n_out).uniform_(-bound, bound))
+        weight, bias = (
+            torch.empty(shape).uniform_(-bound, bound, generator=generator)
+            for shape in ((n_in, n_out), (n_out,))
+        )
+        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
@@ -51,12 +61,19 @@ class CategoryLinear(Linear):
         One-hot columns of each covariate, the batch first; 0 for a covariate without columns.
     role
         Role of the layer in the network; None if no flag unfreezes the whole layer.
+    generator
+        Of the initial values.
     """
 
     def __init__(
-        self, n_in: int, n_out: int, one_hot_sizes: tuple[int, ...] = (), role: Role | None = None
+        self,
+        n_in: int,
+        n_out: int,
+        one_hot_sizes: tuple[int, ...] = (),
+        role: Role | None = None,
+        generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__(n_in + sum(one_hot_sizes), n_out)
+        super().__init__(n_in + sum(one_hot_sizes), n_out, generator)
         self.role = role
         self.category_rows = {"weight": OneHotRows(one_hot_sizes)}
 
@@ -64,8 +81,11 @@ class CategoryLinear(Linear):
 class BatchEmbedding(nn.Embedding):
     """A learned vector for each batch."""
 
-    def __init__(self, n_batches: int, n_dimensions: int) -> None:
-        super().__init__(n_batches, n_dimensions)
+    def __init__(
+        self, n_batches: int, n_dimensions: int, generator: torch.Generator | None = None
+    ) -> None:
+        values = torch.empty(n_batches, n_dimensions).normal_(generator=generator)
+        super().__init__(n_batches, n_dimensions, _weight=values)
         self.category_rows = {"weight": TableRows("batch")}
 
 
@@ -232,6 +252,7 @@ def hidden_layers(
     dropout: float,
     input_role: Role,
     norm_role: Role,
+    generator: torch.Generator | None = None,
 ) -> tuple[nn.ModuleList, nn.ModuleList]:
     """The linear maps of some hidden layers, and what follows each of them.
 
@@ -249,10 +270,15 @@ def hidden_layers(
         As in :class:`Activation`.
     input_role, norm_role
         Roles of the first linear map and of batch norm.
+    generator
+        Of the initial values.
     """
-    first = CategoryLinear(n_in, n_hidden, one_hot_sizes, role=input_role)
+    first = CategoryLinear(n_in, n_hidden, one_hot_sizes, input_role, generator)
     injected = one_hot_sizes if inject else ()
-    deeper = (CategoryLinear(n_hidden, n_hidden, injected) for _ in range(n_layers - 1))
+    deeper = (
+        CategoryLinear(n_hidden, n_hidden, injected, generator=generator)
+        for _ in range(n_layers - 1)
+    )
     linears = nn.ModuleList([first, *deeper])
     activations = nn.ModuleList(
         Activation(

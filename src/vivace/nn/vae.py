@@ -24,6 +24,7 @@ from vivace.ops.runtime.products import linear
 from vivace.types import F64, I64
 
 _SMALL_VARIANCE = 1e-6
+_LEAST_LIBRARY_VARIANCE = 0.01  # with less, the KL of a new network is too large to train with
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,8 @@ class VAE(nn.Module):
         Sizes of the data.
     backend
         Implementation of the two hot operations.
+    generator
+        Of the initial values; None for torch's global one.
 
     Notes
     -----
@@ -98,7 +101,13 @@ class VAE(nn.Module):
     library_variance: Tensor
     _offsets: Tensor
 
-    def __init__(self, config: ModelConfig, dims: Dimensions, backend: Backend = "auto") -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        dims: Dimensions,
+        backend: Backend = "auto",
+        generator: torch.Generator | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
         self.dims = dims
@@ -112,16 +121,22 @@ class VAE(nn.Module):
         self.one_hot_sizes = one_hot_sizes((0 if embedded else dims.n_batches, *dims.n_categories))
         n_continuous = dims.n_continuous + (config.batch_embedding_dim if embedded else 0)
         # the order of construction is that of the random initial values
-        self.encoder = self._build_encoder(n_continuous, config.n_latent, config.n_layers)
+        self.encoder = self._build_encoder(
+            n_continuous, config.n_latent, config.n_layers, generator
+        )
         latent_library = not (config.use_observed_lib_size or dims.size_factor)
-        self.library_encoder = self._build_encoder(n_continuous, 1, 1) if latent_library else None
+        self.library_encoder = (
+            self._build_encoder(n_continuous, 1, 1, generator) if latent_library else None
+        )
         self.decoder: Decoder = build_decoder(
-            config, dims.n_genes, n_continuous, self.one_hot_sizes
+            config, dims.n_genes, n_continuous, self.one_hot_sizes, generator
         )
         self.batch_embedding = (
-            BatchEmbedding(dims.n_batches, config.batch_embedding_dim) if embedded else None
+            BatchEmbedding(dims.n_batches, config.batch_embedding_dim, generator)
+            if embedded
+            else None
         )
-        self.log_theta = self._build_log_theta()
+        self.log_theta = self._build_log_theta(generator)
         if latent_library:
             self.register_buffer("library_mean", torch.zeros(dims.n_batches))
             self.register_buffer("library_variance", torch.ones(dims.n_batches))
@@ -133,7 +148,9 @@ class VAE(nn.Module):
         offsets = torch.tensor([sum(sizes[:i]) for i in range(len(sizes))], dtype=torch.int64)
         self.register_buffer("_offsets", offsets, persistent=False)
 
-    def _build_encoder(self, n_continuous: int, n_latent: int, n_layers: int) -> Encoder:
+    def _build_encoder(
+        self, n_continuous: int, n_latent: int, n_layers: int, generator: torch.Generator | None
+    ) -> Encoder:
         config = self.config
         reads_covariates = config.encode_covariates
         return Encoder(
@@ -149,18 +166,19 @@ class VAE(nn.Module):
             layer_norm=config.use_layer_norm in ("encoder", "both"),
             dropout=config.dropout_rate,
             var_activation=config.var_activation,
+            generator=generator,
         )
 
-    def _build_log_theta(self) -> nn.Parameter | None:
+    def _build_log_theta(self, generator: torch.Generator | None) -> nn.Parameter | None:
         dispersion = self.config.dispersion
         if not self.likelihood.dispersed or dispersion == "gene-cell":
             return None
         if dispersion == "gene":
-            return nn.Parameter(torch.randn(self.dims.n_genes))
+            return nn.Parameter(torch.randn(self.dims.n_genes, generator=generator))
         uses_batch = dispersion == "gene-batch"
         self.category_rows["log_theta"] = TableRows("batch" if uses_batch else "label")
         n_rows = self.dims.n_batches if uses_batch else self.dims.n_labels
-        return nn.Parameter(torch.randn(n_rows, self.dims.n_genes))
+        return nn.Parameter(torch.randn(n_rows, self.dims.n_genes, generator=generator))
 
     @property
     def device(self) -> torch.device:
@@ -177,8 +195,8 @@ class VAE(nn.Module):
         """Set the prior of a latent library to the moments of its log in each batch.
 
         A batch without cells keeps its prior. A batch whose cells all have the same library
-        (a single cell, say) takes the variance over all cells, since a prior without variance
-        has no density.
+        (a single cell, say) takes the variance over all cells. No variance is below 0.01: a
+        spread of 10 %.
 
         Parameters
         ----------
@@ -195,6 +213,7 @@ class VAE(nn.Module):
         variance = np.bincount(batch_n, squares, minlength=n_batches) / n_cells
         overall = log_library_n.var() + _SMALL_VARIANCE
         variance = np.where(variance > _SMALL_VARIANCE, variance, overall)
+        variance = np.maximum(variance, _LEAST_LIBRARY_VARIANCE)
         for prior, moment in ((self.library_mean, mean), (self.library_variance, variance)):
             fill(prior, np.where(present, moment, prior.numpy(force=True)))
 

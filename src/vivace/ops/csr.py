@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import scipy.sparse as sp
 import torch
 from torch import Tensor
+
+from vivace.errors import ShapeError
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,9 @@ class SparseCounts:
         Tensor, float, shape (nnz,), molecules of each entry.
     n_genes
         Number of genes g.
+    checked
+        Whether the numbers are known to be in range. Operations check them otherwise, because
+        kernels that follow a wrong one leave their arrays.
 
     Examples
     --------
@@ -36,6 +41,7 @@ class SparseCounts:
     genes: Tensor
     values: Tensor
     n_genes: int
+    checked: bool = field(default=False, repr=False, compare=False)
 
     @property
     def n_cells(self) -> int:
@@ -48,7 +54,35 @@ class SparseCounts:
         per_cell = torch.bincount(cells, minlength=len(x_ng))
         indptr = torch.zeros(len(x_ng) + 1, dtype=torch.int64, device=x_ng.device)
         torch.cumsum(per_cell, 0, out=indptr[1:])
-        return cls(indptr, genes.to(torch.int32), x_ng[cells, genes], x_ng.shape[1])
+        return cls(indptr, genes.to(torch.int32), x_ng[cells, genes], x_ng.shape[1], checked=True)
+
+    def check(self) -> None:
+        """Refuse pointers and genes that are out of range, unless that is known.
+
+        Raises
+        ------
+        ShapeError
+            If a number is out of range, or the arrays differ in length.
+        """
+        if self.checked:
+            return
+        pointers, genes, n_entries = self.indptr, self.genes, len(self.values)
+        if len(genes) != n_entries:
+            raise ShapeError(f"counts have {len(genes)} genes for {n_entries} values.")
+        if (
+            not len(pointers)
+            or pointers[0] < 0
+            or pointers[-1] > n_entries
+            or (pointers.diff() < 0).any()
+        ):
+            raise ShapeError(
+                f"indptr of the counts must not fall, and lie between 0 and the {n_entries} entries."
+            )
+        if n_entries and not 0 <= genes.min() <= genes.max() < self.n_genes:
+            raise ShapeError(
+                f"genes of the counts must be from 0 to {self.n_genes - 1}, but are from "
+                f"{genes.min().item()} to {genes.max().item()}."
+            )
 
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
         """The counts as a dense tensor, shape (n, g)."""
@@ -71,5 +105,9 @@ class SparseCounts:
     def to(self, device: torch.device) -> SparseCounts:
         """The same counts on ``device``."""
         return SparseCounts(
-            self.indptr.to(device), self.genes.to(device), self.values.to(device), self.n_genes
+            self.indptr.to(device),
+            self.genes.to(device),
+            self.values.to(device),
+            self.n_genes,
+            self.checked,
         )

@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from vivace.data.checks import describe_location
+from vivace.data.structure import check_structure
 from vivace.errors import ArgumentTypeError, DataError, OptionError, brief, list_names, near
 from vivace.pl.canvas import need_plotting, new_axes, save_axes
 from vivace.types import F64, Bool
@@ -23,7 +25,7 @@ _GENE_WIDTH = 0.18  # inches, in the heat map
 _GROUP_HEIGHT = 0.22
 
 
-def _check_result(name: str, value: object) -> None:
+def _check_result(name: str, value: Any) -> Any:
     """Refuse anything but a frame with a comparison."""
     if not isinstance(value, pd.DataFrame):
         raise ArgumentTypeError(
@@ -31,10 +33,12 @@ def _check_result(name: str, value: object) -> None:
         )
     if "comparison" not in value or len(value) == 0:
         raise DataError("The frame has no comparison; give the result of differential_expression.")
+    return value
 
 
-def _check_cells(name: str, value: object) -> None:
+def _check_cells(name: str, value: Any) -> Any:
     check_anndata(f"{name} must be", value)
+    return value
 
 
 @checked(result=_check_result, n_genes=Int(at_least=0))
@@ -201,12 +205,16 @@ def _mean_expression(
     """Mean log-normalised expression, groups x genes."""
     missing = [g for g in genes if g not in adata.var_names]
     if missing:
-        raise DataError(f"adata has no gene {missing[0]!r}; {near(missing[0], adata.var_names)}")
+        raise DataError(
+            f"adata has no gene {brief(missing[0])}; {near(missing[0], adata.var_names)}"
+        )
     if layer is not None and layer not in adata.layers:
         raise DataError(
-            f"adata.layers has no {layer!r} (layer); {near(layer, adata.layers.keys())}"
+            f"adata.layers has no {brief(layer)} (layer); {near(layer, adata.layers.keys())}"
         )
-    counts = sp.csr_matrix(adata.X if layer is None else adata.layers[layer])
+    matrix = adata.X if layer is None else adata.layers[layer]
+    check_structure(matrix, describe_location(layer))
+    counts = sp.csr_matrix(matrix)
     total = np.maximum(np.asarray(counts.sum(1)).ravel(), 1.0)
     x = counts[:, adata.var_names.get_indexer(genes)].toarray()
     expression = pd.DataFrame(np.log1p(1e4 * x / total[:, None]), columns=genes)

@@ -26,6 +26,7 @@ from vivace.validate import COUNT, LARGEST_FLOAT, Choice, Number
 
 Correlation = Literal["spearman", "pearson"]
 _REFERENCE = 1 << 26  # numbers that ranks are taken among, 256 MB
+_GENES_AT_ONCE = 16  # that are ranked: a few copies of their numbers fit into memory
 
 
 @question(
@@ -66,7 +67,7 @@ def get_feature_correlation_matrix(
         "spearman" or "pearson". Ranks are exact for up to 2**26 numbers (cells x samples
         x genes); beyond that, they are taken among an evenly spaced subset of that size.
     gene_list
-        Genes, in this order; None for all.
+        Names of genes, in this order, or one name, or a mask of the model's genes; None for all.
     seed
         Random seed; None uses the model's next seed.
 
@@ -114,10 +115,11 @@ def _correlate_genes(
     chosen = np.zeros(len(cells), bool)
     chosen[np.linspace(0, len(cells) - 1, min(most, len(cells))).astype(np.int64)] = True
     reference_mg = np.concatenate([x_ng[chosen[part]] for part, x_ng in denoised()])
-    ordered_gm = np.sort(reference_mg.T, axis=1)
     if chosen.all():
-        blocks = np.array_split(reference_mg, max(1, len(reference_mg) // cells.batch_size))
-        return _pearson(_ranks(x_ng, ordered_gm) for x_ng in blocks)
+        ranks_gm = _rank_all(reference_mg)
+        n_blocks = max(1, len(reference_mg) // cells.batch_size)
+        return _pearson(np.array_split(ranks_gm.T, n_blocks))
+    ordered_gm = np.sort(reference_mg.T, axis=1)
     return _pearson(_ranks(x_ng, ordered_gm) for _, x_ng in denoised())
 
 
@@ -140,6 +142,38 @@ def _sample_rates(
                 # NumPy's stream is consumed cell by cell, whatever the minibatches
                 x_ng = (generator.standard_gamma(theta_ng) * (x_ng / theta_ng)).astype(np.float32)
             yield part, x_ng
+
+
+def _rank_all(x_ng: F32) -> F32:
+    """Rank of each value among its gene's, as :func:`_ranks` has it, for all values: shape (g, n).
+
+    One sort per gene takes a fraction of the time of a search per value.
+    """
+    n, n_genes = x_ng.shape
+    ranks_gn = np.empty((n_genes, n), np.float32)
+    for start in range(0, n_genes, _GENES_AT_ONCE):
+        x_bn = np.ascontiguousarray(x_ng[:, start : start + _GENES_AT_ONCE].T)
+        order_bn = np.argsort(x_bn, axis=1)
+        x_bn = np.take_along_axis(x_bn, order_bn, axis=1)
+        place_bn = np.tile(np.arange(n, dtype=np.float64), (len(x_bn), 1))
+        _share_places(x_bn, place_bn)
+        ranks_bn = ranks_gn[start : start + _GENES_AT_ONCE]
+        np.put_along_axis(ranks_bn, order_bn, ((place_bn + 0.5) / n).astype(np.float32), axis=1)
+    return ranks_gn
+
+
+def _share_places(ordered_bn: F32, place_bn: F64) -> None:
+    """Give equal values, which are neighbours in their ordered row, the middle of their places."""
+    repeats = np.zeros(ordered_bn.shape, bool)
+    np.equal(ordered_bn[:, 1:], ordered_bn[:, :-1], out=repeats[:, 1:])
+    tied = np.flatnonzero(repeats)  # never the first of a row, so no run crosses rows
+    is_first = np.diff(tied, prepend=-2) != 1
+    first = tied[is_first] - 1
+    length = np.diff(np.flatnonzero(is_first), append=len(tied)) + 1
+    flat = place_bn.reshape(-1)
+    run = np.repeat(np.arange(len(first)), length)
+    within = np.arange(len(run)) - np.repeat(np.cumsum(length) - length, length)
+    flat[first[run] + within] = (flat[first] + (length - 1) / 2)[run]
 
 
 def _ranks(x_ng: F32, ordered_gm: F32) -> F32:

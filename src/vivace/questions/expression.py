@@ -26,7 +26,18 @@ Library = float | Literal["latent", "observed"]
 Weights = Literal["uniform", "importance"]
 
 
+def _check_library(name: str, value: Any) -> float | str | None:
+    if not isinstance(value, str):
+        return Number(above=0, at_most=LARGEST_FLOAT)(name, value)
+    if value not in ("latent", "observed"):
+        raise OptionError(
+            f"{name} must be a number or one of 'latent', 'observed', not {brief(value)}."
+        )
+    return value
+
+
 @question(
+    library_size=_check_library,
     n_samples=COUNT,
     n_samples_overall=OPTIONAL_COUNT,
     weights=Choice(Weights, optional=True),
@@ -62,7 +73,7 @@ def get_normalized_expression(
         ``{"donor": ["d1", "d2"], "condition": "control"}``, the mean over combinations.
         None keeps each cell's own.
     gene_list
-        Genes, in this order; None for all.
+        Names of genes, in this order, or one name, or a mask of the model's genes; None for all.
     library_size
         Sum of a cell's expression over all genes: a number, "observed" for the molecules of
         the cell, or "latent" for the factor that scales the mean of its counts (the observed
@@ -116,7 +127,6 @@ def get_normalized_expression(
     (200, 2)
     """
     weighting = check_weighting("get_normalized_expression", importance_weighting_kwargs)
-    _check_library(library_size)
     _check_group(weights, n_samples, n_samples_overall)
     if importance_weighting_kwargs and weights != "importance":
         raise OptionError(
@@ -277,17 +287,6 @@ def _library_factor(library: Library, batch: CountBatch, log_library_n: Tensor) 
     if library == "observed":
         return batch.library
     return None if library == 1 else torch.full_like(batch.library, library)
-
-
-def _check_library(library_size: object) -> None:
-    if isinstance(library_size, str):
-        if library_size not in ("latent", "observed"):
-            raise OptionError(
-                "library_size must be a number or one of 'latent', 'observed', not "
-                f"{brief(library_size)}."
-            )
-        return
-    Number(above=0, at_most=LARGEST_FLOAT)("library_size", library_size)
 
 
 def _check_group(weights: object, n_samples: int, n_samples_overall: int | None) -> None:

@@ -111,9 +111,7 @@ def check_weighting(function: str, given: Any) -> Weighting:
     refuse_unknown(function, set(given), _CHECKS)
     parameters = inspect.signature(get_importance_weights).parameters
     weighting = {name: parameters[name].default for name in _CHECKS} | given
-    for name, check in _CHECKS.items():
-        check(name, weighting[name])
-    return cast("Weighting", weighting)
+    return cast("Weighting", {name: _CHECKS[name](name, v) for name, v in weighting.items()})
 
 
 def sample_group(

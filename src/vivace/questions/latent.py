@@ -34,7 +34,8 @@ def get_latent_representation(
     adata
         Cells to encode, aligned by gene name; None for the model's own.
     indices
-        Rows, in any order and with repeats, or a boolean mask; None for all.
+        Row numbers, in any order and with repeats, or a mask with one boolean per cell; None for
+        all. A mask that is a Series indexed by the names of the cells may have any order.
     give_mean
         The mean of z; False gives one random sample.
     mc_samples

@@ -60,7 +60,7 @@ def minify_adata(
         variance = _stored(adata, "use_latent_qzv_key", use_latent_qzv_key, variance.shape)
         if not (variance > 0).all():
             raise DataError(
-                f"obsm[{use_latent_qzv_key!r}] (use_latent_qzv_key) must hold variances above 0."
+                f"obsm[{brief(use_latent_qzv_key)}] (use_latent_qzv_key) must hold variances above 0."
             )
     latent_library = self.module.library_encoder is not None
     library_moments = [m[:, k:].clone() if latent_library else None for m in moments]
@@ -85,7 +85,7 @@ def _stored(adata: AnnData, argument: str, key: str, shape: tuple[int, ...]) -> 
     """An array of obsm that takes the place of a computed one."""
     if not isinstance(key, str) or key not in adata.obsm:
         raise DataError(f"obsm has no {brief(key)} ({argument}); leave it out to compute it.")
-    values = float_tensor(f"obsm[{key!r}] ({argument})", adata.obsm[key]).numpy()
+    values = float_tensor(f"obsm[{brief(key)}] ({argument})", adata.obsm[key]).numpy()
     if values.shape != shape:
-        raise ShapeError(f"obsm[{key!r}] ({argument}) has shape {values.shape}, not {shape}.")
+        raise ShapeError(f"obsm[{brief(key)}] ({argument}) has shape {values.shape}, not {shape}.")
     return values

@@ -17,7 +17,7 @@ from vivace.cells import Cells, child_seeds, question, sample_latent, with_codes
 from vivace.core import Core
 from vivace.data import CountBatch
 from vivace.data.schema import Codes
-from vivace.errors import require_extra
+from vivace.errors import DataError, require_extra
 from vivace.questions.decode import observation_distribution
 from vivace.store.arrays import fill_dense, fill_sparse
 from vivace.types import I64, Indices, Transform
@@ -52,7 +52,8 @@ def posterior_predictive_sample(
     n_samples
         Samples per cell.
     gene_list
-        Genes, in this order; None for all. A gene's samples do not depend on the others.
+        Names of genes, in this order, or one name, or a mask of the model's genes; None for all.
+        A gene's samples do not depend on the others.
     out
         A path, to which AnnData's form of a sparse matrix is written as zarr, block by
         block; with several samples, one matrix in each of the groups "0", "1" and so on.
@@ -131,8 +132,13 @@ def sample_counts(
 
 
 def sparse_counts(x_ng: Tensor, genes: I64 | None) -> sp.csr_matrix:
-    """Integer counts of some genes as an int32 CSR matrix."""
+    """Integer counts of some genes as an int32 CSR matrix; refuse those that are too large."""
     chosen = x_ng if genes is None else x_ng[:, torch.from_numpy(genes)]
+    if chosen.numel() and (most := chosen.max().item()) >= 2**31:
+        raise DataError(
+            f"A sampled count is {most:.3g}, more than an int32 can hold; check the cells' library "
+            "sizes or size factors, and that training converged."
+        )
     return sp.csr_matrix(chosen.numpy()).astype(np.int32)
 
 

@@ -21,6 +21,7 @@ from anndata.io import sparse_dataset, write_elem
 from vivace.errors import ArgumentTypeError, OptionError, ShapeError, require_extra
 from vivace.store.anndata_write import new_hdf5, storable, write_storable
 from vivace.store.place import check_free, written_whole
+from vivace.validate import usable_path
 
 _CHUNK = 1 << 20  # numbers in a chunk: 4 MB in float32
 _DENSE = {
@@ -97,7 +98,7 @@ def _local(path: str | Path) -> Path:
     """Refuse a URL; return a local path."""
     if "://" in str(path):
         raise OptionError(f"{path} is not on this machine; write to a local path and copy it.")
-    return Path(path)
+    return usable_path(path, "out")
 
 
 def _writeable(out: Any) -> bool:

@@ -19,7 +19,7 @@ import pandas as pd
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vivace.errors import ModelFileError
+from vivace.errors import ModelFileError, brief, one_line
 from vivace.store.anndata_read import read_anndata
 from vivace.store.anndata_write import new_hdf5, storable, write_storable
 from vivace.store.place import check_writable, is_system_file, written_whole
@@ -42,7 +42,7 @@ class StoredModel:
     Parameters
     ----------
     weights
-        Parameters and running statistics by name.
+        Parameters and running statistics by name, and hashes of the names of the training cells.
     sections
         The contents of ``model.json``: class, config, schema, training, seed.
     history
@@ -179,7 +179,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     version = sections.get("format_version")
     if version != FORMAT_VERSION:
         raise ModelFileError(
-            f"{path} has format version {version!r}, but this vivace reads {FORMAT_VERSION}; "
+            f"{path} has format version {brief(version)}, but this vivace reads {FORMAT_VERSION}; "
             "open it with the version of vivace that wrote it."
         )
     missing = [name for name in _SECTIONS if name not in sections]
@@ -203,8 +203,7 @@ def _read_history(path: Path) -> pd.DataFrame:
 
 
 def _damaged(path: Path, file: str, why: object) -> ModelFileError:
-    reason = " ".join(str(why).split())
-    return ModelFileError(f"{path / file} is damaged ({reason}); save the model again.")
+    return ModelFileError(f"{path / file} is damaged ({one_line(why)}); save the model again.")
 
 
 def damaged_model(path: Path, why: object) -> ModelFileError:

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import numpy as np
+import torch
 from anndata import AnnData
+from torch import Tensor
 
 from vivace.config import ModelConfig
-from vivace.core import Core, hash_names
+from vivace.core import Core, network_dimensions
 from vivace.data.schema import Schema
-from vivace.errors import ModelFileError, OptionError, VivaceError, brief, warn
-from vivace.nn import Surgery, freeze_network
+from vivace.errors import (
+    ModelFileError,
+    OptionError,
+    VivaceError,
+    brief,
+    list_names,
+    one_line,
+    warn,
+)
+from vivace.nn import VAE, Surgery, freeze_network
 from vivace.seeds import SeedStream, check_seed
+from vivace.split import Split
 from vivace.state import COLUMNS, TrainState, verdict
 from vivace.store.folder import (
     StoredModel,
@@ -30,6 +42,7 @@ from vivace.validate import Choice, checked, folder_path
 
 Format = Literal["vivace", "scvi-tools"]
 M = TypeVar("M", bound=Core)
+_NAMES = "training.name_hashes"  # beside the weights
 
 
 @checked(format=Choice(Format))
@@ -89,6 +102,8 @@ def save(
     weights = dict(self.module.state_dict()) | self._unused
     contents = StoredModel(weights, sections, state.frame())
     if format == "vivace":
+        if state.name_hashes is not None:
+            weights[_NAMES] = torch.from_numpy(state.name_hashes.view(np.int64))
         write_folder(path, contents, adata, overwrite)
         return
     if minified:
@@ -116,9 +131,8 @@ def load(cls: type[M], dir_path: str | Path, adata: AnnData | None = None) -> M:
     adata
         Data to continue with, checked and aligned by the model's schema. None
         takes those saved with the model, if any; without data the model
-        answers about any AnnData that is passed to its methods. If the cells
-        differ (by name or order) from those that the model was trained on, the
-        next call of ``train`` makes a new split.
+        answers about any AnnData that is passed to its methods. The cells that the model was
+        trained on are found in them by name; the next call of ``train`` splits new cells only.
 
     Raises
     ------
@@ -154,20 +168,23 @@ def restore(cls: type[M], path: Path, stored: StoredModel, adata: AnnData | None
     """The model with the contents that were read from ``path``."""
     sections = stored.sections
     if sections["class"] != cls.__name__:
+        name = one_line(sections["class"], 60)
         raise ModelFileError(
-            f"{path} holds a model of class {sections['class']}, not {cls.__name__}; load it "
-            f"with {sections['class']}.load, or vivace.model.load, which takes any."
+            f"{path} holds a model of class {name}, not {cls.__name__}; load it with {name}.load, or vivace.model.load, which takes any."
         )
     model = cls.__new__(cls)
     try:
         root, used = sections["seed"]["root"], sections["seed"]["used"]
         seeds = SeedStream(check_seed(root), check_seed(used))
         config = ModelConfig(**sections["config"])
-        _check_size(config, stored)
-        model._build(config, Schema.from_dict(sections["schema"]), seeds, weights_seed=0)
-        weights = {k: v for k, v in stored.weights.items() if not k.startswith(UNUSED)}
+        schema = Schema.from_dict(sections["schema"])
+        tensors = dict(stored.weights)
+        names = tensors.pop(_NAMES, None)
+        weights = {k: v for k, v in tensors.items() if not k.startswith(UNUSED)}
+        _check_weights(weights, config, schema)
+        model._build(config, schema, seeds, weights_seed=0)
         model.module.load_state_dict(weights)
-        model._unused = {k: v for k, v in stored.weights.items() if k not in weights}
+        model._unused = {k: v for k, v in tensors.items() if k not in weights}
         if "surgery" in sections:
             freeze_network(model.module, Surgery.from_dict(sections["surgery"]))
             model._origins = tuple(map(str, sections["origins"]))
@@ -177,6 +194,7 @@ def restore(cls: type[M], path: Path, stored: StoredModel, adata: AnnData | None
             validation_rows=np.asarray(training["validation_rows"], np.int64),
             history=stored.history.to_dict("records"),
             summary=training["summary"],
+            name_hashes=None if names is None else names.numpy().view(np.uint64),
         )
         _check_training(model._state)
         _check_names(model)
@@ -185,16 +203,27 @@ def restore(cls: type[M], path: Path, stored: StoredModel, adata: AnnData | None
     data = read_adata(path) if adata is None else adata
     if data is not None:
         model._attach(data)
-        if not _same_cells(data, model._state):
-            model._state.train_rows = model._state.validation_rows = np.zeros(0, np.int64)
+    model._split = Split.from_state(model._state, data)
     return model
 
 
-def _check_size(config: ModelConfig, stored: StoredModel) -> None:
-    """Refuse options of a network that the weights cannot be of, before it is made."""
-    n_weights = sum(weight.numel() for weight in stored.weights.values())
-    if config.n_layers > len(stored.weights) or config.n_hidden * config.n_latent > n_weights:
-        raise ValueError("its network is larger than the weights")
+def _check_weights(weights: Mapping[str, Tensor], config: ModelConfig, schema: Schema) -> None:
+    """Refuse weights that do not fit the options, before a network of that size is made."""
+    if config.n_layers > len(weights):
+        raise ValueError(f"{config.n_layers} layers, but {len(weights)} weights")
+    with torch.device("meta"):  # shapes without memory
+        network = VAE(config, network_dimensions(schema))
+    expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    if differing := expected.keys() ^ weights.keys():
+        raise ValueError(f"weights are missing or unknown: {list_names(sorted(differing))}")
+    for name, tensor in weights.items():
+        if tensor.shape != expected[name]:
+            shapes = f"{tuple(tensor.shape)}, not {tuple(expected[name])}"
+            raise ValueError(f"the shape of {name} is {shapes}")
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"{name} holds values that are not finite")
+        if name.endswith(("running_var", "library_variance")) and (tensor < 0).any():
+            raise ValueError(f"{name} holds negative variances")
 
 
 def _check_names(model: Core) -> None:
@@ -222,11 +251,5 @@ def _check_training(state: TrainState) -> None:
     used = np.concatenate([state.train_rows, state.validation_rows])
     if used.min(initial=0) < 0 or used.max(initial=-1) >= state.summary.get("cells", 0):
         raise ValueError("the split names cells that the data did not have")
-
-
-def _same_cells(adata: AnnData, state: TrainState) -> bool:
-    """Whether the model was trained on these cells; scvi-tools stores only their number."""
-    summary = state.summary
-    if "scvi_tools" in summary and summary["cell_names"] is None:
-        return bool(adata.n_obs == summary["cells"])
-    return hash_names(adata) == summary.get("cell_names")
+    if state.name_hashes is not None and state.name_hashes.shape != (state.summary.get("cells"),):
+        raise ValueError("the names are not those of the data")

@@ -19,6 +19,7 @@ from vivace.nn.layers import BatchNorm
 from vivace.ops.runtime.threads import Pace, adapted_threads
 from vivace.seeds import numpy_generator, torch_generator
 from vivace.state import Convergence, Status
+from vivace.train.activity import count_active_dimensions
 from vivace.train.checkpoint import Checkpoints
 from vivace.train.flat import FlatWeights, flat_weights
 from vivace.train.initialise import initialise_from_data
@@ -177,7 +178,7 @@ def fit(
                     raise KeyboardInterrupt from error  # Numba makes a SystemError of it
                 raise
             network.eval()
-        result = training.result()
+        result = training.result(n_active=count_active_dimensions(network, source, train_rows))
         bar.conclude(result.convergence.describe())
     return result
 
@@ -263,9 +264,11 @@ class _Training:
                 self.bar.shorten(schedule.n_steps)
         self.checkpoints.restore_best()
 
-    def result(self, status: Status | None = None) -> FitResult:
+    def result(self, status: Status | None = None, n_active: int | None = None) -> FitResult:
         """The result so far; ``status=None`` means that training has ended."""
-        convergence = self.judge.convergence(status, stopped_by_callback=self.stopped_by_callback)
+        convergence = self.judge.convergence(
+            status, stopped_by_callback=self.stopped_by_callback, n_active=n_active
+        )
         return FitResult(tuple(self.history), convergence)
 
     def run_epoch(self, batches: list[Rows], step: int) -> dict[str, float] | None:
@@ -295,22 +298,22 @@ class _Training:
         compiled = self.bar.compilation.seconds - compiled
         row |= {"lr": lr, "kl_weight": kl_weight}
         row |= {"seconds": time.perf_counter() - start - compiled, "compile_seconds": compiled}
-        losses_are_finite = math.isfinite(row["train_loss"]) and (
-            not len(self.watched_rows) or math.isfinite(row["validation_loss"])
-        )
+        judged = row if len(self.watched_rows) else self.validate(kl_weight, batches[-1])
+        losses_are_finite = math.isfinite(row["train_loss"] + judged["validation_loss"])
         return row if losses_are_finite and self.weights.all_finite() else None
 
     @torch.no_grad()
-    def validate(self, kl_weight: float) -> dict[str, float]:
-        """Mean losses over the watched cells, with the same noise each time."""
+    def validate(self, kl_weight: float, rows: Rows | None = None) -> dict[str, float]:
+        """Mean losses over the watched cells, or others, with the same noise each time."""
+        watched = self.watched_rows if rows is None else rows
         self.network.eval()
         noise = torch_generator(self.seed, self.device)
         sums = torch.zeros(3, device=self.device)
-        for rows in minibatches(self.watched_rows, _VALIDATION_BATCH):
-            batch = self.source.gather(rows).to(self.device)
+        for part in minibatches(watched, _VALIDATION_BATCH):
+            batch = self.source.gather(part).to(self.device)
             losses = self.network(batch, kl_weight, noise)
-            sums += len(rows) * torch.stack(losses)
-        n = len(self.watched_rows)
+            sums += len(part) * torch.stack(losses)
+        n = len(watched)
         return _losses_row(sums / n if n else sums.fill_(math.nan), "validation")
 
 

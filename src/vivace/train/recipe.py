@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vivace.errors import ArgumentTypeError, OptionError, near
+from vivace.errors import ArgumentTypeError, OptionError, brief, near
 from vivace.validate import Check, Choice, Flag, Number
 
 _BATCH_SIZE = 128
@@ -180,8 +180,10 @@ class Recipe:
         changes = dict(plan or {})
         for name, value in changes.items():
             if name not in PLAN_OPTIONS:
-                raise ArgumentTypeError(f"plan_kwargs has no {name!r}; {near(name, PLAN_OPTIONS)}")
-            PLAN_OPTIONS[name](f"plan_kwargs[{name!r}]", value)
+                raise ArgumentTypeError(
+                    f"plan_kwargs has no {brief(name)}; {near(name, PLAN_OPTIONS)}"
+                )
+            changes[name] = PLAN_OPTIONS[name](f"plan_kwargs[{name!r}]", value)
         if changes.get("n_steps_kl_warmup", 0) is None:
             del changes["n_steps_kl_warmup"]  # as in scvi-tools, None keeps the other warm-ups
         if "n_epochs_kl_warmup" in changes or "n_steps_kl_warmup" in changes:
@@ -189,8 +191,8 @@ class Recipe:
         recipe = replace(self, **changes)
         if recipe.min_kl_weight > recipe.max_kl_weight:
             raise OptionError(
-                f"min_kl_weight ({recipe.min_kl_weight:g}) is above max_kl_weight "
-                f"({recipe.max_kl_weight:g}); lower one or raise the other."
+                f"min_kl_weight ({recipe.min_kl_weight:.12g}) is above max_kl_weight "
+                f"({recipe.max_kl_weight:.12g}); lower one or raise the other."
             )
         return recipe
 

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from vivace.core import Core, hash_names
-from vivace.data import split_rows
-from vivace.errors import DataError, OptionError, warn
+from vivace.core import Core
+from vivace.errors import DataError, OptionError, TrainingError, warn
 from vivace.nn import trained_parts
+from vivace.split import Split, hash_each_name, hash_names
 from vivace.train.callbacks import Listeners
 from vivace.train.loop import FitResult, TrainOptions, choose_watched_rows, fit
 from vivace.train.recipe import METRICS, RECIPES, Recipe
 from vivace.train.stopping import Patience
-from vivace.types import Rows
-from vivace.validate import Choice, Int, Number, check_accelerator, check_mapping, checked
+from vivace.types import Rows, whole_number
+from vivace.validate import (
+    OPTIONAL_COUNT,
+    Choice,
+    Int,
+    Number,
+    check_accelerator,
+    check_mapping,
+    checked,
+)
 
 _NO_LIMIT = -1  # Lightning's max_steps
 
 
-def _check_max_steps(name: str, value: object) -> None:
-    if not isinstance(value, int | np.integer) or value != _NO_LIMIT:
-        Int(optional=True)(name, value)
+def _check_max_steps(name: str, value: Any) -> int | None:
+    return None if whole_number(value) == _NO_LIMIT else OPTIONAL_COUNT(name, value)
 
 
 @checked(
@@ -70,7 +79,8 @@ def train(
     the best validation ELBO at KL weight 1. The last line of
     :attr:`summary` says whether training was long enough.
 
-    A further call continues with the same split and appends to the history.
+    A further call continues with the same split and appends to the history. If the model was
+    loaded with other data, known cells keep their part and new ones are split.
 
     Parameters
     ----------
@@ -121,7 +131,7 @@ def train(
     OptionError, ArgumentTypeError
         If an argument has an invalid value.
     TrainingError
-        If the loss stops being finite.
+        If the loss stops being finite, or another thread is training the model.
     """
     plan = RECIPES[recipe].with_plan(plan_kwargs)
     source = self._own_source()
@@ -145,10 +155,10 @@ def train(
     listeners = Listeners(self, callbacks, logger)
     seed = self._seeds.take(seed)
     state = self._state
-    if len(state.train_rows) == 0 or not self.is_trained:
-        state.train_rows, state.validation_rows = split_rows(
-            source.n_cells, train_size, validation_size, np.random.default_rng(seed)
-        )
+    split = self._split
+    if split is None or not state.trained:
+        split = Split.untrained(source.n_cells)
+    split = split.extended(train_size, validation_size, np.random.default_rng(seed))
     patience = None
     if early_stopping:
         patience = Patience(
@@ -158,12 +168,12 @@ def train(
             lower_is_better=early_stopping_mode == "min",
             warmup_epochs=early_stopping_warmup_epochs or 0,
         )
-    watched_rows = choose_watched_rows(state.train_rows, state.validation_rows)
+    watched_rows = choose_watched_rows(split.train, split.validation)
     _check_validation_cells(plan, patience, watched_rows)
     options = TrainOptions(
         recipe=plan,
         epochs=max_epochs,
-        max_steps=None if max_steps == _NO_LIMIT else max_steps,
+        max_steps=max_steps,
         batch_size=batch_size,
         patience=patience,
         continues=state.trained,
@@ -171,10 +181,31 @@ def train(
         accelerator=accelerator,
         progress=progress,
     )
-    recorder = _Recorder(self, recipe, source.n_cells, listeners)
-    result = fit(self.module, source, state.train_rows, watched_rows, options, recorder)
-    recorder.store(result)
-    listeners.end()
+    with _only_one(self):
+        recorder = _Recorder(self, recipe, source.n_cells, split, listeners)
+        result = fit(self.module, source, split.train, watched_rows, options, recorder)
+        recorder.store(result)
+        listeners.end()
+
+
+_training: set[int] = set()  # ids of the models that are being trained
+_training_lock = threading.Lock()
+
+
+@contextmanager
+def _only_one(model: Core) -> Iterator[None]:
+    """Refuse to train a model that is being trained, in another thread or by a callback."""
+    with _training_lock:
+        if id(model) in _training:
+            raise TrainingError(
+                "This model is being trained already, in another thread or by the caller of this "
+                "callback; wait until that has ended, or train another model."
+            )
+        _training.add(id(model))
+    try:
+        yield
+    finally:
+        _training.discard(id(model))
 
 
 class _Recorder:
@@ -184,8 +215,13 @@ class _Recorder:
     model that answers and can be saved.
     """
 
-    def __init__(self, model: Core, recipe: str, n_cells: int, listeners: Listeners) -> None:
-        self._state, self._listeners = model._state, listeners
+    def __init__(
+        self, model: Core, recipe: str, n_cells: int, split: Split, listeners: Listeners
+    ) -> None:
+        self._model, self._state, self._listeners = model, model._state, listeners
+        self._earlier_split = model._split
+        self._split = model._split = split
+        self._name_hashes = None if model._adata is None else hash_each_name(model._adata)
         self._earlier_history = list(model._state.history)
         earlier = model._state.summary
         self._earlier_seconds = earlier.get("seconds", 0.0) + earlier.get("compile_seconds", 0.0)
@@ -194,8 +230,8 @@ class _Recorder:
             "recipe": recipe,
             "cells": n_cells,
             "cell_names": None if model._adata is None else hash_names(model._adata),
-            "train_cells": len(model._state.train_rows),
-            "validation_cells": len(model._state.validation_rows),
+            "train_cells": len(split.train),
+            "validation_cells": len(split.validation),
         }
 
     def start(self) -> None:
@@ -211,13 +247,19 @@ class _Recorder:
         """After an error or Ctrl-C."""
         if self._state.history:
             self.store(result)
+        if not result.history:
+            self._model._split = self._earlier_split
         self._listeners.close("failed")
 
     def store(self, result: FitResult) -> None:
-        """Update history and summary to the training so far."""
+        """Update split, history and summary to the training so far."""
         history = [*self._earlier_history, *result.history]
         seconds = self._earlier_seconds + time.perf_counter() - self._start
         compiled = float(np.nansum([row.get("compile_seconds", 0.0) for row in history]))
+        if result.history:
+            self._state.train_rows = self._split.train
+            self._state.validation_rows = self._split.validation
+            self._state.name_hashes = self._name_hashes
         self._state.history = history
         self._state.summary = {
             **self._facts,

@@ -140,7 +140,11 @@ class Judge:
         return self._level_epoch is not None
 
     def convergence(
-        self, status: Status | None = None, *, stopped_by_callback: bool = False
+        self,
+        status: Status | None = None,
+        *,
+        stopped_by_callback: bool = False,
+        n_active: int | None = None,
     ) -> Convergence:
         """The current state of training; ``status=None`` means that it has ended."""
         epochs = len(self._elbos)
@@ -156,6 +160,7 @@ class Judge:
             level_epoch=self._level_epoch,
             kl_weight=self._kl_weight,
             max_kl_weight=self._max_kl_weight,
+            n_active=n_active,
         )
 
     def _final_status(self, gain: float, stopped_by_callback: bool) -> Status:

@@ -43,6 +43,7 @@ def extend_schema(schema: Schema, adata: AnnData, *, labels: bool) -> Schema:
             _add_new(known, adata, key, "categorical_covariate_keys")
             for key, known in zip(d.categorical_covariate_keys, schema.categories, strict=True)
         ),
+        scales=schema.scales,
     )
 
 

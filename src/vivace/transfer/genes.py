@@ -16,10 +16,11 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from vivace.core import Core
+from vivace.data.structure import check_structure
 from vivace.errors import ArgumentTypeError, DataError, MissingColumnError, brief, list_names, near
 from vivace.store.saving import read_genes
 from vivace.types import I64, NameIndex
-from vivace.validate import Number, check_anndata, checked
+from vivace.validate import Number, check_anndata, checked, folder_path
 
 _VERSIONED = re.compile(r"^(ENS[A-Z]*G\d{6,})\.\d+(_PAR_Y)?$")
 _MANY = 0.5  # share of the reference's genes that makes a column of var worth suggesting
@@ -139,7 +140,7 @@ def prepare_query_anndata(
     (1800, (200, 2005))
     """
     if isinstance(reference_model, str | Path):
-        genes, layer = read_genes(Path(reference_model))
+        genes, layer = read_genes(folder_path(reference_model, "reference_model"))
     elif isinstance(reference_model, Core):
         schema = reference_model.schema
         genes, layer = schema.genes, schema.declarations.layer
@@ -230,11 +231,14 @@ def _check_in_memory(adata: AnnData, layer: str | None) -> None:
     """Refuse matrices on disk, and a layer that does not exist."""
     if layer is not None and layer not in adata.layers:
         raise MissingColumnError(
-            f"adata.layers of the query has no {layer!r}, where the reference has its counts; "
+            f"adata.layers of the query has no {brief(layer)}, where the reference has its counts; "
             f"{near(layer, adata.layers.keys())}"
         )
-    matrices = {"X": adata.X} | {f"layers[{key!r}]": value for key, value in adata.layers.items()}
+    matrices = {"X": adata.X} | {
+        f"layers[{brief(key)}]": value for key, value in adata.layers.items()
+    }
     for location, matrix in matrices.items():
+        check_structure(matrix, location)
         if adata.isbacked or not (
             matrix is None or sp.issparse(matrix) or isinstance(matrix, np.ndarray)
         ):
@@ -284,7 +288,7 @@ def _read_names(adata: AnnData, gene_key: str | None) -> list[str]:
         )
     if gene_key not in adata.var:
         raise MissingColumnError(
-            f"var has no column {gene_key!r} (gene_key); {near(gene_key, adata.var)}"
+            f"var has no column {brief(gene_key)} (gene_key); {near(gene_key, adata.var)}"
         )
     column = adata.var[gene_key]
     return ["" if pd.isna(name) else str(name) for name in column]
@@ -322,14 +326,14 @@ def _explain_too_few(
     min_overlap: float,
 ) -> str:
     """Say which genes are missing, or which column of var has them."""
-    location = "var_names" if gene_key is None else f"var[{gene_key!r}]"
+    location = "var_names" if gene_key is None else f"var[{brief(gene_key)}]"
     share = f"{n_present:,} of" if n_present else "none of"
     text = f"The query has {share} the reference's {len(genes):,} genes in {location}"
     better = _find_better_column(adata, genes, gene_key)
     if better is not None:
         key, n_matches = better
-        fix = "leave gene_key out" if key is None else f"pass gene_key={key!r}"
-        column = "var_names" if key is None else f"var[{key!r}]"
+        fix = "leave gene_key out" if key is None else f"pass gene_key={brief(key)}"
+        column = "var_names" if key is None else f"var[{brief(key)}]"
         return f"{text}, but {n_matches:,} in {column}; {fix}."
     missing_names = list_names([genes[i] for i in missing.tolist()])
     if n_present == 0:

@@ -168,7 +168,7 @@ def _added_columns(self: Core, key_added: object) -> tuple[str, ...]:
     for column in columns:
         if column in self.schema.declarations.columns:
             raise OptionError(
-                f"key_added={key_added!r} would overwrite obs[{column!r}], which the model reads; "
+                f"key_added={brief(key_added)} would overwrite obs[{brief(column)}], which the model reads; "
                 "choose another name."
             )
     return columns
@@ -209,11 +209,11 @@ def read_labels(adata: AnnData, key: str) -> tuple[Rows, list[str], I64]:
     column = obs_column(adata, "labels_key, in the reference", key, allow_missing=True)
     rows = np.flatnonzero(column.notna() & (column.astype(str) != UNKNOWN))
     if len(rows) == 0:
-        raise DataError(f"obs[{key!r}] (labels_key) of the reference has no labels.")
+        raise DataError(f"obs[{brief(key)}] (labels_key) of the reference has no labels.")
     names, codes = np.unique(column.iloc[rows].astype(str), return_inverse=True)
     if len(names) > max(_MANY_LABELS, len(rows) // 2):
         raise DataError(
-            f"obs[{key!r}] (labels_key) of the reference has {len(names):,} different values in "
+            f"obs[{brief(key)}] (labels_key) of the reference has {len(names):,} different values in "
             f"{len(rows):,} cells; give a column of labels that cells share."
         )
     return rows, names.tolist(), codes.astype(np.int64)

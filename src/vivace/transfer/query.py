@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 
 from vivace.config import settings
-from vivace.core import Core, hash_names, network_dimensions
+from vivace.core import Core, network_dimensions
 from vivace.data.declare import refuse_without_counts
 from vivace.data.schema import Schema
 from vivace.errors import (
@@ -18,14 +18,16 @@ from vivace.errors import (
     DataError,
     NotTrainedError,
     OptionError,
+    brief,
     list_names,
     warn,
 )
 from vivace.nn import Surgery, freeze_network, grow_weights, trained_parts, trains_encoder
 from vivace.seeds import SeedStream, check_seed
+from vivace.split import hash_names
 from vivace.store.saving import load
 from vivace.transfer.categories import extend_schema
-from vivace.validate import check_anndata, checked
+from vivace.validate import check_anndata, checked, folder_path
 
 M = TypeVar("M", bound=Core)
 
@@ -158,7 +160,7 @@ def load_query_data(
 def _read_reference(cls: type[M], value: object) -> M:
     """The reference, which must be a trained model of this class."""
     if isinstance(value, str | Path):
-        reference = load(cls, value)
+        reference = load(cls, folder_path(value, "reference_model"))
     elif isinstance(value, cls):
         reference = value
     else:
@@ -193,7 +195,7 @@ def _check_query(
     if missing:
         raise DataError(
             f"The query lacks {len(missing):,} of the reference's {len(schema.genes):,} genes "
-            f"(first: {missing[0]!r}); align its var_names with "
+            f"(first: {brief(missing[0])}); align its var_names with "
             f"{type(reference).__name__}.prepare_query_anndata(query, model)."
         )
 

@@ -15,7 +15,13 @@ import torch
 
 import vivace
 from vivace.ops.runtime.compilation import Compilation
-from vivace.ops.runtime.kernels import inner_kernel, kernel, parallel_kernel
+from vivace.ops.runtime.kernels import (
+    _load_or_compile,
+    _without_collector,
+    inner_kernel,
+    kernel,
+    parallel_kernel,
+)
 from vivace.ops.sparse_linear import cpu
 
 SOURCE = Path(vivace.__file__).parents[1]
@@ -120,6 +126,40 @@ def test_a_cache_that_goes_away_is_made_again(tmp_path):
     folder.rmdir()
     run(PRODUCT, NUMBA_CACHE_DIR=str(folder))
     assert list(folder.rglob("*.nbc"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[: len(b) // 2], lambda b: b"x" * 99])
+def test_damaged_files_in_the_cache_are_replaced(tmp_path, damage):
+    settings = {"NUMBA_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    cached = "\nassert product_into.serial.stats.cache_hits"
+    run(PRODUCT, **settings)
+    run(PRODUCT + cached, **settings)
+    for file in tmp_path.rglob("*.nb[ic]"):
+        file.write_bytes(damage(file.read_bytes()))
+    run(PRODUCT, **settings)
+    run(PRODUCT + cached, **settings)
+
+
+def test_an_interrupt_that_c_code_turned_into_another_error_is_an_interrupt():
+    def load():
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as interrupt:
+            raise SystemError("returned a result with an exception set") from interrupt
+
+    def fail():
+        raise SystemError("of another kind")
+
+    flushed = []
+    for method in (_load_or_compile(load, lambda: flushed.append(1)), _without_collector(load)):
+        with pytest.raises(KeyboardInterrupt):
+            method()
+    assert not flushed
+    assert _load_or_compile(fail, lambda: flushed.append(1))() is None
+    assert flushed
+    with pytest.raises(SystemError, match="of another kind"):
+        _without_collector(fail)()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from vivace.config import ModelConfig
 from vivace.nn.decoders.linear import LinearDecoder
 from vivace.nn.decoders.mlp import MLPDecoder
@@ -12,7 +14,11 @@ __all__ = ["Decoder", "LinearDecoder", "MLPDecoder", "build_decoder"]
 
 
 def build_decoder(
-    config: ModelConfig, n_genes: int, n_continuous: int, one_hot_sizes: tuple[int, ...]
+    config: ModelConfig,
+    n_genes: int,
+    n_continuous: int,
+    one_hot_sizes: tuple[int, ...],
+    generator: torch.Generator | None = None,
 ) -> Decoder:
     """The decoder that the options ask for.
 
@@ -24,6 +30,8 @@ def build_decoder(
         Genes, and columns of continuous covariates.
     one_hot_sizes
         One-hot columns of each categorical covariate.
+    generator
+        Of the initial values; None for torch's global one.
     """
     family = LIKELIHOODS[config.gene_likelihood]
     dispersed = family.dispersed and config.dispersion == "gene-cell"
@@ -37,6 +45,7 @@ def build_decoder(
             zero_inflated=family.zero_inflated,
             dispersed=dispersed,
             batch_norm=batch_norm,
+            generator=generator,
         )
     return MLPDecoder(
         config.n_latent,
@@ -50,4 +59,5 @@ def build_decoder(
         inject=config.deeply_inject_covariates,
         batch_norm=batch_norm,
         layer_norm=config.use_layer_norm in ("decoder", "both"),
+        generator=generator,
     )

@@ -36,6 +36,8 @@ class LinearDecoder(nn.Module):
         Whether there is a head for the dispersion of each cell and gene.
     batch_norm
         Whether batch norm follows; without it the heads have no bias.
+    generator
+        Of the initial values; None for torch's global one.
 
     Notes
     -----
@@ -52,12 +54,22 @@ class LinearDecoder(nn.Module):
         zero_inflated: bool = False,
         dispersed: bool = False,
         batch_norm: bool = True,
+        generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        sizes = (n_latent + n_continuous, n_genes, one_hot_sizes)
-        self.scale = LinearHead(*sizes, batch_norm=batch_norm)
-        self.dropout = LinearHead(*sizes, batch_norm=batch_norm) if zero_inflated else None
-        self.theta = LinearHead(*sizes, batch_norm=batch_norm) if dispersed else None
+
+        def head() -> LinearHead:
+            return LinearHead(
+                n_latent + n_continuous,
+                n_genes,
+                one_hot_sizes,
+                batch_norm=batch_norm,
+                generator=generator,
+            )
+
+        self.scale = head()
+        self.dropout = head() if zero_inflated else None
+        self.theta = head() if dispersed else None
 
     def forward(
         self, z_nk: Tensor, continuous_nd: Tensor | None = None, one_hot_nc: Tensor | None = None
@@ -98,15 +110,24 @@ class LinearHead(nn.Module):
         One-hot columns of each categorical covariate.
     batch_norm
         Whether batch norm follows.
+    generator
+        Of the initial values.
     """
 
     role = Role.DECODER_INPUT  # the only layer is the first
 
     def __init__(
-        self, n_in: int, n_genes: int, one_hot_sizes: tuple[int, ...] = (), *, batch_norm: bool
+        self,
+        n_in: int,
+        n_genes: int,
+        one_hot_sizes: tuple[int, ...] = (),
+        *,
+        batch_norm: bool,
+        generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(Linear(n_in + sum(one_hot_sizes), n_genes).weight.detach())
+        initial = Linear(n_in + sum(one_hot_sizes), n_genes, generator)
+        self.weight = nn.Parameter(initial.weight.detach())
         self.batch_norm = BatchNorm(n_genes, Role.DECODER_NORM) if batch_norm else None
         self.category_rows = {"weight": OneHotRows(one_hot_sizes)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from vivace.nn.layers import Linear, hidden_layers, join_columns
@@ -32,6 +33,8 @@ class MLPDecoder(nn.Module):
         Whether one-hot covariates enter every layer, or only the first.
     batch_norm, layer_norm
         See :class:`~vivace.nn.layers.Activation`; there is no dropout.
+    generator
+        Of the initial values; None for torch's global one.
 
     Shape
     -----
@@ -64,6 +67,7 @@ class MLPDecoder(nn.Module):
         inject: bool = True,
         batch_norm: bool = True,
         layer_norm: bool = False,
+        generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         self.inject = inject
@@ -78,10 +82,11 @@ class MLPDecoder(nn.Module):
             dropout=0.0,
             input_role=Role.DECODER_INPUT,
             norm_role=Role.DECODER_NORM,
+            generator=generator,
         )
-        self.scale = Linear(n_hidden, n_genes)
-        self.dropout = Linear(n_hidden, n_genes) if zero_inflated else None
-        self.theta = Linear(n_hidden, n_genes) if dispersed else None
+        self.scale = Linear(n_hidden, n_genes, generator)
+        self.dropout = Linear(n_hidden, n_genes, generator) if zero_inflated else None
+        self.theta = Linear(n_hidden, n_genes, generator) if dispersed else None
 
     def forward(
         self, z_nk: Tensor, continuous_nd: Tensor | None = None, one_hot_nc: Tensor | None = None

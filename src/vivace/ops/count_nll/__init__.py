@@ -152,6 +152,7 @@ def _pick_kernels(
 def _check(inputs: CountNLLInputs, weight_n: Tensor | None) -> None:
     """Refuse tensors whose shapes disagree, and heads that do not fit the likelihood."""
     heads, family = inputs.heads, LIKELIHOODS[inputs.likelihood]
+    inputs.counts.check()
     n, g = inputs.counts.n_cells, inputs.counts.n_genes
     hidden = inputs.hidden_nh.shape[-1]
     has_head = family.dispersed and heads.theta_hg is not None

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from vivace.ops.count_nll.interface import CountHeads, CountNLLInputs, NLLGradients
 from vivace.ops.count_nll.nll_kernels import kernel_for
-from vivace.ops.csr import SparseCounts
 from vivace.ops.runtime.products import product
 from vivace.ops.runtime.workspace import Pair, Workspace, thread_workspace
 
@@ -111,7 +110,7 @@ def _select_cells(inputs: CountNLLInputs, rows: slice) -> CountNLLInputs:
     indptr = counts.indptr[rows.start : rows.stop + 1]
     return replace(
         inputs,
-        counts=SparseCounts(indptr, counts.genes, counts.values, counts.n_genes),
+        counts=replace(counts, indptr=indptr),
         hidden_nh=inputs.hidden_nh[rows],
         heads=heads,
         log_library_n=inputs.log_library_n[rows],

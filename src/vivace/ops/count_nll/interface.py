@@ -111,7 +111,7 @@ class CountNLLInputs:
         """Put what :meth:`tensors` and :meth:`options` give together again."""
         indptr, genes, values, hidden_nh, *heads, log_library_n = tensors
         return cls(
-            counts=SparseCounts(indptr, genes, values, n_genes),
+            counts=SparseCounts(indptr, genes, values, n_genes, checked=True),
             hidden_nh=hidden_nh,
             heads=CountHeads(*heads),
             log_library_n=log_library_n,

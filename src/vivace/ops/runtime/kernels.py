@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable, Set
+from contextlib import suppress
 from functools import cached_property, wraps
 from types import FunctionType
 from typing import Any, TypeVar, cast
@@ -134,8 +135,8 @@ def _compiled(function: Callable[..., Any], **options: Any) -> Any:
         compiled = numba.njit(**options)(function)
     else:
         cache = compiled._cache
-        for method in ("load_overload", "save_overload"):
-            setattr(cache, method, _ignore_os_errors(getattr(cache, method)))
+        cache.load_overload = _load_or_compile(cache.load_overload, cache.flush)
+        cache.save_overload = _ignore_os_errors(cache.save_overload)
     compiled.compile = _without_collector(compiled.compile)
     return compiled
 
@@ -155,14 +156,44 @@ def _without_collector(method: Callable[..., Any]) -> Callable[..., Any]:
         gc.disable()
         try:
             return method(*args)
+        except SystemError as error:
+            _raise_interrupt(error)
+            raise
         finally:
             gc.enable()
 
     return compile_kernel
 
 
+def _raise_interrupt(error: SystemError) -> None:
+    """Raise the Ctrl-C that C code turned into another error, if there was one."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        cause = cause.__cause__ or cause.__context__
+
+
+def _load_or_compile(load: Callable[..., Any], flush: Callable[[], None]) -> Callable[..., Any]:
+    """Compile again if a file in the cache is damaged, whatever its contents raise."""
+
+    def attempt(*args: Any) -> Any:
+        try:
+            return load(*args)
+        except OSError:  # the folder is gone
+            return None
+        except Exception as error:
+            if isinstance(error, SystemError):
+                _raise_interrupt(error)
+            with suppress(OSError):
+                flush()  # an index that cannot be read cannot be added to either
+            return None
+
+    return attempt
+
+
 def _ignore_os_errors(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Ignore the cache if the disk is full or the folder is gone."""
+    """Do not save if the disk is full or the folder is gone."""
 
     def attempt(*args: Any) -> Any:
         try:

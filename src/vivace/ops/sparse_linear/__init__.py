@@ -60,7 +60,7 @@ def sparse_linear(
     Raises
     ------
     ShapeError
-        If the weight does not have one row per gene.
+        If the weight does not have one row per gene, or the counts are damaged.
 
     Notes
     -----
@@ -79,6 +79,7 @@ def sparse_linear(
             f"weight_gh has shape {tuple(weight_gh.shape)}, but the counts have "
             f"{counts.n_genes} genes; give it one row per gene."
         )
+    counts.check()
     # the logarithm is taken in the wider of the two types
     values = counts.values.to(torch.promote_types(counts.values.dtype, weight_gh.dtype))
     kernels: SparseLinearBackend = pick("sparse_linear", backend, weight_gh, values)

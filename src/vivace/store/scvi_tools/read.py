@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vivace.config import ModelConfig, settings
-from vivace.data.columns import plain_category
+from vivace.data.columns import NO_SCALE, plain_category
 from vivace.data.schema import Declarations, Schema
-from vivace.errors import ModelFileError, VivaceError
+from vivace.errors import ModelFileError, VivaceError, brief
 from vivace.store.folder import StoredModel
 from vivace.store.scvi_tools.weights import unused_in_scvi_tools, weights_from_scvi_tools
 
@@ -56,7 +56,7 @@ class _DType:
 
     def __init__(self, code: str, *_flags: object) -> None:
         if code not in _ITEMS:
-            raise ValueError(f"a NumPy type {code!r}")
+            raise ValueError(f"a NumPy type {brief(code)}")
         self.code = code
         self.swapped = False
 
@@ -146,7 +146,7 @@ def read_scvi_tools(path: Path) -> StoredModel:
         name = registry.get("model_name")
         if name not in CLASSES:
             raise ModelFileError(
-                f"{file} holds a model of class {name!r}; vivace reads {' and '.join(CLASSES)}."
+                f"{file} holds a model of class {brief(name)}; vivace reads {' and '.join(CLASSES)}."
             )
         config = _read_config(file, name, attributes["init_params_"])
         schema = _read_schema(file, registry, contents["var_names"])
@@ -159,7 +159,7 @@ def read_scvi_tools(path: Path) -> StoredModel:
         raise
     except Exception as error:  # a foreign file may raise anything
         raise ModelFileError(
-            f"{file} does not have the layout of scvi-tools {TRIED} ({error!r}); load it with "
+            f"{file} does not have the layout of scvi-tools {TRIED} ({brief(error)}); load it with "
             f"scvi-tools {TRIED} and save it again."
         ) from error
     sections = {
@@ -225,7 +225,7 @@ def _split_layout(file: Path, contents: dict[str, Any]) -> tuple[dict[str, Any],
         )
     if registry.get("setup_method_name", "setup_anndata") != "setup_anndata":
         raise ModelFileError(
-            f"{file} was set up with {registry['setup_method_name']!r}; vivace reads models that "
+            f"{file} was set up with {brief(registry['setup_method_name'])}; vivace reads models that "
             "were set up with setup_anndata."
         )
     return registry, attributes
@@ -260,7 +260,7 @@ def _read_config(file: Path, name: str, given: dict[str, Any]) -> ModelConfig:
     unknown = sorted(set(options) - set(ModelConfig.names()))
     if unknown:
         raise ModelFileError(
-            f"{file} uses the option {unknown[0]!r}, which vivace does not have; use the model with "
+            f"{file} uses the option {brief(unknown[0])}, which vivace does not have; use the model with "
             "scvi-tools."
         )
     return ModelConfig(**options)
@@ -273,7 +273,7 @@ def _read_schema(file: Path, registry: dict[str, Any], var_names: Any) -> Schema
     unknown = sorted(set(known) - {*Declarations.__dataclass_fields__})
     if unknown:
         raise ModelFileError(
-            f"{file} was set up with {unknown[0]!r}, which vivace does not have; use the model with "
+            f"{file} was set up with {brief(unknown[0])}, which vivace does not have; use the model with "
             "scvi-tools."
         )
     for keys in ("categorical_covariate_keys", "continuous_covariate_keys"):
@@ -292,6 +292,8 @@ def _read_schema(file: Path, registry: dict[str, Any], var_names: Any) -> Schema
         categories=tuple(
             _read_categories(mappings[key]) for key in known.get("categorical_covariate_keys", ())
         ),
+        # the weights are for covariates in their own unit
+        scales=(NO_SCALE,) * len(known.get("continuous_covariate_keys", ())),
     )
 
 

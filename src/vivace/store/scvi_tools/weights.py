@@ -9,13 +9,14 @@ dropout decoder. Those that our network does not use are stored apart, and writt
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from vivace.config import ModelConfig
+from vivace.data.columns import Scale
 from vivace.errors import ModelFileError
 from vivace.nn import Dimensions
 from vivace.ops.count_nll import LIKELIHOODS
@@ -89,15 +90,20 @@ def weights_to_scvi_tools(
     config: ModelConfig,
     dims: Dimensions,
     unused: Mapping[str, Tensor],
+    scales: Sequence[Scale] = (),
 ) -> dict[str, Tensor]:
     """The complete state dict of an scvi-tools model.
 
     ``unused`` are the tensors that :func:`unused_in_scvi_tools` gave when the model was loaded.
-    Those still missing are initialised as in scvi-tools, from a fixed seed.
+    Those still missing are initialised as in scvi-tools, from a fixed seed. ``scales`` are those
+    of the continuous covariates, which scvi-tools reads in their own unit.
     """
+    weights = {k: v.detach().cpu() for k, v in weights.items()}
+    if scales:
+        weights |= _unscaled(weights, scales, dims.n_genes, config.n_latent)
     state: dict[str, Tensor] = {}
     for pair in _pairs(config, dims.size_factor):
-        value = weights[pair.vivace_name].detach().cpu()
+        value = weights[pair.vivace_name]
         value = _transpose(value) if pair.transposed else value
         if pair.vivace_name in ("library_mean", "library_variance"):
             value = value[None, :]
@@ -110,6 +116,27 @@ def weights_to_scvi_tools(
         if name not in state:
             state[name] = unused[name].cpu() if name in unused else make(generator)
     return state
+
+
+def _unscaled(
+    weights: Mapping[str, Tensor], scales: Sequence[Scale], n_genes: int, n_latent: int
+) -> dict[str, Tensor]:
+    """The first layers with weights for covariates x in place of (x - mean) / sd."""
+    mean, sd = torch.tensor([(s.mean, s.sd) for s in scales], dtype=torch.float64).T
+    factor = torch.where(sd > 0, 1 / sd, 0.0)  # without spread there is no effect
+    changed = {}
+    for part, start in (("encoder", n_genes), ("library_encoder", n_genes), ("decoder", n_latent)):
+        name = f"{part}.linears.0"
+        weight = weights.get(f"{name}.weight")
+        if weight is None or len(weight) == start:  # an encoder that reads no covariates
+            continue
+        rows = slice(start, start + len(scales))
+        bias = weights[f"{name}.bias"]
+        scaled = weight[rows].double() * factor[:, None]
+        changed[f"{name}.weight"] = weight.clone()
+        changed[f"{name}.weight"][rows] = scaled.to(weight.dtype)
+        changed[f"{name}.bias"] = (bias.double() - mean @ scaled).to(bias.dtype)
+    return changed
 
 
 def _pairs(config: ModelConfig, size_factor: bool) -> Iterator[Pair]:

@@ -56,7 +56,9 @@ def write_scvi_tools(
     schema = Schema.from_dict(model.sections["schema"])
     _check_options(config, schema)
     unused = {k.removeprefix(UNUSED): v for k, v in model.weights.items() if k.startswith(UNUSED)}
-    state: dict[str, Any] = dict(weights_to_scvi_tools(model.weights, config, dims, unused))
+    state: dict[str, Any] = dict(
+        weights_to_scvi_tools(model.weights, config, dims, unused, schema.scales)
+    )
     state["pyro_param_store"] = {"params": {}, "constraints": {}}
     contents = {
         "model_state_dict": state,
