@@ -68,7 +68,7 @@ IMPORTED_LATE = {
         "vivace/pl/overview_figure.py",
     },
     "sparse": {"vivace/questions/sample.py"},
-    "zarr": {"vivace/store/arrays.py"},
+    "zarr": {"vivace/store/arrays.py", "vivace/store/anndata_read.py"},
     # a second; only training on other devices or with loggers needs it
     "lightning_fabric": {"vivace/train/step/autograd.py"},
     # ``vivace.settings`` does not wait for torch
@@ -77,7 +77,7 @@ IMPORTED_LATE = {
     "scipy": {"vivace/distributions/quantile.py"},
 }
 # the command line imports models when a command runs: help does not wait for torch
-WAITS_FOR_NOTHING = "vivace/cli.py"
+WAITS_FOR_NOTHING = "vivace/cli/commands.py"
 
 
 def shown(violations: list[str]) -> str:

@@ -21,7 +21,7 @@ def test_data_that_are_not_an_anndata_are_refused(trained, saved, refused, data)
     name = type(data).__name__
     with refused(ArgumentTypeError, "setup_anndata takes an AnnData", name):
         SCVI.setup_anndata(data)
-    with refused(ArgumentTypeError, "SCVI takes an AnnData", name, "read_h5ad"):
+    with refused(ArgumentTypeError, "SCVI takes an AnnData", name, "anndata."):
         SCVI(data)
     if data is not None:  # None means the model's own data
         for question in (
@@ -30,7 +30,7 @@ def test_data_that_are_not_an_anndata_are_refused(trained, saved, refused, data)
             trained.get_reconstruction_error,
             lambda adata: SCVI.load(saved, adata),
         ):
-            with refused(ArgumentTypeError, "must be an AnnData", name, "read_h5ad"):
+            with refused(ArgumentTypeError, "must be an AnnData", name, "anndata."):
                 question(data)
 
 

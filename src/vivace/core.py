@@ -28,7 +28,7 @@ from vivace.split import Split
 from vivace.state import TrainState
 from vivace.summary import summarise
 from vivace.types import Indices, Rows
-from vivace.validate import OPTIONAL_COUNT, READ_H5AD, check_anndata, checked
+from vivace.validate import OPTIONAL_COUNT, check_anndata, checked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,7 +71,7 @@ class Core:
     module: VAE
 
     def __init__(self, adata: AnnData, config: ModelConfig) -> None:
-        check_anndata(f"{type(self).__name__} takes", adata, READ_H5AD)
+        check_anndata(f"{type(self).__name__} takes", adata)
         refuse_without_counts(adata)
         schema = Schema.from_anndata(adata, read_declarations(adata))
         _check_columns(config, schema.declarations)

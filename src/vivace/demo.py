@@ -11,12 +11,17 @@ from vivace import datasets
 from vivace.config import settings
 from vivace.model import SCVI
 from vivace.report import draw_overview, need_plotting
-from vivace.store.folder import write_h5ad
+from vivace.store.arrays import write_anndata
+from vivace.store.folder import check_place
+from vivace.store.place import check_free, written_whole
 
+_DATA, _MODEL, _FIGURE = "pbmc3k.h5ad", "model", "overview.png"
 _ELBO_SAMPLES = 25  # of the latent, per held-out cell
 
 
-def run_demo(folder: Path, *, seed: int = 0, progress: bool = True) -> None:
+def run_demo(
+    folder: Path, *, seed: int = 0, overwrite: bool = False, progress: bool = True
+) -> None:
     """Train SCVI on PBMC 3k and write data, model and figure into ``folder``.
 
     Parameters
@@ -25,15 +30,22 @@ def run_demo(folder: Path, *, seed: int = 0, progress: bool = True) -> None:
         Where to write ``pbmc3k.h5ad``, ``model`` and ``overview.png``.
     seed
         Random seed of the model, its training and the figure.
+    overwrite
+        Whether to replace them if they exist.
     progress
         Whether to show a progress bar.
 
     Raises
     ------
+    OptionError, ModelFileError
+        If one of them exists and ``overwrite`` is False.
     MissingExtraError
         If the plotting libraries are not installed.
     """
     need_plotting()
+    for name in (_DATA, _FIGURE):
+        check_free(folder / name, overwrite)
+    check_place(folder / _MODEL, overwrite)
     console = Console()
     adata = datasets.pbmc3k()
     console.print(
@@ -51,9 +63,9 @@ def run_demo(folder: Path, *, seed: int = 0, progress: bool = True) -> None:
 
     _write(folder, adata, model, seed)
     console.print(
-        f"Wrote {folder / 'pbmc3k.h5ad'} (latent space in obsm['X_scVI'])\n"
-        f"      {folder / 'model'}\n"
-        f"      {folder / 'overview.png'}",
+        f"Wrote {folder / _DATA} (latent space in obsm['X_scVI'])\n"
+        f"      {folder / _MODEL}\n"
+        f"      {folder / _FIGURE}",
         highlight=False,
         soft_wrap=True,
     )
@@ -77,13 +89,8 @@ def _describe_training(model: SCVI) -> str:
 
 
 def _write(folder: Path, adata: AnnData, model: SCVI, seed: int) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    write_h5ad(adata, folder / "pbmc3k.h5ad")
-    model.save(folder / "model", overwrite=True)
-    draw_overview(
-        folder / "overview.png",
-        adata.obsm["X_scVI"],
-        adata.obs["cell_type"],
-        model.history,
-        seed=seed,
-    )
+    write_anndata(adata, folder / _DATA, {"compression": "gzip"})
+    model.save(folder / _MODEL, overwrite=True)
+    latent, labels = adata.obsm["X_scVI"], adata.obs["cell_type"]
+    with written_whole(folder / _FIGURE) as new:
+        draw_overview(new, latent, labels, model.history, seed=seed)

@@ -55,6 +55,10 @@ class ModelFileError(VivaceError, OSError):
     """A model folder is missing, damaged or of an unknown format."""
 
 
+class WriteError(VivaceError, OSError):
+    """A file or folder cannot be written."""
+
+
 class TrainingError(VivaceError, RuntimeError):
     """Training cannot go on."""
 

@@ -12,7 +12,7 @@ import functools
 import inspect
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set, ValuesView
 from dataclasses import dataclass
 from numbers import Real as RealNumber
 from pathlib import Path
@@ -21,9 +21,17 @@ from typing import Any, Protocol, TypeVar, cast, get_args
 import numpy as np
 import pandas as pd
 import torch
-from anndata import AnnData
+from anndata import AnnData, Raw
 
-from vivace.errors import ArgumentTypeError, DataError, MissingColumnError, OptionError, brief, near
+from vivace.errors import (
+    ArgumentTypeError,
+    DataError,
+    MissingColumnError,
+    OptionError,
+    brief,
+    list_names,
+    near,
+)
 from vivace.types import whole_number
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -177,7 +185,6 @@ class Names:
         return [value] if isinstance(value, str) else value
 
 
-READ_H5AD = "; read one with anndata.read_h5ad"  # a fix for check_anndata
 COUNT = Int(at_most=2**31 - 1)  # more of anything would not fit into memory
 OPTIONAL_COUNT = Int(optional=True)
 FLAG = Flag()
@@ -279,10 +286,54 @@ def _unpack_scalar(value: Any) -> Any:
     return value
 
 
-def check_anndata(subject: str, value: object, fix: str = "") -> None:
-    """Refuse anything but an AnnData; ``subject`` opens the message, ``fix`` closes it."""
+def check_anndata(subject: str, value: object) -> None:
+    """Refuse anything but an AnnData; ``subject`` opens the message, and what to do closes it."""
     if not isinstance(value, AnnData):
-        raise ArgumentTypeError(f"{subject} an AnnData, not {type(value).__name__}{fix}.")
+        raise ArgumentTypeError(
+            f"{subject} an AnnData, not {type(value).__name__}; {_make_anndata(value)}."
+        )
+
+
+def _make_anndata(value: Any) -> str:
+    """How to get an AnnData from a value of another type."""
+    if isinstance(value, str | Path):
+        name = repr(str(value))
+        suffixes = Path(value).suffixes
+        read = "read_zarr" if ".zarr" in suffixes else "read_h5ad"
+        return f"read it first, anndata.{read}({name})"
+    if isinstance(value, Raw):
+        return "give adata.raw.to_adata()"
+    for attribute, kind, name in (
+        ("mod", "modality", "mdata[{!r}]"),  # MuData
+        ("tables", "table", "sdata.tables[{!r}]"),  # SpatialData
+    ):
+        parts = getattr(value, attribute, None)
+        if isinstance(parts, Mapping):
+            names = [str(part) for part in parts]
+            first = name.format(names[0] if names else "rna")
+            return f"give it one {kind}, such as {first} ({_there_are(names)})"
+    if isinstance(value, pd.DataFrame):
+        return "make one of the counts, anndata.AnnData(counts), with a row per cell"
+    if isinstance(value, np.ndarray | torch.Tensor) or hasattr(value, "tocsr"):
+        array = "counts.numpy()" if isinstance(value, torch.Tensor) else "counts"
+        return (
+            f"make one of the counts, anndata.AnnData({array}), with a row per cell and the genes "
+            "as its var_names"
+        )
+    if isinstance(value, Mapping | Iterable) and _holds_anndata(value):
+        return "give one of them, or join them with anndata.concat"
+    return "read one with anndata.read_h5ad"
+
+
+def _there_are(names: Sequence[str]) -> str:
+    return f"there are {list_names(names)}" if names else "there are none"
+
+
+def _holds_anndata(values: Any) -> bool:
+    parts = values.values() if isinstance(values, Mapping) else values
+    return isinstance(parts, list | tuple | ValuesView) and any(
+        isinstance(part, AnnData) for part in parts
+    )
 
 
 def check_mapping(name: str, value: Any) -> Any:

@@ -117,6 +117,20 @@ def test_an_interrupted_model_can_be_shown_asked_and_saved(ready, tiny, tmp_path
     assert_same_bits(get_answers(model), get_answers(loaded))
 
 
+def test_an_interruption_that_numba_made_an_error_is_one_again(ready, monkeypatch):
+    def interrupted_while_a_kernel_is_loaded(*_):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise SystemError("returned a result with an exception set") from error
+
+    monkeypatch.setattr("vivace.train.loop._Training.run", interrupted_while_a_kernel_is_loaded)
+    model = ready()
+    with pytest.raises(KeyboardInterrupt):
+        model.train(2, progress=False)
+    assert not model.is_trained
+
+
 def test_training_on_every_cell(ready):
     model = ready()
     model.train(1, train_size=1.0, progress=False)

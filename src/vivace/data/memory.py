@@ -20,7 +20,7 @@ from vivace.data.structure import check_structure
 from vivace.errors import DataError, MissingColumnError, brief, near, warn
 from vivace.ops.csr import SparseCounts
 from vivace.types import F32, I32, I64, Rows
-from vivace.validate import READ_H5AD, check_anndata
+from vivace.validate import check_anndata
 
 Csr = tuple[I64, I32, F32]  # indptr, genes, values
 
@@ -209,7 +209,7 @@ def read_cells(
         If the counts or columns cannot be used; the message names the cell, gene or column,
         and the fix.
     """
-    check_anndata("adata must be", adata, READ_H5AD)
+    check_anndata("adata must be", adata)
     positions = schema.gene_positions(adata)
     columns = schema.columns(adata)
     for sentence in schema.distant_columns(columns):

@@ -166,7 +166,7 @@ def _read_stamp(adata: AnnData) -> dict[str, Any]:
         stamp: dict[str, Any] = json.loads(adata.uns[KEY])
         complete = {"type", "model", "latent_library", "n_latent"} <= set(stamp)
         complete = complete and stamp["type"] in get_args(Minified)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         complete = False
     if not complete:
         raise DataError(

@@ -107,7 +107,7 @@ def read_declarations(adata: AnnData) -> Declarations:
         )
     try:
         return Declarations.from_json(text)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise DataError(
             f"adata.uns['{UNS_KEY}'] cannot be read ({one_line(error)}); call SCVI.setup_anndata again."
         ) from error

@@ -15,7 +15,7 @@ from vivace.data.structure import check_structure
 from vivace.errors import ArgumentTypeError, DataError, OptionError, brief, list_names, near
 from vivace.pl.canvas import need_plotting, new_axes, save_axes
 from vivace.types import F64, Bool
-from vivace.validate import READ_H5AD, Int, check_anndata, checked
+from vivace.validate import Int, check_anndata, checked
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -38,7 +38,7 @@ def _check_result(name: str, value: Any) -> Any:
 
 
 def _check_cells(name: str, value: Any) -> Any:
-    check_anndata(f"{name} must be", value, READ_H5AD)
+    check_anndata(f"{name} must be", value)
     return value
 
 

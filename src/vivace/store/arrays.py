@@ -1,14 +1,12 @@
 """Results larger than memory: matrices on disk that are filled block by block.
 
 A path becomes a zarr array, or a zarr group that AnnData reads as a sparse matrix. It is written
-under a temporary name in the same folder and renamed when it is complete, so a path never
-contains a partial result.
+completely or not at all (:mod:`vivace.store.place`).
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,8 @@ import scipy.sparse as sp
 from anndata.io import sparse_dataset, write_elem
 
 from vivace.errors import ArgumentTypeError, OptionError, ShapeError, require_extra
-from vivace.store.folder import move_into_place
+from vivace.store.anndata_write import new_hdf5, storable, write_storable
+from vivace.store.place import check_free, written_whole
 from vivace.validate import usable_path
 
 _CHUNK = 1 << 20  # numbers in a chunk: 4 MB in float32
@@ -29,7 +28,6 @@ _DENSE = {
     "encoding-type": "array",
     "encoding-version": "0.2.0",
 }  # AnnData's attributes of a dense array
-_ZARR = (".zgroup", ".zarray", "zarr.json")  # a zarr folder holds one of them
 _ENTRIES = 1 << 22  # sparse entries to collect before they are written
 
 
@@ -76,10 +74,12 @@ def fill_dense(
         import zarr
 
         chunks = _chunks(shape, batch_size, cells_axis % len(shape))
-        with _whole(_local(out)) as new:
+        path = _local(out)
+        check_free(path)
+        with written_whole(path) as new:
             array = zarr.create_array(store=str(new), shape=shape, chunks=chunks, dtype="float32")
             write(array)
-        return zarr.open_array(str(out), mode="r")
+        return zarr.open_array(str(path), mode="r")
     if not isinstance(getattr(out, "dtype", None), np.dtype) or not hasattr(out, "__setitem__"):
         raise ArgumentTypeError(
             f"out must be a path, or an array that can be written to, not {type(out).__name__}."
@@ -140,22 +140,24 @@ def fill_sparse(
     import zarr
 
     names = [str(i) for i in range(n_samples)]
-    with _whole(_local(path)) as new:
+    place = _local(path)
+    check_free(place)
+    with written_whole(place) as new:
         root = zarr.open_group(str(new.parent), mode="a", zarr_format=2)
         if n_samples > 1:
             root.create_group(new.name)
-        places = [f"{new.name}/{name}" for name in names] if n_samples > 1 else [new.name]
-        for place in places:
+        groups = [f"{new.name}/{name}" for name in names] if n_samples > 1 else [new.name]
+        for group in groups:
             empty = sp.csr_matrix((0, n_genes), dtype=np.int32)
             empty.indptr = empty.indptr.astype(np.int64)  # for more than 2**31 entries
             # an empty array would otherwise get chunks of one entry
-            write_elem(root, place, empty, dataset_kwargs={"chunks": (_CHUNK,)})
+            write_elem(root, group, empty, dataset_kwargs={"chunks": (_CHUNK,)})
         for sample, block in _larger(n_samples, blocks):
-            sparse_dataset(root[places[sample]]).append(block)
-    group = zarr.open_group(str(path), mode="r")
+            sparse_dataset(root[groups[sample]]).append(block)
+    written = zarr.open_group(str(place), mode="r")
     if n_samples == 1:
-        return sparse_dataset(group)
-    return [sparse_dataset(group[name]) for name in names]
+        return sparse_dataset(written)
+    return [sparse_dataset(written[name]) for name in names]
 
 
 def import_zarr() -> None:
@@ -183,49 +185,53 @@ def _larger(
 
 @contextmanager
 def dense_file(
-    path: Path, obs: pd.DataFrame, var: pd.DataFrame, batch_size: int, overwrite: bool
+    path: Path,
+    obs: pd.DataFrame,
+    var: pd.DataFrame,
+    batch_size: int,
+    compression: Mapping[str, Any] | None = None,
 ) -> Iterator[Any]:
     """An empty float32 X, cells x genes, of a file (.h5ad) or folder (.zarr) that AnnData reads.
 
-    ``path`` exists only after the context has ended without an error.
+    ``path`` is replaced, and only after the context has ended without an error.
     """
-    shape, frame = (len(obs), len(var)), anndata.AnnData(obs=obs, var=var)
+    shape, frame = (len(obs), len(var)), storable(anndata.AnnData(obs=obs, var=var))
     chunks = _chunks(shape, batch_size, 0)
-    with _whole(path, overwrite) as new:
+    with written_whole(path) as new:
         if path.suffix == ".zarr":
             root = _zarr_group(new, frame)
             x = root.create_array("X", shape=shape, chunks=chunks, dtype="float32")
             x.attrs.update(_DENSE)
             yield x
         else:
-            frame.write_h5ad(new)
-            with h5py.File(new, "r+") as file:
+            with new_hdf5(new) as file:
+                write_storable(frame, file, compression)
                 file.pop("X", None)
-                x = file.create_dataset(
-                    "X", shape, "float32", chunks=chunks if all(shape) else None
-                )
+                options = {"chunks": chunks, **(compression or {})} if all(shape) else {}
+                x = file.create_dataset("X", shape, "float32", **options)
                 x.attrs.update(_DENSE)
                 yield x
 
 
-def write_anndata(adata: anndata.AnnData, path: Path, overwrite: bool) -> None:
-    """Write a file (.h5ad) or folder (.zarr), completely or not at all."""
-    with _whole(path, overwrite) as new:
+def write_anndata(
+    adata: anndata.AnnData, path: Path, compression: Mapping[str, Any] | None = None
+) -> None:
+    """Write a file (.h5ad) or folder (.zarr), completely or not at all; what is there is replaced.
+
+    Raises
+    ------
+    DataError
+        If the data hold something that the format does not; the message names it.
+    WriteError
+        If the path cannot be written.
+    """
+    kept = storable(adata)
+    with written_whole(path, failures=Exception) as new:
         if path.suffix == ".zarr":
-            _zarr_group(new, adata)
+            _zarr_group(new, kept)
         else:
-            adata.write_h5ad(new)
-
-
-@contextmanager
-def _whole(path: Path, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary path, which is renamed to ``path`` if the context ends without an error."""
-    check_free(path, overwrite)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch:
-        new = Path(scratch) / "new"
-        yield new
-        move_into_place(new, path, Path(scratch) / "old")
+            with new_hdf5(new) as file:
+                write_storable(kept, file, compression)
 
 
 def _zarr_group(path: Path, adata: anndata.AnnData) -> Any:
@@ -236,20 +242,6 @@ def _zarr_group(path: Path, adata: anndata.AnnData) -> Any:
     root = zarr.open_group(str(path), mode="w", zarr_format=2)
     anndata.io.write_elem(root, "/", adata)
     return root
-
-
-def check_free(path: Path, overwrite: bool = False) -> None:
-    """Refuse a path that exists, unless it may be overwritten."""
-    if not path.exists():
-        return
-    if not overwrite:
-        raise OptionError(f"{path} exists; remove it or choose another path.")
-    is_zarr = path.is_dir() and any((path / name).exists() for name in _ZARR)
-    if path.is_dir() and not is_zarr:
-        raise OptionError(
-            f"{path} is a folder without a zarr store, so it will not be overwritten; choose another "
-            "path."
-        )
 
 
 def _chunks(shape: tuple[int, ...], batch_size: int, cells_axis: int) -> tuple[int, ...]:

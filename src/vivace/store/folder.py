@@ -1,15 +1,14 @@
 """A model as a folder: ``weights.safetensors``, ``model.json``, ``history.csv``.
 
-Loading executes no code from it. The folder is written under a temporary name in the same folder
-and renamed when it is complete. If it replaces another and the process is killed between the two
-renames, the old one is left as ``.NAME-*/old``.
+Loading executes no code from it. The folder is written completely or not at all
+(:mod:`vivace.store.place`).
 """
 
 from __future__ import annotations
 
 import io
 import json
-import tempfile
+import os
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,11 +16,13 @@ from typing import Any
 
 import anndata
 import pandas as pd
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vivace.errors import ModelFileError, brief, one_line
+from vivace.store.anndata_read import read_anndata
+from vivace.store.anndata_write import new_hdf5, storable, write_storable
+from vivace.store.place import check_writable, is_system_file, written_whole
 
 FORMAT_VERSION = 1
 _WEIGHTS, _MODEL, _HISTORY, _ADATA = (
@@ -30,8 +31,7 @@ _WEIGHTS, _MODEL, _HISTORY, _ADATA = (
     "history.csv",
     "adata.h5ad",
 )
-# what anndata raises for a file that is not a valid h5ad
-UNREADABLE = (OSError, AttributeError, KeyError, TypeError, ValueError)
+WITHOUT_DATA = " before setup_anndata, or save the model without its data (save_anndata=False)"
 _SECTIONS = ("class", "config", "schema", "training", "seed")
 
 
@@ -73,12 +73,14 @@ def write_folder(
     Raises
     ------
     ModelFileError
-        If the path exists and ``overwrite`` is False, or if it is not a model folder.
+        If the path exists and ``overwrite`` is False, if it is not a model folder, or if it
+        cannot be written.
+    DataError
+        If the data hold something that h5ad does not; the message names it.
     """
     check_place(path, overwrite)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch:
-        new = Path(scratch) / "new"
+    kept = None if adata is None else storable(adata, WITHOUT_DATA)
+    with written_whole(path, ModelFileError, Exception) as new:
         new.mkdir()
         save_file({k: v.contiguous().cpu() for k, v in model.weights.items()}, new / _WEIGHTS)
         text = json.dumps(
@@ -86,46 +88,35 @@ def write_folder(
         )
         (new / _MODEL).write_text(text, encoding="utf-8")
         model.history.to_csv(new / _HISTORY)
-        if adata is not None:
-            adata.write_h5ad(new / _ADATA)
-        move_into_place(new, path, Path(scratch) / "old")
-
-
-def move_into_place(new: Path, path: Path, old: Path) -> None:
-    """Rename ``new`` to ``path``, and what was at ``path`` to ``old``.
-
-    If that fails, the previous contents of ``path`` are restored.
-    """
-    try:
-        if path.exists():
-            path.rename(old)
-        new.rename(path)
-    except BaseException:
-        if old.exists() and not path.exists():
-            old.rename(path)
-        raise
+        if kept is not None:
+            with new_hdf5(new / _ADATA) as file:
+                write_storable(kept, file)
 
 
 def check_place(path: Path, overwrite: bool) -> None:
-    """Refuse a path that exists, unless it is a model folder and ``overwrite`` is True."""
-    if not path.exists():
-        return
-    if not overwrite:
-        raise ModelFileError(
-            f"{path} exists; overwrite it (overwrite=True, or --overwrite) or choose another path."
-        )
-    if not _only_ours(path):
-        raise ModelFileError(
-            f"{path} is not a model folder, or holds other files too, so it will not be "
-            "overwritten; choose another path."
-        )
+    """Refuse a path that exists, unless it is a model folder and ``overwrite`` is True.
+
+    A path that cannot be written to is refused too.
+    """
+    check_writable(path, ModelFileError)
+    if os.path.lexists(path):
+        if not overwrite:
+            raise ModelFileError(
+                f"{path} exists; overwrite it (overwrite=True, or --overwrite) or choose another "
+                "path."
+            )
+        if not _only_ours(path):
+            raise ModelFileError(
+                f"{path} is not a model folder, or holds other files too, so it will not be "
+                "overwritten; choose another path."
+            )
 
 
 def _only_ours(path: Path) -> bool:
-    """Whether a folder is empty, or holds a model and nothing else."""
+    """Whether a folder is empty, or holds a model and nothing else but files of the system."""
     if not path.is_dir():
         return False
-    names = {p.name for p in path.iterdir()}
+    names = {p.name for p in path.iterdir() if not (is_system_file(p) and p.is_file())}
     is_model = _MODEL in names and names <= {_WEIGHTS, _MODEL, _HISTORY, _ADATA}
     return not names or is_model or {"model.pt"} <= names <= {"model.pt", _ADATA}
 
@@ -138,12 +129,19 @@ def read_folder(path: Path) -> StoredModel:
     ModelFileError
         If the folder or a file in it is missing, damaged or of another format.
     """
+    if path.is_file():
+        raise ModelFileError(
+            f"There is no model folder at {path}, which is a file; give the folder that holds it."
+        )
     if not path.is_dir():
         raise ModelFileError(f"There is no model folder at {path}; check the path.")
     sections = _read_json(path)
+    for name in (_WEIGHTS, _HISTORY):
+        if (path / name).exists() and not (path / name).is_file():
+            raise _damaged(path, name, "not a file")
     try:
         weights = load_file(path / _WEIGHTS)
-    except (SafetensorError, OSError, ValueError) as error:
+    except Exception as error:  # a damaged file may make safetensors raise anything
         raise _damaged(path, _WEIGHTS, error) from error
     return StoredModel(weights, sections, _read_history(path))
 
@@ -151,27 +149,18 @@ def read_folder(path: Path) -> StoredModel:
 def read_adata(path: Path) -> anndata.AnnData | None:
     """The data saved with the model; None if there are none."""
     file = path / _ADATA
-    if not file.is_file():
-        return None
-    try:
-        return anndata.read_h5ad(file)
-    except UNREADABLE as error:
-        raise _damaged(path, _ADATA, error) from error
-
-
-def write_h5ad(adata: anndata.AnnData, path: Path) -> None:
-    """Write ``adata`` under a temporary name in the same folder and rename it when complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.part")
-    try:
-        adata.write_h5ad(scratch)
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    return read_anndata(file, ModelFileError) if file.is_file() else None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     if not (path / _MODEL).is_file():
+        names = {entry.name for entry in path.iterdir()}
+        if any(name.endswith(("model_params.pt", "attr.pkl")) for name in names):
+            raise ModelFileError(
+                f"{path} holds a model of scvi-tools before 0.15, whose format is not read; open "
+                f"it there, SCVI.convert_legacy_save({str(path)!r}, NEW_FOLDER), and load the "
+                "result."
+            )
         prefixed = sorted(p.name for p in path.glob("*model.pt"))
         if prefixed:
             raise ModelFileError(
@@ -183,7 +172,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         )
     try:
         sections = json.loads((path / _MODEL).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, _MODEL, error) from error
     if not isinstance(sections, dict):
         raise _damaged(path, _MODEL, "not a JSON object")

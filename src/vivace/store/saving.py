@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -14,11 +15,19 @@ from torch import Tensor
 from vivace.config import ModelConfig
 from vivace.core import Core, network_dimensions
 from vivace.data.schema import Schema
-from vivace.errors import ModelFileError, OptionError, list_names, one_line, warn
+from vivace.errors import (
+    ModelFileError,
+    OptionError,
+    VivaceError,
+    brief,
+    list_names,
+    one_line,
+    warn,
+)
 from vivace.nn import VAE, Surgery, freeze_network
 from vivace.seeds import SeedStream, check_seed
 from vivace.split import Split
-from vivace.state import TrainState, verdict
+from vivace.state import COLUMNS, TrainState, verdict
 from vivace.store.folder import (
     StoredModel,
     damaged_model,
@@ -28,6 +37,7 @@ from vivace.store.folder import (
 )
 from vivace.store.scvi_tools import is_scvi_tools, read_scvi_tools, write_scvi_tools
 from vivace.store.scvi_tools.read import UNUSED
+from vivace.summary import summarise
 from vivace.validate import Choice, checked, folder_path
 
 Format = Literal["vivace", "scvi-tools"]
@@ -46,6 +56,9 @@ def save(
 ) -> None:
     """Write the model as a folder, completely or not at all.
 
+    If a folder is replaced and the writing fails, the old one stays. Files get the permissions
+    that the umask gives.
+
     Parameters
     ----------
     dir_path
@@ -61,7 +74,10 @@ def save(
     Raises
     ------
     ModelFileError
-        If the folder exists, or is something other than a model.
+        If the folder exists, is something other than a model, or cannot be written.
+    DataError
+        If the data to keep hold something that h5ad does not, such as a column of tuples; the
+        message names it, and nothing is written.
     OptionError
         If scvi-tools' format cannot hold an option of the model.
     """
@@ -129,14 +145,21 @@ def load(cls: type[M], dir_path: str | Path, adata: AnnData | None = None) -> M:
 
 def read_model(path: Path) -> StoredModel:
     """The contents of a model folder, ours or scvi-tools'."""
-    return read_scvi_tools(path) if is_scvi_tools(path) else read_folder(path)
+    try:
+        return read_scvi_tools(path) if is_scvi_tools(path) else read_folder(path)
+    except VivaceError:
+        raise
+    except OSError as error:  # no permission, a name too long
+        raise ModelFileError(
+            f"{path} cannot be read ({error.strerror}); check the path and its permissions."
+        ) from error
 
 
 def read_genes(path: Path) -> tuple[tuple[str, ...], str | None]:
     """The gene names of the model in a folder, and the layer of its counts."""
     try:
         schema = Schema.from_dict(read_model(path).sections["schema"])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # a damaged or foreign file
         raise damaged_model(path, error) from error
     return schema.genes, schema.declarations.layer
 
@@ -174,7 +197,8 @@ def restore(cls: type[M], path: Path, stored: StoredModel, adata: AnnData | None
             name_hashes=None if names is None else names.numpy().view(np.uint64),
         )
         _check_training(model._state)
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        _check_names(model)
+    except Exception as error:  # a damaged or foreign file may make anything of it fail
         raise damaged_model(path, error) from error
     data = read_adata(path) if adata is None else adata
     if data is not None:
@@ -200,6 +224,20 @@ def _check_weights(weights: Mapping[str, Tensor], config: ModelConfig, schema: S
             raise ValueError(f"{name} holds values that are not finite")
         if name.endswith(("running_var", "library_variance")) and (tensor < 0).any():
             raise ValueError(f"{name} holds negative variances")
+
+
+def _check_names(model: Core) -> None:
+    """Refuse names and categories that are no text or numbers, and what cannot be summarised."""
+    schema = model.schema
+    if not all(isinstance(gene, str) for gene in schema.genes):
+        raise ValueError("a gene has a name that is no text")
+    for category in (*schema.batches, *schema.labels, *chain(*schema.categories)):
+        if not isinstance(category, str | int | float):
+            raise ValueError(f"a category is {brief(category)}")
+    missing = set(COLUMNS) - {"compile_seconds"} - set(*model._state.history[:1])
+    if model._state.history and missing:
+        raise ValueError(f"history.csv has no column {min(missing)!r}")
+    summarise("", model.config, schema, model._state, None, None)
 
 
 def _check_training(state: TrainState) -> None:

@@ -170,10 +170,12 @@ def fit(
             )
             try:
                 training.run(train_rows, order, observer)
-            except BaseException:
+            except BaseException as error:
                 training.checkpoints.restore_interrupted()
                 network.eval()
                 observer.interrupted(training.result("interrupted"))
+                if isinstance(error.__cause__, KeyboardInterrupt):
+                    raise KeyboardInterrupt from error  # Numba makes a SystemError of it
                 raise
             network.eval()
         result = training.result(n_active=count_active_dimensions(network, source, train_rows))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import io
 import uuid
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,11 @@ import torch
 
 from vivace.config import ModelConfig
 from vivace.data.schema import Schema
-from vivace.errors import OptionError
+from vivace.errors import ModelFileError, OptionError
 from vivace.nn import Dimensions
-from vivace.store.folder import StoredModel, check_place, move_into_place
+from vivace.store.anndata_write import new_hdf5, storable, write_storable
+from vivace.store.folder import WITHOUT_DATA, StoredModel, check_place
+from vivace.store.place import written_whole
 from vivace.store.scvi_tools.read import MODEL_PT, TRIED, UNUSED
 from vivace.store.scvi_tools.weights import weights_to_scvi_tools
 
@@ -63,15 +65,17 @@ def write_scvi_tools(
         "var_names": np.array(schema.genes, dtype=object),
         "attr_dict": _attributes(model, config, schema),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch:
-        new = Path(scratch) / "new"
+    aligned = None
+    if adata is not None:  # scvi-tools does not align genes
+        aligned = storable(adata[:, list(schema.genes)].copy(), WITHOUT_DATA)
+    with written_whole(path, ModelFileError, Exception) as new:
         new.mkdir()
-        torch.save(contents, new / MODEL_PT)
-        if adata is not None:  # scvi-tools does not align genes
-            aligned = adata[:, list(schema.genes)].copy()
-            aligned.write_h5ad(new / "adata.h5ad")
-        move_into_place(new, path, Path(scratch) / "old")
+        stored = io.BytesIO()  # torch hides why it could not write a file
+        torch.save(contents, stored)
+        (new / MODEL_PT).write_bytes(stored.getbuffer())
+        if aligned is not None:
+            with new_hdf5(new / "adata.h5ad") as file:
+                write_storable(aligned, file)
 
 
 def _check_options(config: ModelConfig, schema: Schema) -> None:

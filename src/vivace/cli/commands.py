@@ -1,186 +1,37 @@
-"""The command line: each command is a function, and its docstring is its help.
+"""The commands: each is a function, and its docstring is its help.
 
 Options that are parameters of the Python API take their names, defaults and help from the source
-of that function; see :func:`forward`. Commands import torch and the models when they run:
+of that function; see :mod:`vivace.cli.forwarding`. Commands import torch and the models when they run:
 importing them takes a second, and help must not wait for it.
 """
 
 from __future__ import annotations
 
-import ast
-import inspect
-import os
-import re
-import sys
-import warnings
-from collections.abc import Callable
-from functools import wraps
+import math
+import shlex
 from pathlib import Path
-from textwrap import dedent
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vivace.cli.forwarding import command, forward, given_options
+from vivace.cli.interrupts import end_interrupted, was_interrupted_once
 from vivace.config import settings
-from vivace.errors import DataError, OptionError, VivaceError
+from vivace.errors import OptionError, brief
 
 if TYPE_CHECKING:
-    from anndata import AnnData
+    from collections.abc import Sequence
 
     from vivace.model import SCVI, LinearSCVI
-
-app = typer.Typer(
-    help="Probabilistic analysis of single-cell RNA-seq counts (scVI).",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-
-
-def main() -> None:
-    """Run the command line. An error that vivace raises is one sentence and exit code 2."""
-    _limit_spinning()
-    try:
-        app(prog_name="vivace")  # the name in messages, even under ``python -c``
-    except (VivaceError, OSError) as error:  # OSError: a full disk, a folder without permission
-        print(f"vivace: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(2) from None
-
-
-def _limit_spinning() -> None:
-    """Let idle OpenMP threads sleep after a short spin.
-
-    GNU's OpenMP otherwise spins for several milliseconds. That gains nothing on an idle machine,
-    and slows a busy one fourfold until the number of threads has adapted. The variable is read
-    when torch is imported; a user's OMP_WAIT_POLICY takes precedence.
-    """
-    if "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-
-
-# ---- options that are parameters of the Python API --------------------------------------
-
-Options = dict[str, inspect.Parameter]
-
-
-def forward(source: str, names: str, **texts: str) -> Options:
-    """Options that are parameters of a Python function: name, type, default and help are its own.
-
-    Parameters
-    ----------
-    source
-        Where the function is written, as "file:name"; a class stands for its ``__init__``. It is
-        parsed and not imported, because importing it imports torch.
-    names
-        The parameters, separated by spaces; "gene_list=gene" calls the option --gene.
-    **texts
-        Help for parameters whose docstring does not suit the command line.
-
-    Returns
-    -------
-    The options by parameter name, each as a parameter that Typer understands.
-    """
-    known, described = _read_function(source)
-    options = {}
-    for name, _, option in (pair.partition("=") for pair in names.split()):
-        annotation, default = known[name]
-        text = texts.get(name) or described[name]
-        # A Literal is read as text; the API refuses invalid words.
-        kind: Any = {"int": int, "float": float}.get(annotation.removesuffix(" | None"), str)
-        if annotation.startswith("bool"):
-            kind = bool
-        elif "Sequence[str]" in annotation:
-            kind, text = list[str], f"{text} May be repeated."
-        elif kind is str and default is not None:
-            default = str(default)
-        option = option or name
-        # Spell out the name; otherwise Typer adds a --no-... variant to a flag.
-        declared = typer.Option("--" + option.replace("_", "-"), help=text)
-        options[name] = inspect.Parameter(
-            option,
-            inspect.Parameter.POSITIONAL_OR_KEYWORD,
-            default=default,
-            annotation=Annotated[kind | None, declared],
-        )
-    return options
-
-
-def command(name: str | None = None, **groups: Options) -> Callable[[Any], Any]:
-    """Register a function as a command that has the forwarded options too.
-
-    The function receives each group as one dictionary of keyword arguments.
-    """
-
-    def register(function: Any) -> Any:
-        signature = inspect.signature(function, eval_str=True)
-        own = [p for p in signature.parameters.values() if p.name not in groups]
-
-        @wraps(function)
-        def run(**values: Any) -> None:
-            for group, options in groups.items():
-                values[group] = {key: values[p.name] for key, p in options.items()}
-            function(**{key: values[key] for key in signature.parameters})
-
-        forwarded = {p.name: p for options in groups.values() for p in options.values()}
-        required = [p for p in own if p.default is p.empty]
-        optional = [p for p in own if p.default is not p.empty]
-        run.__signature__ = inspect.Signature([*required, *forwarded.values(), *optional])  # type: ignore[attr-defined]
-        return app.command(name)(run)
-
-    return register
-
-
-def _read_function(source: str) -> tuple[dict[str, tuple[str, Any]], dict[str, str]]:
-    """Annotation and default of the optional parameters of a function, and their descriptions."""
-    file, _, name = source.partition(":")
-    text = (Path(__file__).parent / file).read_text(encoding="utf-8")
-    # To be fast, parse only the definition: up to the next line that is not indented further.
-    lines = re.search(rf"^( *)(def|class) {name}\b(.*\n(?!\1?[^\s)]))*.*", text, re.MULTILINE)
-    node: Any = ast.parse(dedent(lines[0])).body[0]  # type: ignore[index]
-    described = _describe(ast.get_docstring(node) or "")
-    if isinstance(node, ast.ClassDef):
-        node = next(n for n in node.body if getattr(n, "name", "") == "__init__")
-    optional = node.args.args[len(node.args.args) - len(node.args.defaults) :]
-    pairs = [
-        *zip(optional, node.args.defaults, strict=True),
-        *zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True),
-    ]
-    known = {
-        argument.arg: (ast.unparse(argument.annotation), ast.literal_eval(default))
-        for argument, default in pairs
-        if default is not None
-    }
-    return known, described
-
-
-def _describe(docstring: str) -> dict[str, str]:
-    r"""The description of each parameter in the "Parameters" section of a numpydoc docstring.
-
-    Examples
-    --------
-    >>> _describe("Fit.\n\nParameters\n----------\nlayer, key\n    Name of ``x``;\n    None for X.")
-    {'layer': 'Name of x; by default X.', 'key': 'Name of x; by default X.'}
-    """
-    section = re.split(r"\n\n\w.*\n---", docstring.partition("Parameters\n----------\n")[2])[0]
-    section = re.sub(r"(:\w+:)?`+[~.]*([^`]+)`+", r"\2", section)  # ``code`` and :meth:`links`
-    # An option that is left out becomes None.
-    section = section.replace("None for", "by default").replace(". None", ". The default")
-    section = section.replace("None", "the default")
-    return {
-        name: " ".join(text.split())
-        for names, text in re.findall(r"^(\w.*)\n((?: .*\n|\n)+)", section + "\n", re.MULTILINE)
-        for name in names.split(", ")
-    }
-
 
 # ---- options of the command line itself -------------------------------------------------
 
 Keys = list[str] | None
 ModelFolder = Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder.")]
-Counts = Annotated[Path, typer.Argument(metavar="IN.h5ad", help="Raw counts of the same genes.")]
-NewFile = Annotated[Path, typer.Option("--output", "-o", help="h5ad to write.")]
-NewMatrix = Annotated[Path, typer.Option("--output", "-o", help=".h5ad or .zarr to write.")]
+Counts = Annotated[
+    Path, typer.Argument(metavar="IN.h5ad", help="Raw counts of the same genes, .h5ad or .zarr.")
+]
+NewAnnData = Annotated[Path, typer.Option("--output", "-o", help=".h5ad or .zarr to write.")]
 NewModel = Annotated[Path, typer.Option("--output", "-o", help="Model folder to write.")]
 KeyAdded = Annotated[str, typer.Option(help="Key in obsm.")]
 Batches = Annotated[Keys, typer.Option(help="Batch to decode as. May be repeated.")]
@@ -189,6 +40,8 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what exist
 Threads = Annotated[
     int | None, typer.Option(min=1, help="Threads; by default as many as there are free cores.")
 ]
+_ANNDATA = (".h5ad", ".zarr")
+_FIGURES = (".png", ".pdf", ".svg")
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 
 
@@ -201,6 +54,7 @@ def demo(
         "vivace-demo"
     ),
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    overwrite: Overwrite = False,
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
@@ -208,74 +62,148 @@ def demo(
     from vivace.demo import run_demo
 
     _use_threads(threads)
-    run_demo(output, seed=seed, progress=not quiet)
+    run_demo(output, seed=seed, overwrite=overwrite, progress=not quiet)
 
 
-@command(
-    setup=forward(
-        "data/declare.py:setup_anndata",
-        "layer batch_key labels_key size_factor_key"
-        " categorical_covariate_keys=categorical_covariate_key"
-        " continuous_covariate_keys=continuous_covariate_key allow_non_integer",
-    ),
-    network=forward(
-        "model.py:SCVI",
-        "preset n_hidden n_latent n_layers dropout_rate gene_likelihood dispersion encode_covariates",
-        n_hidden="Units of each hidden layer.",
-        n_latent="Dimensions of the latent space.",
-        n_layers="Hidden layers of the encoder and of the decoder.",
-    ),
-    training=forward(
-        "train/run.py:train",
-        "max_epochs recipe train_size batch_size max_steps early_stopping early_stopping_patience"
-        " seed accelerator",
-        train_size="Fraction of the cells to train on.",
-        early_stopping="Stop when the validation ELBO no longer improves.",
-        early_stopping_patience="Epochs without an improvement after which training stops early.",
-    ),
+_SETUP = forward(
+    "data/declare.py:setup_anndata",
+    "layer batch_key labels_key size_factor_key"
+    " categorical_covariate_keys=categorical_covariate_key"
+    " continuous_covariate_keys=continuous_covariate_key allow_non_integer",
 )
+_NETWORK = forward(
+    "model.py:SCVI",
+    "preset n_hidden n_latent n_layers dropout_rate gene_likelihood dispersion encode_covariates",
+    n_hidden="Units of each hidden layer.",
+    n_latent="Dimensions of the latent space.",
+    n_layers="Hidden layers of the encoder and of the decoder.",
+)
+_TRAINING = forward(
+    "train/run.py:train",
+    "max_epochs recipe train_size batch_size max_steps early_stopping early_stopping_patience"
+    " seed accelerator",
+    train_size="Fraction of the cells to train on.",
+    early_stopping="Stop when the validation ELBO no longer improves.",
+    early_stopping_patience="Epochs without an improvement after which training stops early.",
+)
+
+
+@command(setup=_SETUP, network=_NETWORK, training=_TRAINING)
 def train(
-    data: Annotated[Path, typer.Argument(metavar="IN.h5ad", help="Raw counts.")],
+    data: Annotated[Path, typer.Argument(metavar="IN.h5ad", help="Raw counts, .h5ad or .zarr.")],
     output: NewModel,
     setup: Any,
     network: Any,
     training: Any,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the model in the folder, with its options.")
+    ] = False,
     overwrite: Overwrite = False,
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
-    """Train SCVI on an h5ad of raw counts and save the model."""
-    from vivace.model import SCVI
-    from vivace.store.folder import check_place
+    """Train SCVI on an h5ad of raw counts and save the model.
+
+    Ctrl-C saves the best epoch so far and prints the command that goes on.
+    """
+    from vivace.model import SCVI, load
+    from vivace.store.anndata_read import read_anndata
 
     _use_threads(threads)
-    check_place(output, overwrite)
-    adata = _read(data)
-    SCVI.setup_anndata(adata, **setup)
-    _use_seed(training["seed"])
-    model = SCVI(adata, **network)
-    model.train(**training, progress=not quiet)
-    model.save(output, overwrite=overwrite)
+    _check_model_output(output, overwrite or resume, [data])
+    if resume:
+        stored = load(output)
+        _check_same_options(output, stored, setup, network)
+        model = load(output, read_anndata(data))
+    else:
+        adata = read_anndata(data)
+        SCVI.setup_anndata(adata, **setup)
+        _use_seed(training["seed"])
+        model = SCVI(adata, **network)
+    earlier = len(model.history)
+    try:
+        model.train(**training, progress=not quiet)
+    except BaseException:  # Ctrl-C, also where Numba made another error of it
+        done = len(model.history) - earlier
+        if not was_interrupted_once():
+            raise
+        if not done:
+            end_interrupted("Interrupted before an epoch was complete; nothing was saved.")
+        model.save(output, overwrite=overwrite or resume)
+        line = ["vivace", "train", str(data), "-o", str(output), "--resume"]
+        line += ["--max-epochs", str(_epochs_left(model, training, done))]
+        line += given_options(_TRAINING, training | _NOT_REPEATED)
+        line += ["--threads", str(threads)] if threads else []
+        line += ["--quiet"] if quiet else []
+        end_interrupted(
+            f"{model.summary.splitlines()[-1].removeprefix('verdict: ')}\nWrote {output}; to go on:\n{shlex.join(line)}"
+        )
+    model.save(output, overwrite=overwrite or resume)
     typer.echo(f"{model.summary}\nWrote {output}")
+
+
+# The split of the model stays, its random stream goes on, and the epochs are those that are left.
+_NOT_REPEATED = dict.fromkeys(("train_size", "seed", "max_epochs", "max_steps"))
+
+
+def _epochs_left(model: SCVI | LinearSCVI, training: dict[str, Any], done: int) -> int:
+    """Epochs that an interrupted call of ``train`` had left, at least 1."""
+    from vivace.train.recipe import RECIPES
+
+    recipe, n_train = RECIPES[training["recipe"]], len(model.train_indices)
+    epochs, max_steps = training["max_epochs"], training["max_steps"]
+    if epochs is None and (max_steps is None or max_steps < 0):
+        n_cells = n_train + len(model.validation_indices)
+        epochs = recipe.choose_epochs(n_cells, n_train)
+    if max_steps is not None and max_steps > 0:
+        batch_size = training["batch_size"] or recipe.choose_batch_size(n_train)
+        by_steps = math.ceil(max_steps / math.ceil(n_train / batch_size))
+        epochs = min(epochs or by_steps, by_steps)
+    return max(1, int(epochs) - done)
+
+
+def _check_same_options(
+    folder: Path, model: SCVI | LinearSCVI, setup: dict[str, Any], network: dict[str, Any]
+) -> None:
+    """Refuse an option that differs from that of the model that training goes on with."""
+    config, declared = model.config, model.schema.declarations
+    same = {key: getattr(declared, key) for key in setup}
+    same |= {key: getattr(config, key) for key in network if key != "preset"}
+    if config.with_preset(network["preset"]) == config:
+        same["preset"] = network["preset"]
+    for key, option in (_SETUP | _NETWORK).items():
+        value, was = (setup | network)[key], same.get(key)
+        value = tuple(value) if isinstance(value, list) else value
+        if value not in (option.default, None, was):
+            flag = option.name.replace("_", "-")
+            raise OptionError(
+                f"--resume goes on with the model in {folder}, which does not have --{flag} "
+                f"{brief(value)}; leave out --{flag}, or train a new model without --resume."
+            )
 
 
 @command()
 def embed(
     model: ModelFolder,
     data: Counts,
-    output: NewFile,
+    output: NewAnnData,
     key_added: KeyAdded = "X_scVI",
+    overwrite: Overwrite = False,
     threads: Threads = None,
 ) -> None:
     """Write IN.h5ad with the latent representation of its cells in obsm."""
     from vivace.model import load
-    from vivace.store.folder import write_h5ad
+    from vivace.store.anndata_read import read_anndata
+    from vivace.store.anndata_write import read_compression
+    from vivace.store.arrays import write_anndata
 
     _use_threads(threads)
+    _check_output(output, _ANNDATA, overwrite, [model, data])
+    _check_key(key_added)
     loaded = load(model)
-    adata = _read(data)
+    adata = read_anndata(data)
     adata.obsm[key_added] = loaded.get_latent_representation(adata)
-    write_h5ad(adata, output)
+    write_anndata(adata, output, read_compression(data))
     typer.echo(f"Wrote {output}: {adata.n_obs:,} cells, obsm[{key_added!r}]")
 
 
@@ -294,7 +222,7 @@ def embed(
 def map_query(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of the reference.")],
     data: Annotated[Path, typer.Argument(metavar="QUERY.h5ad", help="Raw counts of a query.")],
-    output: NewFile,
+    output: NewAnnData,
     matching: Any,
     surgery: Any,
     training: Any,
@@ -319,19 +247,18 @@ def map_query(
     QUERY.h5ad needs the columns that the reference was set up with, except its labels.
     """
     from vivace.model import load
-    from vivace.store.arrays import check_free
-    from vivace.store.folder import check_place, write_h5ad
+    from vivace.store.anndata_read import read_anndata
+    from vivace.store.anndata_write import read_compression
+    from vivace.store.arrays import write_anndata
     from vivace.transfer.labels import CHECKS, read_labels
 
     # Refuse invalid arguments before training.
     _use_threads(threads)
-    if output.suffix != ".h5ad":
-        raise OptionError(f"{output} must end in .h5ad.")
-    check_free(output, overwrite)
+    inputs = [model, data, reference]
+    _check_output(output, _ANNDATA, overwrite, inputs)
     if save_model is not None:
-        check_place(save_model, overwrite)
-    if not key_added:
-        raise OptionError("--key-added must be a name.")
+        _check_model_output(save_model, overwrite, [*inputs, output])
+    _check_key(key_added)
     limits = {name: labelling[name] for name in ("max_novelty", "min_probability")}
     for name, value in limits.items():
         CHECKS[name](name, value)
@@ -341,7 +268,7 @@ def map_query(
             raise OptionError(f"--{flag} applies to labels; give --labels-key too.")
     _use_seed(training["seed"])
     loaded = load(model)
-    labelled = None if reference is None else _read(reference)
+    labelled = None if reference is None else read_anndata(reference)
     if labels_key is not None:
         source = loaded.adata if labelled is None else labelled
         if source is None:
@@ -350,7 +277,7 @@ def map_query(
                 "reference model with its data."
             )
         read_labels(source, labels_key)
-    query = _read(data)
+    query = read_anndata(data)
 
     # The query keeps its own genes; a copy is aligned to the reference.
     aligned = query.copy()
@@ -367,7 +294,7 @@ def map_query(
             query.obs[f"transferred_{name}"] = labels[column].to_numpy()
     if save_model is not None:
         mapped.save(save_model, overwrite=overwrite)
-    write_h5ad(query, output)
+    write_anndata(query, output, read_compression(data))
     if labels_key is not None:
         for name, n_cells in labels["label"].value_counts().items():
             mean = labels["probability"][labels["label"] == name].mean()
@@ -385,7 +312,7 @@ def map_query(
 def express(
     model: ModelFolder,
     data: Counts,
-    output: NewMatrix,
+    output: NewAnnData,
     expression: Any,
     transform_batch: Batches = None,
     transform: Covariates = None,
@@ -399,12 +326,14 @@ def express(
     """
     from vivace.core import minibatch_size
     from vivace.model import load
-    from vivace.store.arrays import check_free, dense_file
+    from vivace.store.anndata_read import read_anndata
+    from vivace.store.anndata_write import read_compression
+    from vivace.store.arrays import dense_file
 
     _use_threads(threads)
-    check_free(_check_suffix(output), overwrite)
+    _check_output(output, _ANNDATA, overwrite, [model, data])
     loaded = load(model)
-    adata = _read(data)
+    adata = read_anndata(data)
     # Unknown genes are refused before anything is written.
     loaded.schema.genes_at(expression["gene_list"])
     loaded.schema.gene_positions(adata)
@@ -415,7 +344,7 @@ def express(
     expression["transform_batch"] = _transform(loaded, transform_batch, transform)
     expression["library_size"] = _number_or_word(expression["library_size"])
     n_rows = minibatch_size(expression["batch_size"], len(loaded.schema.genes))
-    with dense_file(output, adata.obs, var, n_rows, overwrite) as x:
+    with dense_file(output, adata.obs, var, n_rows, read_compression(data)) as x:
         loaded.get_normalized_expression(adata, **expression, silent=quiet, out=x)
     typer.echo(f"Wrote {output}: {adata.n_obs:,} cells x {len(genes):,} genes")
 
@@ -431,7 +360,7 @@ def express(
 def sample(
     model: ModelFolder,
     data: Counts,
-    output: NewMatrix,
+    output: NewAnnData,
     sampling: Any,
     transform_batch: Batches = None,
     transform: Covariates = None,
@@ -447,15 +376,17 @@ def sample(
     from anndata import AnnData
 
     from vivace.model import load
-    from vivace.store.arrays import check_free, write_anndata
+    from vivace.store.anndata_read import read_anndata
+    from vivace.store.anndata_write import read_compression
+    from vivace.store.arrays import write_anndata
     from vivace.validate import COUNT
 
     _use_threads(threads)
     n_samples = sampling.pop("n_samples")
     COUNT("n_samples", n_samples)
-    check_free(_check_suffix(output), overwrite)
+    _check_output(output, _ANNDATA, overwrite, [model, data])
     loaded = load(model)
-    adata = _read(data)
+    adata = read_anndata(data)
     # h5ad cannot hold a third dimension, so further samples become further rows.
     rows = np.tile(np.arange(adata.n_obs), n_samples)
     sampling["transform_batch"] = _transform(loaded, transform_batch, transform)
@@ -465,7 +396,7 @@ def sample(
         obs["draw"] = np.repeat(np.arange(n_samples), adata.n_obs)
         obs.index = obs.index.astype(str) + "-" + obs["draw"].astype(str)
     samples = AnnData(counts, obs=obs, var=adata.var.loc[list(loaded.schema.genes)])
-    write_anndata(samples, output, overwrite)
+    write_anndata(samples, output, read_compression(data))
     typer.echo(f"Wrote {output}: {samples.n_obs:,} cells x {samples.n_vars:,} genes")
 
 
@@ -497,26 +428,25 @@ def de(
     from vivace.model import load
     from vivace.pl import volcano as draw_volcano
     from vivace.report import need_plotting
-    from vivace.store.arrays import check_free
-    from vivace.store.table import check_table, write_table
+    from vivace.store.anndata_read import read_anndata
+    from vivace.store.place import written_whole
+    from vivace.store.table import TABLES, write_table
 
     _use_threads(threads)
-    check_table(output, overwrite)
+    _check_output(output, TABLES, overwrite, [model, data])
     if volcano is not None:
         need_plotting()
-        if volcano.suffix not in (".png", ".pdf", ".svg"):
-            raise OptionError(f"{volcano} must end in .png, .pdf or .svg.")
+        _check_output(volcano, _FIGURES, overwrite, [model, data])
         if comparison["mode"] == "vanilla":
             raise OptionError(
                 "--volcano shows called genes, but mode 'vanilla' calls none; drop one of the two."
             )
-        check_free(volcano, overwrite)
-        volcano.parent.mkdir(parents=True, exist_ok=True)
     loaded = load(model)
-    result = loaded.differential_expression(_read(data), **comparison, silent=quiet)
+    result = loaded.differential_expression(read_anndata(data), **comparison, silent=quiet)
     write_table(result, output, index_label="gene")
     if volcano is not None:
-        draw_volcano(result, result["comparison"].iloc[0], save=volcano)
+        with written_whole(volcano) as new:
+            draw_volcano(result, result["comparison"].iloc[0], save=new)
     for name, about in result.attrs["comparisons"].items():
         called = f", {about['n_called']:,} genes called" if "n_called" in about else ""
         n_1, n_2 = about["n_cells"]
@@ -544,6 +474,7 @@ def convert(
     """Convert a model saved by scvi-tools to vivace's format, or vice versa."""
     from vivace.model import load
 
+    _check_model_output(output, overwrite, [model])
     loaded = load(model)
     loaded.save(output, overwrite=overwrite, save_anndata=loaded.adata is not None, **files)
     typer.echo(f"{loaded.summary}\nWrote {output} for {files['format']}")
@@ -565,27 +496,36 @@ def _use_seed(seed: int | None) -> None:
         settings.seed = check_seed(seed)
 
 
-def _read(path: Path) -> AnnData:
-    """The AnnData in the h5ad file ``path``."""
-    from anndata import OldFormatWarning, read_h5ad
+def _check_output(
+    path: Path, endings: Sequence[str], overwrite: bool, inputs: Sequence[Path | None]
+) -> None:
+    """Refuse, before anything is computed, a path that the result cannot or should not go to."""
+    from vivace.store.arrays import import_zarr
+    from vivace.store.place import check_apart, check_ending, check_free
 
-    from vivace.store.folder import UNREADABLE
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", OldFormatWarning)  # old files can still be read
-            return read_h5ad(path)
-    except FileNotFoundError as error:
-        raise DataError(f"There is no file {path}; check the path.") from error
-    except UNREADABLE as error:
-        raise DataError(f"{path} cannot be read as h5ad ({error}); check the file.") from error
+    check_ending(path, endings)
+    check_apart(path, inputs)
+    check_free(path, overwrite)
+    if path.suffix == ".zarr":
+        import_zarr()
 
 
-def _check_suffix(path: Path) -> Path:
-    """``path``, whose ending must name one of AnnData's two formats."""
-    if path.suffix not in (".h5ad", ".zarr"):
-        raise OptionError(f"{path} must end in .h5ad or .zarr, which sets the format.")
-    return path
+def _check_model_output(path: Path, overwrite: bool, inputs: Sequence[Path | None]) -> None:
+    """Refuse, before anything is computed, a folder that the model cannot or should not go to."""
+    from vivace.store.folder import check_place
+    from vivace.store.place import check_apart
+
+    check_apart(path, inputs)
+    if path.suffix in (*_ANNDATA, *_FIGURES, ".csv", ".tsv"):
+        raise OptionError(
+            f"{path} would be the folder of a model, not a {path.suffix} file; choose another path."
+        )
+    check_place(path, overwrite)
+
+
+def _check_key(key_added: str) -> None:
+    if not key_added or "/" in key_added:
+        raise OptionError(f"--key-added must be a name without '/', not {brief(key_added)}.")
 
 
 def _number_or_word(text: str) -> float | str:
