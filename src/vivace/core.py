@@ -232,7 +232,7 @@ class Core:
             )
         try:
             place = torch.device(device)
-            torch.empty(0, device=place)
+            torch.empty(0, dtype=torch.float32, device=place)
         except (AssertionError, ImportError, RuntimeError) as error:
             raise OptionError(
                 f"device={brief(device)} is not a device of this machine; use for example 'cpu'."

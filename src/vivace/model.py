@@ -315,6 +315,7 @@ class LinearSCVI(Core):
     load = constructor(saving.load)
 
 
+@checked()
 def load(dir_path: str | Path, adata: AnnData | None = None) -> SCVI | LinearSCVI:
     """Read a model folder of vivace or scvi-tools, of either class.
 

@@ -23,6 +23,7 @@ import torch
 from anndata import AnnData
 
 from vivace.errors import ArgumentTypeError, DataError, MissingColumnError, OptionError, brief, near
+from vivace.session import usual_session
 from vivace.types import I64, Indices
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -152,7 +153,7 @@ FLAG = Flag()
 
 
 def checked(**checks: Check) -> Callable[[F], F]:
-    """Check the arguments of a public function before it runs.
+    """Check the arguments of a public function before it runs, in a :func:`usual_session`.
 
     Parameters
     ----------
@@ -177,7 +178,8 @@ def checked(**checks: Check) -> Callable[[F], F]:
         @functools.wraps(function)
         def call(*args: Any, **named: Any) -> Any:
             check(args, named)
-            return function(*args, **named)
+            with usual_session():
+                return function(*args, **named)
 
         return cast("F", call)
 

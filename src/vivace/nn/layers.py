@@ -29,8 +29,9 @@ class Linear(nn.Module):
     def __init__(self, n_in: int, n_out: int) -> None:
         super().__init__()
         bound = 1.0 / math.sqrt(max(n_in, 1))
-        self.weight = nn.Parameter(torch.empty(n_in, n_out).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(n_out).uniform_(-bound, bound))
+        weight, bias = (torch.empty(*s, dtype=torch.float32) for s in ((n_in, n_out), (n_out,)))
+        self.weight = nn.Parameter(weight.uniform_(-bound, bound))
+        self.bias = nn.Parameter(bias.uniform_(-bound, bound))
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
@@ -65,7 +66,7 @@ class BatchEmbedding(nn.Embedding):
     """A learned vector for each batch."""
 
     def __init__(self, n_batches: int, n_dimensions: int) -> None:
-        super().__init__(n_batches, n_dimensions)
+        super().__init__(n_batches, n_dimensions, dtype=torch.float32)
         self.category_rows = {"weight": TableRows("batch")}
 
 
@@ -108,7 +109,7 @@ class BatchNorm(nn.BatchNorm1d):
     frozen = False
 
     def __init__(self, n_features: int, role: Role | None = None) -> None:
-        super().__init__(n_features, eps=1e-3, momentum=0.01)
+        super().__init__(n_features, eps=1e-3, momentum=0.01, dtype=torch.float32)
         self.role = role
 
     def forward(self, input: Tensor) -> Tensor:

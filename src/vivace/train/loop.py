@@ -274,7 +274,7 @@ class _Training:
         start, compiled = time.perf_counter(), self.bar.compilation.seconds
         self.network.train()
         is_cpu = self.device.type == "cpu"
-        sums = torch.zeros(3, device=self.device)
+        sums = torch.zeros(3, dtype=torch.float32, device=self.device)
         lr = kl_weight = 0.0
         for rows in batches:
             self.pace.begin()
@@ -303,7 +303,7 @@ class _Training:
         """Mean losses over the watched cells, with the same noise each time."""
         self.network.eval()
         noise = torch_generator(self.seed, self.device)
-        sums = torch.zeros(3, device=self.device)
+        sums = torch.zeros(3, dtype=torch.float32, device=self.device)
         for rows in minibatches(self.watched_rows, _VALIDATION_BATCH):
             batch = self.source.gather(rows).to(self.device)
             losses = self.network(batch, kl_weight, noise)
