@@ -106,7 +106,7 @@ class _ParallelKernel:
         threads = min(threads, numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
         if threads != numba.get_num_threads():
             numba.set_num_threads(threads)
-        if numba.threading_layer() == "workqueue":  # type: ignore[no-untyped-call]
+        if numba.threading_layer() == "workqueue":  # type: ignore[attr-defined]
             with _workqueue:
                 return self.threaded(*args)
         return self.threaded(*args)
