@@ -18,6 +18,7 @@ from torch import Tensor
 from vivace.cells import Cells
 from vivace.config import ModelConfig, settings
 from vivace.data import Minified, Source, minified_type, read_cells
+from vivace.data.checks import ACCEPT_AT_SETUP
 from vivace.data.declare import refuse_without_counts
 from vivace.data.schema import Declarations, Schema, read_declarations
 from vivace.errors import ArgumentTypeError, DataError, NotTrainedError, OptionError, brief
@@ -27,6 +28,8 @@ from vivace.state import TrainState
 from vivace.summary import summarise
 from vivace.types import Indices, Rows
 from vivace.validate import OPTIONAL_COUNT, READ_H5AD, check_anndata, checked, row_numbers
+
+_REMAKE = "make the model again after setup_anndata(..., allow_non_integer=True)"
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,7 +78,7 @@ class Core:
         _check_columns(config, schema.declarations)
         seeds = SeedStream(check_seed(settings.seed, "settings.seed"))
         self._build(config, schema, seeds, weights_seed=seeds.take())
-        self._attach(adata, library_prior=True)
+        self._attach(adata, ACCEPT_AT_SETUP, library_prior=True)
 
     def _build(
         self, config: ModelConfig, schema: Schema, seeds: SeedStream, weights_seed: int
@@ -95,21 +98,32 @@ class Core:
             self.module = VAE(config, network_dimensions(schema))
         self.module.eval()
 
-    def _attach(self, adata: AnnData, *, library_prior: bool = False) -> None:
+    def _attach(
+        self, adata: AnnData, accept_fractions: str = _REMAKE, *, library_prior: bool = False
+    ) -> None:
         """Read the model's own data and, if asked, set the prior of a latent library from them."""
-        self._source = self._read(adata)
+        self._source = self._read(adata, accept_fractions)
         self._adata = adata
         if library_prior and self.module.library_encoder is not None:
             source = self._source
             log_library_n = np.log(source.library.astype(np.float64))
             self.module.set_library_prior(log_library_n, source.batch)
 
-    def _read(self, adata: AnnData) -> Source:
-        """Read and check the cells of ``adata``, with the model's genes and codes."""
+    def _read(self, adata: AnnData, accept_fractions: str = _REMAKE) -> Source:
+        """Read and check the cells of ``adata``, with the model's genes and codes.
+
+        ``accept_fractions`` is how to have values that are not integers accepted, as a clause.
+        """
         normal = self.config.gene_likelihood == "normal"
         minified = isinstance(adata, AnnData) and minified_type(adata) is not None
         models = (self._fingerprint(), *self._origins) if minified else ()
-        source = read_cells(adata, self.schema, allow_negative=normal, models=models)
+        source = read_cells(
+            adata,
+            self.schema,
+            allow_negative=normal,
+            accept_fractions=accept_fractions,
+            models=models,
+        )
         if normal and self.config.log_variational and source.smallest < 0:
             raise OptionError(
                 "log_variational=True takes the logarithm of the values, but some are negative; "

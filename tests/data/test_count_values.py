@@ -134,7 +134,7 @@ def test_cells_without_counts_are_counted_and_named(tiny, use, refused, stored):
     else:
         x[[20, 33]] = 0
         adata.X = sp.csr_matrix(x)
-    with refused(DataError, "2 of 60 cells have no counts in X", "'cell20'", "filter_cells"):
+    with refused(DataError, "2 of 60 cells have no counts in X", "'cell20'", "drop them with "):
         use(adata)
 
 

@@ -19,6 +19,7 @@ from vivace.errors import DataError
 from vivace.types import F32
 
 _BLOCK = 1 << 20  # values per block
+ACCEPT_AT_SETUP = "pass allow_non_integer=True to setup_anndata"
 _SAMPLE = 1 << 20  # values of another matrix to inspect before suggesting it
 
 
@@ -39,7 +40,12 @@ class CountTotals:
 
 
 def check_counts(
-    adata: AnnData, counts: sp.csr_matrix, schema: Schema, *, allow_negative: bool = False
+    adata: AnnData,
+    counts: sp.csr_matrix,
+    schema: Schema,
+    *,
+    allow_negative: bool = False,
+    accept_fractions: str = ACCEPT_AT_SETUP,
 ) -> CountTotals:
     """Read all counts once; refuse unusable values, and cells without counts.
 
@@ -53,6 +59,8 @@ def check_counts(
         Genes, and whether values that are not integers are allowed.
     allow_negative
         Whether negative values are allowed.
+    accept_fractions
+        How to have values that are not integers accepted, as a clause.
 
     Raises
     ------
@@ -84,25 +92,36 @@ def check_counts(
         if not schema.declarations.allow_non_integer:
             whole = values == np.rint(values)
             if not whole.all():
-                _refuse_fractions(adata, counts, schema, start + int(np.argmin(whole)))
+                place = start + int(np.argmin(whole))
+                refuse_fractions(adata, counts, schema, place, accept_fractions)
         smallest = min(smallest, float(least))
         # the same sums as csr_matrix.sum(axis=1), without a separate pass
         filled = first + np.flatnonzero(np.diff(counts.indptr[first : last + 1]))
         library[filled] = np.add.reduceat(values, counts.indptr[filled] - start)
     empty = library <= 0  # no entries, stored zeros, or negative values
-    if empty.any():
-        cell = adata.obs_names[int(np.argmax(empty))]
-        raise DataError(
-            f"{int(empty.sum())} of {adata.n_obs} cells have no counts in {location} over the "
-            f"{counts.shape[1]} genes used (first: {cell!r}); drop them with "
-            "sc.pp.filter_cells(adata, min_counts=1)."
-        )
     if adata.n_obs == 0:
         raise DataError("The data have no cells; check the selection that made this AnnData.")
+    if empty.all():
+        raise DataError(
+            f"No cell has counts in {location} over the {counts.shape[1]} genes used; give raw "
+            f"counts{_suggest_layer(adata, schema)}."
+        )
+    if empty.any():
+        cell = adata.obs_names[int(np.argmax(empty))]
+        same = adata.n_vars == counts.shape[1]
+        genes = "adata" if same else "adata[:, list(model.schema.genes)]"
+        raise DataError(
+            f"{int(empty.sum())} of {adata.n_obs} cells have no counts in {location} over the "
+            f"{counts.shape[1]} genes used (first: {cell!r}); drop them with adata = "
+            f"adata[np.asarray({genes}.{location}.sum(1)).ravel() > 0].copy()."
+        )
     return CountTotals(library, smallest)
 
 
-def _refuse_fractions(adata: AnnData, counts: sp.csr_matrix, schema: Schema, place: int) -> None:
+def refuse_fractions(
+    adata: AnnData, counts: sp.csr_matrix, schema: Schema, place: int, accept: str
+) -> None:
+    """Refuse the stored value at ``place``; ``accept`` is how to have it accepted."""
     location = describe_location(schema.declarations.layer)
     entry = _name_entry(adata, counts, schema, place)
     raw = _suggest_layer(adata, schema)
@@ -113,7 +132,7 @@ def _refuse_fractions(adata: AnnData, counts: sp.csr_matrix, schema: Schema, pla
         )
     raise DataError(
         f"{location} holds {counts.data[place]:g} {entry}, which is not an integer; give raw counts"
-        f"{raw}, or pass allow_non_integer=True to setup_anndata if this is intended."
+        f"{raw}, or {accept} if this is intended."
     )
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import numpy as np
 import scipy.sparse as sp
@@ -12,7 +12,7 @@ import torch
 from anndata import AnnData
 
 from vivace.data.batch import CountBatch, StoredPosterior
-from vivace.data.checks import check_counts, describe_location
+from vivace.data.checks import ACCEPT_AT_SETUP, check_counts, describe_location
 from vivace.data.fingerprint import CsrFingerprint, DataFingerprint
 from vivace.data.minified import read_minified
 from vivace.data.schema import Schema
@@ -134,6 +134,10 @@ class MemorySource:
                 "the model again."
             )
 
+    def without_posterior(self) -> Self:
+        """The same cells, to be encoded from their counts."""
+        return replace(self, posterior=None)
+
     def gather(self, rows: Rows, *, counts: bool = True) -> CountBatch:
         """The cells at ``rows``, in that order; without ``counts`` as if each had none."""
         if counts:
@@ -186,7 +190,12 @@ def _keep_counts(layer: str | None) -> str:
 
 
 def read_cells(
-    adata: AnnData, schema: Schema, *, allow_negative: bool = False, models: Collection[str] = ()
+    adata: AnnData,
+    schema: Schema,
+    *,
+    allow_negative: bool = False,
+    accept_fractions: str = ACCEPT_AT_SETUP,
+    models: Collection[str] = (),
 ) -> MemorySource:
     """The cells of ``adata``, as the model with this ``schema`` reads them.
 
@@ -198,6 +207,8 @@ def read_cells(
         Genes, columns and categories of the model.
     allow_negative
         Whether values may be negative, because they are not counts.
+    accept_fractions
+        How to have values that are not integers accepted, as a clause.
     models
         Fingerprints of models. If one of them minified the data, its posterior is read.
 
@@ -217,7 +228,13 @@ def read_cells(
         if positions is not None:
             counts = counts[:, positions]
             counts.sort_indices()
-        totals = check_counts(adata, counts, schema, allow_negative=allow_negative)
+        totals = check_counts(
+            adata,
+            counts,
+            schema,
+            allow_negative=allow_negative,
+            accept_fractions=accept_fractions,
+        )
         library, smallest = totals.library, totals.smallest
     else:
         counts = sp.csr_matrix((adata.n_obs, len(schema.genes)), dtype=np.float32)

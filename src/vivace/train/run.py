@@ -70,7 +70,8 @@ def train(
     the best validation ELBO at KL weight 1. The last line of
     :attr:`summary` says whether training was long enough.
 
-    A further call continues with the same split and appends to the history.
+    A further call continues with the same split and appends to the history. Data that were minified
+    with their counts are trained on as others are, and are encoded from their counts from then on.
 
     Parameters
     ----------
@@ -132,15 +133,10 @@ def train(
             "unfrozen=True)."
         )
         return
-    if (kind := self.minified_data_type) is not None:
-        problem = (
-            "The model's data were minified, and the encoder would not be trained"
-            if kind.endswith("with_counts")
-            else "The counts of the model's data were dropped by minify_adata"
-        )
+    if not source.has_counts:
         raise DataError(
-            f"{problem}; train before minify_adata, or save the model and load it with its former "
-            "data as adata=."
+            "The counts of the model's data were dropped by minify_adata; train before minify_adata, "
+            "or save the model and load it with its former data as adata=."
         )
     listeners = Listeners(self, callbacks, logger)
     seed = self._seeds.take(seed)
@@ -171,6 +167,8 @@ def train(
         accelerator=accelerator,
         progress=progress,
     )
+    if self.minified_data_type is not None:  # the posterior belongs to the weights as they were
+        source = self._source = source.without_posterior()
     recorder = _Recorder(self, recipe, source.n_cells, listeners)
     result = fit(self.module, source, state.train_rows, watched_rows, options, recorder)
     recorder.store(result)

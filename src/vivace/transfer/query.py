@@ -25,9 +25,11 @@ from vivace.nn import Surgery, freeze_network, grow_weights, trained_parts, trai
 from vivace.seeds import SeedStream, check_seed
 from vivace.store.saving import load
 from vivace.transfer.categories import extend_schema
+from vivace.transfer.genes import allows_fractions
 from vivace.validate import check_anndata, checked
 
 M = TypeVar("M", bound=Core)
+_ACCEPT = "pass allow_non_integer=True to load_query_data"
 
 
 @checked()
@@ -44,6 +46,7 @@ def load_query_data(
     freeze_batchnorm_encoder: bool = True,
     freeze_batchnorm_decoder: bool = False,
     transfer_batch: bool = True,
+    allow_non_integer: bool = False,
 ) -> M:
     """Make the model of a query from that of a reference.
 
@@ -73,6 +76,9 @@ def load_query_data(
         True keeps the weights of batch norm and uses its running statistics; False trains it.
     transfer_batch
         False refuses batches that the reference does not have.
+    allow_non_integer
+        Accept counts that are not integers, as in :meth:`setup_anndata`. They are accepted
+        anyway if the reference was set up so, or :meth:`prepare_query_anndata` was told.
 
     Raises
     ------
@@ -120,6 +126,10 @@ def load_query_data(
     reference = _read_reference(cls, reference_model)
     reads_labels = reference.config.dispersion == "gene-label"
     schema = extend_schema(reference.schema, adata, labels=reads_labels)
+    if allow_non_integer or allows_fractions(adata):
+        schema = replace(
+            schema, declarations=replace(schema.declarations, allow_non_integer=True)
+        )
     _check_query(reference, adata, schema, unfrozen, transfer_batch)
 
     # A network with one more row for each new category, and the reference's weights.
@@ -132,7 +142,7 @@ def load_query_data(
     model = cls.__new__(cls)
     model._build(config, schema, seeds, weights_seed=seeds.take())
     model.module.to(reference.device)
-    model._attach(adata, library_prior=True)
+    model._attach(adata, _ACCEPT, library_prior=True)
     weights = grow_weights(reference.module.state_dict(), model.module, surgery)
     model.module.load_state_dict(weights)
     freeze_network(model.module, surgery)
