@@ -571,13 +571,15 @@ def test_map_refuses_before_it_trains(vivace_refuses, cells, mapping, tmp_path):
 @pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
 def test_a_console_that_lacks_letters(tiny, tmp_path, encoding, locale):
     adata = tiny()
-    adata.obs["batch"] = np.where(adata.obs["batch"] == "b0", "α→β", "größe")
+    adata.obs["batch"] = np.where(adata.obs["batch"] == "b0", "λ→β", "größe")
     adata.write_h5ad(tmp_path / "cells.h5ad")
     environment = os.environ | {"PYTHONIOENCODING": f"{encoding}:strict", "LC_ALL": locale}
     main = [sys.executable, "-c", "from vivace.cli import main; main()"]
 
     def run(*arguments):
-        done = subprocess.run([*main, *arguments], env=environment, cwd=tmp_path, capture_output=True)
+        done = subprocess.run(
+            [*main, *arguments], env=environment, cwd=tmp_path, capture_output=True
+        )
         # click writes UTF-8 where the console says ASCII
         letters = "utf-8" if encoding == "ascii" else encoding
         return done.returncode, (done.stdout + done.stderr).decode(letters)
@@ -587,7 +589,7 @@ def test_a_console_that_lacks_letters(tiny, tmp_path, encoding, locale):
         code, text = run(*arguments)
         assert code == 0, text
         assert "größe" in text
-        assert (r"\u03b1\u2192\u03b2" if encoding == "cp1252" else "α→β") in text
+        assert (r"\u03bb\u2192\u03b2" if encoding == "cp1252" else "λ→β") in text
     code, text = run("train", "cells.h5ad", "-o", "other", "--batch-key", "größe")
     assert code == 2
     assert "größe" in text or r"gr\xf6\xdfe" in text

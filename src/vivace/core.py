@@ -18,7 +18,7 @@ from torch import Tensor
 from vivace.cells import Cells
 from vivace.config import ModelConfig, settings
 from vivace.data import Minified, Source, minified_type, read_cells
-from vivace.data.checks import ACCEPT_AT_SETUP
+from vivace.data.checks import Door
 from vivace.data.declare import refuse_without_counts
 from vivace.data.schema import Declarations, Schema, read_declarations
 from vivace.errors import ArgumentTypeError, DataError, NotTrainedError, OptionError, brief
@@ -28,8 +28,6 @@ from vivace.state import TrainState
 from vivace.summary import summarise
 from vivace.types import Indices, Rows
 from vivace.validate import OPTIONAL_COUNT, READ_H5AD, check_anndata, checked, row_numbers
-
-_REMAKE = "make the model again after setup_anndata(..., allow_non_integer=True)"
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,7 +76,7 @@ class Core:
         _check_columns(config, schema.declarations)
         seeds = SeedStream(check_seed(settings.seed, "settings.seed"))
         self._build(config, schema, seeds, weights_seed=seeds.take())
-        self._attach(adata, ACCEPT_AT_SETUP, library_prior=True)
+        self._attach(adata, Door.SETUP, library_prior=True)
 
     def _build(
         self, config: ModelConfig, schema: Schema, seeds: SeedStream, weights_seed: int
@@ -99,21 +97,18 @@ class Core:
         self.module.eval()
 
     def _attach(
-        self, adata: AnnData, accept_fractions: str = _REMAKE, *, library_prior: bool = False
+        self, adata: AnnData, door: Door = Door.QUESTION, *, library_prior: bool = False
     ) -> None:
         """Read the model's own data and, if asked, set the prior of a latent library from them."""
-        self._source = self._read(adata, accept_fractions)
+        self._source = self._read(adata, door)
         self._adata = adata
         if library_prior and self.module.library_encoder is not None:
             source = self._source
             log_library_n = np.log(source.library.astype(np.float64))
             self.module.set_library_prior(log_library_n, source.batch)
 
-    def _read(self, adata: AnnData, accept_fractions: str = _REMAKE) -> Source:
-        """Read and check the cells of ``adata``, with the model's genes and codes.
-
-        ``accept_fractions`` is how to have values that are not integers accepted, as a clause.
-        """
+    def _read(self, adata: AnnData, door: Door = Door.QUESTION) -> Source:
+        """Read and check the cells of ``adata``, with the model's genes and codes."""
         normal = self.config.gene_likelihood == "normal"
         minified = isinstance(adata, AnnData) and minified_type(adata) is not None
         models = (self._fingerprint(), *self._origins) if minified else ()
@@ -121,7 +116,7 @@ class Core:
             adata,
             self.schema,
             allow_negative=normal,
-            accept_fractions=accept_fractions,
+            door=door,
             models=models,
         )
         if normal and self.config.log_variational and source.smallest < 0:

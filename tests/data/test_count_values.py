@@ -105,7 +105,7 @@ def test_raw_counts_elsewhere_are_suggested(tiny, use, refused, where):
     adata = tiny()
     if where == "layer":
         adata.layers["counts"] = adata.X.copy()
-        parts = ("adata.layers['counts'] holds integers", "layer='counts'")
+        parts = ("adata.layers['counts'] holds integers: ",)
     else:
         adata.raw = adata
         parts = ("adata.raw holds integers", "adata.raw.to_adata()")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,15 @@ from vivace.errors import DataError
 from vivace.types import F32
 
 _BLOCK = 1 << 20  # values per block
-ACCEPT_AT_SETUP = "pass allow_non_integer=True to setup_anndata"
 _SAMPLE = 1 << 20  # values of another matrix to inspect before suggesting it
+
+
+class Door(Enum):
+    """What data are given to; the value is how to have counts accepted that are no integers."""
+
+    SETUP = "pass allow_non_integer=True to setup_anndata"
+    QUERY = "pass allow_non_integer=True to load_query_data"
+    QUESTION = "make the model again after setup_anndata(adata, allow_non_integer=True)"
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ def check_counts(
     schema: Schema,
     *,
     allow_negative: bool = False,
-    accept_fractions: str = ACCEPT_AT_SETUP,
+    door: Door = Door.SETUP,
 ) -> CountTotals:
     """Read all counts once; refuse unusable values, and cells without counts.
 
@@ -59,8 +67,8 @@ def check_counts(
         Genes, and whether values that are not integers are allowed.
     allow_negative
         Whether negative values are allowed.
-    accept_fractions
-        How to have values that are not integers accepted, as a clause.
+    door
+        What the data were given to, for the fix in a message.
 
     Raises
     ------
@@ -87,13 +95,13 @@ def check_counts(
             raise DataError(
                 f"{location} holds the negative value {counts.data[place]:g} "
                 f"{_name_entry(adata, counts, schema, place)}; give raw counts, not scaled data"
-                f"{_suggest_layer(adata, schema)}."
+                f"{_suggest_layer(adata, schema, door)}."
             )
         if not schema.declarations.allow_non_integer:
             whole = values == np.rint(values)
             if not whole.all():
                 place = start + int(np.argmin(whole))
-                refuse_fractions(adata, counts, schema, place, accept_fractions)
+                _refuse_fractions(adata, counts, schema, place, door)
         smallest = min(smallest, float(least))
         # the same sums as csr_matrix.sum(axis=1), without a separate pass
         filled = first + np.flatnonzero(np.diff(counts.indptr[first : last + 1]))
@@ -104,7 +112,7 @@ def check_counts(
     if empty.all():
         raise DataError(
             f"No cell has counts in {location} over the {counts.shape[1]} genes used; give raw "
-            f"counts{_suggest_layer(adata, schema)}."
+            f"counts{_suggest_layer(adata, schema, door)}."
         )
     if empty.any():
         cell = adata.obs_names[int(np.argmax(empty))]
@@ -118,13 +126,13 @@ def check_counts(
     return CountTotals(library, smallest)
 
 
-def refuse_fractions(
-    adata: AnnData, counts: sp.csr_matrix, schema: Schema, place: int, accept: str
+def _refuse_fractions(
+    adata: AnnData, counts: sp.csr_matrix, schema: Schema, place: int, door: Door
 ) -> None:
-    """Refuse the stored value at ``place``; ``accept`` is how to have it accepted."""
+    """Refuse the stored value at ``place``."""
     location = describe_location(schema.declarations.layer)
     entry = _name_entry(adata, counts, schema, place)
-    raw = _suggest_layer(adata, schema)
+    raw = _suggest_layer(adata, schema, door)
     if _looks_log1p(counts):
         raise DataError(
             f"{location} looks log1p-normalised ({counts.data[place]:g} {entry}); give raw counts"
@@ -132,7 +140,7 @@ def refuse_fractions(
         )
     raise DataError(
         f"{location} holds {counts.data[place]:g} {entry}, which is not an integer; give raw counts"
-        f"{raw}, or {accept} if this is intended."
+        f"{raw}, or {door.value} if this is intended."
     )
 
 
@@ -155,13 +163,18 @@ def _looks_log1p(counts: sp.csr_matrix) -> bool:
     return 2 * passed > tested
 
 
-def _suggest_layer(adata: AnnData, schema: Schema) -> str:
+def _suggest_layer(adata: AnnData, schema: Schema, door: Door) -> str:
     """A clause that names a layer (or X, or raw) whose values all look like counts."""
-    if schema.declarations.layer is not None and _all_integers(adata.X):
-        return " (X holds integers: leave out layer=)"
+    layer = schema.declarations.layer
+    target = f"adata.{describe_location(layer)}"
+    if layer is not None and _all_integers(adata.X):
+        fix = "leave out layer=" if door is Door.SETUP else f"set {target} = adata.X"
+        return f" (X holds integers: {fix})"
     for name, matrix in adata.layers.items():
-        if name != schema.declarations.layer and _all_integers(matrix):
-            return f" (adata.layers[{name!r}] holds integers: pass layer={name!r})"
+        if name != layer and _all_integers(matrix):
+            place = f"adata.layers[{name!r}]"
+            fix = f"pass layer={name!r}" if door is Door.SETUP else f"set {target} = {place}"
+            return f" ({place} holds integers: {fix})"
     if adata.raw is not None and _all_integers(adata.raw.X):
         return " (adata.raw holds integers: start from adata.raw.to_adata())"
     return ""

@@ -12,7 +12,7 @@ import torch
 from anndata import AnnData
 
 from vivace.data.batch import CountBatch, StoredPosterior
-from vivace.data.checks import ACCEPT_AT_SETUP, check_counts, describe_location
+from vivace.data.checks import Door, check_counts, describe_location
 from vivace.data.fingerprint import CsrFingerprint, DataFingerprint
 from vivace.data.minified import read_minified
 from vivace.data.schema import Schema
@@ -186,7 +186,7 @@ def _keep_counts(layer: str | None) -> str:
     """The fix for counts that were changed, as a clause."""
     if layer is not None:
         return f"restore layers[{layer!r}]"
-    return "keep them in a layer (adata.layers['counts'] = adata.X.copy(), layer='counts')"
+    return "restore them, keep them in a layer (adata.layers['counts'] = adata.X.copy(), layer='counts')"
 
 
 def read_cells(
@@ -194,7 +194,7 @@ def read_cells(
     schema: Schema,
     *,
     allow_negative: bool = False,
-    accept_fractions: str = ACCEPT_AT_SETUP,
+    door: Door = Door.SETUP,
     models: Collection[str] = (),
 ) -> MemorySource:
     """The cells of ``adata``, as the model with this ``schema`` reads them.
@@ -207,8 +207,8 @@ def read_cells(
         Genes, columns and categories of the model.
     allow_negative
         Whether values may be negative, because they are not counts.
-    accept_fractions
-        How to have values that are not integers accepted, as a clause.
+    door
+        What ``adata`` was given to, for the fix in a message.
     models
         Fingerprints of models. If one of them minified the data, its posterior is read.
 
@@ -233,7 +233,7 @@ def read_cells(
             counts,
             schema,
             allow_negative=allow_negative,
-            accept_fractions=accept_fractions,
+            door=door,
         )
         library, smallest = totals.library, totals.smallest
     else:
@@ -272,7 +272,10 @@ def count_matrix(adata: AnnData, layer: str | None) -> sp.csr_matrix:
     matrix: Any = adata.X if layer is None else adata.layers[layer]
     where = describe_location(layer)
     if matrix is None:
-        raise DataError(f"The AnnData has no {where}; name the layer with the counts in layer=.")
+        raise DataError(
+            f"The AnnData has no {where}; set adata.X to the counts, or declare their layer with "
+            "setup_anndata(adata, layer=...)."
+        )
     if not sp.issparse(matrix) and not isinstance(matrix, np.ndarray):
         raise DataError(
             f"{where} is a {type(matrix).__name__}, which is not held in memory; read it with "

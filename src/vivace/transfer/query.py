@@ -11,6 +11,7 @@ from anndata import AnnData
 
 from vivace.config import settings
 from vivace.core import Core, hash_names, network_dimensions
+from vivace.data.checks import Door
 from vivace.data.declare import refuse_without_counts
 from vivace.data.schema import Schema
 from vivace.errors import (
@@ -29,7 +30,6 @@ from vivace.transfer.genes import allows_fractions
 from vivace.validate import check_anndata, checked
 
 M = TypeVar("M", bound=Core)
-_ACCEPT = "pass allow_non_integer=True to load_query_data"
 
 
 @checked()
@@ -127,9 +127,7 @@ def load_query_data(
     reads_labels = reference.config.dispersion == "gene-label"
     schema = extend_schema(reference.schema, adata, labels=reads_labels)
     if allow_non_integer or allows_fractions(adata):
-        schema = replace(
-            schema, declarations=replace(schema.declarations, allow_non_integer=True)
-        )
+        schema = replace(schema, declarations=replace(schema.declarations, allow_non_integer=True))
     _check_query(reference, adata, schema, unfrozen, transfer_batch)
 
     # A network with one more row for each new category, and the reference's weights.
@@ -142,7 +140,7 @@ def load_query_data(
     model = cls.__new__(cls)
     model._build(config, schema, seeds, weights_seed=seeds.take())
     model.module.to(reference.device)
-    model._attach(adata, _ACCEPT, library_prior=True)
+    model._attach(adata, Door.QUERY, library_prior=True)
     weights = grow_weights(reference.module.state_dict(), model.module, surgery)
     model.module.load_state_dict(weights)
     freeze_network(model.module, surgery)
