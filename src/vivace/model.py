@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import final
+from typing import TYPE_CHECKING, final
 
 from anndata import AnnData
 
@@ -21,7 +21,7 @@ from vivace.config import (
 from vivace.core import Core, constructor
 from vivace.data import declare
 from vivace.de import differential
-from vivace.errors import ArgumentTypeError, OptionError, brief
+from vivace.errors import ArgumentTypeError, MissingNameError, OptionError, brief, instead
 from vivace.questions import (
     abundance,
     check,
@@ -350,3 +350,12 @@ def embedding_dim(batch_embedding_kwargs: object) -> int:
     refuse_unknown("batch_embedding_kwargs", set(batch_embedding_kwargs), ["embedding_dim"])
     dim: int = batch_embedding_kwargs.get("embedding_dim", ModelConfig.batch_embedding_dim)
     return dim
+
+
+if not TYPE_CHECKING:  # type checkers know the names
+
+    def __getattr__(name: str) -> object:
+        """Name the models there are, in place of scvi-tools' others."""
+        raise MissingNameError(
+            f"vivace.model has no {name!r}; {instead(name, __all__, 'vivace.model')}"
+        )

@@ -22,7 +22,15 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
-from vivace.errors import ArgumentTypeError, DataError, MissingColumnError, OptionError, brief, near
+from vivace.errors import (
+    ArgumentTypeError,
+    DataError,
+    MissingColumnError,
+    OptionError,
+    brief,
+    instead,
+    near,
+)
 from vivace.session import usual_session
 from vivace.types import I64, Indices
 
@@ -203,12 +211,33 @@ def argument_checker(
     def check(args: tuple[Any, ...], named: dict[str, Any]) -> None:
         if not takes_any:
             refuse_unknown(title, set(named) - set(names), public)
+        _refuse_miscounted(title, parameters, args, named)
         values = dict(zip(names, args, strict=False)) | named
         for name, may_be in checks.items():
             if name in values:
                 may_be(name, values[name])
 
     return check
+
+
+def _refuse_miscounted(
+    title: str,
+    parameters: Mapping[str, inspect.Parameter],
+    args: tuple[Any, ...],
+    named: Mapping[str, Any],
+) -> None:
+    """Refuse too many arguments by position, one that is given twice, and one that lacks."""
+    placed = [n for n, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    listed = ", ".join(n for n in placed if n not in ("self", "cls"))
+    if len(args) > len(placed):
+        raise ArgumentTypeError(
+            f"{title} takes {listed or 'nothing'} by position; give its other arguments by name."
+        )
+    for i, name in enumerate(placed):
+        if i < len(args) and name in named:
+            raise ArgumentTypeError(f"{title} was given {name} twice; leave one of the two out.")
+        if i >= len(args) and name not in named and parameters[name].default is inspect._empty:
+            raise ArgumentTypeError(f"{title} needs {name}; give it as {name}=.")
 
 
 def _flags(parameters: Mapping[str, inspect.Parameter]) -> dict[str, Check]:
@@ -232,7 +261,7 @@ def check_mapping(name: str, value: object) -> None:
 def refuse_unknown(function: str, given: Set[str] | Iterable[str], known: Iterable[str]) -> None:
     """Refuse an argument that a function does not have; the message suggests similar names."""
     for name in sorted(set(given) - set(known)):
-        raise ArgumentTypeError(f"{function} has no argument {name!r}; {near(name, known)}")
+        raise ArgumentTypeError(f"{function} has no argument {name!r}; {instead(name, known)}")
 
 
 def float_tensor(name: str, value: object) -> torch.Tensor:
