@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+import anndata
 import numpy as np
 import torch
 
@@ -65,6 +66,13 @@ class _FullPrecision:
 
 
 _full_precision = _FullPrecision()
+
+
+@contextmanager
+def strings_as_written() -> Iterator[None]:
+    """Let anndata write pandas' own type of strings, which an option makes of every text."""
+    with anndata.settings.override(allow_write_nullable_strings=True):
+        yield
 
 
 @contextmanager

@@ -21,6 +21,7 @@ import scipy.sparse as sp
 from anndata.io import sparse_dataset, write_elem
 
 from vivace.errors import ArgumentTypeError, OptionError, ShapeError, require_extra
+from vivace.session import strings_as_written
 from vivace.store.folder import move_into_place
 
 _CHUNK = 1 << 20  # numbers in a chunk: 4 MB in float32
@@ -197,7 +198,8 @@ def dense_file(
             x.attrs.update(_DENSE)
             yield x
         else:
-            frame.write_h5ad(new)
+            with strings_as_written():
+                frame.write_h5ad(new)
             with h5py.File(new, "r+") as file:
                 file.pop("X", None)
                 x = file.create_dataset(
@@ -207,6 +209,7 @@ def dense_file(
                 yield x
 
 
+@strings_as_written()
 def write_anndata(adata: anndata.AnnData, path: Path, overwrite: bool) -> None:
     """Write a file (.h5ad) or folder (.zarr), completely or not at all."""
     with _whole(path, overwrite) as new:

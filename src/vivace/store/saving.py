@@ -14,6 +14,7 @@ from vivace.data.schema import Schema
 from vivace.errors import ModelFileError, OptionError, warn
 from vivace.nn import Surgery, freeze_network
 from vivace.seeds import SeedStream, check_seed
+from vivace.session import strings_as_written
 from vivace.state import TrainState, verdict
 from vivace.store.folder import (
     StoredModel,
@@ -31,6 +32,7 @@ M = TypeVar("M", bound=Core)
 
 
 @checked(format=Choice(Format))
+@strings_as_written()
 def save(
     self: Core,
     dir_path: str | Path,
