@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+import torch
 from anndata import AnnData
 from torch.distributions import Distribution
 
 from vivace import SCVI, LinearSCVI
+from vivace.distributions import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 from vivace.model import load
 
 QUESTIONS: dict[str, dict[str, Any]] = {
@@ -73,9 +75,9 @@ def simulate(n_cells: int = 60, n_genes: int = 30, seed: int = 0) -> AnnData:
     return AnnData(sp.csr_matrix(counts.astype(np.float32)), obs=obs, var=var)
 
 
-def make_model(cls: type[Any] = SCVI, **options: Any) -> Any:
+def make_model(cls: type[Any] = SCVI, n_cells: int = 60, **options: Any) -> Any:
     """A trained model, whose training was continued once."""
-    adata = simulate()
+    adata = simulate(n_cells)
     cls.setup_anndata(
         adata,
         batch_key="batch",
@@ -107,6 +109,9 @@ def run_everything(folder: Path) -> dict[str, Any]:
     mapped.train(1, batch_size=16, seed=3, progress=False, accelerator="cpu")
     _add("query", mapped.get_latent_representation(), answers)
     _add("labels", mapped.transfer_labels(None, "cell_type", n_samples=2, seed=1), answers)
+    samples = {"groupby": "cell_type", "sample_key": "donor", "seed": 1}
+    _add("samples", make_model(n_cells=400).differential_expression(**samples), answers)
+    ask_distributions(answers)
     reference.minify_adata()
     reference.save(folder / "small")
     _add("minified", load(folder / "small").get_normalized_expression(), answers)
@@ -122,6 +127,23 @@ def ask_everything(model: Any, title: str, answers: dict[str, Any]) -> None:
         method = getattr(model, name)
         has_seed = "seed" in inspect.signature(method).parameters
         _add(f"{title}.{name}", method(**arguments, **{"seed": 4} if has_seed else {}), answers)
+
+
+def ask_distributions(answers: dict[str, Any]) -> None:
+    """Tails that underflow, in the type of the parameters."""
+    mu, theta = torch.from_numpy(np.geomspace(1e-4, 1e4, 40, dtype=np.float32).reshape(2, 20))
+    x, u = torch.from_numpy(np.array([[0.0], [1e3], [1e6]], np.float32)), theta / theta.sum()
+    for family in (
+        NegativeBinomial(mu=mu, theta=theta),
+        ZeroInflatedNegativeBinomial(mu=mu, theta=theta, zi_logits=theta.log()),
+        Poisson(theta),
+    ):
+        generator = torch.Generator("cpu").manual_seed(1)
+        for ask in (family.log_prob, family.cdf):
+            _add(f"{type(family).__name__}.{ask.__name__}", ask(x).numpy(), answers)
+        _add(f"{type(family).__name__}.icdf", family.icdf(u).numpy(), answers)
+        sample = family.sample((2,), generator=generator)
+        _add(f"{type(family).__name__}.sample", sample.numpy(), answers)
 
 
 def _add(name: str, value: Any, answers: dict[str, Any]) -> None:
