@@ -7,7 +7,9 @@ are functions of ``self: Core``, one question per file.
 from __future__ import annotations
 
 import hashlib
+import threading
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pandas as pd
@@ -21,9 +23,16 @@ from vivace.data import Minified, Source, minified_type, read_cells
 from vivace.data.checks import Door
 from vivace.data.declare import refuse_without_counts
 from vivace.data.schema import Declarations, Schema, read_declarations
-from vivace.errors import ArgumentTypeError, DataError, NotTrainedError, OptionError, brief
+from vivace.errors import (
+    ArgumentTypeError,
+    DataError,
+    NotTrainedError,
+    OptionError,
+    TrainingError,
+    brief,
+)
 from vivace.nn import VAE, Dimensions
-from vivace.seeds import SeedStream, check_seed
+from vivace.seeds import SeedStream, ThreadSeed, check_seed
 from vivace.state import TrainState
 from vivace.summary import summarise
 from vivace.types import Indices, Rows
@@ -43,6 +52,9 @@ if TYPE_CHECKING:
 
 else:
     constructor = classmethod
+
+
+TRAINERS: WeakKeyDictionary[Core, int] = WeakKeyDictionary()  # threads that train models now
 
 
 class Core:
@@ -91,8 +103,7 @@ class Core:
         self._source: Source | None = None
         self._reference: AnnData | None = None  # of a query's model: the reference's data
         self._origins: tuple[str, ...] = ()  # fingerprints of models with the same encoder
-        with torch.random.fork_rng(devices=[]):  # layers read the global generator
-            torch.default_generator.manual_seed(weights_seed)
+        with ThreadSeed(weights_seed):
             self.module = VAE(config, network_dimensions(schema))
         self.module.eval()
 
@@ -140,6 +151,10 @@ class Core:
         """The cells that a question is about; ``counts`` if it needs their counts."""
         if not self.is_trained:
             raise NotTrainedError("The model has not been trained; call train() first.")
+        if TRAINERS.get(self, threading.get_ident()) != threading.get_ident():
+            raise TrainingError(
+                "The model is being trained in another thread; ask it when that train() has ended."
+            )
         source = self._own_source() if adata is None else self._read(adata)
         if counts and not source.has_counts:
             raise DataError(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from vivace.core import Core, hash_names
+from vivace.core import TRAINERS, Core, hash_names
 from vivace.data import split_rows
-from vivace.errors import DataError, OptionError, warn
+from vivace.errors import DataError, OptionError, TrainingError, warn
 from vivace.nn import trained_parts
 from vivace.train.callbacks import Listeners
 from vivace.train.loop import FitResult, TrainOptions, choose_watched_rows, fit
@@ -19,7 +21,28 @@ from vivace.train.stopping import Patience
 from vivace.types import Rows
 from vivace.validate import Choice, Int, Number, check_accelerator, check_mapping, checked
 
+F = TypeVar("F", bound=Callable[..., Any])
 _NO_LIMIT = -1  # Lightning's max_steps
+_entrance = threading.Lock()
+
+
+def _one_at_a_time(function: F) -> F:
+    """Refuse a second call for a model while the first one moves its weights."""
+
+    @wraps(function)
+    def call(self: Core, *args: Any, **named: Any) -> None:
+        with _entrance:
+            if self in TRAINERS:
+                raise TrainingError(
+                    "The model is being trained already; call train() when that has ended."
+                )
+            TRAINERS[self] = threading.get_ident()
+        try:
+            function(self, *args, **named)
+        finally:
+            del TRAINERS[self]
+
+    return cast("F", call)
 
 
 def _check_max_steps(name: str, value: object) -> None:
@@ -42,6 +65,7 @@ def _check_max_steps(name: str, value: object) -> None:
     accelerator=check_accelerator,
     plan_kwargs=check_mapping,
 )
+@_one_at_a_time
 def train(
     self: Core,
     max_epochs: int | None = None,
