@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import gc
 import os
 import random
@@ -14,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anndata
@@ -25,8 +27,9 @@ import torch
 
 import vivace
 import whole_run
+from vivace.errors import TrainingError
 from vivace.session import usual_session
-from whole_run import make_model, run_everything
+from whole_run import make_model, run_everything, simulate
 
 SOURCE = Path(vivace.__file__).parent
 
@@ -280,6 +283,58 @@ def test_a_setting_of_the_process_changes_nothing(plain, tmp_path, state):
     assert done.stderr == done.stdout == ""
     with np.load(tmp_path / "answers.npz") as answers:
         assert_same_answers(dict(answers), plain)
+
+
+def test_models_made_in_threads_are_those_made_alone():
+    adata = simulate()
+    vivace.SCVI.setup_anndata(adata, batch_key="batch")
+
+    def weights() -> list[torch.Tensor]:
+        model = vivace.SCVI(adata, n_hidden=8, batch_representation="embedding")
+        return list(model.module.state_dict().values())
+
+    alone, together, interval = weights(), [], sys.getswitchinterval()
+    before = torch.get_rng_state()
+    sys.setswitchinterval(1e-5)
+    try:
+        for _ in range(10):
+            threads = [threading.Thread(target=lambda: together.append(weights())) for _ in "abcd"]
+            [thread.start() for thread in threads]
+            [thread.join() for thread in threads]
+    finally:
+        sys.setswitchinterval(interval)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert len(together) == 40
+    for made in together:
+        assert all(map(torch.equal, made, alone))
+
+
+def test_a_model_that_is_trained_in_one_thread_is_refused_to_others(refused):
+    model = make_model()
+    begun, asked = threading.Event(), threading.Event()
+    rows: list[dict[str, float]] = []
+
+    def wait(model: Any, row: dict[str, float]) -> None:
+        rows.append(row | {"asked in the callback": model.get_elbo(seed=0)})
+        begun.set()
+        asked.wait(60)
+
+    callback = SimpleNamespace(on_epoch_end=wait)
+    options = {"callbacks": [callback], "progress": False, "accelerator": "cpu"}
+    thread = threading.Thread(target=lambda: model.train(1, **options))
+    thread.start()
+    assert begun.wait(60)
+    with refused(TrainingError, "The model is being trained already; call train() when that has"):
+        model.train(1, progress=False)
+    with refused(TrainingError, "being trained in another thread; ask it when that train() has"):
+        model.get_elbo()
+    copied = copy.deepcopy(model)
+    asked.set()
+    thread.join()
+    assert len(rows) == 1
+    for free in (model, copied):
+        free.train(1, progress=False)
+        assert np.isfinite(free.get_elbo(seed=0))
 
 
 def test_threads_train_with_the_layer_that_takes_one_caller():
