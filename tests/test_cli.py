@@ -252,7 +252,7 @@ COMMANDS = get_command(cli.app).commands
 API = {  # the functions that a command passes options to, and how many options
     "train": (24, SCVI.setup_anndata, SCVI, SCVI.train),
     "map": (
-        7,
+        8,
         SCVI.prepare_query_anndata,
         SCVI.load_query_data,
         SCVI.train,
@@ -567,6 +567,7 @@ def test_map_refuses_before_it_trains(vivace_refuses, cells, mapping, tmp_path):
     assert not out.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
 @pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
 def test_a_console_that_lacks_letters(tiny, tmp_path, encoding, locale):
