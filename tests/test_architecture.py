@@ -12,7 +12,7 @@ from source_tree import SourceTree
 SOURCE = Path(vivace.__file__).parent
 # From the bottom to the top; rooms on one line may not import each other.
 FLOORS = [
-    ["errors", "types"],
+    ["errors", "session", "types"],
     ["seeds", "config", "validate", "selection", "distributions"],
     ["ops"],
     ["progress"],

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import builtins
 import threading
 from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 
-from vivace.progress import PassingBar
+from vivace.progress import CompilingNotice, PassingBar, TrainingBar
 
 NEVER, AT_ONCE = 1e9, -1.0
 
@@ -141,3 +142,60 @@ def test_questions_show_a_bar_unless_they_are_silent(trained, long, terminal, qu
     out, err = terminal()
     assert not out
     assert ("25/120" if question == "get_marginal_ll" else "25/60") in err  # two samples per cell
+
+
+# ---- where a bar cannot move ---------------------------------------------------------
+
+
+@pytest.fixture
+def notebook(monkeypatch, capsys):
+    """A notebook without ipywidgets; returns what was written so far."""
+    shell = type("ZMQInteractiveShell", (), {})
+    monkeypatch.setattr(builtins, "get_ipython", lambda: shell(), raising=False)
+    monkeypatch.setattr("vivace.progress.find_spec", lambda name: None)
+    monkeypatch.setattr("vivace.progress._PAUSE", 0.0)
+    return capsys.readouterr
+
+
+def test_a_notebook_without_widgets_gets_lines_of_the_training(notebook, ready):
+    ready().train(3, batch_size=20)  # rich's warning would be an error
+    err = notebook().err
+    for epoch in (1, 2, 3):
+        assert f"Training epoch {epoch}/3 -ELBO " in err
+    assert err.strip().splitlines()[-1].startswith("Finished 3 epochs")
+
+
+def test_a_notebook_without_widgets_gets_lines_of_a_pass(long, notebook):
+    long(AT_ONCE)
+    passed(show=True)
+    assert notebook().err.splitlines() == ["Encoding 3/10 cells", "Encoding 6/10 cells",
+                                           "Encoding 10/10 cells"]  # fmt: skip
+
+
+def test_lines_come_every_ten_seconds(monkeypatch, notebook):
+    monkeypatch.setattr("vivace.progress._PAUSE", 10.0)
+    now = iter([0, 3, 3, 3, 9, 9, 13, 13, 20, 20, 24, 24])
+    monkeypatch.setattr("vivace.progress.time", SimpleNamespace(monotonic=lambda: next(now)))
+    passed(show=True, parts=[1, 1, 1, 1, 6])
+    assert notebook().err.splitlines() == ["Encoding 3/10 cells", "Encoding 10/10 cells"]
+
+
+@pytest.mark.parametrize("show", ["training", "pass"])
+def test_compilation_is_announced_once_in_a_notebook(notebook, show):
+    made = TrainingBar(1, 1, True) if show == "training" else CompilingNotice(True)
+    with made:
+        compilation = made.compilation if show == "training" else made._compilation
+        for _ in range(3):
+            compilation.on_start(None)
+            compilation.on_end(None)
+    line = "Compiling kernels for this processor, once ..."
+    assert notebook().err.splitlines().count(line) == 1
+
+
+def test_a_file_gets_the_last_epoch_and_the_verdict(monkeypatch, capsys, ready):
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    ready().train(2, batch_size=20)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-2].startswith("Training epoch 2/2 -ELBO ")
+    assert lines[-1].startswith("Finished 2 epochs")

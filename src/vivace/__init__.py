@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from vivace.config import settings
+from vivace.errors import MissingNameError, instead
 
 if TYPE_CHECKING:
     from vivace import datasets, distributions, errors, model, nn, ops, pl, report, train, transfer
@@ -37,9 +38,9 @@ def __getattr__(name: str) -> object:
     """Import the rest on first use, so that ``import vivace`` stays quick."""
     if name in _CLASSES:
         return getattr(import_module(_CLASSES[name]), name)
-    if name in __all__:  # all others are modules
+    if name in __all__ or name == "data":  # all others are modules
         return import_module(f"vivace.{name}")
-    raise AttributeError(f"module 'vivace' has no attribute {name!r}")
+    raise MissingNameError(f"vivace has no {name!r}; {instead(name, __all__, 'vivace')}")
 
 
 def __dir__() -> list[str]:

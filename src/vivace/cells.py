@@ -15,6 +15,7 @@ from vivace.data import CountBatch, Source
 from vivace.data.schema import Codes
 from vivace.nn import VAE, Inference
 from vivace.ops.runtime.threads import Pace, adapted_threads
+from vivace.session import usual_session
 from vivace.types import Rows
 from vivace.validate import Check, argument_checker
 
@@ -39,7 +40,7 @@ def question(**checks: Check) -> Callable[[F], F]:
         @functools.wraps(function)
         def answer(*args: Any, **named: Any) -> Any:
             args, named = check(args, named)
-            with torch.no_grad(), adapted_threads():
+            with usual_session(), torch.no_grad(), adapted_threads():
                 return function(*args, **named)
 
         return cast("F", answer)

@@ -7,7 +7,9 @@ are functions of ``self: Core``, one question per file.
 from __future__ import annotations
 
 import hashlib
+import threading
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pandas as pd
@@ -18,9 +20,17 @@ from torch import Tensor
 from vivace.cells import Cells
 from vivace.config import ModelConfig, settings
 from vivace.data import Minified, Source, minified_type, read_cells
+from vivace.data.checks import Door
 from vivace.data.declare import refuse_without_counts
 from vivace.data.schema import Declarations, Schema, read_declarations
-from vivace.errors import ArgumentTypeError, DataError, NotTrainedError, OptionError, brief
+from vivace.errors import (
+    ArgumentTypeError,
+    DataError,
+    NotTrainedError,
+    OptionError,
+    TrainingError,
+    brief,
+)
 from vivace.nn import VAE, Dimensions
 from vivace.seeds import SeedStream, check_seed, torch_generator
 from vivace.selection import row_numbers
@@ -44,6 +54,9 @@ if TYPE_CHECKING:
 
 else:
     constructor = classmethod
+
+
+TRAINERS: WeakKeyDictionary[Core, int] = WeakKeyDictionary()  # threads that train models now
 
 
 class Core:
@@ -77,7 +90,7 @@ class Core:
         _check_columns(config, schema.declarations)
         seeds = SeedStream(check_seed(settings.seed, "settings.seed"))
         self._build(config, schema, seeds, weights_seed=seeds.take())
-        self._attach(adata, library_prior=True)
+        self._attach(adata, Door.SETUP, library_prior=True)
 
     def _build(
         self, config: ModelConfig, schema: Schema, seeds: SeedStream, weights_seed: int
@@ -97,21 +110,29 @@ class Core:
         self.module = VAE(config, network_dimensions(schema), generator=generator)
         self.module.eval()
 
-    def _attach(self, adata: AnnData, *, library_prior: bool = False) -> None:
+    def _attach(
+        self, adata: AnnData, door: Door = Door.QUESTION, *, library_prior: bool = False
+    ) -> None:
         """Read the model's own data and, if asked, set the prior of a latent library from them."""
-        self._source = self._read(adata)
+        self._source = self._read(adata, door)
         self._adata = adata
         if library_prior and self.module.library_encoder is not None:
             source = self._source
             log_library_n = np.log(source.library.astype(np.float64))
             self.module.set_library_prior(log_library_n, source.batch)
 
-    def _read(self, adata: AnnData) -> Source:
+    def _read(self, adata: AnnData, door: Door = Door.QUESTION) -> Source:
         """Read and check the cells of ``adata``, with the model's genes and codes."""
         normal = self.config.gene_likelihood == "normal"
         minified = isinstance(adata, AnnData) and minified_type(adata) is not None
         models = (self._fingerprint(), *self._origins) if minified else ()
-        source = read_cells(adata, self.schema, allow_negative=normal, models=models)
+        source = read_cells(
+            adata,
+            self.schema,
+            allow_negative=normal,
+            door=door,
+            models=models,
+        )
         if normal and self.config.log_variational and source.smallest < 0:
             raise OptionError(
                 "log_variational=True takes the logarithm of the values, but some are negative; "
@@ -133,6 +154,10 @@ class Core:
         """The cells that a question is about; ``counts`` if it needs their counts."""
         if not self.is_trained:
             raise NotTrainedError("The model has not been trained; call train() first.")
+        if TRAINERS.get(self, threading.get_ident()) != threading.get_ident():
+            raise TrainingError(
+                "The model is being trained in another thread; ask it when that train() has ended."
+            )
         source = self._own_source() if adata is None else self._read(adata)
         if counts and not source.has_counts:
             raise DataError(
@@ -247,7 +272,7 @@ class Core:
             )
         try:
             place = torch.device(device)
-            torch.empty(0, device=place)
+            torch.empty(0, dtype=torch.float32, device=place)
         except (AssertionError, ImportError, RuntimeError, ValueError) as error:
             raise OptionError(
                 f"device={brief(device)} is not a device of this machine; use for example 'cpu'."

@@ -47,6 +47,10 @@ class ArgumentTypeError(VivaceError, TypeError):
     """An argument has the wrong type, or a name that no argument has."""
 
 
+class MissingNameError(VivaceError, AttributeError):
+    """A module has no such name."""
+
+
 class ShapeError(VivaceError, ValueError):
     """Arrays that must agree in shape do not."""
 
@@ -156,6 +160,53 @@ def list_names(
     "'CD4', 'CD8A', ..."
     """
     return ", ".join(map(form, names[:most])) + ", ..." * (len(names) > most)
+
+
+# what takes the place of names that scvi-tools has or had, by argument or by place and name
+_REPLACED = {
+    "use_gpu": "choose the device with train(accelerator=...)",
+    "use_cuda": "choose the device with train(accelerator=...)",
+    "accelerator": "move the model with model.to_device('cpu')",
+    "device": "move the model with model.to_device('cpu')",
+    "devices": "choose one device with train(accelerator=...)",
+    "dataloader": "pass the cells as adata=",
+    "datamodule": "pass the cells as adata=",
+    "registry": "pass the data as adata=",
+    "prefix": "make it a part of dir_path",
+    "copy": "copy the data with adata = adata.copy()",
+    "unlabeled_category": "leave it out, because only scvi-tools' SCANVI reads it",
+    "X_layers_key": "name the layer as layer=",
+    "n_epochs": "pass max_epochs=",
+    "epochs": "pass max_epochs=",
+    "use_early_stopping": "pass early_stopping=",
+    "enable_progress_bar": "pass progress=",
+    "progress_bar_refresh_rate": "pass progress=",
+    "plan_config": "pass plan_kwargs=",
+    "lr": "pass plan_kwargs={'lr': 1e-3}",
+    "weight_decay": "pass plan_kwargs={'weight_decay': 1e-6}",
+    "n_epochs_kl_warmup": "pass plan_kwargs={'n_epochs_kl_warmup': 400}",
+    "n_steps_kl_warmup": "pass plan_kwargs={'n_steps_kl_warmup': 400}",
+    "check_val_every_n_epoch": "leave it out, because every epoch is validated",
+    "frequency": "leave it out, because every epoch is validated",
+    "vivace.data.setup_anndata": "use SCVI.setup_anndata(adata, ...)",
+    "vivace.data.transfer_anndata_setup": "pass the data to the model's methods as adata=",
+    "vivace.data.view_anndata_setup": "use model.view_anndata_setup()",
+    "vivace.data.read_h5ad": "use anndata.read_h5ad",
+}
+
+
+def instead(name: str, known: Iterable[str], place: str = "") -> str:
+    """A clause that says what takes the place of a name of scvi-tools, or else as :func:`near`.
+
+    Examples
+    --------
+    >>> instead("use_gpu", ["adata"])
+    'choose the device with train(accelerator=...).'
+    >>> instead("adatas", ["adata"])
+    "did you mean 'adata'?"
+    """
+    found = _REPLACED.get(f"{place}.{name}" if place else name)
+    return near(name, known) if found is None else f"{found}."
 
 
 def near(name: object, known: Iterable[object]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast, final
+from typing import TYPE_CHECKING, cast, final
 
 from anndata import AnnData
 
@@ -21,7 +21,7 @@ from vivace.config import (
 from vivace.core import Core, constructor
 from vivace.data import declare
 from vivace.de import differential
-from vivace.errors import ArgumentTypeError, OptionError, brief
+from vivace.errors import ArgumentTypeError, MissingNameError, OptionError, brief, instead
 from vivace.questions import (
     abundance,
     check,
@@ -315,6 +315,7 @@ class LinearSCVI(Core):
     load = constructor(saving.load)
 
 
+@checked()
 def load(dir_path: str | Path, adata: AnnData | None = None) -> SCVI | LinearSCVI:
     """Read a model folder of vivace or scvi-tools, of either class.
 
@@ -349,3 +350,12 @@ def embedding_dim(batch_embedding_kwargs: object) -> int:
     refuse_unknown("batch_embedding_kwargs", set(batch_embedding_kwargs), ["embedding_dim"])
     dim = batch_embedding_kwargs.get("embedding_dim", ModelConfig.batch_embedding_dim)
     return cast("int", COUNT("batch_embedding_kwargs['embedding_dim']", dim))
+
+
+if not TYPE_CHECKING:  # type checkers know the names
+
+    def __getattr__(name: str) -> object:
+        """Name the models there are, in place of scvi-tools' others."""
+        raise MissingNameError(
+            f"vivace.model has no {name!r}; {instead(name, __all__, 'vivace.model')}"
+        )

@@ -1,11 +1,16 @@
-"""Progress bars for training and for passes over cells, and the notice of compilation."""
+"""Progress bars for training and for passes over cells, and the notice of compilation.
+
+Bars need a terminal, or a notebook with ipywidgets. A notebook without it is given a plain line
+every few seconds; so is a file, but only of the training.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from importlib.util import find_spec
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 from rich.console import Console, RenderableType
 from rich.progress import (
@@ -21,15 +26,39 @@ from vivace.ops.runtime.compilation import Compilation
 
 _LONG = 2.0  # seconds after which a pass over cells shows a bar
 _EVERY = 20  # minibatches per move of the training bar: a move costs as much as a small step
+_PAUSE = 10.0  # seconds between plain lines
 _COMPILING = "Compiling kernels for this processor, once"
 
 _live: list[Status | Progress] = []  # live displays: rich may refuse a second one
 
 
+def _open_console() -> tuple[Console, Literal["bars", "lines", "nothing"]]:
+    """The error stream, and what to show on it while work goes on."""
+    console = Console(stderr=True)
+    if console.is_jupyter and not (find_spec("IPython") and find_spec("ipywidgets")):
+        return Console(stderr=True, force_jupyter=False), "lines"  # rich would warn
+    return console, "bars" if console.is_jupyter or console.is_terminal else "nothing"
+
+
+class _Lines:
+    """Plain lines in place of a bar: one every ten seconds."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._next = time.monotonic() + _PAUSE
+
+    def show(self, line: str, *, at_once: bool = False) -> None:
+        """Print the line if it is time for one."""
+        now = time.monotonic()
+        if at_once or now >= self._next:
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+            self._next = now + _PAUSE
+
+
 class _TrainingProgress(Progress):
     """A bar that is replaced by a line of text while kernels are compiled."""
 
-    def __init__(self, compilation: Compilation) -> None:
+    def __init__(self, compilation: Compilation, console: Console) -> None:
         self._compilation = compilation
         super().__init__(
             TextColumn("Training"),
@@ -38,7 +67,7 @@ class _TrainingProgress(Progress):
             TimeRemainingColumn(),
             TextColumn("left"),
             TextColumn("{task.fields[losses]}"),
-            console=Console(stderr=True),
+            console=console,
         )
 
     def get_renderables(self) -> Iterable[RenderableType]:
@@ -50,7 +79,7 @@ class _TrainingProgress(Progress):
             yield from super().get_renderables()
 
 
-def _make_pass_bar() -> Progress:
+def _make_pass_bar(console: Console) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=12),
@@ -58,7 +87,7 @@ def _make_pass_bar() -> Progress:
         TextColumn("{task.fields[unit]},"),
         TimeRemainingColumn(),
         TextColumn("left"),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
     )
 
@@ -75,6 +104,7 @@ class CompilingNotice:
     def __init__(self, show: bool) -> None:
         self._compilation = Compilation(self._start, self._stop) if show else None
         self._status: Status | None = None
+        self._told = False
 
     def __enter__(self) -> Self:
         if self._compilation is not None:
@@ -86,8 +116,12 @@ class CompilingNotice:
             self._compilation.__exit__()
 
     def _start(self) -> None:
-        if not _live:
-            self._status = Console(stderr=True).status(f"{_COMPILING} ...")
+        console, shows = _open_console()
+        if shows == "lines" and not self._told:
+            self._told = True
+            _Lines(console).show(f"{_COMPILING} ...", at_once=True)
+        if shows == "bars" and not _live:
+            self._status = console.status(f"{_COMPILING} ...")
             self._status.start()
             _live.append(self._status)
 
@@ -121,6 +155,7 @@ class PassingBar:
         self._done = 0
         self._start = time.monotonic()
         self._bar: Progress | None = None
+        self._lines: _Lines | None = None
         self._notice = CompilingNotice(show)
 
     def __enter__(self) -> Self:
@@ -137,15 +172,25 @@ class PassingBar:
         """Count ``number`` more as done."""
         self._done += number
         is_long = time.monotonic() - self._start > _LONG
-        if self._bar is None and self._show and is_long and self._done < self._number:
-            self._bar = _make_pass_bar()
+        if self._show and is_long and self._done < self._number:
+            self._show = False
+            self._open()
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._done)
+        if self._lines is not None:
+            self._lines.show(f"{self._what} {self._done}/{self._number} {self._unit}")
+
+    def _open(self) -> None:
+        console, shows = _open_console()
+        if shows == "lines":
+            self._lines = _Lines(console)
+        if shows == "bars":
+            self._bar = _make_pass_bar(console)
             self._task = self._bar.add_task(
                 self._what, total=self._number, completed=self._done, unit=self._unit
             )
             self._bar.start()
             _live.append(self._bar)
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self._done)
 
 
 class TrainingBar:
@@ -165,8 +210,18 @@ class TrainingBar:
     """
 
     def __init__(self, n_epochs: int, n_steps: int, show: bool) -> None:
-        self.compilation = Compilation()
-        self._bar = _TrainingProgress(self.compilation) if show else None
+        self.compilation = Compilation(self._tell)
+        self._bar: _TrainingProgress | None = None
+        self._lines: _Lines | None = None
+        if show:
+            console, shows = _open_console()
+            if shows == "bars":
+                self._bar = _TrainingProgress(self.compilation, console)
+            else:
+                self._lines = _Lines(console)
+        self._n_epochs = n_epochs
+        self._last = ""  # line of the last epoch
+        self._told = False
         self._waiting = 0  # minibatches that the bar does not show yet
         self._conclusion = ""
         if self._bar is not None:
@@ -186,17 +241,27 @@ class TrainingBar:
         trace: TracebackType | None,
     ) -> None:
         self.compilation.__exit__()
-        if self._bar is None:
+        lines = self._lines
+        if self._bar is not None:
+            self._bar.stop()
+            _live.remove(self._bar)
+            lines = _Lines(self._bar.console)
+        elif lines is not None and self._last:
+            lines.show(self._last, at_once=True)
+        if lines is None:
             return
-        self._bar.stop()
-        _live.remove(self._bar)
         kernels, seconds = self.compilation.kernels, self.compilation.seconds
         if kernels:
             number = f"{kernels} kernel{'s' * (kernels != 1)}"
             line = f"Compiled {number} for this processor in {seconds:.1f} s, once"
-            self._bar.console.print(line, highlight=False)
+            lines.show(line, at_once=True)
         if self._conclusion:
-            self._bar.console.print(self._conclusion, highlight=False, soft_wrap=True)
+            lines.show(self._conclusion, at_once=True)
+
+    def _tell(self) -> None:
+        if self._lines is not None and not self._told:
+            self._told = True
+            self._lines.show(f"{_COMPILING} ...", at_once=True)
 
     def advance(self) -> None:
         """Count one more minibatch as done."""
@@ -227,9 +292,11 @@ class TrainingBar:
     def show_epoch(self, epoch: int, row: dict[str, float]) -> None:
         """Show the number of epochs that are done, and the negative ELBO of the last one."""
         self._move()
-        if self._bar is None:
-            return
         losses = f"-ELBO {row['elbo_train']:.1f}"
         if row["elbo_validation"] == row["elbo_validation"]:  # not NaN
             losses += f", validation {row['elbo_validation']:.1f}"
-        self._bar.update(self._task, epoch=epoch, losses=losses)
+        if self._bar is not None:
+            self._bar.update(self._task, epoch=epoch, losses=losses)
+        if self._lines is not None:
+            self._last = f"Training epoch {epoch}/{self._n_epochs} {losses}"
+            self._lines.show(self._last)

@@ -29,9 +29,11 @@ from vivace.errors import (
     MissingColumnError,
     OptionError,
     brief,
+    instead,
     list_names,
     near,
 )
+from vivace.session import usual_session
 from vivace.types import whole_number
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -191,7 +193,7 @@ FLAG = Flag()
 
 
 def checked(**checks: Check) -> Callable[[F], F]:
-    """Check the arguments of a public function before it runs.
+    """Check the arguments of a public function before it runs, in a :func:`usual_session`.
 
     The function gets them as plain Python: an array without dimensions becomes its only value,
     a whole float an integer where an integer is meant, a single name a list where names are.
@@ -221,7 +223,8 @@ def checked(**checks: Check) -> Callable[[F], F]:
         @functools.wraps(function)
         def call(*args: Any, **named: Any) -> Any:
             args, named = check(args, named)
-            return function(*args, **named)
+            with usual_session():
+                return function(*args, **named)
 
         return cast("F", call)
 
@@ -252,11 +255,32 @@ def argument_checker(
     def check(args: tuple[Any, ...], named: dict[str, Any]) -> Arguments:
         if not takes_any:
             refuse_unknown(title, set(named) - set(names), public)
-        known = zip(names, args, strict=False)  # Python itself refuses more arguments than names
-        read_args = (*(read(name, value) for name, value in known), *args[len(names) :])
+        _refuse_miscounted(title, parameters, args, named)
+        read_args = tuple(read(name, value) for name, value in zip(names, args, strict=False))
+        read_args += args[len(names) :]
         return read_args, {name: read(name, value) for name, value in named.items()}
 
     return check
+
+
+def _refuse_miscounted(
+    title: str,
+    parameters: Mapping[str, inspect.Parameter],
+    args: tuple[Any, ...],
+    named: Mapping[str, Any],
+) -> None:
+    """Refuse too many arguments by position, one that is given twice, and one that lacks."""
+    placed = [n for n, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    listed = ", ".join(n for n in placed if n not in ("self", "cls"))
+    if len(args) > len(placed):
+        raise ArgumentTypeError(
+            f"{title} takes {listed or 'nothing'} by position; give its other arguments by name."
+        )
+    for i, name in enumerate(placed):
+        if i < len(args) and name in named:
+            raise ArgumentTypeError(f"{title} was given {name} twice; leave one of the two out.")
+        if i >= len(args) and name not in named and parameters[name].default is inspect._empty:
+            raise ArgumentTypeError(f"{title} needs {name}; give it as {name}=.")
 
 
 _ANNOTATED: dict[str, Check] = {
@@ -346,7 +370,7 @@ def check_mapping(name: str, value: Any) -> Any:
 def refuse_unknown(function: str, given: Set[str] | Iterable[str], known: Iterable[str]) -> None:
     """Refuse an argument that a function does not have; the message suggests similar names."""
     for name in sorted(set(given) - set(known)):
-        raise ArgumentTypeError(f"{function} has no argument {brief(name)}; {near(name, known)}")
+        raise ArgumentTypeError(f"{function} has no argument {brief(name)}; {instead(name, known)}")
 
 
 def float_tensor(name: str, value: object) -> torch.Tensor:

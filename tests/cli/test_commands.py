@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -197,7 +198,7 @@ COMMANDS = get_command(cli.app).commands
 API = {  # the functions that a command passes options to, and how many options
     "train": (24, SCVI.setup_anndata, SCVI, SCVI.train),
     "map": (
-        7,
+        8,
         SCVI.prepare_query_anndata,
         SCVI.load_query_data,
         SCVI.train,
@@ -506,3 +507,32 @@ def test_map_refuses_before_it_trains(vivace_refuses, cells, mapping, tmp_path):
     vivace_refuses((*command, "--save-model", reference), "is an input of the command")
     vivace_refuses((*command, "--save-model", tmp_path / "fitted"), "exists")
     assert not out.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_a_console_that_lacks_letters(tiny, tmp_path, encoding, locale):
+    adata = tiny()
+    adata.obs["batch"] = np.where(adata.obs["batch"] == "b0", "λ→β", "größe")
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    environment = os.environ | {"PYTHONIOENCODING": f"{encoding}:strict", "LC_ALL": locale}
+    main = [sys.executable, "-c", "from vivace.cli import main; main()"]
+
+    def run(*arguments):
+        done = subprocess.run(
+            [*main, *arguments], env=environment, cwd=tmp_path, capture_output=True
+        )
+        # click writes UTF-8 where the console says ASCII
+        letters = "utf-8" if encoding == "ascii" else encoding
+        return done.returncode, (done.stdout + done.stderr).decode(letters)
+
+    trained = ("train", "cells.h5ad", "-o", "model", "--batch-key", "batch", "--max-epochs", "1")
+    for arguments in (trained, ("info", "model")):
+        code, text = run(*arguments)
+        assert code == 0, text
+        assert "größe" in text
+        assert (r"\u03bb\u2192\u03b2" if encoding == "cp1252" else "λ→β") in text
+    code, text = run("train", "cells.h5ad", "-o", "other", "--batch-key", "größe")
+    assert code == 2
+    assert "größe" in text or r"gr\xf6\xdfe" in text

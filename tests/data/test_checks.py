@@ -244,7 +244,7 @@ def test_every_cell_without_counts_is_counted(tiny, refused):
     adata.X = sp.csr_matrix(x)
     start, stop = adata.X.indptr[[4, 5]]
     adata.X.data[start:stop] = 0  # zeros that are stored
-    with refused(DataError, "3 of 60 cells have no counts", "'cell4'", "filter_cells"):
+    with refused(DataError, "3 of 60 cells have no counts", "'cell4'", "drop them with adata = "):
         check(adata)
 
 

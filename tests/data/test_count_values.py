@@ -162,7 +162,7 @@ def test_raw_counts_elsewhere_are_suggested(tiny, use, refused, where):
     adata = tiny()
     if where == "layer":
         adata.layers["counts"] = adata.X.copy()
-        parts = ("adata.layers['counts'] holds integers", "layer='counts'")
+        parts = ("adata.layers['counts'] holds integers: ",)
     else:
         adata.raw = adata
         parts = ("adata.raw holds integers", "adata.raw.to_adata()")
@@ -191,7 +191,7 @@ def test_cells_without_counts_are_counted_and_named(tiny, use, refused, stored):
     else:
         x[[20, 33]] = 0
         adata.X = sp.csr_matrix(x)
-    with refused(DataError, "2 of 60 cells have no counts in X", "'cell20'", "filter_cells"):
+    with refused(DataError, "2 of 60 cells have no counts in X", "'cell20'", "drop them with "):
         use(adata)
 
 

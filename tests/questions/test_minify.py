@@ -260,10 +260,33 @@ def test_with_counts_the_data_stay_whole(tiny):
     assert "observed_lib_size" not in adata.obs
 
 
-def test_training_on_minified_data_with_counts_is_refused(fitted, refused):
+@pytest.mark.parametrize("saved_first", [False, True])
+def test_training_on_minified_data_with_counts_is_that_on_the_data(
+    fitted, tiny, saved, tmp_path, saved_first
+):
+    plain = SCVI.load(saved, tiny())
     fitted.minify_adata(WITH_COUNTS)
-    with refused(DataError, "data were minified, and", "train before minify_adata", "as adata="):
-        fitted.train(1, progress=False)
+    if saved_first:
+        fitted.save(tmp_path / "minified")
+        fitted = SCVI.load(tmp_path / "minified")
+    for model in (plain, fitted):
+        model.train(2, batch_size=20, seed=4, progress=False)
+    assert fitted.minified_data_type == WITH_COUNTS
+    assert fitted.history["elbo_validation"].equals(plain.history["elbo_validation"])
+    fitted.save(tmp_path / "trained")
+    for model in (fitted, SCVI.load(tmp_path / "trained")):
+        np.testing.assert_array_equal(
+            model.get_latent_representation(), plain.get_latent_representation()
+        )
+        assert model.get_elbo(seed=0) == plain.get_elbo(seed=0)
+
+
+def test_refused_training_keeps_the_stored_posterior(fitted, refused):
+    fitted.adata.obsm["zero"] = np.zeros((60, 3), np.float32)
+    fitted.minify_adata(WITH_COUNTS, "zero")
+    with refused(OptionError, "recipe must be one of"):
+        fitted.train(1, recipe="slow")
+    assert not fitted.get_latent_representation().any()
 
 
 def test_training_on_minified_data_without_counts_is_refused(fitted, refused):

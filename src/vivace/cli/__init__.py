@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -15,6 +16,10 @@ __all__ = ["app", "commands", "main"]
 def main() -> None:
     """Run the command line. An error that vivace raises is one sentence and exit code 2."""
     _limit_spinning()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # a console without the letters of a name, such as "µ" in ASCII, is no error
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(prog_name="vivace")  # the name in messages, even under ``python -c``
     except (VivaceError, OSError) as error:  # OSError: a full disk, a folder without permission

@@ -210,7 +210,7 @@ def embed(
 @command(
     "map",
     matching=forward("transfer/genes.py:prepare_query_anndata", "gene_key min_overlap"),
-    surgery=forward("transfer/query.py:load_query_data", "unfrozen"),
+    surgery=forward("transfer/query.py:load_query_data", "unfrozen allow_non_integer"),
     training=forward("train/run.py:train", "max_epochs seed"),
     labelling=forward(
         "transfer/labels.py:transfer_labels",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,14 @@ from vivace.types import F32
 _BLOCK = 1 << 20  # values per block
 _ROUNDINGS = 32  # of a value that went through a logarithm, a factor and back
 _SAMPLE = 1 << 20  # values of another matrix to inspect before suggesting it
+
+
+class Door(Enum):
+    """What data are given to; the value is how to have counts accepted that are no integers."""
+
+    SETUP = "pass allow_non_integer=True to setup_anndata"
+    QUERY = "pass allow_non_integer=True to load_query_data"
+    QUESTION = "make the model again after setup_anndata(adata, allow_non_integer=True)"
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,12 @@ class CountTotals:
 
 
 def check_counts(
-    adata: AnnData, counts: sp.csr_matrix, schema: Schema, *, allow_negative: bool = False
+    adata: AnnData,
+    counts: sp.csr_matrix,
+    schema: Schema,
+    *,
+    allow_negative: bool = False,
+    door: Door = Door.SETUP,
 ) -> CountTotals:
     """Read all counts once; refuse unusable values, and cells without counts.
 
@@ -54,6 +68,8 @@ def check_counts(
         Genes, and whether values that are not integers are allowed.
     allow_negative
         Whether negative values are allowed.
+    door
+        What the data were given to, for the fix in a message.
 
     Raises
     ------
@@ -80,30 +96,41 @@ def check_counts(
             raise DataError(
                 f"{location} holds the negative value {_digits(counts.data[place])} "
                 f"{_name_entry(adata, counts, schema, place)}; give raw counts, not scaled data"
-                f"{_suggest_layer(adata, schema)}."
+                f"{_suggest_layer(adata, schema, door)}."
             )
         if not schema.declarations.allow_non_integer:
             whole = values == np.rint(values)
             if not whole.all():
-                _refuse_fractions(adata, counts, schema, start + int(np.argmin(whole)))
+                place = start + int(np.argmin(whole))
+                _refuse_fractions(adata, counts, schema, place, door)
         smallest = min(smallest, float(least))
         # the same sums as csr_matrix.sum(axis=1), without a separate pass
         filled = first + np.flatnonzero(np.diff(counts.indptr[first : last + 1]))
         library[filled] = np.add.reduceat(values, counts.indptr[filled] - start)
     empty = library <= 0  # no entries, stored zeros, or negative values
-    if empty.any():
-        cell = adata.obs_names[int(np.argmax(empty))]
-        raise DataError(
-            f"{int(empty.sum())} of {adata.n_obs} cells have no counts in {location} over the "
-            f"{counts.shape[1]} genes used (first: {brief(cell)}); drop them with "
-            "sc.pp.filter_cells(adata, min_counts=1)."
-        )
     if adata.n_obs == 0:
         raise DataError("The data have no cells; check the selection that made this AnnData.")
+    if empty.all():
+        raise DataError(
+            f"No cell has counts in {location} over the {counts.shape[1]} genes used; give raw "
+            f"counts{_suggest_layer(adata, schema, door)}."
+        )
+    if empty.any():
+        cell = adata.obs_names[int(np.argmax(empty))]
+        same = adata.n_vars == counts.shape[1]
+        genes = "adata" if same else "adata[:, list(model.schema.genes)]"
+        raise DataError(
+            f"{int(empty.sum())} of {adata.n_obs} cells have no counts in {location} over the "
+            f"{counts.shape[1]} genes used (first: {cell!r}); drop them with adata = "
+            f"adata[np.asarray({genes}.{location}.sum(1)).ravel() > 0].copy()."
+        )
     return CountTotals(library, smallest)
 
 
-def _refuse_fractions(adata: AnnData, counts: sp.csr_matrix, schema: Schema, place: int) -> None:
+def _refuse_fractions(
+    adata: AnnData, counts: sp.csr_matrix, schema: Schema, place: int, door: Door
+) -> None:
+    """Refuse the stored value at ``place``."""
     location = describe_location(schema.declarations.layer)
     value = f"{_digits(counts.data[place])} {_name_entry(adata, counts, schema, place)}"
     if _is_rounding(counts.data):
@@ -111,7 +138,7 @@ def _refuse_fractions(adata: AnnData, counts: sp.csr_matrix, schema: Schema, pla
             f"{location} holds {value}, which is not an integer, but all its values are within "
             f"rounding of integers; round them with {_suggest_rint(adata, schema.declarations.layer)}."
         )
-    raw = _suggest_layer(adata, schema)
+    raw = _suggest_layer(adata, schema, door)
     if _looks_log1p(counts):
         raise DataError(
             f"{location} looks log1p-normalised ({value}); give raw counts"
@@ -119,7 +146,7 @@ def _refuse_fractions(adata: AnnData, counts: sp.csr_matrix, schema: Schema, pla
         )
     raise DataError(
         f"{location} holds {value}, which is not an integer; give raw counts"
-        f"{raw}, or pass allow_non_integer=True to setup_anndata if this is intended."
+        f"{raw}, or {door.value} if this is intended."
     )
 
 
@@ -169,13 +196,18 @@ def _looks_log1p(counts: sp.csr_matrix) -> bool:
     return 2 * passed > tested
 
 
-def _suggest_layer(adata: AnnData, schema: Schema) -> str:
+def _suggest_layer(adata: AnnData, schema: Schema, door: Door) -> str:
     """A clause that names a layer (or X, or raw) whose values all look like counts."""
-    if schema.declarations.layer is not None and _all_integers(adata.X):
-        return " (X holds integers: leave out layer=)"
+    layer = schema.declarations.layer
+    target = f"adata.{describe_location(layer)}"
+    if layer is not None and _all_integers(adata.X):
+        fix = "leave out layer=" if door is Door.SETUP else f"set {target} = adata.X"
+        return f" (X holds integers: {fix})"
     for name, matrix in adata.layers.items():
-        if name != schema.declarations.layer and _all_integers(matrix):
-            return f" (adata.layers[{brief(name)}] holds integers: pass layer={brief(name)})"
+        if name != layer and _all_integers(matrix):
+            place = f"adata.layers[{brief(name)}]"
+            fix = f"pass layer={brief(name)}" if door is Door.SETUP else f"set {target} = {place}"
+            return f" ({place} holds integers: {fix})"
     if adata.raw is not None and _all_integers(adata.raw.X):
         return " (adata.raw holds integers: start from adata.raw.to_adata())"
     return ""

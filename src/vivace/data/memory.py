@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import numpy as np
 import scipy.sparse as sp
@@ -12,7 +12,7 @@ import torch
 from anndata import AnnData
 
 from vivace.data.batch import CountBatch, StoredPosterior
-from vivace.data.checks import check_counts, describe_location
+from vivace.data.checks import Door, check_counts, describe_location
 from vivace.data.fingerprint import CsrFingerprint, DataFingerprint
 from vivace.data.minified import read_minified
 from vivace.data.schema import Schema
@@ -135,6 +135,10 @@ class MemorySource:
                 "the model again."
             )
 
+    def without_posterior(self) -> Self:
+        """The same cells, to be encoded from their counts."""
+        return replace(self, posterior=None)
+
     def gather(self, rows: Rows, *, counts: bool = True) -> CountBatch:
         """The cells at ``rows``, in that order; without ``counts`` as if each had none."""
         if counts:
@@ -184,11 +188,16 @@ def _keep_counts(layer: str | None) -> str:
     """The fix for counts that were changed, as a clause."""
     if layer is not None:
         return f"restore layers[{brief(layer)}]"
-    return "keep them in a layer (adata.layers['counts'] = adata.X.copy(), layer='counts')"
+    return "restore them, keep them in a layer (adata.layers['counts'] = adata.X.copy(), layer='counts')"
 
 
 def read_cells(
-    adata: AnnData, schema: Schema, *, allow_negative: bool = False, models: Collection[str] = ()
+    adata: AnnData,
+    schema: Schema,
+    *,
+    allow_negative: bool = False,
+    door: Door = Door.SETUP,
+    models: Collection[str] = (),
 ) -> MemorySource:
     """The cells of ``adata``, as the model with this ``schema`` reads them.
 
@@ -200,6 +209,8 @@ def read_cells(
         Genes, columns and categories of the model.
     allow_negative
         Whether values may be negative, because they are not counts.
+    door
+        What ``adata`` was given to, for the fix in a message.
     models
         Fingerprints of models. If one of them minified the data, its posterior is read.
 
@@ -221,7 +232,13 @@ def read_cells(
         if positions is not None:
             counts = counts[:, positions]
             counts.sort_indices()
-        totals = check_counts(adata, counts, schema, allow_negative=allow_negative)
+        totals = check_counts(
+            adata,
+            counts,
+            schema,
+            allow_negative=allow_negative,
+            door=door,
+        )
         library, smallest = totals.library, totals.smallest
     else:
         counts = sp.csr_matrix((adata.n_obs, len(schema.genes)), dtype=np.float32)
@@ -259,7 +276,10 @@ def count_matrix(adata: AnnData, layer: str | None) -> sp.csr_matrix:
     matrix: Any = adata.X if layer is None else adata.layers[layer]
     where = describe_location(layer)
     if matrix is None:
-        raise DataError(f"The AnnData has no {where}; name the layer with the counts in layer=.")
+        raise DataError(
+            f"The AnnData has no {where}; set adata.X to the counts, or declare their layer with "
+            "setup_anndata(adata, layer=...)."
+        )
     if not sp.issparse(matrix) and not isinstance(matrix, np.ndarray):
         raise DataError(
             f"{where} is a {type(matrix).__name__}, which is not held in memory; read it with "

@@ -47,6 +47,10 @@ class Source(Protocol):
         """Int64, shape (n,), batch code of each cell."""
         ...
 
+    def without_posterior(self) -> Source:
+        """The same cells, to be encoded from their counts."""
+        ...
+
     def gather(self, rows: Rows, *, counts: bool = True) -> CountBatch:
         """The cells at ``rows``, in that order; without ``counts``, with no counts in them."""
         ...

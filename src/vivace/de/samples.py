@@ -263,7 +263,8 @@ def _decode_genes(
 def _log_normalisers(groups: Sequence[GroupSamples]) -> Tensor:
     """Log of the denominator of each sample's softmax over genes, shape (m,)."""
     network = groups[0].cells.network
-    log_normaliser_m = torch.empty(sum(len(group) for group in groups), device=network.device)
+    n_samples = sum(len(group) for group in groups)
+    log_normaliser_m = torch.empty(n_samples, dtype=torch.float32, device=network.device)
     for positions, point_mk, batch in _decoder_batches(groups):
         log_normaliser_m[positions] = network.log_normaliser(point_mk, batch)
     return log_normaliser_m

@@ -48,7 +48,8 @@ def quantile(owner: Distribution, value: Tensor, *parameters: Tensor) -> Tensor:
     work = working_type(parameters[0].dtype)
     tensors = [value.detach().cpu(), *(t.detach().cpu().to(work) for t in parameters)]
     tensors = torch.broadcast_tensors(*tensors)  # type: ignore[no-untyped-call]
-    result, margin = torch.zeros(tensors[0].shape, dtype=work), _ROUNDING * torch.finfo(work).eps
+    result = torch.zeros(tensors[0].shape, dtype=work, device="cpu")
+    margin = _ROUNDING * torch.finfo(work).eps
     # the quantile is 0 where u <= P(0); P(0) >= exp(-mu) >= 1 - mu settles most entries
     # without an exponential
     maybe = _find_not_below(tensors[0].to(work) + tensors[1], 1.0 - margin)
@@ -76,7 +77,7 @@ def _count_quantiles(
     u: F64, mu: F64, theta: F64 | None = None, zi_logits: F64 | None = None
 ) -> F64:
     """Quantiles of u, entry by entry, in float64."""
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+    with np.errstate(all="ignore"):
         never = (u >= 1.0) & (mu > 0)  # no count's cdf is 1, unless all are zero
         if zi_logits is not None:
             never &= zi_logits < np.inf

@@ -37,7 +37,7 @@ class Linear(nn.Module):
         super().__init__()
         bound = 1.0 / math.sqrt(max(n_in, 1))
         weight, bias = (
-            torch.empty(shape).uniform_(-bound, bound, generator=generator)
+            torch.empty(shape, dtype=torch.float32).uniform_(-bound, bound, generator=generator)
             for shape in ((n_in, n_out), (n_out,))
         )
         self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
@@ -84,7 +84,8 @@ class BatchEmbedding(nn.Embedding):
     def __init__(
         self, n_batches: int, n_dimensions: int, generator: torch.Generator | None = None
     ) -> None:
-        values = torch.empty(n_batches, n_dimensions).normal_(generator=generator)
+        values = torch.empty(n_batches, n_dimensions, dtype=torch.float32)
+        values.normal_(generator=generator)
         super().__init__(n_batches, n_dimensions, _weight=values)
         self.category_rows = {"weight": TableRows("batch")}
 
@@ -128,7 +129,7 @@ class BatchNorm(nn.BatchNorm1d):
     frozen = False
 
     def __init__(self, n_features: int, role: Role | None = None) -> None:
-        super().__init__(n_features, eps=1e-3, momentum=0.01)
+        super().__init__(n_features, eps=1e-3, momentum=0.01, dtype=torch.float32)
         self.role = role
 
     def forward(self, input: Tensor) -> Tensor:

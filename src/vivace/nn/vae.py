@@ -138,8 +138,10 @@ class VAE(nn.Module):
         )
         self.log_theta = self._build_log_theta(generator)
         if latent_library:
-            self.register_buffer("library_mean", torch.zeros(dims.n_batches))
-            self.register_buffer("library_variance", torch.ones(dims.n_batches))
+            self.register_buffer("library_mean", torch.zeros(dims.n_batches, dtype=torch.float32))
+            self.register_buffer(
+                "library_variance", torch.ones(dims.n_batches, dtype=torch.float32)
+            )
             for name in ("library_mean", "library_variance"):
                 self.category_rows[name] = TableRows("batch", new_from="initial")
 
@@ -174,11 +176,13 @@ class VAE(nn.Module):
         if not self.likelihood.dispersed or dispersion == "gene-cell":
             return None
         if dispersion == "gene":
-            return nn.Parameter(torch.randn(self.dims.n_genes, generator=generator))
-        uses_batch = dispersion == "gene-batch"
-        self.category_rows["log_theta"] = TableRows("batch" if uses_batch else "label")
-        n_rows = self.dims.n_batches if uses_batch else self.dims.n_labels
-        return nn.Parameter(torch.randn(n_rows, self.dims.n_genes, generator=generator))
+            shape: tuple[int, ...] = (self.dims.n_genes,)
+        else:
+            uses_batch = dispersion == "gene-batch"
+            self.category_rows["log_theta"] = TableRows("batch" if uses_batch else "label")
+            n_rows = self.dims.n_batches if uses_batch else self.dims.n_labels
+            shape = (n_rows, self.dims.n_genes)
+        return nn.Parameter(torch.randn(shape, generator=generator, dtype=torch.float32))
 
     @property
     def device(self) -> torch.device:

@@ -128,7 +128,9 @@ def mixture(mean_nk: F32, variance_nk: F32, dof: float | None) -> MixtureSameFam
     mean, scale = torch.from_numpy(mean_nk), torch.from_numpy(variance_nk).sqrt()
     components = Normal(mean, scale) if dof is None else StudentT(dof, mean, scale)
     return MixtureSameFamily(
-        Categorical(logits=torch.zeros(len(mean))), Independent(components, 1), validate_args=False
+        Categorical(logits=torch.zeros(len(mean), dtype=torch.float32)),
+        Independent(components, 1),
+        validate_args=False,
     )
 
 

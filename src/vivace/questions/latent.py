@@ -141,8 +141,8 @@ def sample_cells(cells: Cells, n_samples: int, seed: int) -> tuple[Tensor, Tenso
     """
     network, k = cells.network, cells.network.config.n_latent
     generators = child_generators(seed, n_samples)
-    z_snk = torch.empty(n_samples, len(cells), k)
-    log_library_sn = torch.empty(n_samples, len(cells))
+    z_snk = torch.empty(n_samples, len(cells), k, dtype=torch.float32)
+    log_library_sn = torch.empty(n_samples, len(cells), dtype=torch.float32)
     for part, batch, inference in cells.encoded("Encoding"):
         log_library_n = network.log_library(batch, inference)
         for i, generator in enumerate(generators):
@@ -160,7 +160,7 @@ def encode_with_library(cells: Cells) -> tuple[Tensor, Tensor]:
     Shape (n, k + 1) each, on the CPU; an observed library has variance 0.
     """
     network, k = cells.network, cells.network.config.n_latent
-    mean, variance = torch.zeros(2, len(cells), k + 1)
+    mean, variance = torch.zeros(2, len(cells), k + 1, dtype=torch.float32)
     for part, batch, inference in cells.encoded("Encoding"):
         mean[part, :k], variance[part, :k] = inference.z.mean.cpu(), inference.z.variance.cpu()
         mean[part, k] = network.log_library(batch, inference).cpu()

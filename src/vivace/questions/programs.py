@@ -21,6 +21,7 @@ from vivace.data.schema import Codes
 from vivace.errors import OptionError, ShapeError
 from vivace.nn import VAE, LinearDecoder
 from vivace.questions.latent import encode
+from vivace.session import quiet_torch
 from vivace.types import F64, Indices, Transform
 from vivace.validate import COUNT, float_tensor
 
@@ -159,6 +160,7 @@ def get_loadings(self: Core) -> pd.DataFrame:
     )
 
 
+@quiet_torch()
 def _gene_effects(cells: Cells, codes: Sequence[Codes], moves_dk: F64) -> tuple[F64, F64]:
     """Change of log expected expression along each move: mean and deviation over cells, (g, d).
 

@@ -17,6 +17,7 @@ import scipy.sparse as sp
 from anndata.io import read_elem, write_elem
 
 from vivace.errors import DataError, brief
+from vivace.session import strings_as_written
 from vivace.store.anndata_read import brief_reason
 
 _NUMBERS = "biufc"
@@ -35,6 +36,7 @@ _REMEDIES: tuple[tuple[str, Callable[[Any], Any]], ...] = (
 )
 
 
+@strings_as_written()
 def storable(adata: anndata.AnnData, alternative: str = "") -> anndata.AnnData:
     """The same data in a form that h5ad and zarr hold; matrices are shared, not copied.
 
@@ -74,6 +76,7 @@ def storable(adata: anndata.AnnData, alternative: str = "") -> anndata.AnnData:
     return copy
 
 
+@strings_as_written()
 def write_storable(
     adata: anndata.AnnData, file: h5py.File, compression: Mapping[str, Any] | None = None
 ) -> None:

@@ -143,7 +143,7 @@ def _join(tensors: list[Tensor], alignment: int) -> Tensor:
     """Copy tensors of one type into one buffer, and make them views of it."""
     starts = _starts(tensors, alignment)
     if not tensors:
-        return torch.zeros(0)
+        return torch.zeros(0, dtype=torch.float32)
     buffer = torch.zeros(starts.pop(), dtype=tensors[0].dtype, device=tensors[0].device)
     for tensor, start in zip(tensors, starts, strict=True):
         view = buffer[start : start + tensor.numel()].view(tensor.shape)

@@ -279,7 +279,7 @@ class _Training:
         start, compiled = time.perf_counter(), self.bar.compilation.seconds
         self.network.train()
         is_cpu = self.device.type == "cpu"
-        sums = torch.zeros(3, device=self.device)
+        sums = torch.zeros(3, dtype=torch.float32, device=self.device)
         lr = kl_weight = 0.0
         for rows in batches:
             self.pace.begin()
@@ -308,7 +308,7 @@ class _Training:
         watched = self.watched_rows if rows is None else rows
         self.network.eval()
         noise = torch_generator(self.seed, self.device)
-        sums = torch.zeros(3, device=self.device)
+        sums = torch.zeros(3, dtype=torch.float32, device=self.device)
         for part in minibatches(watched, _VALIDATION_BATCH):
             batch = self.source.gather(part).to(self.device)
             losses = self.network(batch, kl_weight, noise)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from vivace.core import Core
+from vivace.core import TRAINERS, Core
 from vivace.errors import DataError, OptionError, TrainingError, warn
 from vivace.nn import trained_parts
 from vivace.split import Split, hash_each_name, hash_names
@@ -29,7 +29,28 @@ from vivace.validate import (
     checked,
 )
 
+F = TypeVar("F", bound=Callable[..., Any])
 _NO_LIMIT = -1  # Lightning's max_steps
+_entrance = threading.Lock()
+
+
+def _one_at_a_time(function: F) -> F:
+    """Refuse a second call for a model while the first one moves its weights."""
+
+    @wraps(function)
+    def call(self: Core, *args: Any, **named: Any) -> None:
+        with _entrance:
+            if self in TRAINERS:
+                raise TrainingError(
+                    "The model is being trained already; call train() when that has ended."
+                )
+            TRAINERS[self] = threading.get_ident()
+        try:
+            function(self, *args, **named)
+        finally:
+            del TRAINERS[self]
+
+    return cast("F", call)
 
 
 def _check_max_steps(name: str, value: Any) -> int | None:
@@ -51,6 +72,7 @@ def _check_max_steps(name: str, value: Any) -> int | None:
     accelerator=check_accelerator,
     plan_kwargs=check_mapping,
 )
+@_one_at_a_time
 def train(
     self: Core,
     max_epochs: int | None = None,
@@ -80,7 +102,9 @@ def train(
     :attr:`summary` says whether training was long enough.
 
     A further call continues with the same split and appends to the history. If the model was
-    loaded with other data, known cells keep their part and new ones are split.
+    loaded with other data, known cells keep their part and new ones are split. Data that were
+    minified with their counts are trained on as others are, and are encoded from their counts
+    from then on.
 
     Parameters
     ----------
@@ -142,15 +166,10 @@ def train(
             "unfrozen=True)."
         )
         return
-    if (kind := self.minified_data_type) is not None:
-        problem = (
-            "The model's data were minified, and the encoder would not be trained"
-            if kind.endswith("with_counts")
-            else "The counts of the model's data were dropped by minify_adata"
-        )
+    if not source.has_counts:
         raise DataError(
-            f"{problem}; train before minify_adata, or save the model and load it with its former "
-            "data as adata=."
+            "The counts of the model's data were dropped by minify_adata; train before minify_adata, "
+            "or save the model and load it with its former data as adata=."
         )
     listeners = Listeners(self, callbacks, logger)
     seed = self._seeds.take(seed)
@@ -181,31 +200,12 @@ def train(
         accelerator=accelerator,
         progress=progress,
     )
-    with _only_one(self):
-        recorder = _Recorder(self, recipe, source.n_cells, split, listeners)
-        result = fit(self.module, source, split.train, watched_rows, options, recorder)
-        recorder.store(result)
-        listeners.end()
-
-
-_training: set[int] = set()  # ids of the models that are being trained
-_training_lock = threading.Lock()
-
-
-@contextmanager
-def _only_one(model: Core) -> Iterator[None]:
-    """Refuse to train a model that is being trained, in another thread or by a callback."""
-    with _training_lock:
-        if id(model) in _training:
-            raise TrainingError(
-                "This model is being trained already, in another thread or by the caller of this "
-                "callback; wait until that has ended, or train another model."
-            )
-        _training.add(id(model))
-    try:
-        yield
-    finally:
-        _training.discard(id(model))
+    if self.minified_data_type is not None:  # the posterior belongs to the weights as they were
+        source = self._source = source.without_posterior()
+    recorder = _Recorder(self, recipe, source.n_cells, split, listeners)
+    result = fit(self.module, source, split.train, watched_rows, options, recorder)
+    recorder.store(result)
+    listeners.end()
 
 
 class _Recorder:

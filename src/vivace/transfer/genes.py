@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +23,14 @@ from vivace.types import I64, NameIndex
 from vivace.validate import Number, check_anndata, checked, folder_path, refuse_repeated_name
 
 _VERSIONED = re.compile(r"^(ENS[A-Z]*G\d{6,})\.\d+(_PAR_Y)?$")
+UNS_REPORT = "query_genes"
 _MANY = 0.5  # share of the reference's genes that makes a column of var worth suggesting
+
+
+def allows_fractions(adata: AnnData) -> bool:
+    """Whether ``prepare_query_anndata`` was told that counts need not be integers."""
+    report = adata.uns.get(UNS_REPORT)
+    return isinstance(report, Mapping) and bool(report.get("allow_non_integer", False))
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,7 @@ def prepare_query_anndata(
     *,
     gene_key: str | None = None,
     min_overlap: float = 0.8,
+    allow_non_integer: bool = False,
 ) -> GeneReport | AnnData | NameIndex:
     """Align the genes of a query to those of a reference.
 
@@ -116,6 +124,9 @@ def prepare_query_anndata(
         Column of var with identifiers like the reference's; None for var_names.
     min_overlap
         Smallest share of the reference's genes that the query must have.
+    allow_non_integer
+        Declare that counts which are not integers are intended, as in :meth:`setup_anndata`;
+        :meth:`load_query_data` then accepts them.
 
     Returns
     -------
@@ -153,7 +164,9 @@ def prepare_query_anndata(
         return pd.Index(genes)
     check_anndata("prepare_query_anndata takes", adata)
     new, report = align_genes(adata, genes, gene_key, min_overlap, layer)
-    new.uns["query_genes"] = report.as_dict()
+    new.uns[UNS_REPORT] = report.as_dict()
+    if allow_non_integer:
+        new.uns[UNS_REPORT]["allow_non_integer"] = True
     if not inplace:
         return new
     adata._init_as_actual(new)

@@ -11,6 +11,7 @@ from anndata import AnnData
 
 from vivace.config import settings
 from vivace.core import Core, network_dimensions
+from vivace.data.checks import Door
 from vivace.data.declare import refuse_without_counts
 from vivace.data.doubts import find_missing_texts
 from vivace.data.schema import Schema
@@ -28,6 +29,7 @@ from vivace.seeds import SeedStream, check_seed
 from vivace.split import hash_names
 from vivace.store.saving import load
 from vivace.transfer.categories import extend_schema
+from vivace.transfer.genes import allows_fractions
 from vivace.validate import check_anndata, checked, folder_path
 
 M = TypeVar("M", bound=Core)
@@ -47,6 +49,7 @@ def load_query_data(
     freeze_batchnorm_encoder: bool = True,
     freeze_batchnorm_decoder: bool = False,
     transfer_batch: bool = True,
+    allow_non_integer: bool = False,
 ) -> M:
     """Make the model of a query from that of a reference.
 
@@ -76,6 +79,9 @@ def load_query_data(
         True keeps the weights of batch norm and uses its running statistics; False trains it.
     transfer_batch
         False refuses batches that the reference does not have.
+    allow_non_integer
+        Accept counts that are not integers, as in :meth:`setup_anndata`. They are accepted
+        anyway if the reference was set up so, or :meth:`prepare_query_anndata` was told.
 
     Raises
     ------
@@ -125,6 +131,8 @@ def load_query_data(
     reference = _read_reference(cls, reference_model)
     reads_labels = reference.config.dispersion == "gene-label"
     schema = extend_schema(reference.schema, adata, labels=reads_labels)
+    if allow_non_integer or allows_fractions(adata):
+        schema = replace(schema, declarations=replace(schema.declarations, allow_non_integer=True))
     _check_query(reference, adata, schema, unfrozen, transfer_batch)
 
     # A network with one more row for each new category, and the reference's weights.
@@ -137,7 +145,7 @@ def load_query_data(
     model = cls.__new__(cls)
     model._build(config, schema, seeds, weights_seed=seeds.take())
     model.module.to(reference.device)
-    model._attach(adata, library_prior=True)
+    model._attach(adata, Door.QUERY, library_prior=True)
     weights = grow_weights(reference.module.state_dict(), model.module, surgery)
     model.module.load_state_dict(weights)
     freeze_network(model.module, surgery)

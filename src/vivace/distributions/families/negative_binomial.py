@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from scipy import special
 from torch import Tensor
@@ -166,10 +167,10 @@ class NegativeBinomial(CountDistribution):
         dtype, aligned = self._aligned(value, self.mu, self.theta)
         x, mu, theta = (t.detach().cpu().double() for t in aligned)
         failure = 1.0 / (1.0 + mu / theta)
-        cdf_value = special.betainc(
-            theta.numpy(), x.clamp(min=0).floor().numpy() + 1.0, failure.numpy()
-        )
-        probability = torch.where(x < 0, 0.0, torch.as_tensor(cdf_value))
+        counts = x.clamp(min=0).floor().numpy() + 1.0
+        with np.errstate(all="ignore"):  # a tail that underflows
+            cdf_value = special.betainc(theta.numpy(), counts, failure.numpy())
+        probability = torch.where(x < 0, 0.0, torch.from_numpy(np.asarray(cdf_value)))
         return probability.to(aligned[0].device, dtype)
 
     def icdf(self, value: Tensor) -> Tensor:

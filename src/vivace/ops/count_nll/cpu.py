@@ -24,7 +24,7 @@ _BLOCK_BYTES = 8 * 2**20  # logits of one block of cells, which should stay in t
 _BLOCK_CELLS = 128  # at least, since each block reads the weights
 _MOST_BYTES = 32 * 2**20  # but no more than this
 _NO_ROWS = np.empty(0, np.int64)
-_NO_LOGITS = torch.empty((1, 0))
+_NO_LOGITS = torch.empty((1, 0), dtype=torch.float32)
 _NO_TABLE = np.empty((0, 0), np.float32)
 _NO_CELLS = Pair.new(0, 0)
 

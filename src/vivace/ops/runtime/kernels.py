@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import threading
 from collections.abc import Callable, Set
 from contextlib import suppress
 from functools import cached_property, wraps
@@ -12,6 +13,7 @@ from typing import Any, TypeVar, cast
 
 import numba
 
+from vivace.errors import OptionError
 from vivace.ops.runtime.threads import kernel_threads
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -105,7 +107,14 @@ class _ParallelKernel:
         threads = min(threads, numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
         if threads != numba.get_num_threads():
             numba.set_num_threads(threads)
+        if numba.threading_layer() == "workqueue":  # type: ignore[attr-defined]
+            with _workqueue:
+                return self.threaded(*args)
         return self.threaded(*args)
+
+
+# Numba's threads where OpenMP and TBB are missing; two callers at once would end the process
+_workqueue = threading.Lock()
 
 
 def specialised(function: FunctionType, name: str, **constants: Any) -> FunctionType:
@@ -128,6 +137,11 @@ def specialised(function: FunctionType, name: str, **constants: Any) -> Function
 
 
 def _compiled(function: Callable[..., Any], **options: Any) -> Any:
+    if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
+        raise OptionError(
+            "NUMBA_DISABLE_JIT is set, and vivace's kernels cannot run without Numba's compiler; "
+            "unset it, or set numba.config.DISABLE_JIT = 0."
+        )
     options |= {"error_model": "numpy", "nogil": True}
     try:
         compiled = numba.njit(cache=True, **options)(function)

@@ -49,7 +49,7 @@ def _keep_freed_memory() -> None:
     the largest that has been freed, if that is below 32 MB. So one of nearly that size is
     made and freed here; it is never written to.
     """
-    torch.empty(31 * 2**18)
+    torch.empty(31 * 2**18, dtype=torch.float32)
 
 
 # whether a torch.func transform is active; assumed if a torch version cannot tell

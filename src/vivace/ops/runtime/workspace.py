@@ -28,7 +28,7 @@ class Pair(NamedTuple):
     @classmethod
     def new(cls, *shape: int) -> Pair:
         """Make a pair of this shape with undefined contents."""
-        return cls.view(torch.empty(shape))
+        return cls.view(torch.empty(shape, dtype=torch.float32))
 
     @classmethod
     def view(cls, tensor: Tensor) -> Pair:
@@ -86,7 +86,7 @@ class Workspace:
             old.shape, old.pair = shape, Pair.view(old.flat[:size].view(shape))
             return old
         self._buffers.pop(name, None)
-        flat = torch.empty(size)
+        flat = torch.empty(size, dtype=torch.float32)
         made = self._buffers[name] = _Buffer(flat, shape, Pair.view(flat.view(shape)))
         while self.kept_numbers > self._most_numbers:
             self._buffers.pop(next(iter(self._buffers)))

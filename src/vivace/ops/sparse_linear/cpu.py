@@ -41,14 +41,14 @@ def log1p(values: Tensor) -> Tensor:
 
 def product(counts: SparseCounts, weight_gh: Tensor) -> Tensor:
     """``x @ weight``, shape (n, h)."""
-    out = torch.empty((counts.n_cells, weight_gh.shape[1]))
+    out = torch.empty((counts.n_cells, weight_gh.shape[1]), dtype=torch.float32)
     product_into(out.numpy(), *_arrays(counts), weight_gh.detach().contiguous().numpy())
     return out
 
 
 def weight_gradient(counts: SparseCounts, grad_nh: Tensor) -> Tensor:
     """``x.T @ grad``, shape (g, h): the gradient in the weight, from that in the product."""
-    out = torch.empty((counts.n_genes, grad_nh.shape[1]))
+    out = torch.empty((counts.n_genes, grad_nh.shape[1]), dtype=torch.float32)
     weight_gradient_into(out.numpy(), *_arrays(counts), grad_nh.detach().contiguous().numpy())
     return out
 

@@ -244,25 +244,29 @@ def _missing_makers(config: ModelConfig, dims: Dimensions) -> dict[str, Maker]:
     if config.dispersion != "gene-cell":
         columns = {"gene": (), "gene-batch": (dims.n_batches,), "gene-label": (dims.n_labels,)}
         shape = (g, *columns[config.dispersion])
-        makers["px_r"] = lambda generator: torch.randn(shape, generator=generator)
+        makers["px_r"] = lambda generator: torch.randn(
+            shape, dtype=torch.float32, generator=generator
+        )
     return makers
 
 
 def _linear_makers(name: str, n_in: int, n_out: int) -> dict[str, Maker]:
     bound = 1.0 / math.sqrt(n_in)
     return {
-        f"{name}.weight": lambda gen: torch.empty(n_out, n_in).uniform_(
+        f"{name}.weight": lambda gen: torch.empty(n_out, n_in, dtype=torch.float32).uniform_(
             -bound, bound, generator=gen
         ),
-        f"{name}.bias": lambda gen: torch.empty(n_out).uniform_(-bound, bound, generator=gen),
+        f"{name}.bias": lambda gen: torch.empty(n_out, dtype=torch.float32).uniform_(
+            -bound, bound, generator=gen
+        ),
     }
 
 
 def _norm_makers(name: str, n: int) -> dict[str, Maker]:
     return {
-        f"{name}.weight": lambda _: torch.ones(n),
-        f"{name}.bias": lambda _: torch.zeros(n),
-        f"{name}.running_mean": lambda _: torch.zeros(n),
-        f"{name}.running_var": lambda _: torch.ones(n),
-        f"{name}.num_batches_tracked": lambda _: torch.tensor(0),
+        f"{name}.weight": lambda _: torch.ones(n, dtype=torch.float32),
+        f"{name}.bias": lambda _: torch.zeros(n, dtype=torch.float32),
+        f"{name}.running_mean": lambda _: torch.zeros(n, dtype=torch.float32),
+        f"{name}.running_var": lambda _: torch.ones(n, dtype=torch.float32),
+        f"{name}.num_batches_tracked": lambda _: torch.tensor(0, dtype=torch.int64),
     }

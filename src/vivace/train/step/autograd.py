@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vivace.data import CountBatch
+from vivace.session import quiet_torch
 from vivace.train.flat import FlatWeights, Stretch
 from vivace.train.recipe import Recipe
 from vivace.train.subnormal import FLUSH_EVERY, flush_subnormal
@@ -80,6 +81,7 @@ class AutogradStep:
         return torch.stack(losses).detach()
 
 
+@quiet_torch()
 def make_fabric(accelerator: str) -> Fabric:
     """Lightning Fabric on one device."""
     # lazy: importing Lightning Fabric takes a second, and training on the CPU rarely needs it

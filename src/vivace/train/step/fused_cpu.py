@@ -251,7 +251,9 @@ class FusedGradients:
             self._multiply_into(first.linear.grad_weight, dense_ng.T, grad_x.tensor)
 
         reconstruction = nll.total.item()
-        return torch.tensor((reconstruction + kl_weight * kl, reconstruction, kl))
+        return torch.tensor(
+            (reconstruction + kl_weight * kl, reconstruction, kl), dtype=torch.float32
+        )
 
     def collect(self) -> None:
         """Copy the gradients of the last call that are elsewhere into the flat buffer."""
@@ -301,7 +303,7 @@ class _Scratch:
     def __init__(self, step: FusedGradients, n: int) -> None:
         k, n_first = step.n_latent, step.encoding[0].n_hidden
         self.workspace = Workspace()  # of the loss, and of dense counts
-        self.weight = torch.full((n,), 1.0 / n)
+        self.weight = torch.full((n,), 1.0 / n, dtype=torch.float32)
         self.encoded, self.grad_x = Pair.new(n, n_first), Pair.new(n, n_first)
         self.encoding = [Pair.new(n, layer.n_hidden) for layer in step.encoding]
         self.noise, self.variance, self.slope = (Pair.new(n, k) for _ in range(3))
