@@ -248,6 +248,7 @@ PROCESSES: dict[str, tuple[str, dict[str, str]]] = {
         "import torch; torch.set_default_dtype(torch.float64)", {}
     ),
     "workqueue": ("", {"NUMBA_THREADING_LAYER": "workqueue"}),
+    "a disabled compiler": ("", {"NUMBA_DISABLE_JIT": "1"}),
     "no assertions": ("", {"PYTHONOPTIMIZE": "1"}),
     "ASCII": ("", {"LC_ALL": "C", "PYTHONIOENCODING": "ascii:strict", "PYTHONUTF8": "0"}),
     "closed streams": ("import sys; sys.stdout.close(); sys.stderr.close()", {}),
@@ -369,22 +370,6 @@ def test_a_fork_after_training_answers_the_same():
         PYTHONWARNINGS="ignore",
     )
     assert done.stdout.split() == ["0", "True"], done.stderr
-
-
-def test_numba_without_its_compiler():
-    """It is refused in one sentence, and what the sentence says works."""
-    done = start(
-        "import whole_run, numba\nfrom vivace.errors import OptionError\n"
-        "try: whole_run.make_model()\n"
-        "except OptionError as error: print(error)\n"
-        "numba.config.DISABLE_JIT = 0\n"
-        "print(whole_run.make_model().is_trained)",
-        NUMBA_DISABLE_JIT="1",
-    )
-    said, worked = done.stdout.splitlines()
-    assert said.startswith("NUMBA_DISABLE_JIT is set, and ")
-    assert said.endswith("; unset it, or set numba.config.DISABLE_JIT = 0.")
-    assert worked == "True"
 
 
 def test_the_folder_may_change_between_set_up_and_save(tmp_path, monkeypatch):

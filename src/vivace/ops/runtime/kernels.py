@@ -5,15 +5,14 @@ from __future__ import annotations
 import gc
 import os
 import threading
-from collections.abc import Callable, Set
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Set
+from contextlib import contextmanager, suppress
 from functools import cached_property, wraps
 from types import FunctionType
 from typing import Any, TypeVar, cast
 
 import numba
 
-from vivace.errors import OptionError
 from vivace.ops.runtime.threads import kernel_threads
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -68,7 +67,7 @@ def inlined_kernel(function: F) -> F:
     longer to compile, because LLVM optimises a function again in each kernel above it.
     The caller's options apply.
     """
-    return cast("F", numba.njit(inline="always", error_model="numpy")(function))
+    return cast("F", _njit(function, inline="always", error_model="numpy"))
 
 
 def parallel_kernel(*, fastmath: Set[str] = frozenset()) -> Callable[[F], F]:
@@ -137,22 +136,37 @@ def specialised(function: FunctionType, name: str, **constants: Any) -> Function
 
 
 def _compiled(function: Callable[..., Any], **options: Any) -> Any:
-    if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
-        raise OptionError(
-            "NUMBA_DISABLE_JIT is set, and vivace's kernels cannot run without Numba's compiler; "
-            "unset it, or set numba.config.DISABLE_JIT = 0."
-        )
     options |= {"error_model": "numpy", "nogil": True}
     try:
-        compiled = numba.njit(cache=True, **options)(function)
+        compiled = _njit(function, cache=True, **options)
     except RuntimeError:  # no writable folder: every process compiles
-        compiled = numba.njit(**options)(function)
+        compiled = _njit(function, **options)
     else:
         cache = compiled._cache
         cache.load_overload = _load_or_compile(cache.load_overload, cache.flush)
         cache.save_overload = _ignore_os_errors(cache.save_overload)
     compiled.compile = _without_collector(compiled.compile)
     return compiled
+
+
+@contextmanager
+def _compiler() -> Iterator[None]:
+    """Let Numba compile, also where NUMBA_DISABLE_JIT is set for the functions of others.
+
+    Kernels that only other kernels can call, and those that read memory by its address, do not run
+    as plain Python.
+    """
+    config: Any = numba.config
+    disabled, config.DISABLE_JIT = config.DISABLE_JIT, 0
+    try:
+        yield
+    finally:
+        config.DISABLE_JIT = disabled
+
+
+def _njit(function: Callable[..., Any], **options: Any) -> Any:
+    with _compiler():
+        return numba.njit(**options)(function)
 
 
 def _without_collector(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -166,10 +180,12 @@ def _without_collector(method: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(method)
     def compile_kernel(*args: Any) -> Any:
         if not gc.isenabled():  # the compilation of a caller has paused it, or the user has
-            return method(*args)
+            with _compiler():
+                return method(*args)
         gc.disable()
         try:
-            return method(*args)
+            with _compiler():
+                return method(*args)
         except SystemError as error:
             _raise_interrupt(error)
             raise
