@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import tempfile
 from pathlib import Path
 
 import anndata
@@ -13,6 +15,7 @@ import pytest
 from anndata.io import write_elem
 
 from vivace import SCVI
+from vivace.store import place
 from vivace.store.arrays import write_anndata
 
 ANNDATA = ("embed", "express", "sample", "map")
@@ -262,3 +265,28 @@ def test_columns_that_anndata_reads_are_written_back(
         missing = read.obs[key].isna().to_numpy()
         np.testing.assert_array_equal(missing, written.obs[key].isna().to_numpy())
         np.testing.assert_array_equal(a[~missing], b[~missing])
+
+
+def test_a_trained_model_that_cannot_be_saved_is_saved_elsewhere(
+    vivace_refuses, cells, tmp_path, monkeypatch
+):
+    temporary, out = tmp_path / "temporary", tmp_path / "model"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    real = place._flush
+
+    def fail(new):  # as on a disk that is full
+        if new.name == "model" and temporary not in new.parents:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(new)
+
+    monkeypatch.setattr(place, "_flush", fail)
+    arguments = ["train", cells, "-o", out, "--max-epochs", "1", "--quiet"]
+    vivace_refuses(arguments, "(No space left on device)", f"was saved as {temporary}")
+    assert not out.exists()
+    (copy,) = temporary.glob("*/model")
+    assert SCVI.load(copy).is_trained
+
+    monkeypatch.setattr(place, "_flush", lambda _: fail(out / "model"))
+    vivace_refuses(arguments, f"{out} could not be written (No space left on device)")
+    assert list(temporary.glob("vivace-*")) == [copy.parent]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import zarr
 
+from vivace import SCVI
 from vivace.errors import ModelFileError, OptionError, WriteError
 from vivace.store.arrays import write_anndata
 from vivace.store.place import (
@@ -19,6 +20,7 @@ from vivace.store.place import (
     check_ending,
     check_free,
     check_writable,
+    find_left_behind,
     written_whole,
 )
 from vivace.store.table import write_table
@@ -84,6 +86,129 @@ def test_a_link_is_replaced_and_its_target_kept(tmp_path):
         new.write_text("ours")
     assert (tmp_path / "target").read_text() == "theirs"
     assert (tmp_path / "link").read_text() == "ours"
+
+
+def test_a_link_to_a_folder_leads_to_the_new_folder(tmp_path):
+    (tmp_path / "target").mkdir()
+    (tmp_path / "link").symlink_to("target")
+    with written_whole(tmp_path / "link") as new:
+        new.mkdir()
+        (new / "file").write_text("ours")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target" / "file").read_text() == "ours"
+    assert names_in(tmp_path) == ["link", "target"]
+
+
+# ---- kills and power cuts ----------------------------------------------------------------------
+
+
+def make_folder(path: Path, text: str) -> None:
+    path.mkdir()
+    (path / "file").write_text(text)
+
+
+REPLACE = """
+import os, signal, sys
+from pathlib import Path
+from vivace.store import place
+def kill(*_): os.kill(os.getpid(), signal.SIGKILL)
+{change}
+with place.written_whole(Path(sys.argv[1])) as new:
+    new.mkdir()
+    (new / "file").write_text("after")
+"""
+KILLS = {
+    "before the exchange": ("place._exchange = kill", "before"),
+    "after the exchange": ("place._flush_entry = lambda p: p.name == 'here' and kill()", "after"),
+    "before two renames": ("place._exchange = lambda *_: False\nPath.rename = kill", "before"),
+    "between two renames": (
+        "place._exchange = lambda *_: False\nreal = Path.rename\n"
+        "Path.rename = lambda a, b: real(a, b) if b.name == 'old' else kill()",
+        None,
+    ),
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL on this system")
+@pytest.mark.parametrize(("change", "expected"), KILLS.values(), ids=KILLS)
+def test_a_kill_at_any_point_leaves_the_old_folder_or_the_new_one(tmp_path, change, expected):
+    here = tmp_path / "here"
+    here.mkdir()
+    path = here / "result"
+    make_folder(path, "before")
+    done = subprocess.run([sys.executable, "-c", REPLACE.format(change=change), str(path)])
+    assert done.returncode == -9
+    left = find_left_behind(path)
+    if expected is None:
+        assert left is not None
+        assert not path.exists()
+        left.rename(path)
+        expected = "before"
+    else:
+        assert left is None
+    assert (path / "file").read_text() == expected
+    age(here)
+    with written_whole(path) as new:
+        make_folder(new, "next")
+    assert names_in(here) == ["result"]
+    assert (path / "file").read_text() == "next"
+
+
+def age(folder: Path) -> None:
+    """Let the temporary folders look older than those that are not locked yet."""
+    for scratch in folder.glob(".*"):
+        os.utime(scratch, (0, 0))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks of folders on this system")
+def test_the_temporary_folder_of_a_running_process_stays(tmp_path):
+    path = tmp_path / "result"
+    with written_whole(path) as first:
+        first.write_text("first")
+        age(tmp_path)
+        with written_whole(path) as second:
+            second.write_text("second")
+        assert path.read_text() == "second"
+    assert path.read_text() == "first"
+    assert names_in(tmp_path) == ["result"]
+
+
+def test_folders_of_others_and_the_only_old_version_stay(tmp_path):
+    for name in (".result-notes", ".result-abcdefgh.txt", ".other-abcdefgh", ".results-abcdefgh"):
+        make_folder(tmp_path / name, "theirs")
+    (tmp_path / ".result-ab3defg_").mkdir()
+    make_folder(tmp_path / ".result-ab3defg_" / "old", "before")
+    age(tmp_path)
+    before = names_in(tmp_path)
+    with written_whole(tmp_path / "result") as new:
+        new.write_text("ours")
+    assert names_in(tmp_path) == [*before, "result"]
+
+
+def test_everything_is_flushed_before_it_is_renamed(tmp_path, monkeypatch):
+    path, flushed = tmp_path / "result", []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        flushed.append((os.fstat(descriptor).st_ino, path.exists()))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with written_whole(path) as new:
+        make_folder(new, "ours")
+    *inside, parent = flushed
+    assert set(inside) == {(p.stat().st_ino, False) for p in (path, path / "file")}
+    assert parent == (tmp_path.stat().st_ino, True)
+
+
+def test_a_model_whose_replacement_was_killed_is_named_by_load(saved, refused):
+    scratch = saved.parent / f".{saved.name}-ab3defg_"
+    scratch.mkdir()
+    saved.rename(scratch / "old")
+    with refused(ModelFileError, f"the earlier one is at {scratch / 'old'}", "rename that to"):
+        SCVI.load(saved)
+    (scratch / "old").rename(saved)
+    assert SCVI.load(saved).is_trained
 
 
 def test_a_full_disk_is_one_sentence_whatever_is_written(trained, tiny, tmp_path, refused):

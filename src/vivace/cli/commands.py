@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 import shlex
 from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,7 +19,7 @@ import typer
 from vivace.cli.forwarding import command, forward, given_options
 from vivace.cli.interrupts import end_interrupted, was_interrupted_once
 from vivace.config import settings
-from vivace.errors import OptionError, brief
+from vivace.errors import OptionError, VivaceError, brief
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -129,7 +131,7 @@ def train(
             raise
         if not done:
             end_interrupted("Interrupted before an epoch was complete; nothing was saved.")
-        model.save(output, overwrite=overwrite or resume)
+        _save_somewhere(model, output, overwrite or resume)
         line = ["vivace", "train", str(data), "-o", str(output), "--resume"]
         line += ["--max-epochs", str(_epochs_left(model, training, done))]
         line += given_options(_TRAINING, training | _NOT_REPEATED)
@@ -138,8 +140,23 @@ def train(
         end_interrupted(
             f"{model.summary.splitlines()[-1].removeprefix('verdict: ')}\nWrote {output}; to go on:\n{shlex.join(line)}"
         )
-    model.save(output, overwrite=overwrite or resume)
+    _save_somewhere(model, output, overwrite or resume)
     typer.echo(f"{model.summary}\nWrote {output}")
+
+
+def _save_somewhere(model: SCVI | LinearSCVI, output: Path, overwrite: bool) -> None:
+    """Save a trained model, or a copy among the temporary files if that fails."""
+    try:
+        model.save(output, overwrite=overwrite)
+    except VivaceError as error:
+        copy = Path(mkdtemp(prefix="vivace-")) / output.name
+        try:
+            model.save(copy)
+        except VivaceError:
+            rmtree(copy.parent, ignore_errors=True)
+            raise error from None
+        sentence = str(error).removesuffix(".")
+        raise type(error)(f"{sentence}; the trained model was saved as {copy}.") from error
 
 
 # The split of the model stays, its random stream goes on, and the epochs are those that are left.

@@ -22,7 +22,12 @@ from torch import Tensor
 from vivace.errors import ModelFileError, brief, one_line
 from vivace.store.anndata_read import read_anndata
 from vivace.store.anndata_write import new_hdf5, storable, write_storable
-from vivace.store.place import check_writable, is_system_file, written_whole
+from vivace.store.place import (
+    check_writable,
+    find_left_behind,
+    is_system_file,
+    written_whole,
+)
 
 FORMAT_VERSION = 1
 _WEIGHTS, _MODEL, _HISTORY, _ADATA = (
@@ -134,6 +139,11 @@ def read_folder(path: Path) -> StoredModel:
             f"There is no model folder at {path}, which is a file; give the folder that holds it."
         )
     if not path.is_dir():
+        if (left := find_left_behind(path)) is not None:
+            raise ModelFileError(
+                f"There is no model folder at {path}, because a process ended while it replaced the "
+                f"model; the earlier one is at {left}, so rename that to {path}."
+            )
         raise ModelFileError(f"There is no model folder at {path}; check the path.")
     sections = _read_json(path)
     for name in (_WEIGHTS, _HISTORY):

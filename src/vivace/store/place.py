@@ -1,23 +1,34 @@
 """Where results are written: completely or not at all, and only over what may be replaced.
 
-A result is written under a temporary name in the same folder and renamed when it is complete. A
-file is replaced in one step. If a folder is replaced and the process is killed between the two
-renames that this takes, the old one is left as ``.NAME-*/old``.
+A result is written under a temporary name in the same folder, flushed to the disk, and renamed
+when it is complete. What it replaces is exchanged with it in one step, where the system can do
+that. Where it cannot, a process that is killed between two renames leaves the old folder as
+``.NAME-*/old``, which :func:`find_left_behind` finds.
 """
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import re
+import shutil
+import sys
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+if sys.platform != "win32":
+    import fcntl
 
 from vivace.errors import OptionError, VivaceError, WriteError
 
 _SYSTEM_FILES = {".DS_Store", ".localized", "Thumbs.db", "ehthumbs.db", "desktop.ini", ".directory"}
 _ZARR = {".zgroup", ".zarray", ".zattrs", ".zmetadata", "zarr.json"}
+_MANY_FILES = 1_000  # of which not each is flushed by itself
+_FRESH = 60.0  # seconds in which a new scratch folder may not be locked yet
 _CHUNK = re.compile(r"c|\d+(\.\d+)*")  # a chunk of a zarr array, or the folder of its chunks
 
 
@@ -100,16 +111,24 @@ def written_whole(
     failures
         What the context may raise if it cannot; Exception where the context does nothing but write.
     """
+    if path.is_dir():
+        path = path.resolve()  # a link to a folder stays a link, to the new folder
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(
-            prefix=f".{path.name[:40]}-", dir=path.parent, ignore_cleanup_errors=True
-        ) as scratch:
+        _remove_left_behind(path)
+        with (
+            TemporaryDirectory(
+                prefix=_scratch_prefix(path), dir=path.parent, ignore_cleanup_errors=True
+            ) as scratch,
+            _locked(Path(scratch)),
+        ):
             new = Path(scratch) / "new" / path.name
             new.parent.mkdir()
             yield new
             _use_umask(new)
+            _flush(new)
             _move_into_place(new, path, Path(scratch) / "old")
+            _flush_entry(path.parent)
     except VivaceError:
         raise
     except failures as reason:
@@ -132,6 +151,8 @@ def _move_into_place(new: Path, path: Path, old: Path) -> None:
     if new.is_file() and not path.is_dir():
         new.replace(path)
         return
+    if os.path.lexists(path) and _exchange(new, path):
+        return
     try:
         if os.path.lexists(path):
             path.rename(old)
@@ -140,6 +161,107 @@ def _move_into_place(new: Path, path: Path, old: Path) -> None:
         if os.path.lexists(old) and not os.path.lexists(path):
             old.rename(path)
         raise
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Exchange two paths in one step; False if the system or file system cannot."""
+    names = os.fsencode(a), os.fsencode(b)
+    with suppress(AttributeError, OSError):  # no such function
+        libc = ctypes.CDLL(None)
+        if sys.platform == "darwin":
+            return int(libc.renamex_np(*names, 2)) == 0  # RENAME_SWAP
+        if sys.platform == "linux":
+            here = -100  # AT_FDCWD: paths are relative to the working directory
+            return int(libc.renameat2(here, names[0], here, names[1], 2)) == 0  # RENAME_EXCHANGE
+    return False
+
+
+# ---- on the disk, also after a power cut ---------------------------------------------------
+
+
+def _flush(new: Path) -> None:
+    """Write a file, or all of a folder, from the system's memory to the disk."""
+    places = [new, *new.rglob("*")]
+    if len(places) > _MANY_FILES and hasattr(os, "sync"):
+        os.sync()
+        return
+    for place in places:
+        _flush_entry(place)
+
+
+def _flush_entry(place: Path) -> None:
+    """Flush one file, or the names in one folder, where the system can do that."""
+    if place.is_dir() and sys.platform == "win32":
+        return
+    descriptor = os.open(place, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems flush no folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
+# ---- what killed processes left behind -----------------------------------------------------
+
+
+def _scratch_prefix(path: Path) -> str:
+    return f".{path.name[:40]}-"
+
+
+def _scratch_folders(path: Path) -> list[Path]:
+    """The temporary folders of writing to ``path``, of this and other processes."""
+    name = re.compile(re.escape(_scratch_prefix(path)) + r"[a-z0-9_]{8}")  # as tempfile names them
+    with suppress(OSError):
+        return sorted(p for p in path.parent.iterdir() if name.fullmatch(p.name) and p.is_dir())
+    return []
+
+
+def find_left_behind(path: Path) -> Path | None:
+    """What was at ``path`` before a process was killed while it replaced it; None if nothing."""
+    if os.path.lexists(path):
+        return None
+    return next((p / "old" for p in _scratch_folders(path) if (p / "old").exists()), None)
+
+
+def _remove_left_behind(path: Path) -> None:
+    """Remove temporary folders of processes that were killed, but not the only old version."""
+    for scratch in _scratch_folders(path):
+        if (scratch / "old").exists() and not os.path.lexists(path):
+            continue
+        with suppress(OSError):
+            if time.time() - scratch.stat().st_mtime > _FRESH and not _is_locked(scratch):
+                shutil.rmtree(scratch)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Show other processes that a temporary folder is in use."""
+    if sys.platform == "win32":
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _is_locked(folder: Path) -> bool:
+    """Whether a process is using a temporary folder, as far as the system can tell."""
+    if sys.platform == "win32":
+        return True
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _not_written(path: Path, error: type[VivaceError], reason: Exception) -> VivaceError:
