@@ -41,6 +41,8 @@ Status = Literal[
     "finished",  # the schedule ended, and the last epochs changed little
 ]
 
+_UNFINISHED: set[Status] = {"warming up", "stopped by callback", "improving"}
+
 
 @dataclass(frozen=True)
 class Convergence:
@@ -110,10 +112,11 @@ class Convergence:
         sentence = self._describe_epochs()
         if not self.collapsed:
             return sentence
+        if self.status in _UNFINISHED:
+            return f"{sentence}. So far no dimension of the latent space varies between cells"
         return (
             f"{sentence}. The latent space collapsed, none of its dimensions varies between cells: "
-            "train longer, check counts and genes, or lower the KL weight "
-            "(plan_kwargs={'max_kl_weight': 0.1})"
+            "check counts and genes, or lower the KL weight (plan_kwargs={'max_kl_weight': 0.1})"
         )
 
     def _describe_epochs(self) -> str:

@@ -121,6 +121,7 @@ def test_a_failing_save_leaves_what_was_there(
         write_folder(path, small, None, overwrite=False)
     before = get_contents(path) if existed else None
     monkeypatch.setattr(place, name, broken)
+    monkeypatch.setattr("vivace.store.place._exchange", lambda *_: False)
     other = StoredModel({"a": torch.zeros(1)}, small.sections, small.history)
     with pytest.raises(OSError, match="no space left"):
         write_folder(path, other, None, overwrite=True)

@@ -44,6 +44,13 @@ def test_active_dimensions_are_those_that_vary_between_cells(adata):
     assert 0 < n_active < 5  # both kinds occur
 
 
+def test_a_training_that_was_too_short_is_not_said_to_have_collapsed_the_latent_space():
+    for status in ("warming up", "improving", "stopped by callback"):
+        text = Convergence(status, epochs=4, gain=0.1, n_active=0).describe()
+        assert text.endswith(". So far no dimension of the latent space varies between cells")
+        assert "So far" not in Convergence(status, epochs=4, gain=0.1, n_active=1).describe()
+
+
 def test_at_most_2000_cells_are_looked_at_and_one_is_not_enough(adata):
     model = train(adata)
     rows = np.tile(np.arange(len(adata)), 10)
