@@ -178,6 +178,44 @@ def test_allowed_names_with_odd_arguments_are_refused(odd, changed, refused):
         SCVI.load(folder)
 
 
+def doubled(kind):
+    """A container that holds itself twice, 60 times over: a small file that unfolds into 2**60."""
+    value = kind(["a"])
+    for _ in range(60):
+        value = kind([value, value])
+    return value
+
+
+@pytest.mark.parametrize("kind", [list, tuple], ids=["lists", "tuples"])
+@pytest.mark.parametrize("place", ["var_names", "attr_dict", "an array"])
+def test_a_small_file_that_unfolds_into_any_size_is_refused(changed, refused, kind, place):
+    def change(contents):
+        if place == "an array":
+            contents["var_names"] = np.empty(1, object)
+            contents["var_names"][0] = doubled(kind)
+        else:
+            contents[place] = {"x": doubled(kind)} if place == "attr_dict" else doubled(kind)
+
+    with refused(ModelFileError, "cannot be read"):
+        SCVI.load(changed(change))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on this system")
+def test_a_pipe_in_place_of_the_file_is_not_waited_for(tmp_path, refused):
+    os.mkfifo(tmp_path / "model.pt")
+    with refused(ModelFileError, "not a vivace model folder"):
+        SCVI.load(tmp_path)
+
+
+def test_a_list_that_holds_itself_is_refused(changed, refused):
+    def change(contents):
+        contents["var_names"] = names = ["a"]
+        names.append(names)
+
+    with refused(ModelFileError, "cannot be read"):
+        SCVI.load(changed(change))
+
+
 @pytest.mark.parametrize("missing", ["registry_", "init_params_", "is_trained_"])
 def test_parts_that_are_none_are_refused_if_needed(missing, changed, refused):
     folder = changed(lambda contents: contents["attr_dict"].update({missing: None}))

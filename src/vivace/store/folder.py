@@ -171,7 +171,7 @@ def _read_json(path: Path) -> dict[str, Any]:
                 f"it there, SCVI.convert_legacy_save({str(path)!r}, NEW_FOLDER), and load the "
                 "result."
             )
-        prefixed = sorted(p.name for p in path.glob("*model.pt"))
+        prefixed = sorted(p.name for p in path.glob("?*model.pt") if p.is_file())
         if prefixed:
             raise ModelFileError(
                 f"{path} holds {prefixed[0]}, saved by scvi-tools under a prefix; rename it to "

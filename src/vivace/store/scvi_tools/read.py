@@ -8,6 +8,8 @@ dropped. Any other name is refused.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,8 @@ _IGNORED_BY_LINEAR = (
     "deeply_inject_covariates",
     "var_activation",
 )
+_CONTAINERS = (list, tuple, set, frozenset, dict)
+_MOST_VALUES = 300_000  # in all containers of a file, without the numbers of arrays
 _NOT_OPTIONS = ("use_size_factor_key", "extra_payload_autotune")
 
 
@@ -75,8 +79,8 @@ class _Array:
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _version, shape, dtype, _fortran, data = state
         if dtype.code == "O8":
-            if not isinstance(data, list):
-                raise ValueError("an array of objects that is not a list")
+            if not isinstance(data, list) or any(isinstance(v, _CONTAINERS) for v in data):
+                raise ValueError("an array of objects that is not a list of values")
             value = np.empty(len(data), object)
             value[:] = data
         else:
@@ -199,13 +203,20 @@ def _load(file: Path) -> dict[str, Any]:
     return contents
 
 
-def _unwrap(value: Any) -> Any:
-    """The value with each stand-in replaced by its array, in containers of any depth."""
+def _unwrap(value: Any, seen: Iterator[int] | None = None) -> Any:
+    """The value with each stand-in replaced by its array, in containers of any depth.
+
+    Lists that hold the same list several times are counted as often: a small file may else
+    unfold into any size.
+    """
+    seen = seen or itertools.count()
+    if next(seen) > _MOST_VALUES:
+        raise ValueError(f"it holds more than {_MOST_VALUES:,} values")
     if isinstance(value, _Array):
         return value.value
     if isinstance(value, dict):
-        return {k: _unwrap(v) for k, v in value.items()}
-    return [_unwrap(v) for v in value] if isinstance(value, list) else value
+        return {k: _unwrap(v, seen) for k, v in value.items()}
+    return [_unwrap(v, seen) for v in value] if isinstance(value, _CONTAINERS) else value
 
 
 def _split_layout(file: Path, contents: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
