@@ -64,7 +64,7 @@ def simulate(n_cells: int = 60, n_genes: int = 30, seed: int = 0) -> AnnData:
     counts[np.arange(n_cells), rng.integers(0, n_genes, n_cells)] += 1
     obs = pd.DataFrame(
         {
-            "batch": np.array(["b0", "b1"])[np.arange(n_cells) % 2],
+            "batch": np.array(["b0", "b1"])[np.arange(n_cells) // 4 % 2],
             "cell_type": pd.Categorical(np.array(["B", "NK", "T"])[kind]),
             "donor": np.array(["d0", "d1", "d2", "d3"])[np.arange(n_cells) % 4],
             "age": rng.normal(50.0, 10.0, n_cells),

@@ -13,6 +13,7 @@ import torch
 
 from vivace.config import ModelConfig
 from vivace.data import CountBatch, read_cells
+from vivace.data.columns import NO_SCALE
 from vivace.data.schema import Declarations, Schema
 from vivace.errors import ModelFileError
 from vivace.nn import VAE, Dimensions, LinearDecoder
@@ -73,6 +74,7 @@ def case(request: pytest.FixtureRequest, folder: str) -> Case:
     config, declarations = configured(folder)
     adata = anndata.read_h5ad(GOLDEN / "adata.h5ad")
     schema = Schema.from_anndata(adata, declarations)
+    schema = replace(schema, scales=(NO_SCALE,) * len(schema.scales))  # as in scvi-tools
     size_factor = declarations.size_factor_key is not None
     dims = Dimensions(
         len(schema.genes),

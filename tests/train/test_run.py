@@ -225,6 +225,6 @@ def test_a_callback_cannot_train_the_model_that_is_being_trained(tiny):
         def on_epoch_end(self, model, row):
             model.train(1, progress=False)
 
-    with pytest.raises(TrainingError, match="by the caller of this callback"):
+    with pytest.raises(TrainingError, match="is being trained already"):
         model.train(2, callbacks=[Again()], progress=False)
     model.train(1, progress=False)  # afterwards it can be trained
