@@ -252,3 +252,26 @@ def test_wrong_masks_of_genes_are_refused(refused):
         gene_mask(named()[:5], CELLS)
     with refused(DataError, "gene_list has no value for 1 of 6 genes", "gene_list.fillna(False)"):
         gene_mask(named([True, None] + [False] * 4, dtype="boolean"), CELLS)
+
+
+def test_a_mask_of_some_cells_as_numbers_is_refused_but_repeated_rows_are_not(refused):
+    with refused(OptionError, "like a mask of 10 cells"):
+        row_numbers([0, 1] * 5, CELLS)
+    assert row_numbers([0] * 10, CELLS).tolist() == [0] * 10
+    assert row_numbers([0, 1, 0], CELLS).tolist() == [0, 1, 0]
+    assert row_numbers([0, 1] * 5, CELLS, repeats=True).tolist() == [0, 1] * 5
+
+
+@pytest.mark.parametrize(("true", "false"), [("TRUE", "FALSE"), ("True", "False"), ("T", "F")])
+def test_a_mask_of_text_is_read_as_the_message_says(refused, true, false):
+    indices = [true, false] * 3
+    with refused(ArgumentTypeError, f"give the mask np.asarray(indices) == {true!r}"):
+        row_numbers(indices, CELLS)
+    assert row_numbers(np.asarray(indices) == true, CELLS).tolist() == [0, 2, 4]
+
+
+def test_a_categorical_mask_is_filled_in_as_the_message_says(refused):
+    indices = pd.Series([True, None, False] * 2, index=CELLS, dtype="category")
+    with refused(DataError, "give indices.astype('boolean').fillna(False)"):
+        row_numbers(indices, CELLS)
+    assert row_numbers(indices.astype("boolean").fillna(False), CELLS).tolist() == [0, 3]

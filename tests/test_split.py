@@ -8,8 +8,8 @@ import pytest
 from anndata import AnnData
 
 from vivace import SCVI
-from vivace.errors import DataError
-from vivace.split import hash_each_name
+from vivace.errors import DataError, VivaceWarning
+from vivace.split import hash_cells
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +94,62 @@ def test_training_that_ends_before_an_epoch_leaves_the_split(before):
     assert {part: names(loaded, part) for part in PARTS} == seen
 
 
+def test_cells_of_an_earlier_training_are_not_forgotten(before, tiny, tmp_path):
+    adata, model, folder = before
+    seen = {part: names(model, part) for part in PARTS}
+    other = tiny(40, seed=3)
+    other.obs_names = [f"new{i}" for i in range(40)]
+    SCVI.setup_anndata(other, batch_key="batch")
+    for data in (other, adata[:30].copy()):  # other cells, and then some of the first
+        loaded = SCVI.load(folder, data)
+        loaded.train(1, progress=False)
+        folder = tmp_path / f"m{data.n_obs}"
+        loaded.save(folder)
+    again = SCVI.load(folder, adata)
+    assert seen["train"] <= names(again, "train")
+    assert seen["validation"] <= names(again, "validation")
+    assert names(again, "test") == seen["test"] - set(adata.obs_names[:30])  # new to the last call
+    assert len(SCVI.load(folder, other).train_indices) == 36
+
+
+def test_a_model_that_gets_only_its_validation_cells_trains_on_some_of_them(before):
+    adata, model, folder = before
+    loaded = SCVI.load(folder, adata[model.validation_indices].copy())
+    assert len(loaded.train_indices) == 0
+    loaded.train(1, progress=False)
+    assert len(loaded.train_indices) == 18
+    assert len(loaded.validation_indices) == 2
+
+
+def test_names_that_are_numbers_are_not_taken_for_other_cells(tiny, tmp_path, refused):
+    adata, other = tiny(80), tiny(80, seed=5)
+    for data in (adata, other):
+        data.obs_names = [str(i) for i in range(80)]
+        SCVI.setup_anndata(data)
+    model = SCVI(adata, n_hidden=8, n_latent=2)
+    model.train(1, progress=False)
+    model.save(tmp_path / "m")
+    part = SCVI.load(tmp_path / "m", adata[10:60].copy())
+    assert names(part, "train") == names(model, "train") & set(part.adata.obs_names)
+    loaded = SCVI.load(tmp_path / "m", other)
+    with refused(DataError, "It is not known which of these cells"):
+        loaded.test_indices  # noqa: B018
+    with pytest.warns(VivaceWarning, match="all of them are split anew"):
+        loaded.train(1, progress=False)
+    loaded.save(tmp_path / "n")
+    assert len(SCVI.load(tmp_path / "n", other).train_indices) == 72
+
+
+def test_cells_that_were_changed_in_place_are_noticed(before, refused):
+    adata, _, folder = before
+    data = adata.copy()
+    loaded = SCVI.load(folder, data)
+    data._inplace_subset_obs(np.arange(100)[::-1])
+    for part in PARTS:
+        with refused(DataError, "The cells were reordered"):
+            getattr(loaded, f"{part}_indices")
+
+
 @pytest.mark.parametrize("of", ["the new data", "the training data"])
 def test_cells_whose_names_repeat_are_unknown(tiny, refused, tmp_path, of):
     adata = tiny()
@@ -112,14 +168,15 @@ def test_cells_whose_names_repeat_are_unknown(tiny, refused, tmp_path, of):
             getattr(loaded, f"{part}_indices")
     assert len(SCVI.load(tmp_path / "m", adata).train_indices) == 54  # both fixes work
     assert len(SCVI.load(tmp_path / "m").train_indices) == 54
-    loaded.train(1, progress=False)
+    with pytest.warns(VivaceWarning, match="all of them are split anew"):
+        loaded.train(1, progress=False)
     assert len(loaded.train_indices) == 54
 
 
 def test_hashes_of_names_are_the_same_in_every_version():
     # pandas 2.3; another algorithm would take the cells of saved models for new ones
     adata = AnnData(obs=pd.DataFrame(index=["AAACATACAACCAC-1", "cell0", "é"]))
-    assert hash_each_name(adata).tolist() == HASHES
+    assert hash_cells(adata, np.ones(3, np.float32)).tolist() == HASHES
 
 
 HASHES = [14535326059163626444, 8011795984055242691, 16908809132758853863]

@@ -22,7 +22,7 @@ from vivace.config import ModelConfig, settings
 from vivace.data import Minified, Source, minified_type, read_cells
 from vivace.data.checks import Door
 from vivace.data.declare import refuse_without_counts
-from vivace.data.schema import Declarations, Schema, read_declarations
+from vivace.data.schema import Declarations, Schema, allows_fractions, read_declarations
 from vivace.errors import (
     ArgumentTypeError,
     DataError,
@@ -126,9 +126,14 @@ class Core:
         normal = self.config.gene_likelihood == "normal"
         minified = isinstance(adata, AnnData) and minified_type(adata) is not None
         models = (self._fingerprint(), *self._origins) if minified else ()
+        schema = self.schema
+        if self.config.dispersion != "gene-label":
+            schema = schema.without_labels()
+        if isinstance(adata, AnnData) and allows_fractions(adata):
+            schema = schema.with_fractions()
         source = read_cells(
             adata,
-            self.schema,
+            schema,
             allow_negative=normal,
             door=door,
             models=models,
@@ -150,8 +155,19 @@ class Core:
         silent: bool = True,
         *,
         counts: bool = False,
+        repeats: bool = False,
     ) -> Cells:
-        """The cells that a question is about; ``counts`` if it needs their counts."""
+        """The cells that a question is about.
+
+        Parameters
+        ----------
+        adata, indices, batch_size, silent
+            As the questions have them.
+        counts
+            Whether the question needs their counts.
+        repeats
+            Whether cells are usually asked for several times.
+        """
         if not self.is_trained:
             raise NotTrainedError("The model has not been trained; call train() first.")
         if TRAINERS.get(self, threading.get_ident()) != threading.get_ident():
@@ -164,7 +180,7 @@ class Core:
                 "The counts were dropped by minify_adata, and this question needs them; pass data "
                 "with counts as adata=."
             )
-        rows = row_numbers(indices, self._resolve_adata(adata).obs_names)
+        rows = row_numbers(indices, self._resolve_adata(adata).obs_names, repeats=repeats)
         size = minibatch_size(batch_size, len(self.schema.genes))
         return Cells(self.module, source, rows, size, bool(silent))
 
@@ -174,9 +190,7 @@ class Core:
             raise DataError(
                 "This model was loaded without data; pass adata= to load or to the method."
             )
-        labels_key = self.schema.declarations.labels_key
-        unread = self.config.dispersion != "gene-label" and labels_key is not None
-        self._source.check_unchanged(self._adata, ignore=[str(labels_key)] if unread else ())
+        self._source.check_unchanged(self._adata)
         return self._source
 
     def _own_adata(self) -> AnnData:
@@ -240,6 +254,8 @@ class Core:
 
     def _own_split(self) -> Split:
         """Which of the model's own cells were trained on."""
+        if self._adata is not None:
+            self._own_source()  # the cells must be those that were read
         if self._split is None:
             raise DataError(
                 "It is not known which of these cells the model was trained on, because their names "

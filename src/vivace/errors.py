@@ -127,6 +127,10 @@ def brief(value: object) -> str:
         text = repr(value)
     except Exception:  # of a class that is not ours
         text = f"<{type(value).__name__}>"
+    if len(text[:_LONG].splitlines()) > 1:  # an array or a table
+        shape = getattr(value, "shape", None)
+        of_shape = f" of shape {shape}" if isinstance(shape, tuple) else ""
+        return f"a {type(value).__name__}{of_shape}"
     return one_line(text, _WIDTH)
 
 

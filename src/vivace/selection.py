@@ -15,10 +15,17 @@ from numpy.typing import NDArray
 from vivace.errors import ArgumentTypeError, DataError, OptionError, brief, list_names
 from vivace.types import I64, Bool, Indices
 
+_MASK = 10  # numbers from which those of another count may be a mask of some cells
 _PLACES = {"cell": "adata.obs_names", "gene": "model.schema.genes"}
 
 
-def row_numbers(indices: Indices | None, cells: pd.Index[Any], argument: str = "indices") -> I64:
+def row_numbers(
+    indices: Indices | None,
+    cells: pd.Index[Any],
+    argument: str = "indices",
+    *,
+    repeats: bool = False,
+) -> I64:
     """Row numbers from a mask or from row numbers; those of all cells if ``indices`` is None.
 
     Negative numbers count from the end. Whole floats are row numbers, too. A mask that is a
@@ -32,6 +39,8 @@ def row_numbers(indices: Indices | None, cells: pd.Index[Any], argument: str = "
         Names of the cells, in their order.
     argument
         Name of the argument, for messages.
+    repeats
+        Whether rows are usually given several times.
 
     Raises
     ------
@@ -51,7 +60,7 @@ def row_numbers(indices: Indices | None, cells: pd.Index[Any], argument: str = "
     if indices is None:
         return np.arange(n)
     array, kind = _read_array(argument, indices, "integers or a mask")
-    _refuse_numbers_as_mask(argument, indices, array, kind, n, "cell")
+    _refuse_numbers_as_mask(argument, indices, array, kind, n, "cell", repeats)
     if kind == "boolean":
         return np.flatnonzero(_align_mask(argument, indices, array, cells, "cell"))
     _refuse_missing(argument, array, "cell", "drop them")
@@ -131,9 +140,10 @@ def _read_array(argument: str, value: Any, wanted: str) -> tuple[NDArray[Any], s
 
 def _suggest_mask(argument: str, value: Any, array: NDArray[Any]) -> str:
     """The mask that was probably meant by text."""
-    if set(array) <= {"True", "False"}:  # as a file may hold a mask
-        own = argument if isinstance(value, pd.Series) else f"np.asarray({argument})"
-        return f"give the mask {own} == 'True'"
+    for true, false in (("True", "False"), ("TRUE", "FALSE"), ("true", "false"), ("T", "F")):
+        if set(array) <= {true, false}:  # as a file may hold a mask
+            own = argument if isinstance(value, pd.Series) else f"np.asarray({argument})"
+            return f"give the mask {own} == {true!r}"
     return f"for cells by their names, give the mask adata.obs_names.isin({argument})"
 
 
@@ -151,17 +161,25 @@ def _refuse_missing(argument: str, array: NDArray[Any], unit: str, fix: str) -> 
 
 
 def _refuse_numbers_as_mask(
-    argument: str, value: Any, array: NDArray[Any], kind: str, n: int, unit: str
+    argument: str,
+    value: Any,
+    array: NDArray[Any],
+    kind: str,
+    n: int,
+    unit: str,
+    repeats: bool = False,
 ) -> None:
     """Refuse a mask of 0 and 1, which would select the first two again and again."""
     if kind not in ("integer", "floating", "mixed-integer-float") or len(array) == 0:
         return
     named = isinstance(value, pd.Series) and not isinstance(value.index, pd.RangeIndex)
-    if len(array) != n and not named:
+    if len(array) != n and not named and (repeats or len(array) < _MASK):
         return
     given = array[~pd.isna(array)]
     zeros = int((given == 0).sum())
     ones = len(given) - zeros
+    if len(array) != n and not named and not (zeros and ones):
+        return  # one row, again and again
     if (given[given != 0] == 1).all() and max(zeros, ones) > 1:  # else each row once
         mask = argument if hasattr(value, "astype") else f"np.asarray({argument})"
         if len(given) < len(array):
@@ -180,7 +198,8 @@ def _align_mask(
         array = array[_positions_by_name(argument, value.index, names, unit)]
     fix = "make each True or False"
     if isinstance(value, pd.Series):
-        nullable = ".astype('boolean')" if value.dtype == object else ""
+        plain = value.dtype == object or isinstance(value.dtype, pd.CategoricalDtype)
+        nullable = ".astype('boolean')" if plain else ""
         fix = f"give {argument}{nullable}.fillna(False)"
     _refuse_missing(argument, array, unit, fix)
     if len(array) != len(names):

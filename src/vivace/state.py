@@ -191,6 +191,10 @@ def _no_rows() -> Rows:
     return np.zeros(0, np.int64)
 
 
+def _no_hashes() -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    return np.zeros(0, np.uint64), np.zeros(0, np.uint64)
+
+
 @dataclass
 class TrainState:
     """Split, history and summary of a model's training so far.
@@ -202,6 +206,9 @@ class TrainState:
     name_hashes
         Array, uint64, shape (n,), hash of the name of each cell of the training data; None if
         the names are not known.
+    earlier
+        Two arrays, uint64: hashes of the cells of earlier training data that were trained on,
+        and used for validation.
     history
         One dict per epoch, with the keys of :data:`COLUMNS`.
     summary
@@ -213,6 +220,7 @@ class TrainState:
     history: list[dict[str, float]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
     name_hashes: NDArray[np.uint64] | None = None
+    earlier: tuple[NDArray[np.uint64], NDArray[np.uint64]] = field(default_factory=_no_hashes)
 
     @property
     def trained(self) -> bool:

@@ -256,7 +256,7 @@ def test_a_text_that_reads_like_a_missing_value_is_named(tiny, text, dtype):
 def test_several_such_texts_are_one_warning(tiny):
     adata = tiny()
     adata.obs.iloc[:3, adata.obs.columns.get_loc("batch")] = ["NA", "nan", "nan"]
-    with pytest.warns(VivaceWarning, match="'NA' for 1 cells and 'nan' for 2 cells") as caught:
+    with pytest.warns(VivaceWarning, match="'NA' for 1 cell and 'nan' for 2 cells") as caught:
         SCVI.setup_anndata(adata, batch_key="batch")
     assert len(caught) == 1
 
@@ -483,3 +483,20 @@ def test_a_column_with_two_forms_of_a_value_is_refused(tiny, refused, values):
     adata.obs["q"] = pd.Categorical(np.array(values, object)[np.arange(60) % 2], values)
     with refused(DataError, "obs['q'] (batch_key)", "same text", "rename one"):
         SCVI.setup_anndata(adata, batch_key="q")
+
+
+def test_true_among_numbers_is_refused_and_the_fix_works(tiny, refused):
+    adata = tiny()
+    adata.obs["q"] = np.array([True, 1, 0, False] * 15, object)
+    with refused(DataError, "mixes True or False with numbers", ".astype(str)"):
+        SCVI.setup_anndata(adata, batch_key="q")
+    adata.obs["q"] = adata.obs["q"].astype(str)
+    SCVI.setup_anndata(adata, batch_key="q")
+
+
+def test_a_missing_integer_may_be_in_cells_that_are_not_compared(trained, tiny):
+    adata = tiny()
+    adata.obs["q"] = np.where(np.arange(60) < 10, -(2**31), np.arange(60) % 2)
+    table = trained.differential_expression(adata, groupby="q", group1=0, group2=1, silent=True)
+    assert len(table) == 30
+    assert code_column(adata, "groupby", "q", allow_missing=True).categories == (0, 1)

@@ -202,3 +202,11 @@ def test_both_remedies_remove_the_effect_of_the_batch(confounded, remedy):
     if remedy == "a category of each":
         decoded = model.get_normalized_expression(transform_batch="b0", gene_list=["gene0"])
         assert decoded["gene0"][second].mean() / decoded["gene0"][~second].mean() > 2
+
+
+def test_a_mirrored_covariate_is_the_same(tiny):
+    adata = tiny()
+    adata.obs["born"] = 2020 - adata.obs["age"]
+    with pytest.warns(VivaceWarning, match="are the same up to their unit") as caught:
+        SCVI.setup_anndata(adata, continuous_covariate_keys=["age", "born"])
+    assert "transform_batch" not in str(caught[0].message)

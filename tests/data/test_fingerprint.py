@@ -520,3 +520,16 @@ def test_a_declared_column_that_comes_twice_is_refused(adata, refused, key):
     adata.obs = pd.concat([adata.obs, adata.obs[[key]]], axis=1)
     with refused(DataError, f"obs has 2 columns named {key!r} (declared at set-up)"):
         source.check_unchanged(adata)
+
+
+def test_no_column_is_read_whole(trained, tiny, monkeypatch):
+    adata = tiny()
+    adata.obs["batch"] = adata.obs["batch"].astype(object)
+    SCVI.setup_anndata(adata, batch_key="batch")
+    source = SCVI(adata)._own_source()
+
+    def refuse(*_args, **_named):
+        raise AssertionError("all cells were read")
+
+    monkeypatch.setattr(pd.Series, "isna", refuse)
+    source.check_unchanged(adata)

@@ -447,3 +447,44 @@ def test_places_of_genes_by_name(schema, names, places):
 def test_genes_that_there_are_not_are_refused(schema, refused, names, error, parts):
     with refused(error, *parts):
         schema.genes_at(names)
+
+
+@pytest.mark.parametrize(
+    "values", [1e9 + 1e-3 * np.arange(60), np.where(np.arange(60), 3e38, -3e38)]
+)
+def test_covariates_are_standardised_in_double_precision(tiny, values):
+    adata = tiny()
+    adata.obs["age"] = values
+    schema = Schema.from_anndata(adata, Declarations(continuous_covariate_keys=("age",)))
+    scaled = schema.columns(adata).continuous[:, 0]
+    np.testing.assert_allclose(scaled, scipy.stats.zscore(values / 1e9), rtol=1e-3, atol=1e-3)
+
+
+def test_a_rare_value_of_the_models_own_cells_gives_no_warning(tiny):
+    adata = tiny(300)
+    adata.obs["flag"] = (np.arange(300) == 7).astype(float)
+    SCVI.setup_anndata(adata, continuous_covariate_keys=["flag"])
+    model = SCVI(adata, n_hidden=8, n_latent=2)
+    model.train(1, progress=False)
+    model.get_latent_representation(adata[7:8].copy())
+
+
+def test_labels_that_are_not_read_may_change_until_the_model_is_loaded_again(tiny, tmp_path):
+    adata = tiny()
+    SCVI.setup_anndata(adata, labels_key="cell_type")
+    model = SCVI(adata, n_hidden=8, n_latent=2)
+    model.train(1, progress=False)
+    adata.obs["cell_type"] = "other"
+    model.save(tmp_path / "m", save_anndata=True)
+    expected = model.get_latent_representation()
+    for loaded in (SCVI.load(tmp_path / "m"), SCVI.load(tmp_path / "m", adata)):
+        np.testing.assert_array_equal(loaded.get_latent_representation(), expected)
+    del adata.obs["cell_type"]
+    np.testing.assert_array_equal(model.get_latent_representation(adata), expected)
+
+
+def test_the_first_size_factor_that_is_not_positive_is_named_with_its_value(tiny, refused):
+    adata = tiny()
+    adata.obs.iloc[1:3, adata.obs.columns.get_loc("depth")] = [-1.0, -5.0]
+    with refused(DataError, "is -1 for cell 'cell1'"):
+        SCVI.setup_anndata(adata, size_factor_key="depth")

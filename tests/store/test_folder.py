@@ -15,7 +15,7 @@ from vivace import SCVI
 from vivace.errors import (
     ModelFileError,
 )
-from vivace.split import hash_each_name
+from vivace.split import hash_cells
 from vivace.store import folder
 from vivace.store.folder import StoredModel, read_folder, write_folder
 
@@ -71,7 +71,7 @@ def test_the_folder_holds_the_named_files_and_no_pickle(trained, tmp_path):
     assert names_in(tmp_path / "data") == ["adata.h5ad", *FILES]
     weights = load_file(tmp_path / "model" / "weights.safetensors")
     hashes = weights.pop("training.name_hashes").numpy().view(np.uint64)
-    np.testing.assert_array_equal(hashes, hash_each_name(trained.adata))
+    np.testing.assert_array_equal(hashes, hash_cells(trained.adata, trained._own_source().library))
     assert weights.keys() == trained.module.state_dict().keys()
     sections = json.loads((tmp_path / "model" / "model.json").read_text())
     assert sections["class"] == "SCVI"

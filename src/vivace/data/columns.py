@@ -18,7 +18,11 @@ from vivace.validate import obs_column, unreadable_column
 _MANY = 100  # categories; a column with fewer is never mistaken for cell names
 # a missing integer written as a number, by R and by NumPy
 _MISSING_INTEGERS = {str(-(2**31)): "R", str(-(2**63)): "NumPy"}
-_MISSING_TEXTS = {"NA", "N/A", "<NA>", "nan", "NaN", "NAN", "NaT", "None", "null", "NULL", ""}
+_MISSING_TEXTS = {
+    "", "NA", "Na", "na", "N/A", "n/a", "<NA>", "#N/A", "NA_character_", "nan", "NaN", "NAN", "NaT",
+    "None", "null", "NULL",
+}  # fmt: skip
+_ROUNDING = 1e-12  # relative to the values; less spread is none
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,8 @@ class Scale:
     mean, sd
         Of the model's own cells, in the covariate's unit. ``sd`` is 0 if all cells have the
         same value; the covariate then has no effect. The defaults change nothing.
+    low, high
+        The smallest and the largest value of these cells.
 
     Examples
     --------
@@ -40,23 +46,38 @@ class Scale:
 
     mean: float = 0.0
     sd: float = 1.0
+    low: float = -math.inf
+    high: float = math.inf
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.mean) and 0 <= self.sd < math.inf):
+        is_scale = math.isfinite(self.mean) and 0 <= self.sd < math.inf
+        if not (is_scale and self.low <= self.high):
             raise ValueError(f"not the scale of a covariate: {self}")
 
     @classmethod
     def from_values(cls, values: F64) -> Self:
-        """The scale of the values of some cells; float32 must tell the values apart."""
-        if len(values) == 0 or np.ptp(values.astype(np.float32)) == 0:
-            return cls(float(values[0]) if len(values) else 0.0, 0.0)
-        return cls(float(values.mean()), float(values.std()))
+        """The scale of the values of some cells."""
+        if len(values) == 0:
+            return cls(0.0, 0.0)
+        low, high = float(values.min()), float(values.max())
+        if high - low <= _ROUNDING * max(abs(low), abs(high)):
+            return cls(low, 0.0, low, high)
+        return cls(float(values.mean()), float(values.std()), low, high)
 
     def apply(self, values: F64) -> F32:
         """Values in standard deviations from the mean, float32."""
         if self.sd == 0:
             return np.zeros(len(values), np.float32)
         return ((values - self.mean) / self.sd).astype(np.float32)
+
+    def distance(self, scaled: F32) -> float:
+        """How many standard deviations the median of standardised values is from the mean.
+
+        It is 0 if the median lies between the values of the model's own cells.
+        """
+        median = float(np.median(scaled)) if len(scaled) else 0.0
+        inside = self.low <= self.mean + median * self.sd <= self.high
+        return 0.0 if inside else abs(median)
 
     def __str__(self) -> str:
         return f"mean {self.mean:.4g}, sd {self.sd:.4g}"
@@ -136,7 +157,20 @@ def code_column(
         raise unreadable_column(argument, key, column, "categories") from error
     for code, category in enumerate(categories):
         if _canonical_text(category) in _MISSING_INTEGERS:
-            _refuse_missing_integer(adata, argument, key, category, codes == code)
+            if not allow_missing:
+                _refuse_missing_integer(adata, argument, key, category, codes == code)
+            codes = np.where(codes == code, -1, codes)
+    used = np.unique(codes[codes >= 0])
+    if len(used) < len(categories):
+        categories = tuple(categories[i] for i in used)
+        codes = np.where(codes < 0, -1, np.searchsorted(used, codes))
+    if column.dtype == object and any(c in (0, 1) for c in categories):
+        kinds = {isinstance(v, bool | np.bool_) for v in column if not isinstance(v, str)}
+        if len(kinds) > 1:  # pandas takes True for 1
+            raise DataError(
+                f"obs[{key!r}] ({argument}) mixes True or False with numbers; make them one type "
+                f"with adata.obs[{key!r}] = adata.obs[{key!r}].astype(str)."
+            )
     if (text := _find_ambiguous(categories)) is not None:
         raise DataError(
             f"obs[{key!r}] ({argument}) has different values with the same text ({text!r}); "
@@ -183,7 +217,9 @@ def describe_missing_texts(column: CodedColumn, known: Collection[Category] = ()
     }
     if not texts:
         return None
-    listed = " and ".join(f"{text!r} for {count} cells" for text, count in texts.items())
+    listed = " and ".join(
+        f"{text!r} for {count} cell{'s' * (count != 1)}" for text, count in texts.items()
+    )
     return (
         f"obs[{column.key!r}] ({column.argument}) is {listed}, which reads like a missing value "
         "but is a category of its own; fill it in, or drop those cells with "

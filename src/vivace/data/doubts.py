@@ -61,9 +61,11 @@ def find_overlap(schema: Schema, columns: Columns) -> str | None:
     )
     numbers = {key: values for key, values in numbers.items() if np.ptp(values) > 0}
     alike, nested = [], []
+    categorical = False
     for a, b in combinations(coded, 2):
         a_in_b = len(a.categories) >= len(b.categories) and _determines(a, b.codes)
         b_in_a = len(b.categories) >= len(a.categories) and _determines(b, a.codes)
+        categorical |= a_in_b or b_in_a
         if a_in_b and b_in_a:
             alike.append(f"{a.key!r} and {b.key!r} divide the cells alike")
         elif a_in_b or b_in_a:
@@ -74,14 +76,18 @@ def find_overlap(schema: Schema, columns: Columns) -> str | None:
             f"each {a.key!r} has one {key!r}" for key in numbers if _determines(a, numbers[key])
         ]
     for first, second in combinations(numbers, 2):
-        if np.abs(numbers[first] - numbers[second]).max() < _SAME:
+        a, b = numbers[first], numbers[second]
+        if min(np.abs(a - b).max(), np.abs(a + b).max()) < _SAME:
             alike.append(f"{first!r} and {second!r} are the same up to their unit")
     if not alike and not nested:
         return None
+    found = alike + nested
+    count = f"{len(found)} pairs, " if len(found) > 1 else ""
+    decode = ", or give transform_batch a category of each" if categorical else ""
     return (
-        f"Declared columns overlap: {list_names(alike + nested, form=str)}; decoding as another category of "
-        "one leaves the part of an effect that the model assigns to the other, so leave one of "
-        "them out, or give transform_batch a category of each."
+        f"Declared columns overlap: {count}{list_names(found, form=str)}; decoding as another "
+        "category of one leaves the part of an effect that the model assigns to the other, so leave "
+        f"one of them out{decode}."
     )
 
 

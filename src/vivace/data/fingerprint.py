@@ -8,7 +8,7 @@ matrix with unsorted entries costs more: a whole row (CSR) or column (CSC) per c
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from vivace.data.columns import CategoryLookup, Columns
 from vivace.data.schema import Schema
 from vivace.types import F32, I64, Category
-from vivace.validate import obs_column
+from vivace.validate import refuse_repeated_name
 
 _PLACES = 2048  # of each array of a CSR matrix
 _ENTRIES = 512  # stored entries of the AnnData's matrix, and as many places anywhere in it
@@ -304,15 +304,13 @@ class DataFingerprint:
                 return f"The cells were reordered or renamed (cell {str(now)!r} was {name!r})"
         return None
 
-    def find_changed_column(self, adata: AnnData, ignore: Collection[str] = ()) -> str | None:
+    def find_changed_column(self, adata: AnnData) -> str | None:
         """The first declared column that changed or is missing; None if there is none."""
         for column in self.columns:
-            if column.key in ignore:
-                continue
             if column.key not in adata.obs:
                 return column.key
-            now = obs_column(adata, "declared at set-up", column.key, allow_missing=True)
-            if not column.matches(now, self.places):
+            refuse_repeated_name(adata.obs, "obs", column.key, "declared at set-up")
+            if not column.matches(adata.obs[column.key], self.places):
                 return column.key
         return None
 

@@ -77,9 +77,7 @@ class MemorySource:
     def n_genes(self) -> int:
         return int(self.counts.shape[1])
 
-    def check_unchanged(
-        self, adata: AnnData | None = None, *, ignore: Collection[str] = ()
-    ) -> None:
+    def check_unchanged(self, adata: AnnData | None = None) -> None:
         """Refuse to go on if the data changed after they were read.
 
         CSR float32 counts are shared with the AnnData, not copied, and ``sc.pp.log1p(adata)``
@@ -93,8 +91,6 @@ class MemorySource:
         adata
             The AnnData that the cells were read from, as it is now; None checks the counts
             alone.
-        ignore
-            Declared columns that may change, because the model does not read them.
 
         Raises
         ------
@@ -114,16 +110,18 @@ class MemorySource:
         if adata is not None and origin is not None:
             change = origin.find_changed_cells(adata)
             if change is not None:
-                raise DataError(
-                    f"{change} when the model read them; create the model again, or pass adata= "
-                    "to read them again."
+                fix = (
+                    "pass data with all genes as adata=, or create the model again"
+                    if adata.n_vars < origin.n_genes
+                    else "create the model again, or pass adata= to read them again"
                 )
+                raise DataError(f"{change} when the model read them; {fix}.")
             if not origin.has_counts(adata, self.counts):
                 raise DataError(
                     f"{describe_location(origin.layer)} no longer holds the counts that the model read; "
                     f"{fix} and create the model again."
                 )
-            key = origin.find_changed_column(adata, ignore)
+            key = origin.find_changed_column(adata)
             if key is not None:
                 raise DataError(
                     f"obs[{brief(key)}] was changed after the model read it; restore it, create the "

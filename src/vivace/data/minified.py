@@ -128,7 +128,7 @@ def read_minified(
         )
         keys = [LIBRARY_MEAN, LIBRARY_VARIANCE] if stamp["latent_library"] else []
         columns = [_read_tensor(adata, key) for key in keys]
-        library = np.asarray(adata.obs[LIBRARY], np.float32)
+        library = np.array(adata.obs[LIBRARY], np.float32)
         if not mean.shape == variance.shape == (adata.n_obs, stamp["n_latent"]):
             raise KeyError(f"a posterior of {stamp['n_latent']} dimensions")
     except KeyError as error:

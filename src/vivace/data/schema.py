@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
 import numpy as np
@@ -41,6 +41,7 @@ from vivace.types import F32, I64, Category, Transform
 from vivace.validate import FLAG
 
 UNS_KEY = "vivace"
+QUERY_REPORT_KEY = "query_genes"  # of uns, where prepare_query_anndata writes
 _DISTANT = 10.0  # standard deviations
 
 
@@ -113,6 +114,12 @@ def read_declarations(adata: AnnData) -> Declarations:
         ) from error
 
 
+def allows_fractions(adata: AnnData) -> bool:
+    """Whether ``prepare_query_anndata`` was told that counts need not be integers."""
+    report = adata.uns.get(QUERY_REPORT_KEY)
+    return isinstance(report, Mapping) and bool(report.get("allow_non_integer", False))
+
+
 @dataclass(frozen=True)
 class Codes:
     """Categories that replace those of the cells.
@@ -179,6 +186,14 @@ class Schema:
         schema.columns(adata)
         return schema
 
+    def without_labels(self) -> Self:
+        """The same schema for a model that does not read labels."""
+        return replace(self, declarations=replace(self.declarations, labels_key=None))
+
+    def with_fractions(self) -> Self:
+        """The same schema for counts that need not be integers."""
+        return replace(self, declarations=replace(self.declarations, allow_non_integer=True))
+
     def columns(self, adata: AnnData) -> Columns:
         """The covariates of ``adata``, in the codes of this schema."""
         d = self.declarations
@@ -196,10 +211,11 @@ class Schema:
             numbers = read_numbers(adata, d.size_factor_key, "size_factor_key")
             size_factor = numbers.astype(np.float32)
             if (size_factor <= 0).any():
-                cell = adata.obs_names[int(np.argmax(size_factor <= 0))]
+                place = int(np.argmax(size_factor <= 0))
                 raise DataError(
                     f"obs[{d.size_factor_key!r}] (size_factor_key) must be above 0, but is "
-                    f"{size_factor.min():g} for cell {cell!r}; recompute it or drop such cells."
+                    f"{size_factor[place]:g} for cell {adata.obs_names[place]!r}; recompute it or "
+                    "drop such cells."
                 )
         return Columns(
             batch=read_codes(adata, d.batch_key, self.batches, "batch_key"),
@@ -320,7 +336,7 @@ class Schema:
             if key is not None and len(known) == 1
         ]
         idle += [
-            f"obs[{key!r}] (continuous_covariate_keys) is {scale.mean:g} for every cell and "
+            f"obs[{key!r}] (continuous_covariate_keys) is {scale.mean:.10g} for every cell and "
             "has no effect; leave it out, or check that the data are complete."
             for key, scale in zip(d.continuous_covariate_keys, self.scales, strict=True)
             if scale.sd == 0
@@ -330,13 +346,13 @@ class Schema:
     def distant_columns(self, columns: Columns) -> list[str]:
         """A sentence for each continuous covariate that is far from that of the model's cells.
 
-        The median cell is then more than ten standard deviations from the mean, which no
-        cells are from their own.
+        The median cell is then outside of their range, and more than ten standard deviations
+        from their mean.
         """
         keys, sentences = self.declarations.continuous_covariate_keys, []
         for key, scale, values in zip(keys, self.scales, columns.continuous.T, strict=True):
-            distance = np.median(np.abs(values)) if len(values) else 0.0
-            if scale != NO_SCALE and distance > _DISTANT:
+            distance = scale.distance(values)
+            if distance > _DISTANT:
                 sentences.append(
                     f"obs[{key!r}] (continuous_covariate_keys) is about {distance:.3g} standard "
                     f"deviations from the values that the model was made with ({scale}); check "

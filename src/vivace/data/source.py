@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Protocol
 
 from anndata import AnnData
@@ -55,9 +54,7 @@ class Source(Protocol):
         """The cells at ``rows``, in that order; without ``counts``, with no counts in them."""
         ...
 
-    def check_unchanged(
-        self, adata: AnnData | None = None, *, ignore: Collection[str] = ()
-    ) -> None:
+    def check_unchanged(self, adata: AnnData | None = None) -> None:
         """Raise an error if the data changed after they were read.
 
         The cost does not depend on the number of cells.
@@ -67,8 +64,6 @@ class Source(Protocol):
         adata
             The AnnData that the cells were read from, as it is now; None checks the counts
             alone.
-        ignore
-            Declared columns that may change, because the model does not read them.
 
         Raises
         ------

@@ -59,7 +59,7 @@ def decode(
     DataError
         If ``transform_batch`` is not a category of the batch.
     """
-    cells = self._cells(adata, indices, None)
+    cells = self._cells(adata, indices, None, repeats=True)
     n, k = len(cells), self.config.n_latent
     z_nk = float_tensor("z", z)
     if tuple(z_nk.shape) != (n, k):

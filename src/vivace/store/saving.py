@@ -10,6 +10,7 @@ from typing import Literal, TypeVar
 import numpy as np
 import torch
 from anndata import AnnData
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vivace.config import ModelConfig
@@ -42,7 +43,9 @@ from vivace.validate import Choice, checked, folder_path
 
 Format = Literal["vivace", "scvi-tools"]
 M = TypeVar("M", bound=Core)
-_NAMES = "training.name_hashes"  # beside the weights
+# beside the weights: hashes of names
+_NAMES = "training.name_hashes"
+_EARLIER = ("training.earlier_train", "training.earlier_validation")
 
 
 @checked(format=Choice(Format))
@@ -103,7 +106,8 @@ def save(
     contents = StoredModel(weights, sections, state.frame())
     if format == "vivace":
         if state.name_hashes is not None:
-            weights[_NAMES] = torch.from_numpy(state.name_hashes.view(np.int64))
+            hashes = zip((_NAMES, *_EARLIER), (state.name_hashes, *state.earlier), strict=True)
+            weights |= {name: torch.from_numpy(h.view(np.int64)) for name, h in hashes if len(h)}
         write_folder(path, contents, adata, overwrite)
         return
     if minified:
@@ -179,7 +183,11 @@ def restore(cls: type[M], path: Path, stored: StoredModel, adata: AnnData | None
         config = ModelConfig(**sections["config"])
         schema = Schema.from_dict(sections["schema"])
         tensors = dict(stored.weights)
-        names = tensors.pop(_NAMES, None)
+        names, train, validation = (
+            None if (tensor := tensors.pop(name, None)) is None else _read_hashes(tensor)
+            for name in (_NAMES, *_EARLIER)
+        )
+        nothing = np.zeros(0, np.uint64)
         weights = {k: v for k, v in tensors.items() if not k.startswith(UNUSED)}
         _check_weights(weights, config, schema)
         model._build(config, schema, seeds, weights_seed=0)
@@ -194,7 +202,11 @@ def restore(cls: type[M], path: Path, stored: StoredModel, adata: AnnData | None
             validation_rows=np.asarray(training["validation_rows"], np.int64),
             history=stored.history.to_dict("records"),
             summary=training["summary"],
-            name_hashes=None if names is None else names.numpy().view(np.uint64),
+            name_hashes=names,
+            earlier=(
+                nothing if train is None else train,
+                nothing if validation is None else validation,
+            ),
         )
         _check_training(model._state)
         _check_names(model)
@@ -203,7 +215,8 @@ def restore(cls: type[M], path: Path, stored: StoredModel, adata: AnnData | None
     data = read_adata(path) if adata is None else adata
     if data is not None:
         model._attach(data)
-    model._split = Split.from_state(model._state, data)
+    library_n = None if model._source is None else model._source.library
+    model._split = Split.from_state(model._state, data, library_n)
     return model
 
 
@@ -238,6 +251,12 @@ def _check_names(model: Core) -> None:
     if model._state.history and missing:
         raise ValueError(f"history.csv has no column {min(missing)!r}")
     summarise("", model.config, schema, model._state, None, None)
+
+
+def _read_hashes(tensor: Tensor) -> NDArray[np.uint64]:
+    if tensor.dtype != torch.int64 or tensor.ndim != 1:
+        raise ValueError("hashes of names are not 64-bit integers")
+    return tensor.numpy().view(np.uint64)
 
 
 def _check_training(state: TrainState) -> None:

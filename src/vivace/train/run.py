@@ -13,7 +13,7 @@ import numpy as np
 from vivace.core import TRAINERS, Core
 from vivace.errors import DataError, OptionError, TrainingError, warn
 from vivace.nn import trained_parts
-from vivace.split import Split, hash_each_name, hash_names
+from vivace.split import Split, hash_cells, hash_names, seen_cells
 from vivace.train.callbacks import Listeners
 from vivace.train.loop import FitResult, TrainOptions, choose_watched_rows, fit
 from vivace.train.recipe import METRICS, RECIPES, Recipe
@@ -175,6 +175,11 @@ def train(
     seed = self._seeds.take(seed)
     state = self._state
     split = self._split
+    if split is None:
+        warn(
+            "It is not known which of these cells the model was trained on, so all of them are "
+            "split anew; validation cells may be among those that it was trained on before."
+        )
     if split is None or not state.trained:
         split = Split.untrained(source.n_cells)
     split = split.extended(train_size, validation_size, np.random.default_rng(seed))
@@ -221,7 +226,14 @@ class _Recorder:
         self._model, self._state, self._listeners = model, model._state, listeners
         self._earlier_split = model._split
         self._split = model._split = split
-        self._name_hashes = None if model._adata is None else hash_each_name(model._adata)
+        assert model._adata is not None
+        self._name_hashes = hash_cells(model._adata, model._own_source().library)
+        self._earlier = model._state.earlier
+        if model._state.trained and model._state.name_hashes is not None:
+            train, validation = (
+                np.setdiff1d(hashes, self._name_hashes) for hashes in seen_cells(model._state)
+            )
+            self._earlier = train, validation
         self._earlier_history = list(model._state.history)
         earlier = model._state.summary
         self._earlier_seconds = earlier.get("seconds", 0.0) + earlier.get("compile_seconds", 0.0)
@@ -229,10 +241,12 @@ class _Recorder:
         self._facts = {
             "recipe": recipe,
             "cells": n_cells,
-            "cell_names": None if model._adata is None else hash_names(model._adata),
+            "cell_names": hash_names(model._adata),
             "train_cells": len(split.train),
             "validation_cells": len(split.validation),
         }
+        if self._earlier_split is None or earlier.get("unknown_cells", False):
+            self._facts["unknown_cells"] = True  # there were others, without names
 
     def start(self) -> None:
         """Before the first step."""
@@ -245,9 +259,9 @@ class _Recorder:
 
     def interrupted(self, result: FitResult) -> None:
         """After an error or Ctrl-C."""
-        if self._state.history:
+        if result.history:
             self.store(result)
-        if not result.history:
+        else:
             self._model._split = self._earlier_split
         self._listeners.close("failed")
 
@@ -256,10 +270,9 @@ class _Recorder:
         history = [*self._earlier_history, *result.history]
         seconds = self._earlier_seconds + time.perf_counter() - self._start
         compiled = float(np.nansum([row.get("compile_seconds", 0.0) for row in history]))
-        if result.history:
-            self._state.train_rows = self._split.train
-            self._state.validation_rows = self._split.validation
-            self._state.name_hashes = self._name_hashes
+        self._state.train_rows = self._split.train
+        self._state.validation_rows = self._split.validation
+        self._state.name_hashes, self._state.earlier = self._name_hashes, self._earlier
         self._state.history = history
         self._state.summary = {
             **self._facts,

@@ -97,8 +97,8 @@ def _conversion(value: Category, target: Category) -> str:
 
 
 def _may_be_same(first: Category, second: Category) -> bool:
-    """Whether two categories of different types may be intended to be the same: 1, True and "01"."""
-    if type(first) is type(second):
+    """Whether two categories may be intended to be the same: 1, True and "01", or "0" and "0.0"."""
+    if type(first) is type(second) and not isinstance(first, str):
         return False
     try:
         return float(first) == float(second)

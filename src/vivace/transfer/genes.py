@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from vivace.core import Core
+from vivace.data.schema import QUERY_REPORT_KEY
 from vivace.data.structure import check_structure
 from vivace.errors import ArgumentTypeError, DataError, MissingColumnError, brief, list_names, near
 from vivace.store.saving import read_genes
@@ -23,14 +24,7 @@ from vivace.types import I64, NameIndex
 from vivace.validate import Number, check_anndata, checked, folder_path, refuse_repeated_name
 
 _VERSIONED = re.compile(r"^(ENS[A-Z]*G\d{6,})\.\d+(_PAR_Y)?$")
-UNS_REPORT = "query_genes"
 _MANY = 0.5  # share of the reference's genes that makes a column of var worth suggesting
-
-
-def allows_fractions(adata: AnnData) -> bool:
-    """Whether ``prepare_query_anndata`` was told that counts need not be integers."""
-    report = adata.uns.get(UNS_REPORT)
-    return isinstance(report, Mapping) and bool(report.get("allow_non_integer", False))
 
 
 @dataclass(frozen=True)
@@ -164,9 +158,9 @@ def prepare_query_anndata(
         return pd.Index(genes)
     check_anndata("prepare_query_anndata takes", adata)
     new, report = align_genes(adata, genes, gene_key, min_overlap, layer)
-    new.uns[UNS_REPORT] = report.as_dict()
+    new.uns[QUERY_REPORT_KEY] = report.as_dict()
     if allow_non_integer:
-        new.uns[UNS_REPORT]["allow_non_integer"] = True
+        new.uns[QUERY_REPORT_KEY]["allow_non_integer"] = True
     if not inplace:
         return new
     adata._init_as_actual(new)

@@ -14,7 +14,7 @@ from vivace.core import Core, network_dimensions
 from vivace.data.checks import Door
 from vivace.data.declare import refuse_without_counts
 from vivace.data.doubts import find_missing_texts
-from vivace.data.schema import Schema
+from vivace.data.schema import Schema, allows_fractions
 from vivace.errors import (
     ArgumentTypeError,
     DataError,
@@ -29,7 +29,6 @@ from vivace.seeds import SeedStream, check_seed
 from vivace.split import hash_names
 from vivace.store.saving import load
 from vivace.transfer.categories import extend_schema
-from vivace.transfer.genes import allows_fractions
 from vivace.validate import check_anndata, checked, folder_path
 
 M = TypeVar("M", bound=Core)
@@ -132,7 +131,7 @@ def load_query_data(
     reads_labels = reference.config.dispersion == "gene-label"
     schema = extend_schema(reference.schema, adata, labels=reads_labels)
     if allow_non_integer or allows_fractions(adata):
-        schema = replace(schema, declarations=replace(schema.declarations, allow_non_integer=True))
+        schema = schema.with_fractions()
     _check_query(reference, adata, schema, unfrozen, transfer_batch)
 
     # A network with one more row for each new category, and the reference's weights.
