@@ -536,3 +536,8 @@ def test_a_console_that_lacks_letters(tiny, tmp_path, encoding, locale):
     code, text = run("train", "cells.h5ad", "-o", "other", "--batch-key", "größe")
     assert code == 2
     assert "größe" in text or r"gr\xf6\xdfe" in text
+
+
+@pytest.mark.parametrize("arguments", [("--version",), ("--version", "train")])
+def test_the_version_is_shown(vivace_says, arguments):
+    assert vivace_says(*arguments) == (0, f"vivace {vivace.__version__}\n", "")
