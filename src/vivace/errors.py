@@ -194,7 +194,7 @@ _REPLACED = {
     "vivace.data.read_h5ad": "use anndata.read_h5ad",
     "vivace.data.synthetic_iid": "use vivace.datasets.pbmc3k()",
     "vivace.settings.verbosity": "leave it out, and pass progress=False to train for silence",
-    "vivace.settings.dl_num_workers": "leave it out, because threads read the data",
+    "vivace.settings.dl_num_workers": "leave it out, because no worker processes are used",
     "model.history_": "use model.history",
     "model.is_trained_": "use model.is_trained",
     "model.adata_manager": "use model.view_anndata_setup()",

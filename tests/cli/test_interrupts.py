@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vivace import SCVI
+from vivace import SCVI, cli
 from vivace.train import run
 from vivace.train.recipe import RECIPES
 
@@ -283,3 +283,23 @@ def test_a_folder_of_scvi_tools_is_converted_first_as_the_message_says(
     assert vivace_says(*shlex.split(fix.replace("NEW", str(new)))[1:])[0] == 0
     line = ("train", cells, "-o", new, "--resume", "--max-epochs", "1", "--quiet")
     assert vivace_says(*line)[0] == 0
+
+
+def test_ctrl_c_while_python_shuts_down_leaves_no_traceback():
+    code = (
+        "import atexit, os, signal\n"
+        "from vivace.cli import main\n"
+        "atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))\n"
+        "main()"
+    )
+    command = [sys.executable, "-c", code, "--version"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
+def test_ctrl_c_before_the_command_leaves_no_traceback(vivace_says, monkeypatch):
+    def stop(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", stop)
+    assert vivace_says("info") == (130, "", "")

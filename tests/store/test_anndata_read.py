@@ -93,6 +93,20 @@ def test_an_element_with_a_newer_encoding_is_named(h5ad, refused, place):
     assert ("write the file without" in str(caught.value)) == (place == "obs/age")
 
 
+@pytest.mark.parametrize("place", ["raw/X", "raw/var"])
+def test_a_damaged_raw_is_dropped_as_the_message_says(tiny, tmp_path, refused, place):
+    adata, path = tiny(), tmp_path / "cells.h5ad"
+    adata.raw = adata
+    adata.write_h5ad(path)
+    with h5py.File(path, "r+") as file:
+        file[place].attrs["encoding-type"] = "future"
+    with refused(DataError, f"{place} is of a kind", "or write the file without raw."):
+        read_anndata(path)
+    with h5py.File(path, "r+") as file:
+        del file["raw"]
+    assert read_anndata(path).shape == (60, 30)
+
+
 def test_a_file_of_a_newer_anndata_is_said_to_be_so(h5ad, refused):
     with h5py.File(h5ad, "r+") as file:
         file.attrs["encoding-version"] = "9.0"

@@ -32,7 +32,7 @@ _BEGINNINGS = {  # of files in other formats: what they are, and what to do
     b"\x93NUMPY": ("it is a NumPy array", "make an AnnData of it, and write that"),
 }
 _CONTAINERS = ("", "anndata", "raw", "dict", "dataframe")  # whose elements are read one by one
-_NEEDED = ("", "X", "obs", "var", "obs/_index", "var/_index", "X/data", "X/indices", "X/indptr")
+_NEEDED = ("", "X", "obs", "var", "obs/_index", "var/_index")
 _R_ENDINGS = (".rds", ".rda", ".rdata", ".robj")
 _R = ("it is an R object", "write it as h5ad in R, for example with zellkonverter::writeH5AD")
 
@@ -191,8 +191,9 @@ def _describe_failure(path: Path, reason: Exception) -> str:
         said = "cut off" if "truncated file" in said else f"damaged ({said})"
         return f"{path} cannot be read as h5ad: it is {said}; copy it or write it again."
     name, encoding, registered, cause = failing
-    # an AnnData has these in any case
-    without = "" if name in _NEEDED else f", or write the file without {name}"
+    # an AnnData has these in any case, and raw is whole or missing
+    dropped = "raw" if name.startswith("raw/") else name
+    without = "" if name in _NEEDED else f", or write the file without {dropped}"
     name = name or "it"
     if registered:
         return (
