@@ -310,6 +310,20 @@ def test_an_array_of_zarr_is_made_an_anndata_as_the_message_says(tmp_path):
     np.testing.assert_array_equal(adata.X, np.full((4, 3), 2.0))
 
 
+@pytest.mark.parametrize("n_samples", [1, 2])
+def test_sampled_counts_on_disk_are_named(trained, tmp_path, refused, n_samples):
+    path = tmp_path / "counts.zarr"
+    trained.posterior_predictive_sample(n_samples=n_samples, out=path)
+    if n_samples == 2:
+        with refused(DataError, "it holds no AnnData but '0', '1'"):
+            read_anndata(path)
+        return
+    with pytest.raises(DataError, match="it is a sparse matrix") as caught:
+        read_anndata(path)
+    code = re.search(r"anndata\.AnnData\(.*\)(?=, with)", str(caught.value))[0]
+    assert eval(code, {"anndata": anndata, "zarr": zarr}).shape == trained.adata.shape
+
+
 def test_a_reason_ends_before_the_next_sentence_only():
     said = "Observations annot. `obs` must have 3 rows, not 4.\nCheck the data."
     assert brief_reason(ValueError(said)) == "Observations annot. `obs` must have 3 rows, not 4"

@@ -163,7 +163,15 @@ def _describe_store(root: Any, path: Path) -> tuple[str, str] | None:
         )
     if {"row_attrs", "col_attrs"} <= names:
         return "it is a loom file", f"convert it with scanpy.read_loom({quoted}).write_h5ad(FILE)"
+    if kind in ("csr_matrix", "csc_matrix"):
+        opened = f"zarr.open_group({quoted})" if path.is_dir() else f"h5py.File({quoted})"
+        return (
+            "it is a sparse matrix, without names of cells and genes",
+            f"make an AnnData of it, anndata.AnnData(anndata.io.read_elem({opened})), with their "
+            "names, and write that",
+        )
     groups = [root[name] for name in names if hasattr(root[name], "keys")]
+    groups = [group for group in groups if "encoding-type" not in group.attrs]
     if any({"data", "indices", "indptr"} <= set(group) for group in groups):
         return (
             "it looks like a 10x matrix",
