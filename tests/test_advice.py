@@ -39,6 +39,15 @@ ELSEWHERE = {
     "model.to_device('cpu')": "test_drop_in.py::test_what_took_the_place_of_a_former_name_works",
     "train(accelerator=...)": "test_drop_in.py::test_what_took_the_place_of_a_former_name_works",
     "model.view_anndata_setup()": "test_drop_in.py::test_what_took_the_place_of_a_former_name_works",
+    "model.get_latent_representation()": (
+        "test_drop_in.py::test_what_took_the_place_of_a_former_name_works"
+    ),
+    "vivace.datasets.pbmc3k()": "test_drop_in.py::test_what_took_the_place_of_a_former_name_works",
+    "progress=False": "test_drop_in.py::test_what_took_the_place_of_a_former_name_works",
+    "anndata.AnnData(zarr.open_array({})[:])": "store/test_anndata_read.py::test_an_array_of_zarr_"
+    "is_made_an_anndata_as_the_message_says",
+    "anndata.AnnData(anndata.io.read_elem({}))": "store/test_anndata_read.py::test_sampled_counts_"
+    "on_disk_are_named",
     "early_stopping=": "test_drop_in.py::test_what_took_the_place_of_a_former_name_works",
     "max_epochs=": "test_drop_in.py::test_what_took_the_place_of_a_former_name_works",
     "plan_kwargs=": "test_drop_in.py::test_what_took_the_place_of_a_former_name_works",

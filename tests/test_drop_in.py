@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -156,6 +157,24 @@ FORMER = {
         "", "model.view_anndata_setup()", lambda model, adata, path: model.view_anndata_setup()
     ),
     "vivace.data.read_h5ad": ("", "anndata.read_h5ad", read),
+    "vivace.data.synthetic_iid": (
+        "", "vivace.datasets.pbmc3k()", lambda model, adata, path: vivace.datasets.pbmc3k()
+    ),
+    "vivace.settings.verbosity": ("", "progress=False", train(progress=False)),
+    "vivace.settings.dl_num_workers": ("", "leave it out", train()),
+    "model.history_": ("", "model.history.", lambda model, adata, path: model.history),
+    "model.is_trained_": ("", "model.is_trained.", lambda model, adata, path: model.is_trained),
+    "model.adata_manager": (
+        "", "model.view_anndata_setup()", lambda model, adata, path: model.view_anndata_setup()
+    ),
+    "model.registry": (
+        "", "model.view_anndata_setup()", lambda model, adata, path: model.view_anndata_setup()
+    ),
+    "model.posterior": (
+        "",
+        "model.get_latent_representation()",
+        lambda model, adata, path: model.get_latent_representation(),
+    ),
 }  # fmt: skip
 
 
@@ -186,9 +205,13 @@ def test_what_took_the_place_of_a_former_name_works(name, own_model, tiny, tmp_p
         with refused(ArgumentTypeError, f"{where} has no argument {name!r}; ", part):
             calls[where](**{name: 1})
     else:
-        *_, function = name.split(".")
-        with refused(MissingNameError, f"vivace.data has no {function!r}; ", part):
-            getattr(vivace.data, function)
+        place, _, last = name.rpartition(".")
+        said = {"model": "SCVI"}.get(place, place)
+        with refused(MissingNameError, f"{said} has no {last!r}; ", part):
+            if place == "vivace.settings":
+                setattr(vivace.settings, last, 1)
+            else:
+                getattr(own_model if place == "model" else vivace.data, last)
     do(own_model, tiny(), tmp_path)
 
 
@@ -226,3 +249,13 @@ def test_arguments_by_position(own_model, refused):
         SCVI.setup_anndata(batch_key="batch")
     with refused(ArgumentTypeError, "get_elbo was given adata twice; leave one of the two out."):
         own_model.get_elbo(None, adata=None)
+
+
+def test_misspelt_names_are_refused(own_model, refused):
+    with refused(MissingNameError, "vivace.settings has no 'sed'; did you mean 'seed'?"):
+        vivace.settings.sed = 1
+    said = "SCVI has no 'get_latent_representaton'; did you mean 'get_latent_representation'"
+    with refused(MissingNameError, said):
+        own_model.get_latent_representaton()
+    assert not hasattr(own_model, "_unknown")
+    assert copy.copy(own_model).is_trained

@@ -140,3 +140,9 @@ def test_an_invalid_package_seed_is_refused(ready, refused):
     vivace.settings.seed = None
     with refused(ArgumentTypeError, "settings.seed must be an integer, not None."):
         ready()
+
+
+def test_more_threads_than_a_system_can_start_are_refused(refused):
+    with refused(OptionError, "settings.num_threads must be at most", "not 100000"):
+        vivace.settings.num_threads = 100_000
+    assert vivace.settings.fixed_threads is None

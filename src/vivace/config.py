@@ -9,7 +9,7 @@ from typing import Any, Literal, Self, get_args, get_type_hints
 
 import numpy as np
 
-from vivace.errors import ArgumentTypeError, OptionError, brief
+from vivace.errors import ArgumentTypeError, MissingNameError, OptionError, brief, instead
 
 GeneLikelihood = Literal["zinb", "nb", "poisson", "normal"]
 Dispersion = Literal["gene", "gene-batch", "gene-label", "gene-cell"]
@@ -30,6 +30,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
 }
 # beyond these, no network could be made
 _LARGEST = {"n_hidden": 65_536, "n_latent": 65_536, "n_layers": 256, "batch_embedding_dim": 65_536}
+MOST_THREADS = max(256, 4 * (os.cpu_count() or 1))  # of which the system can start all
 _SPELLED_OUT = {"negative_binomial": "nb", "zero_inflated_negative_binomial": "zinb"}
 
 
@@ -51,6 +52,14 @@ class Settings:
 
     _num_threads: int | None = field(default=None, init=False, repr=False)
     _torch_threads: int = field(default=0, init=False, repr=False)  # torch's own number
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not hasattr(type(self), name):
+            known = ["seed", "batch_size", "num_threads"]
+            raise MissingNameError(
+                f"vivace.settings has no {name!r}; {instead(name, known, 'vivace.settings')}"
+            )
+        super().__setattr__(name, value)
 
     @property
     def num_threads(self) -> int:
@@ -81,6 +90,10 @@ class Settings:
             )
         if number < 1:
             raise OptionError(f"settings.num_threads must be at least 1, not {brief(number)}.")
+        if number > MOST_THREADS:
+            raise OptionError(
+                f"settings.num_threads must be at most {MOST_THREADS:,}, not {brief(number)}."
+            )
         if self._num_threads is None:
             self._torch_threads = torch.get_num_threads()
         self._num_threads = int(number)

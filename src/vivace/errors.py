@@ -48,7 +48,7 @@ class ArgumentTypeError(VivaceError, TypeError):
 
 
 class MissingNameError(VivaceError, AttributeError):
-    """A module has no such name."""
+    """A module, a model or the settings have no such name."""
 
 
 class ShapeError(VivaceError, ValueError):
@@ -196,6 +196,14 @@ _REPLACED = {
     "vivace.data.transfer_anndata_setup": "pass the data to the model's methods as adata=",
     "vivace.data.view_anndata_setup": "use model.view_anndata_setup()",
     "vivace.data.read_h5ad": "use anndata.read_h5ad",
+    "vivace.data.synthetic_iid": "use vivace.datasets.pbmc3k()",
+    "vivace.settings.verbosity": "leave it out, and pass progress=False to train for silence",
+    "vivace.settings.dl_num_workers": "leave it out, because no worker processes are used",
+    "model.history_": "use model.history",
+    "model.is_trained_": "use model.is_trained",
+    "model.adata_manager": "use model.view_anndata_setup()",
+    "model.registry": "use model.view_anndata_setup()",
+    "model.posterior": "use model.get_latent_representation()",
 }
 
 

@@ -359,3 +359,12 @@ if not TYPE_CHECKING:  # type checkers know the names
         raise MissingNameError(
             f"vivace.model has no {name!r}; {instead(name, __all__, 'vivace.model')}"
         )
+
+    def _refuse_name(self: Core, name: str) -> object:
+        """Say what takes the place of scvi-tools' attributes, or which name is similar."""
+        known = [] if name.startswith("_") else [n for n in dir(self) if not n.startswith("_")]
+        raise MissingNameError(
+            f"{type(self).__name__} has no {name!r}; {instead(name, known, 'model')}"
+        )
+
+    SCVI.__getattr__ = LinearSCVI.__getattr__ = _refuse_name

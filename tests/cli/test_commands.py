@@ -89,7 +89,6 @@ def test_a_model_is_overwritten_on_request(vivace_says, vivace_refuses, cells, s
     before = (saved / "weights.safetensors").read_bytes()
     vivace_refuses(("train", cells, "-o", saved, *QUICK), str(saved), "exists", "overwrite")
     assert (saved / "weights.safetensors").read_bytes() == before
-    vivace_refuses(("train", "nowhere.h5ad", "-o", saved), "exists")  # said before data are read
     assert vivace_says("train", cells, "-o", saved, "--overwrite", *QUICK)[0] == 0
     assert (saved / "weights.safetensors").read_bytes() != before
 
@@ -536,3 +535,8 @@ def test_a_console_that_lacks_letters(tiny, tmp_path, encoding, locale):
     code, text = run("train", "cells.h5ad", "-o", "other", "--batch-key", "größe")
     assert code == 2
     assert "größe" in text or r"gr\xf6\xdfe" in text
+
+
+@pytest.mark.parametrize("arguments", [("--version",), ("--version", "train")])
+def test_the_version_is_shown(vivace_says, arguments):
+    assert vivace_says(*arguments) == (0, f"vivace {vivace.__version__}\n", "")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vivace import SCVI
+from vivace import SCVI, cli
 from vivace.train import run
 from vivace.train.recipe import RECIPES
 
@@ -56,7 +56,8 @@ def test_the_epochs_that_are_done_are_saved(
     assert said[:2] == (code, "")
     assert said[2] == (
         "vivace: Interrupted after 3 epochs; the weights are those of the best epoch\n"
-        f"Wrote {tmp_path / 'model'}; to go on:\n{line}\n"
+        f"Wrote {tmp_path / 'model'}; to go on (the schedule of training starts anew):\n"
+        f"{line}\n"
     )
     model = SCVI.load(tmp_path / "model")
     assert len(model.history) == 3
@@ -209,6 +210,7 @@ def test_ctrl_c_in_a_process_of_its_own(tiny, tmp_path):
         (),
         ("--batch-key", "batch", "--categorical-covariate-key", "donor", "--n-hidden", "16"),
         ("--n-latent", "3", "--gene-likelihood", "zinb"),
+        ("--gene-likelihood", "zero_inflated_negative_binomial", "--train-size", "0.9"),
     ],
     ids=" ".join,
 )
@@ -229,6 +231,9 @@ def test_options_that_agree_with_the_model_may_be_repeated(vivace_says, cells, f
         (("--categorical-covariate-key", "batch"), "--categorical-covariate-key ('batch',)"),
         (("--preset", "mapping"), "--preset 'mapping'"),
         (("--encode-covariates",), "--encode-covariates"),
+        (("--n-latent", "10"), "--n-latent 10"),  # the default
+        (("--n-hidden", "128"), "--n-hidden 128"),
+        (("--train-size", "0.5"), "--train-size 0.5"),
     ],
 )
 def test_options_that_differ_from_the_model_are_refused(
@@ -243,3 +248,58 @@ def test_going_on_needs_a_model(vivace_refuses, cells, tmp_path):
     vivace_refuses(
         ("train", cells, "-o", tmp_path / "none", "--resume"), "no model folder", "check the path"
     )
+
+
+def test_a_train_size_that_is_the_default_is_compared(vivace_says, vivace_refuses, cells, tmp_path):
+    line = ("train", cells, "-o", tmp_path / "model", "--train-size")
+    assert vivace_says(*line, "0.5", *QUICK)[0] == 0
+    vivace_refuses((*line, "0.9", "--resume"), "does not have --train-size 0.9")
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_data_that_were_saved_with_the_model_stay(
+    vivace_says, cells, fitted, interrupt, stops, tiny
+):
+    SCVI.load(fitted, tiny()).save(fitted, overwrite=True, save_anndata=True)
+    if stops:
+        interrupt(1, signal.SIGINT)
+    line = ("train", cells, "-o", fitted, "--resume", "--max-epochs", "2", "--quiet")
+    assert vivace_says(*line)[0] == (130 if stops else 0)
+    model = SCVI.load(fitted)
+    assert len(model.history) == (3 if stops else 4)
+    assert model.adata.shape == tiny().shape
+
+
+def test_a_folder_of_scvi_tools_is_converted_first_as_the_message_says(
+    vivace_says, vivace_refuses, cells, fitted, tmp_path
+):
+    folder = tmp_path / "of scvi-tools"
+    SCVI.load(fitted).save(folder, format="scvi-tools")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    fix = f"vivace convert '{folder}' -o NEW"
+    vivace_refuses(("train", cells, "-o", folder, "--resume"), "folder of scvi-tools", fix)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    new = tmp_path / "new"
+    assert vivace_says(*shlex.split(fix.replace("NEW", str(new)))[1:])[0] == 0
+    line = ("train", cells, "-o", new, "--resume", "--max-epochs", "1", "--quiet")
+    assert vivace_says(*line)[0] == 0
+
+
+def test_ctrl_c_while_python_shuts_down_leaves_no_traceback():
+    code = (
+        "import atexit, os, signal\n"
+        "from vivace.cli import main\n"
+        "atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))\n"
+        "main()"
+    )
+    command = [sys.executable, "-c", code, "--version"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
+def test_ctrl_c_before_the_command_leaves_no_traceback(vivace_says, monkeypatch):
+    def stop(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", stop)
+    assert vivace_says("info") == (130, "", "")

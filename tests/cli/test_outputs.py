@@ -141,20 +141,69 @@ def test_a_figure_is_written_like_the_rest(vivace_refuses, vivace_says, command,
 
 
 def test_the_two_outputs_of_map_are_apart(vivace_refuses, command, tmp_path):
-    for model in (tmp_path / "x.h5ad", tmp_path):
-        words = (*command("map"), "-o", tmp_path / "x.h5ad", "--save-model", model)
-        vivace_refuses(words, "choose another path")
+    out = tmp_path / "x.h5ad"
+    words = (*command("map"), "-o", out, "--save-model")
+    vivace_refuses((*words, out), f"{out} is the path of two results", "choose two paths")
+    vivace_refuses((*words, tmp_path), f"{out} and {tmp_path}, two results", "one in the other")
 
 
 @pytest.mark.parametrize("name", [*ANNDATA, *TABLE, *MODEL])
-def test_a_place_that_cannot_be_is_refused_before_reading(vivace_refuses, command, tmp_path, name):
+def test_a_place_that_cannot_be_is_refused_before_reading(
+    vivace_refuses, command, tmp_path, name, monkeypatch
+):
     (tmp_path / "file").write_text("")
     out = tmp_path / "file" / get_name(name)
-    words = command(name, tmp_path / "nowhere.h5ad")
-    vivace_refuses((*words, "-o", out), str(out), "could not be written")
+    monkeypatch.setattr("vivace.store.anndata_read.anndata.read_h5ad", None)
+    vivace_refuses((*command(name), "-o", out), str(out), "could not be written")
 
 
-@pytest.mark.parametrize("key", ["", "a/b"])
+@pytest.mark.parametrize("name", [*ANNDATA, *TABLE, "train"])
+@pytest.mark.parametrize("data", ["", "nowhere.h5ad"])
+def test_an_input_is_named_before_the_output(vivace_refuses, command, tmp_path, name, data):
+    out = tmp_path / get_name(name)
+    out.write_text("mine")
+    said = "it is a folder" if not data else "there is no file of this name"
+    vivace_refuses((*command(name, data), "-o", out), f"{data or '.'} cannot be read", said)
+    if name != "train":
+        words = (name, tmp_path / "nothing", *command(name)[2:])
+        vivace_refuses((*words, "-o", out), f"no model folder at {tmp_path / 'nothing'}")
+
+
+@pytest.mark.parametrize("name", ANNDATA)
+def test_columns_with_a_slash_are_written_to_h5ad_only(
+    vivace_refuses, vivace_says, command, tiny, tmp_path, name
+):
+    adata, path = tiny(), tmp_path / "in.h5ad"
+    adata.obs["CD4/CD8"] = 1.5
+    with pytest.warns(FutureWarning, match="Forward slashes"):
+        adata.write_h5ad(path)
+    said = "adata.obs has a column named 'CD4/CD8', which zarr cannot hold; rename it, or write"
+    vivace_refuses((*command(name, path), "-o", tmp_path / "out.zarr"), said)
+    assert vivace_says(*command(name, path), "-o", tmp_path / "out.h5ad")[::2] == (0, "")
+    back = anndata.read_h5ad(tmp_path / "out.h5ad")
+    assert (back.obs["CD4/CD8"] == 1.5).all()
+
+
+@pytest.mark.parametrize("name", ANNDATA)
+def test_data_that_cannot_be_written_are_refused_before_computing(
+    vivace_refuses, command, tiny, tmp_path, name, monkeypatch
+):
+    adata = tiny()
+    adata.obs["when"] = [(1,)] * adata.n_obs
+    monkeypatch.setattr("vivace.store.anndata_read.anndata.read_h5ad", lambda _: adata)
+    for method in (
+        "get_latent_representation",
+        "get_normalized_expression",
+        "posterior_predictive_sample",
+        "load_query_data",
+    ):
+        monkeypatch.setattr(SCVI, method, None)
+    out = tmp_path / "out.h5ad"
+    vivace_refuses((*command(name), "-o", out), "adata.obs['when'] holds values of type tuple")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("key", ["", ".", "a/b"])
 def test_a_key_that_h5ad_cannot_hold_is_refused(vivace_refuses, command, tmp_path, key):
     for name in ("embed", "map"):
         words = (*command(name), "-o", tmp_path / "x.h5ad", "--key-added", key)

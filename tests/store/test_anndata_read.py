@@ -22,7 +22,7 @@ from anndata.io import write_elem
 
 from vivace import SCVI
 from vivace.errors import DataError, ModelFileError
-from vivace.store.anndata_read import read_anndata
+from vivace.store.anndata_read import brief_reason, read_anndata
 
 
 @pytest.fixture
@@ -68,7 +68,12 @@ def test_an_element_of_a_newer_anndata_is_named(h5ad, refused, place):
             group.attrs["encoding-type"], group.attrs["encoding-version"] = "dict", "0.1.0"
         add_future(group, name)
     version = anndata.__dict__.get("__version__", "0.")
-    parts = (f"{place} is of a kind ('future' 7.0)", version[:2], "update anndata", "without it")
+    parts = (
+        f"{place} is of a kind ('future' 7.0)",
+        version[:2],
+        "update anndata",
+        f"without {place}.",
+    )
     with refused(DataError, str(h5ad), *parts):
         read_anndata(h5ad)
     with h5py.File(h5ad, "r+") as file:
@@ -80,8 +85,26 @@ def test_an_element_of_a_newer_anndata_is_named(h5ad, refused, place):
 def test_an_element_with_a_newer_encoding_is_named(h5ad, refused, place):
     with h5py.File(h5ad, "r+") as file:
         file[place].attrs["encoding-type"] = "future"
-    with refused(DataError, str(h5ad), f"{place} is of a kind ('future'", "cannot read"):
+    with pytest.raises(DataError, match="is of a kind \\('future'") as caught:
         read_anndata(h5ad)
+    assert str(h5ad) in str(caught.value)
+    assert f" {place} is of a kind" in str(caught.value)
+    # an AnnData cannot be without counts and names
+    assert ("write the file without" in str(caught.value)) == (place == "obs/age")
+
+
+@pytest.mark.parametrize("place", ["raw/X", "raw/var"])
+def test_a_damaged_raw_is_dropped_as_the_message_says(tiny, tmp_path, refused, place):
+    adata, path = tiny(), tmp_path / "cells.h5ad"
+    adata.raw = adata
+    adata.write_h5ad(path)
+    with h5py.File(path, "r+") as file:
+        file[place].attrs["encoding-type"] = "future"
+    with refused(DataError, f"{place} is of a kind", "or write the file without raw."):
+        read_anndata(path)
+    with h5py.File(path, "r+") as file:
+        del file["raw"]
+    assert read_anndata(path).shape == (60, 30)
 
 
 def test_a_file_of_a_newer_anndata_is_said_to_be_so(h5ad, refused):
@@ -275,6 +298,37 @@ def test_a_gz_is_unpacked_as_the_message_says(h5ad, tmp_path, refused):
         read_anndata(packed)
     h5ad.write_bytes(gzip.decompress(packed.read_bytes()))
     assert read_anndata(h5ad).shape == (60, 30)
+
+
+def test_an_array_of_zarr_is_made_an_anndata_as_the_message_says(tmp_path):
+    path = tmp_path / "expression.zarr"
+    zarr.create_array(path, shape=(4, 3), dtype="float32", chunks=(2, 3))[:] = 2.0
+    with pytest.raises(DataError, match="it is a zarr array of shape \\(4, 3\\)") as caught:
+        read_anndata(path)
+    code = re.search(r"anndata\.AnnData\(.*\)(?=, with)", str(caught.value))[0]
+    adata = eval(code, {"anndata": anndata, "zarr": zarr})
+    np.testing.assert_array_equal(adata.X, np.full((4, 3), 2.0))
+
+
+@pytest.mark.parametrize("n_samples", [1, 2])
+def test_sampled_counts_on_disk_are_named(trained, tmp_path, refused, n_samples):
+    path = tmp_path / "counts.zarr"
+    trained.posterior_predictive_sample(n_samples=n_samples, out=path)
+    if n_samples == 2:
+        with refused(DataError, "it holds no AnnData but '0', '1'"):
+            read_anndata(path)
+        return
+    with pytest.raises(DataError, match="it is a sparse matrix") as caught:
+        read_anndata(path)
+    code = re.search(r"anndata\.AnnData\(.*\)(?=, with)", str(caught.value))[0]
+    assert eval(code, {"anndata": anndata, "zarr": zarr}).shape == trained.adata.shape
+
+
+def test_a_reason_ends_before_the_next_sentence_only():
+    said = "Observations annot. `obs` must have 3 rows, not 4.\nCheck the data."
+    assert brief_reason(ValueError(said)) == "Observations annot. `obs` must have 3 rows, not 4"
+    assert brief_reason(KeyError()) == "KeyError"
+    assert len(brief_reason(ValueError("x " * 500))) == 120
 
 
 def test_a_model_folder_and_an_r_file_are_named(saved, tmp_path, refused):

@@ -178,9 +178,26 @@ def name_index(adata):
 
 
 ELEMENTS = {
-    "a column that is a number": (lambda a: a.obs.insert(0, 3, 1), "adata.obs has a column with"),
-    "a column with a slash": (lambda a: a.obs.insert(0, "a/b", 1), "adata.obs has the name 'a/b'"),
-    "a column without a name": (lambda a: a.obs.insert(0, "", 1), "adata.obs has the name ''"),
+    "a column that is a number": (
+        lambda a: a.obs.insert(0, 3, 1),
+        "adata.obs has a column named 3",
+    ),
+    "a column that is a path": (
+        lambda a: a.obs.insert(0, "/X", 1),
+        "adata.obs has a column named '/X'",
+    ),
+    "a column that is a dot": (
+        lambda a: a.obs.insert(0, ".", 1),
+        "adata.obs has a column named '.'",
+    ),
+    "a column without a name": (
+        lambda a: a.obs.insert(0, "", 1),
+        "adata.obs has a column named ''",
+    ),
+    "columns within columns": (
+        lambda a: [a.obs.insert(0, name, 1.0) for name in ("a", "a/b")],
+        "rename its index or columns",
+    ),
     "a reserved column": (lambda a: a.obs.insert(0, "_index", 1), "'_index' is a reserved name"),
     "two columns of a name": (repeat_column, "adata.obs has two columns named 'batch'"),
     "an index named as a column": (name_index, "rename its index or columns"),
@@ -191,7 +208,11 @@ ELEMENTS = {
     ),
     "uns": (lambda a: a.uns.update(x={"y": {1, 2}}), "adata.uns['x']['y'] is of type set"),
     "a key of uns": (lambda a: a.uns.update(x={1: 2}), "adata.uns['x'][1] has a name"),
-    "a slash in uns": (lambda a: a.uns.update({"a/b": 1}), "adata.uns has the name 'a/b'"),
+    "a slash in uns": (lambda a: a.uns.update({"a/b": 1}), "adata.uns has the key 'a/b'"),
+    "a slash in layers": (
+        lambda a: a.layers.update({"a/b": a.X.copy()}),
+        "adata.layers has the key 'a/b'",
+    ),
     "a mixed list": (lambda a: a.uns.update(x=[1, "a"]), "adata.uns['x'] is of type list"),
     "a frame in uns": (
         lambda a: a.uns.update(x=pd.DataFrame({"q": [(1,)]})),
@@ -216,6 +237,46 @@ def test_an_element_that_cannot_be_held_is_named(tiny, tmp_path, refused, kind):
     with refused(DataError, part):
         write_anndata(adata, tmp_path / "cells.h5ad")
     assert not any(tmp_path.iterdir())
+
+
+def test_columns_with_a_slash_are_held(tiny, tmp_path, refused):
+    adata = tiny()
+    adata.obs["CD4/CD8"] = objects("a", "b")
+    adata.var["log1p/mean"] = 1.5
+    adata.obsm["x"] = pd.DataFrame({"a/b": np.arange(N)}, index=adata.obs_names)
+    adata.raw = adata
+    write_anndata(adata, tmp_path / "cells.h5ad")
+    back = anndata.read_h5ad(tmp_path / "cells.h5ad")
+    check_read_back(adata.obs, back.obs)
+    check_read_back(adata.var, back.var)
+    check_read_back(adata.raw.var, back.raw.var)
+    check_read_back(adata.obsm["x"], back.obsm["x"])
+    for place, frame in (
+        ("adata.obs", adata.obs),
+        ("adata.var", adata.var),
+        ("adata.obsm['x']", adata.obsm["x"]),
+        ("adata.raw.var", adata.raw.var),
+    ):
+        with refused(DataError, f"{place} has a column named", "zarr cannot hold; rename it"):
+            write_anndata(adata, tmp_path / "cells.zarr")
+        frame.rename(columns=lambda name: name.replace("/", " per "), inplace=True)
+    write_anndata(adata, tmp_path / "cells.zarr")
+    check_read_back(adata.obs, anndata.read_zarr(tmp_path / "cells.zarr").obs)
+
+
+def test_a_dict_that_contains_itself_is_refused_and_the_fix_works(tiny, tmp_path):
+    adata = tiny()
+    inner = {"b": {}}
+    inner["b"]["c"] = inner
+    adata.uns["a"] = inner
+    adata.uns["twice"] = {"x": (shared := {"y": 1}), "z": shared}
+    with pytest.raises(DataError, match="is a dict that contains itself") as caught:
+        write_anndata(adata, tmp_path / "cells.h5ad")
+    exec(re.search(r"del adata\.uns\S*(?=\.$)", str(caught.value))[0], {"adata": adata})
+    write_anndata(adata, tmp_path / "cells.h5ad")
+    back = anndata.read_h5ad(tmp_path / "cells.h5ad")
+    assert back.uns["a"] == {"b": {}}
+    assert back.uns["twice"]["z"] == {"y": 1}
 
 
 def test_two_columns_of_a_name_are_made_one_as_the_message_says(tiny, tmp_path):

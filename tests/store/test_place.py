@@ -311,8 +311,10 @@ def store(tiny, tmp_path):
 
 
 def test_a_zarr_store_is_replaced_on_request(store, tiny, refused):
-    with refused(OptionError, str(store), "exists"):
+    with refused(OptionError, f"{store} exists; remove it or choose another path."):
         check_free(store)
+    with refused(OptionError, f"{store} exists; overwrite it (overwrite=True, or --overwrite) or"):
+        check_free(store, overwrite=False)
     (store / ".DS_Store").write_text("")
     check_free(store, overwrite=True)
     write_anndata(tiny(30), store)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import io
 import os
+import signal
 import sys
 
 from vivace.cli import commands
@@ -16,6 +18,7 @@ __all__ = ["app", "commands", "main"]
 def main() -> None:
     """Run the command line. An error that vivace raises is one sentence and exit code 2."""
     _limit_spinning()
+    atexit.register(_end_at_once)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # a console without the letters of a name, such as "µ" in ASCII, is no error
@@ -25,6 +28,14 @@ def main() -> None:
     except (VivaceError, OSError) as error:  # OSError: a full disk, a folder without permission
         print(f"vivace: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:  # before or after the command, which answers it by itself
+        raise SystemExit(130) from None
+
+
+def _end_at_once() -> None:
+    """Let Ctrl-C end the process without a traceback while Python shuts down."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _limit_spinning() -> None:

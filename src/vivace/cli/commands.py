@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 import shlex
+from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
@@ -16,13 +18,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vivace.cli.forwarding import command, forward, given_options
+from vivace.cli.forwarding import app, command, forward, given_options
 from vivace.cli.interrupts import end_interrupted, was_interrupted_once
-from vivace.config import settings
+from vivace.config import MOST_THREADS, settings
 from vivace.errors import OptionError, VivaceError, brief
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from vivace.model import SCVI, LinearSCVI
 
@@ -40,11 +42,32 @@ Batches = Annotated[Keys, typer.Option(help="Batch to decode as. May be repeated
 Covariates = Annotated[Keys, typer.Option(help="COLUMN=CATEGORY to decode as. May be repeated.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what exists.")]
 Threads = Annotated[
-    int | None, typer.Option(min=1, help="Threads; by default as many as there are free cores.")
+    int | None,
+    typer.Option(
+        min=1, max=MOST_THREADS, help="Threads; by default as many as there are free cores."
+    ),
 ]
 _ANNDATA = (".h5ad", ".zarr")
 _FIGURES = (".png", ".pdf", ".svg")
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vivace {version('vivace')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _before_commands(
+    _: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
 
 
 # ---- commands, in the order in which ``vivace --help`` lists them ------------------------
@@ -92,6 +115,7 @@ _TRAINING = forward(
 
 @command(setup=_SETUP, network=_NETWORK, training=_TRAINING)
 def train(
+    context: typer.Context,
     data: Annotated[Path, typer.Argument(metavar="IN.h5ad", help="Raw counts, .h5ad or .zarr.")],
     output: NewModel,
     setup: Any,
@@ -109,14 +133,29 @@ def train(
     Ctrl-C saves the best epoch so far and prints the command that goes on.
     """
     from vivace.model import SCVI, load
-    from vivace.store.anndata_read import read_anndata
+    from vivace.store.anndata_read import check_anndata, read_anndata
+    from vivace.store.anndata_write import storable
+    from vivace.store.folder import WITHOUT_DATA, holds_data
+    from vivace.store.scvi_tools import is_scvi_tools
 
     _use_threads(threads)
-    _check_model_output(output, overwrite or resume, [data])
+    check_anndata(data)
+    keep = {"overwrite": overwrite or resume, "save_anndata": resume and holds_data(output)}
+    _check_model_output(output, keep["overwrite"], [data])
     if resume:
+        if is_scvi_tools(output):
+            raise OptionError(
+                f"{output} is a folder of scvi-tools, which --resume would replace; convert it "
+                f"first, vivace convert {shlex.quote(str(output))} -o NEW, and go on with NEW."
+            )
         stored = load(output)
-        _check_same_options(output, stored, setup, network)
-        model = load(output, read_anndata(data))
+        options = setup | network | {"train_size": training["train_size"]}
+        given = {key: value for key, value in options.items() if _is_given(context, key)}
+        _check_same_options(output, stored, given)
+        adata = read_anndata(data)
+        if keep["save_anndata"]:
+            storable(adata, WITHOUT_DATA)
+        model = load(output, adata)
     else:
         adata = read_anndata(data)
         SCVI.setup_anndata(adata, **setup)
@@ -131,23 +170,27 @@ def train(
             raise
         if not done:
             end_interrupted("Interrupted before an epoch was complete; nothing was saved.")
-        _save_somewhere(model, output, overwrite or resume)
+        _save_somewhere(model, output, **keep)
         line = ["vivace", "train", str(data), "-o", str(output), "--resume"]
         line += ["--max-epochs", str(_epochs_left(model, training, done))]
         line += given_options(_TRAINING, training | _NOT_REPEATED)
         line += ["--threads", str(threads)] if threads else []
         line += ["--quiet"] if quiet else []
+        said = model.summary.splitlines()[-1].removeprefix("verdict: ")
         end_interrupted(
-            f"{model.summary.splitlines()[-1].removeprefix('verdict: ')}\nWrote {output}; to go on:\n{shlex.join(line)}"
+            f"{said}\nWrote {output}; to go on (the schedule of training starts anew):\n"
+            f"{shlex.join(line)}"
         )
-    _save_somewhere(model, output, overwrite or resume)
+    _save_somewhere(model, output, **keep)
     typer.echo(f"{model.summary}\nWrote {output}")
 
 
-def _save_somewhere(model: SCVI | LinearSCVI, output: Path, overwrite: bool) -> None:
+def _save_somewhere(
+    model: SCVI | LinearSCVI, output: Path, overwrite: bool, save_anndata: bool
+) -> None:
     """Save a trained model, or a copy among the temporary files if that fails."""
     try:
-        model.save(output, overwrite=overwrite)
+        model.save(output, overwrite=overwrite, save_anndata=save_anndata)
     except VivaceError as error:
         copy = Path(mkdtemp(prefix="vivace-")) / output.name
         try:
@@ -179,20 +222,29 @@ def _epochs_left(model: SCVI | LinearSCVI, training: dict[str, Any], done: int) 
     return max(1, int(epochs) - done)
 
 
-def _check_same_options(
-    folder: Path, model: SCVI | LinearSCVI, setup: dict[str, Any], network: dict[str, Any]
-) -> None:
+def _is_given(context: typer.Context, key: str) -> bool:
+    """Whether a parameter of the Python API was given on the command line, even as its default."""
+    source = context.get_parameter_source((_SETUP | _NETWORK | _TRAINING)[key].name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _check_same_options(folder: Path, model: SCVI | LinearSCVI, given: Mapping[str, Any]) -> None:
     """Refuse an option that differs from that of the model that training goes on with."""
     config, declared = model.config, model.schema.declarations
-    same = {key: getattr(declared, key) for key in setup}
-    same |= {key: getattr(config, key) for key in network if key != "preset"}
-    if config.with_preset(network["preset"]) == config:
-        same["preset"] = network["preset"]
-    for key, option in (_SETUP | _NETWORK).items():
-        value, was = (setup | network)[key], same.get(key)
-        value = tuple(value) if isinstance(value, list) else value
-        if value not in (option.default, None, was):
-            flag = option.name.replace("_", "-")
+    n_train = len(model.train_indices)
+    n_cells = n_train + len(model.validation_indices)
+    for key, value in given.items():
+        if key in _SETUP:
+            value = tuple(value) if isinstance(value, list) else value
+            same = value == getattr(declared, key)
+        elif key == "train_size":  # the split of the model stays
+            same = not n_cells or n_train == math.ceil(n_cells * value - 1e-9)
+        elif key == "preset":
+            same = config.with_preset(value) == config
+        else:
+            same = replace(config, **{key: value}) == config
+        if not same:
+            flag = (_SETUP | _NETWORK | _TRAINING)[key].name.replace("_", "-")
             raise OptionError(
                 f"--resume goes on with the model in {folder}, which does not have --{flag} "
                 f"{brief(value)}; leave out --{flag}, or train a new model without --resume."
@@ -210,15 +262,17 @@ def embed(
 ) -> None:
     """Write IN.h5ad with the latent representation of its cells in obsm."""
     from vivace.model import load
-    from vivace.store.anndata_read import read_anndata
-    from vivace.store.anndata_write import read_compression
+    from vivace.store.anndata_read import check_anndata, read_anndata
+    from vivace.store.anndata_write import read_compression, storable
     from vivace.store.arrays import write_anndata
 
     _use_threads(threads)
+    loaded = load(model)
+    check_anndata(data)
     _check_output(output, _ANNDATA, overwrite, [model, data])
     _check_key(key_added)
-    loaded = load(model)
     adata = read_anndata(data)
+    storable(adata, zarr=output.suffix == ".zarr")
     adata.obsm[key_added] = loaded.get_latent_representation(adata)
     write_anndata(adata, output, read_compression(data))
     typer.echo(f"Wrote {output}: {adata.n_obs:,} cells, obsm[{key_added!r}]")
@@ -264,17 +318,23 @@ def map_query(
     QUERY.h5ad needs the columns that the reference was set up with, except its labels.
     """
     from vivace.model import load
-    from vivace.store.anndata_read import read_anndata
-    from vivace.store.anndata_write import read_compression
+    from vivace.store.anndata_read import check_anndata, read_anndata
+    from vivace.store.anndata_write import read_compression, storable
     from vivace.store.arrays import write_anndata
+    from vivace.store.place import check_separate
     from vivace.transfer.labels import CHECKS, read_labels
 
     # Refuse invalid arguments before training.
     _use_threads(threads)
     inputs = [model, data, reference]
+    loaded = load(model)
+    for path in inputs[1:]:
+        if path is not None:
+            check_anndata(path)
     _check_output(output, _ANNDATA, overwrite, inputs)
     if save_model is not None:
-        _check_model_output(save_model, overwrite, [*inputs, output])
+        check_separate(output, save_model)
+        _check_model_output(save_model, overwrite, inputs)
     _check_key(key_added)
     limits = {name: labelling[name] for name in ("max_novelty", "min_probability")}
     for name, value in limits.items():
@@ -284,7 +344,6 @@ def map_query(
             flag = name.replace("_", "-")
             raise OptionError(f"--{flag} applies to labels; give --labels-key too.")
     _use_seed(training["seed"])
-    loaded = load(model)
     labelled = None if reference is None else read_anndata(reference)
     if labels_key is not None:
         source = loaded.adata if labelled is None else labelled
@@ -295,6 +354,7 @@ def map_query(
             )
         read_labels(source, labels_key)
     query = read_anndata(data)
+    storable(query, zarr=output.suffix == ".zarr")
 
     # The query keeps its own genes; a copy is aligned to the reference.
     aligned = query.copy()
@@ -343,13 +403,14 @@ def express(
     """
     from vivace.core import minibatch_size
     from vivace.model import load
-    from vivace.store.anndata_read import read_anndata
+    from vivace.store.anndata_read import check_anndata, read_anndata
     from vivace.store.anndata_write import read_compression
     from vivace.store.arrays import dense_file
 
     _use_threads(threads)
-    _check_output(output, _ANNDATA, overwrite, [model, data])
     loaded = load(model)
+    check_anndata(data)
+    _check_output(output, _ANNDATA, overwrite, [model, data])
     adata = read_anndata(data)
     # Unknown genes are refused before anything is written.
     loaded.schema.genes_at(expression["gene_list"])
@@ -393,17 +454,20 @@ def sample(
     from anndata import AnnData
 
     from vivace.model import load
-    from vivace.store.anndata_read import read_anndata
-    from vivace.store.anndata_write import read_compression
+    from vivace.store.anndata_read import check_anndata, read_anndata
+    from vivace.store.anndata_write import read_compression, storable
     from vivace.store.arrays import write_anndata
     from vivace.validate import COUNT
 
     _use_threads(threads)
     n_samples = sampling.pop("n_samples")
     COUNT("n_samples", n_samples)
-    _check_output(output, _ANNDATA, overwrite, [model, data])
     loaded = load(model)
+    check_anndata(data)
+    _check_output(output, _ANNDATA, overwrite, [model, data])
     adata = read_anndata(data)
+    var = adata.var.loc[list(loaded.schema.genes)]
+    storable(AnnData(obs=adata.obs, var=var), zarr=output.suffix == ".zarr")
     # h5ad cannot hold a third dimension, so further samples become further rows.
     rows = np.tile(np.arange(adata.n_obs), n_samples)
     sampling["transform_batch"] = _transform(loaded, transform_batch, transform)
@@ -412,7 +476,7 @@ def sample(
     if n_samples > 1:
         obs["draw"] = np.repeat(np.arange(n_samples), adata.n_obs)
         obs.index = obs.index.astype(str) + "-" + obs["draw"].astype(str)
-    samples = AnnData(counts, obs=obs, var=adata.var.loc[list(loaded.schema.genes)])
+    samples = AnnData(counts, obs=obs, var=var)
     write_anndata(samples, output, read_compression(data))
     typer.echo(f"Wrote {output}: {samples.n_obs:,} cells x {samples.n_vars:,} genes")
 
@@ -445,11 +509,13 @@ def de(
     from vivace.model import load
     from vivace.pl import volcano as draw_volcano
     from vivace.report import need_plotting
-    from vivace.store.anndata_read import read_anndata
+    from vivace.store.anndata_read import check_anndata, read_anndata
     from vivace.store.place import written_whole
     from vivace.store.table import TABLES, write_table
 
     _use_threads(threads)
+    loaded = load(model)
+    check_anndata(data)
     _check_output(output, TABLES, overwrite, [model, data])
     if volcano is not None:
         need_plotting()
@@ -458,7 +524,6 @@ def de(
             raise OptionError(
                 "--volcano shows called genes, but mode 'vanilla' calls none; drop one of the two."
             )
-    loaded = load(model)
     result = loaded.differential_expression(read_anndata(data), **comparison, silent=quiet)
     write_table(result, output, index_label="gene")
     if volcano is not None:
@@ -491,8 +556,8 @@ def convert(
     """Convert a model saved by scvi-tools to vivace's format, or vice versa."""
     from vivace.model import load
 
-    _check_model_output(output, overwrite, [model])
     loaded = load(model)
+    _check_model_output(output, overwrite, [model])
     loaded.save(output, overwrite=overwrite, save_anndata=loaded.adata is not None, **files)
     typer.echo(f"{loaded.summary}\nWrote {output} for {files['format']}")
 
@@ -541,7 +606,7 @@ def _check_model_output(path: Path, overwrite: bool, inputs: Sequence[Path | Non
 
 
 def _check_key(key_added: str) -> None:
-    if not key_added or "/" in key_added:
+    if key_added in ("", ".", "..") or "/" in key_added:
         raise OptionError(f"--key-added must be a name without '/', not {brief(key_added)}.")
 
 

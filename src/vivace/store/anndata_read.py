@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from importlib.metadata import version
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import anndata
 import h5py
 
-from vivace.errors import DataError, VivaceError, list_names, require_extra
+from vivace.errors import DataError, VivaceError, list_names, one_line, require_extra
 from vivace.store.place import is_zarr
 
 _MODEL_FILES = ("model.json", "model.pt", "model_params.pt")
@@ -31,6 +32,7 @@ _BEGINNINGS = {  # of files in other formats: what they are, and what to do
     b"\x93NUMPY": ("it is a NumPy array", "make an AnnData of it, and write that"),
 }
 _CONTAINERS = ("", "anndata", "raw", "dict", "dataframe")  # whose elements are read one by one
+_NEEDED = ("", "X", "obs", "var", "obs/_index", "var/_index")
 _R_ENDINGS = (".rds", ".rda", ".rdata", ".robj")
 _R = ("it is an R object", "write it as h5ad in R, for example with zellkonverter::writeH5AD")
 
@@ -46,18 +48,26 @@ def read_anndata(path: Path, error: type[VivaceError] = DataError) -> anndata.An
         Raised if it cannot be read; the message says what it is instead, or which element cannot
         be read, and what to do.
     """
+    check_anndata(path, error)
     try:
-        what = _describe_other(path)
-        if what is None:
-            with warnings.catch_warnings():
-                # files of old versions can still be read
-                warnings.simplefilter("ignore", anndata.OldFormatWarning)
-                return anndata.read_zarr(path) if path.is_dir() else anndata.read_h5ad(path)
-    except VivaceError:
-        raise
+        with warnings.catch_warnings():
+            # files of old versions can still be read
+            warnings.simplefilter("ignore", anndata.OldFormatWarning)
+            return anndata.read_zarr(path) if path.is_dir() else anndata.read_h5ad(path)
     except Exception as reason:  # a foreign file may make anndata raise anything
         raise error(_describe_failure(path, reason)) from reason
-    raise error(f"{path} cannot be read as h5ad: {what[0]}; {what[1]}.")
+
+
+def check_anndata(path: Path, error: type[VivaceError] = DataError) -> None:
+    """Refuse a path that is no AnnData, without reading all of it; the message says what it is."""
+    try:
+        what = _describe_other(path)
+    except VivaceError:
+        raise
+    except Exception as reason:  # a damaged file, no permission
+        raise error(_describe_failure(path, reason)) from reason
+    if what is not None:
+        raise error(f"{path} cannot be read as h5ad: {what[0]}; {what[1]}.")
 
 
 def _describe_other(path: Path) -> tuple[str, str] | None:
@@ -106,7 +116,14 @@ def _describe_folder(path: Path) -> tuple[str, str] | None:
         require_extra("zarr", "zarr", f"Reading {path} needs")
         import zarr
 
-        return _describe_store(zarr.open_group(str(path), mode="r"), path)
+        root = zarr.open(str(path), mode="r")
+        if isinstance(root, zarr.Array):
+            return (
+                f"it is a zarr array of shape {root.shape}, without names of cells and genes",
+                f"make an AnnData of it, anndata.AnnData(zarr.open_array({str(path)!r})[:]), with "
+                "their names, and write that",
+            )
+        return _describe_store(root, path)
     if names & set(_MODEL_FILES):
         return "it is the folder of a model", "give the file of the cells"
     if any(name.startswith("matrix.mtx") or "_matrix.mtx" in name for name in names):
@@ -146,7 +163,15 @@ def _describe_store(root: Any, path: Path) -> tuple[str, str] | None:
         )
     if {"row_attrs", "col_attrs"} <= names:
         return "it is a loom file", f"convert it with scanpy.read_loom({quoted}).write_h5ad(FILE)"
+    if kind in ("csr_matrix", "csc_matrix"):
+        opened = f"zarr.open_group({quoted})" if path.is_dir() else f"h5py.File({quoted})"
+        return (
+            "it is a sparse matrix, without names of cells and genes",
+            f"make an AnnData of it, anndata.AnnData(anndata.io.read_elem({opened})), with their "
+            "names, and write that",
+        )
     groups = [root[name] for name in names if hasattr(root[name], "keys")]
+    groups = [group for group in groups if "encoding-type" not in group.attrs]
     if any({"data", "indices", "indptr"} <= set(group) for group in groups):
         return (
             "it looks like a 10x matrix",
@@ -174,13 +199,15 @@ def _describe_failure(path: Path, reason: Exception) -> str:
         said = "cut off" if "truncated file" in said else f"damaged ({said})"
         return f"{path} cannot be read as h5ad: it is {said}; copy it or write it again."
     name, encoding, registered, cause = failing
+    # an AnnData has these in any case, and raw is whole or missing
+    dropped = "raw" if name.startswith("raw/") else name
+    without = "" if name in _NEEDED else f", or write the file without {dropped}"
     name = name or "it"
     if registered:
         return (
             f"{path} cannot be read as h5ad: {name} is damaged ({brief_reason(cause)}); copy the file "
-            f"or write it again{', or write it without ' + name if name != 'it' else ''}."
+            f"or write the file again{without}."
         )
-    without = ", or write the file without it" if name != "it" else ""
     return (
         f"{path} cannot be read as h5ad: {name} is of a kind ({encoding}) that anndata "
         f"{version('anndata')} cannot read; update anndata{without}."
@@ -212,5 +239,5 @@ def _descend(element: Any, name: str, cause: Exception) -> tuple[str, str, bool,
 
 def brief_reason(reason: Exception, most: int = 120) -> str:
     """What another library said, on one line and without a full stop."""
-    text = " ".join(str(reason).split()).split(". ")[0].rstrip(".")[:most]
-    return text or type(reason).__name__
+    first = re.split(r"\.\s+(?=[A-Z])", " ".join(str(reason).split()))[0]
+    return one_line(first, most).rstrip(".") or type(reason).__name__

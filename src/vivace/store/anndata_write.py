@@ -37,7 +37,9 @@ _REMEDIES: tuple[tuple[str, Callable[[Any], Any]], ...] = (
 
 
 @strings_as_written()
-def storable(adata: anndata.AnnData, alternative: str = "") -> anndata.AnnData:
+def storable(
+    adata: anndata.AnnData, alternative: str = "", *, zarr: bool = False
+) -> anndata.AnnData:
     """The same data in a form that h5ad and zarr hold; matrices are shared, not copied.
 
     Text becomes categorical, as anndata's writers do it, but not in ``adata`` itself. Columns of
@@ -49,6 +51,8 @@ def storable(adata: anndata.AnnData, alternative: str = "") -> anndata.AnnData:
         The data.
     alternative
         What to do instead of changing them; closes a message.
+    zarr
+        Whether they are for zarr, which holds no column with "/" in its name.
 
     Raises
     ------
@@ -71,7 +75,8 @@ def storable(adata: anndata.AnnData, alternative: str = "") -> anndata.AnnData:
     copy.strings_to_categoricals()
     if copy.raw is not None:
         copy.strings_to_categoricals(copy.raw.var)
-    for name, refused in _refusals(copy, adata):
+    slashes = _slashes({"adata": parts, "adata.raw": raw or {}}) if zarr else ()
+    for name, refused in (*_refusals(copy, adata), *slashes):
         raise DataError(f"{name} {refused}{alternative}.")
     return copy
 
@@ -91,7 +96,16 @@ def write_storable(
     compression
         As :func:`read_compression` returns it; None for none.
     """
-    write_elem(file, "/", adata, dataset_kwargs=dict(compression or {}))
+    with _slashes_allowed():
+        write_elem(file, "/", adata, dataset_kwargs=dict(compression or {}))
+
+
+@contextmanager
+def _slashes_allowed() -> Iterator[None]:
+    """Without anndata's warning that columns with "/" in their name may not be written one day."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Forward slashes", FutureWarning)
+        yield
 
 
 @contextmanager
@@ -168,12 +182,20 @@ def read_compression(path: Path) -> dict[str, Any]:
         return {"compression": "gzip"} if codes - rearranging else {}
 
 
-def _plain(value: Any, place: str) -> Any:
-    """A value in the form that h5ad has for it, with the arrays in it on the same memory."""
+def _plain(value: Any, place: str, holders: tuple[Any, ...] = ()) -> Any:
+    """A value in the form that h5ad has for it, with the arrays in it on the same memory.
+
+    ``holders`` are the mappings that it is in.
+    """
+    if any(value is holder for holder in holders):
+        raise DataError(
+            f"{place} is a dict that contains itself, which h5ad cannot hold; drop it, del {place}."
+        )
     if isinstance(value, pd.DataFrame):
         return _plain_frame(value, place)
     if isinstance(value, Mapping):
-        return {key: _plain(inner, f"{place}[{key!r}]") for key, inner in value.items()}
+        outer = (*holders, value)
+        return {key: _plain(inner, f"{place}[{key!r}]", outer) for key, inner in value.items()}
     # NumPy's subclasses, such as a memory-mapped file
     is_subclass = isinstance(value, np.ndarray) and type(value) is not np.ndarray
     return np.asarray(value) if is_subclass and value.dtype.names is None else value
@@ -230,20 +252,40 @@ def _refuse_frame(
             yield (
                 name,
                 (
-                    f"has a column with the name {brief(key)}, which is no text; rename it with "
+                    f"has a column named {brief(key)}, which is no text; rename it with "
                     f"{name}.columns = {name}.columns.astype(str)"
                 ),
             )
             continue
-        yield from _refuse_key(name, key)
+        if key in ("", ".") or key.startswith("/") or "\0" in key:
+            yield name, f"has a column named {brief(key)}, which h5ad cannot hold; rename it"
+            continue
         why = _column_loss(frame[key])
         if why is not None:
             column = (frame if original is None else original)[key]
             yield f"{name}[{key!r}]", _remedy(f"{name}[{key!r}]", column, why)
-    try:
-        _write_and_read(frame.iloc[:1])
-    except Exception as reason:
-        yield name, f"cannot be held by h5ad ({brief_reason(reason)}); rename its index or columns"
+    # names that go wrong together, such as "a" and "a/b"
+    if (why := _loss(frame.iloc[:1])) is not None:
+        yield name, f"cannot be held by h5ad ({why}); rename its index or columns"
+
+
+def _slashes(parts: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Name and message of each frame with a column that zarr cannot hold."""
+    for owner, elements in parts.items():
+        for name, element in elements.items():
+            for place, frame in _frames(element, f"{owner}.{name}"):
+                for key in frame:
+                    if "/" in str(key):
+                        said = f"has a column named {brief(key)}, which zarr cannot hold"
+                        yield place, f"{said}; rename it, or write h5ad"
+
+
+def _frames(value: Any, place: str) -> Iterator[tuple[str, pd.DataFrame]]:
+    if isinstance(value, pd.DataFrame):
+        yield place, value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _frames(inner, f"{place}[{key!r}]")
 
 
 def _remedy(place: str, column: pd.Series[Any], why: str) -> str:
@@ -282,7 +324,7 @@ def _refuse_key(name: str, key: Any) -> Iterator[tuple[str, str]]:
         yield (
             name,
             (
-                f"has the name {brief(key)}, which h5ad cannot hold (names are text without '/'); "
+                f"has the key {brief(key)}, which h5ad cannot hold (keys are text without '/'); "
                 "rename it"
             ),
         )
@@ -355,7 +397,7 @@ def _loss(value: Any) -> str | None:
 
 
 def _write_and_read(value: Any) -> Any:
-    with h5py.File(io.BytesIO(), "w") as file:
+    with h5py.File(io.BytesIO(), "w") as file, _slashes_allowed():
         write_elem(file, "value", value)
         return read_elem(file["value"])
 

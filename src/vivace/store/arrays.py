@@ -195,10 +195,11 @@ def dense_file(
 
     ``path`` is replaced, and only after the context has ended without an error.
     """
-    shape, frame = (len(obs), len(var)), storable(anndata.AnnData(obs=obs, var=var))
+    shape, is_zarr = (len(obs), len(var)), path.suffix == ".zarr"
+    frame = storable(anndata.AnnData(obs=obs, var=var), zarr=is_zarr)
     chunks = _chunks(shape, batch_size, 0)
     with written_whole(path) as new:
-        if path.suffix == ".zarr":
+        if is_zarr:
             root = _zarr_group(new, frame)
             x = root.create_array("X", shape=shape, chunks=chunks, dtype="float32")
             x.attrs.update(_DENSE)
@@ -225,9 +226,10 @@ def write_anndata(
     WriteError
         If the path cannot be written.
     """
-    kept = storable(adata)
+    is_zarr = path.suffix == ".zarr"
+    kept = storable(adata, zarr=is_zarr)
     with written_whole(path, failures=Exception) as new:
-        if path.suffix == ".zarr":
+        if is_zarr:
             _zarr_group(new, kept)
         else:
             with new_hdf5(new) as file:

@@ -158,8 +158,12 @@ def read_folder(path: Path) -> StoredModel:
 
 def read_adata(path: Path) -> anndata.AnnData | None:
     """The data saved with the model; None if there are none."""
-    file = path / _ADATA
-    return read_anndata(file, ModelFileError) if file.is_file() else None
+    return read_anndata(path / _ADATA, ModelFileError) if holds_data(path) else None
+
+
+def holds_data(path: Path) -> bool:
+    """Whether data were saved with the model in a folder."""
+    return (path / _ADATA).is_file()
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from tempfile import TemporaryDirectory
 if sys.platform != "win32":
     import fcntl
 
-from vivace.errors import OptionError, VivaceError, WriteError
+from vivace.errors import OptionError, VivaceError, WriteError, one_line
 
 _SYSTEM_FILES = {".DS_Store", ".localized", "Thumbs.db", "ehthumbs.db", "desktop.ini", ".directory"}
 _ZARR = {".zgroup", ".zarray", ".zattrs", ".zmetadata", "zarr.json"}
@@ -39,12 +39,17 @@ def check_ending(path: Path, endings: Sequence[str]) -> None:
         raise OptionError(f"{path} must end in {named}, which sets the format.")
 
 
-def check_free(path: Path, overwrite: bool = False) -> None:
-    """Refuse a path that exists, unless it may be overwritten, or that cannot be written to."""
+def check_free(path: Path, overwrite: bool | None = None) -> None:
+    """Refuse a path that exists, unless it may be overwritten, or that cannot be written to.
+
+    ``overwrite`` is None where there is no such option.
+    """
     check_writable(path)
     if os.path.lexists(path):
         if not overwrite:
-            raise OptionError(f"{path} exists; remove it or choose another path.")
+            what = "remove" if overwrite is None else "overwrite"
+            option = "" if overwrite is None else " (overwrite=True, or --overwrite)"
+            raise OptionError(f"{path} exists; {what} it{option} or choose another path.")
         if path.is_dir() and not is_zarr(path):
             raise OptionError(
                 f"{path} is a folder without a zarr store, so it will not be overwritten; choose "
@@ -74,6 +79,16 @@ def check_apart(path: Path, inputs: Sequence[Path | None]) -> None:
                 f"{path} {'lies in' if lies else 'holds'} {other}, which the command reads; choose "
                 "another path."
             )
+
+
+def check_separate(a: Path, b: Path) -> None:
+    """Refuse two results of which one would be written over the other or into it."""
+    if _holds(a, b) and _holds(b, a):
+        raise OptionError(f"{a} is the path of two results of the command; choose two paths.")
+    if _holds(a, b) or _holds(b, a):
+        raise OptionError(
+            f"{a} and {b}, two results of the command, lie one in the other; choose two paths apart."
+        )
 
 
 def _holds(folder: Path, path: Path) -> bool:
@@ -267,7 +282,7 @@ def _is_locked(folder: Path) -> bool:
 def _not_written(path: Path, error: type[VivaceError], reason: Exception) -> VivaceError:
     text = getattr(reason, "strerror", None) or " ".join(str(reason).split())
     system = re.search(r"error message = '([^']*)'", text)  # among the details of HDF5
-    text = (system[1] if system else text)[:120].rstrip(". ") or type(reason).__name__
+    text = one_line(system[1] if system else text, 120).rstrip(". ") or type(reason).__name__
     return error(
         f"{path} could not be written ({text}); check the space and the permissions there, or "
         "choose another path."
