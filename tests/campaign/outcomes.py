@@ -8,6 +8,7 @@ import re
 import resource
 import signal
 import sys
+import tempfile
 import time
 import traceback
 import warnings
@@ -15,10 +16,12 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import vivace
+from vivace.cli import main
 from vivace.errors import VivaceError
 
 _SOURCE = str(Path(vivace.__file__).parent)
@@ -133,14 +136,12 @@ def fork(
     folder.mkdir(parents=True, exist_ok=True)
     number = time.monotonic_ns()
     answer = folder.parent / f"answer-{number}"
-    pid = os.fork()
+    pid = _fork()
     if pid:
         return Child(pid, answer)
     try:
         os.chdir(folder)
         os.environ["TMPDIR"] = str(folder)
-        import tempfile
-
         tempfile.tempdir = None
         null = os.open(os.devnull, os.O_WRONLY)
         for stream in (1, 2):
@@ -161,6 +162,15 @@ def fork(
         os._exit(70)
 
 
+def _fork() -> int:
+    """``os.fork``, which a busy machine may refuse for a while."""
+    for attempt in range(100):
+        with suppress(BlockingIOError):
+            return os.fork()
+        time.sleep(0.02 * attempt)
+    return os.fork()
+
+
 def isolated(case: Callable[[], Outcome], folder: Path, tried: object, **limits: Any) -> Outcome:
     """The outcome of a case in a forked process; it may last a minute."""
     outcome = fork(lambda: judge(case, tried), folder, **limits).wait(60)
@@ -171,10 +181,6 @@ def isolated(case: Callable[[], Outcome], folder: Path, tried: object, **limits:
 
 def run_command(arguments: list[object]) -> tuple[int, str]:
     """Run the command line in this process, which ends then; exit code and standard error."""
-    from io import StringIO
-
-    from vivace.cli import main
-
     sys.argv = ["vivace", *map(str, arguments)]
     sys.stdout, sys.stderr = StringIO(), StringIO()
     try:

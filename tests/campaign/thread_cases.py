@@ -21,7 +21,8 @@ from vivace.errors import VivaceError
 def _make(seed: int) -> Any:
     adata = simulate_cells(seed=seed)
     SCVI.setup_anndata(adata, batch_key="batch")
-    return SCVI(adata, n_hidden=8, n_latent=2).get_latent_representation()
+    network = SCVI(adata, n_hidden=8, n_latent=2).module
+    return np.concatenate([p.detach().numpy().ravel() for p in network.parameters()])
 
 
 def _train(seed: int) -> Any:

@@ -483,3 +483,18 @@ def test_a_column_with_two_forms_of_a_value_is_refused(tiny, refused, values):
     adata.obs["q"] = pd.Categorical(np.array(values, object)[np.arange(60) % 2], values)
     with refused(DataError, "obs['q'] (batch_key)", "same text", "rename one"):
         SCVI.setup_anndata(adata, batch_key="q")
+
+
+@pytest.mark.parametrize("argument", ["batch_key", "size_factor_key"])
+@pytest.mark.parametrize("dtype", [">i4", ">f4", ">f8", "<i4"])
+def test_numbers_in_either_byte_order(tiny, argument, dtype):
+    """As files of other machines hold them."""
+    answers = []
+    for kind in (dtype, dtype[1:]):
+        adata = tiny()
+        adata.obs["number"] = (np.arange(adata.n_obs) % 3 + 1).astype(kind)
+        SCVI.setup_anndata(adata, **{argument: "number"})
+        model = SCVI(adata, n_hidden=8, n_latent=2)
+        model.train(max_epochs=1, progress=False)
+        answers.append(model.get_elbo(return_mean=False, seed=0))
+    np.testing.assert_array_equal(*answers)
