@@ -144,9 +144,7 @@ def _random_cells(rng: Rng) -> AnnData:
     n = int(rng.integers(1, 41))
     counts = rng.poisson(rng.gamma(0.5, 2.0, _GENES), (n, _GENES))
     counts[np.arange(n), rng.integers(0, _GENES, n)] += 1
-    obs = pd.DataFrame(
-        {"batch": rng.choice(["b0", "b1"], n)}, index=[f"cell{i}" for i in range(n)]
-    )
+    obs = pd.DataFrame({"batch": rng.choice(["b0", "b1"], n)}, index=[f"cell{i}" for i in range(n)])
     var = pd.DataFrame(index=[f"gene{i}" for i in range(_GENES)])
     return AnnData(sp.csr_matrix(counts.astype(np.float32)), obs=obs, var=var)
 
