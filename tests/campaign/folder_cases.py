@@ -21,6 +21,7 @@ from vivace.errors import ModelFileError, VivaceError
 
 Rng = np.random.Generator
 _FILES = ["weights.safetensors", "model.json", "history.csv", "adata.h5ad"]
+_MEMORY = 256 << 20  # bytes; the model is tiny
 _ODD: list[Any] = [None, True, -1, 0, 1, 10**9, 10**30, 1e308, float("nan"), float("inf"), "", "zzz", "z" * 10**5,
                    [], {}, [[]], [None], {"a": 1}, [1, 2, 3], "0", 0.5, [{}] * 3]  # fmt: skip
 
@@ -73,7 +74,7 @@ class Setting:
             model.save(folder / "again")
             return Outcome("right")
 
-        return isolated(case, folder, tried, memory=1 << 30)
+        return isolated(case, folder, tried, memory=_MEMORY)
 
 
 def _flip(rng: Rng, place: Path) -> str:
