@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import re
-import resource
 import signal
 import sys
 import tempfile
@@ -19,6 +18,9 @@ from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
 from typing import Any
+
+if sys.platform != "win32":
+    import resource
 
 import vivace
 from vivace.cli import main
