@@ -1,18 +1,24 @@
-# make demo   set up and run the demonstration
-# make test   set up and run the whole test suite
-# make lint   formatting, lint and types
+# make demo       set up and run the demonstration
+# make test       set up and run the whole test suite
+# make campaign   random attacks on data, arguments, folders and files: SEED=3 SIZE=1000
+# make lint       formatting, lint and types
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint format clean
+.PHONY: demo test campaign lint format clean
 
 demo: .venv/demo-installed
 	$(BIN)/vivace demo --output vivace-demo
 
 test: .venv/test-installed
 	$(BIN)/python -m pytest
+
+SEED ?= 0
+SIZE ?= 100
+campaign: .venv/test-installed
+	PYTHONPATH=tests $(BIN)/python -m campaign --seed $(SEED) --size $(SIZE)
 
 lint: .venv/test-installed
 	$(BIN)/ruff format --check .

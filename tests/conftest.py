@@ -7,14 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
-import scipy.sparse as sp
 import torch
 from anndata import AnnData
 
 import vivace
+from simulated import simulate_cells
 from vivace import SCVI
 from vivace.errors import VivaceError
 
@@ -24,27 +22,6 @@ if torch.cuda.is_available():
 if torch.backends.mps.is_available():
     DEVICES.append(pytest.param("mps", marks=pytest.mark.gpu))
 _SECOND_SENTENCE = re.compile(r"[.?!] [A-Z]")
-
-
-def _simulate(n_cells: int = 60, n_genes: int = 30, seed: int = 0) -> AnnData:
-    """Integer counts of three cell types in two batches; no cell is empty."""
-    rng = np.random.default_rng(seed)
-    profiles = np.random.default_rng(1).gamma(0.5, 1.0, (3, n_genes)) + 0.02
-    kind = rng.integers(0, 3, n_cells)
-    counts = rng.poisson(1.5 * rng.gamma(4.0, 0.25, (n_cells, 1)) * profiles[kind])
-    counts[np.arange(n_cells), rng.integers(0, n_genes, n_cells)] += 1
-    obs = pd.DataFrame(
-        {
-            "batch": np.array(["b0", "b1"])[np.arange(n_cells) % 2],
-            "cell_type": np.array(["B", "NK", "T"])[kind],
-            "donor": np.array(["d0", "d1", "d2"])[np.arange(n_cells) % 3],
-            "age": rng.normal(50.0, 10.0, n_cells),
-            "depth": counts.sum(1) / counts.sum(1).mean(),
-        },
-        index=[f"cell{i}" for i in range(n_cells)],
-    )
-    var = pd.DataFrame(index=[f"gene{i}" for i in range(n_genes)])
-    return AnnData(sp.csr_matrix(counts.astype(np.float32)), obs=obs, var=var)
 
 
 @contextmanager
@@ -64,7 +41,7 @@ def _refusal(kind: type[VivaceError], *parts: str) -> Iterator[pytest.ExceptionI
 @pytest.fixture(scope="session")
 def tiny() -> Callable[..., AnnData]:
     """Simulates 60 cells x 30 genes by default."""
-    return _simulate
+    return simulate_cells
 
 
 @pytest.fixture(scope="session")

@@ -107,3 +107,9 @@ def test_a_missing_extra(refused, monkeypatch, alternative, end):
     said = f"This needs scikit-learn, which is not installed; run pip install {end}"
     with refused(MissingExtraError, said):
         require_extra("sklearn", "de", "This needs", alternative)
+
+
+def test_of_another_library_only_the_first_sentence_is_shown():
+    assert one_line(ValueError("Error tokenizing. C error: 5")) == "Error tokenizing"
+    assert one_line(ValueError("It is 2.5 e.g. here.")) == "It is 2.5 e.g. here"
+    assert one_line("A text. It stays.") == "A text. It stays."

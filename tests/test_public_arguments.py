@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from anndata import AnnData
 
 from vivace import SCVI, LinearSCVI
 from vivace.errors import ArgumentTypeError, DataError, OptionError, VivaceError
@@ -50,8 +52,8 @@ SEEDED = [
 ]
 
 
-@pytest.fixture(scope="module")
-def models(tiny) -> dict[type[Any], Any]:
+def make_models(tiny: Callable[..., AnnData]) -> dict[type[Any], Any]:
+    """A trained model of each class."""
     adata = tiny()
     made = {}
     for cls in (SCVI, LinearSCVI):
@@ -61,8 +63,14 @@ def models(tiny) -> dict[type[Any], Any]:
     return made
 
 
-@pytest.fixture
-def call(models, tiny, tmp_path) -> Callable[..., Any]:
+@pytest.fixture(scope="module")
+def models(tiny) -> dict[type[Any], Any]:
+    return make_models(tiny)
+
+
+def caller(
+    models: dict[type[Any], Any], tiny: Callable[..., AnnData], folder: Path
+) -> Callable[..., Any]:
     """Calls a method with what it cannot do without."""
     needed = {
         "__init__": lambda cls: {"adata": models[cls].adata},
@@ -70,10 +78,10 @@ def call(models, tiny, tmp_path) -> Callable[..., Any]:
         "decode": lambda cls: {"z": np.zeros((60, 3))},
         "differential_abundance": lambda cls: {"sample_key": "donor"},
         "differential_expression": lambda cls: {"groupby": "cell_type"},
-        "load": lambda cls: {"dir_path": tmp_path / "none"},
+        "load": lambda cls: {"dir_path": folder / "none"},
         "load_query_data": lambda cls: {"adata": tiny(), "reference_model": models[cls]},
         "prepare_query_anndata": lambda cls: {"adata": tiny(), "reference_model": models[cls]},
-        "save": lambda cls: {"dir_path": tmp_path / "saved"},
+        "save": lambda cls: {"dir_path": folder / "saved"},
         "to_device": lambda cls: {"device": "cpu"},
         "transfer_labels": lambda cls: {
             "query": tiny(20), "labels_key": "cell_type", "reference": tiny()
@@ -88,6 +96,11 @@ def call(models, tiny, tmp_path) -> Callable[..., Any]:
         return getattr(models[cls] if is_plain else cls, name)(**arguments)
 
     return ask
+
+
+@pytest.fixture
+def call(models, tiny, tmp_path) -> Callable[..., Any]:
+    return caller(models, tiny, tmp_path)
 
 
 @pytest.mark.parametrize(("cls", "method", "argument"), FLAGS)

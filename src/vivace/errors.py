@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -20,6 +21,7 @@ _MESSAGE = 600  # characters of a message, whatever is in it
 _LONG = 10_000  # characters that are looked at to shorten a text
 _LONG_NUMBER = 10_000  # bits
 _LONG_NAME = 300  # characters
+_SENTENCE_END = re.compile(r"[.?!]\s+(?=[A-Z])")
 
 
 class VivaceError(Exception):
@@ -135,16 +137,19 @@ def brief(value: object) -> str:
 
 
 def one_line(text: object, width: int = 200) -> str:
-    """A text, such as another library's message, on one line, shortened in the middle.
+    """A text on one line, shortened in the middle; of another library's error, its first sentence.
 
     Examples
     --------
-    >>> one_line(ValueError("the column" + chr(10) + "is missing"))
+    >>> one_line(ValueError("the column" + chr(10) + "is missing. Use another."))
     'the column is missing'
     """
+    is_error = isinstance(text, Exception)
     text = str(text)
     if len(text) > _LONG:
         text = text[:width] + text[-width:]
+    if is_error:
+        text = _SENTENCE_END.split(text, maxsplit=1)[0].rstrip(".")
     if len(text.splitlines()) > 1:  # arrays and frames
         text = " ".join(text.split())
     if len(text) <= width:

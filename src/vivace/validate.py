@@ -413,7 +413,7 @@ def obs_column(
             f"obs has no column {brief(key)} ({argument}); {near(key, adata.obs)}"
         )
     refuse_repeated_name(adata.obs, "obs", key, argument)
-    column = adata.obs[key]
+    column = native_order(adata.obs[key])
     try:
         missing = column.isna().to_numpy()
     except Exception as error:  # pandas cannot tell for every type
@@ -425,6 +425,20 @@ def obs_column(
             f"cells (first: {brief(cell)}); fill it in or drop those cells with "
             f"adata[adata.obs[{key!r}].notna()].copy()."
         )
+    return column
+
+
+def native_order(column: pd.Series[Any]) -> pd.Series[Any]:
+    """A column whose numbers have the byte order of this machine, as pandas needs them.
+
+    Examples
+    --------
+    >>> native_order(pd.Series(np.array([1, 2], ">i4"))).dtype
+    dtype('int32')
+    """
+    dtype = column.dtype
+    if isinstance(dtype, np.dtype) and not dtype.isnative:
+        return column.astype(dtype.newbyteorder("="))
     return column
 
 

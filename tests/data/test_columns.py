@@ -500,3 +500,18 @@ def test_a_missing_integer_may_be_in_cells_that_are_not_compared(trained, tiny):
     table = trained.differential_expression(adata, groupby="q", group1=0, group2=1, silent=True)
     assert len(table) == 30
     assert code_column(adata, "groupby", "q", allow_missing=True).categories == (0, 1)
+
+
+@pytest.mark.parametrize("argument", ["batch_key", "size_factor_key"])
+@pytest.mark.parametrize("dtype", [">i4", ">f4", ">f8", "<i4"])
+def test_numbers_in_either_byte_order(tiny, argument, dtype):
+    """As files of other machines hold them."""
+    answers = []
+    for kind in (dtype, dtype[1:]):
+        adata = tiny()
+        adata.obs["number"] = (np.arange(adata.n_obs) % 3 + 1).astype(kind)
+        SCVI.setup_anndata(adata, **{argument: "number"})
+        model = SCVI(adata, n_hidden=8, n_latent=2)
+        model.train(max_epochs=1, progress=False)
+        answers.append(model.get_elbo(return_mean=False, seed=0))
+    np.testing.assert_array_equal(*answers)

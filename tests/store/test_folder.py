@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -412,3 +413,59 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(saved, refused, name):
 def test_a_file_of_a_model_in_place_of_its_folder(saved, refused, name):
     with refused(ModelFileError, str(saved / name), "is a file", "the folder that holds it"):
         SCVI.load(saved / name)
+
+
+# ---- folders that can be read, but are not as they were saved ----------------------------
+
+
+def change_a_weight(path):
+    weights = load_file(path / "weights.safetensors")
+    next(t for t in weights.values() if t.is_floating_point()).view(-1)[0] += 1e-6
+    save_file(weights, path / "weights.safetensors")
+
+
+def change_a_loss(path):
+    lines = (path / "history.csv").read_text().splitlines(keepends=True)
+    epoch, loss, rest = lines[1].split(",", 2)
+    lines[1] = f"{epoch},{float(loss) + 1e-6!r},{rest}"
+    (path / "history.csv").write_text("".join(lines))
+
+
+CHANGES = {
+    "weights.safetensors": change_a_weight,
+    "history.csv": change_a_loss,
+    "model.json": lambda path: edit_json(path, lambda s: s["config"].update(dropout_rate=0.2)),
+}
+
+
+@pytest.mark.parametrize("file", CHANGES)
+def test_a_file_that_is_not_as_it_was_saved_is_named(saved, refused, file):
+    CHANGES[file](saved)
+    with refused(ModelFileError, str(saved / file), "not as it was saved", "'checksums'"):
+        SCVI.load(saved)
+    edit_json(saved, lambda sections: sections.pop("checksums"))  # as the message says
+    SCVI.load(saved)
+
+
+@pytest.mark.parametrize("sums", [None, [], {}, {"model.json": 1}, "zzz"])
+def test_odd_checksums_are_refused_or_none(saved, refused, sums):
+    edit_json(saved, lambda sections: sections.update(checksums=sums))
+    if sums is None:
+        SCVI.load(saved)
+        return
+    with refused(ModelFileError, "model.json", "not as it was saved"):
+        SCVI.load(saved)
+
+
+def test_white_space_of_the_json_does_not_matter(saved):
+    edit_json(saved, lambda sections: None)  # writes it without line breaks
+    SCVI.load(saved)
+
+
+def test_data_in_the_folder_that_are_no_counts_any_more_are_named(trained, tmp_path, refused):
+    path = tmp_path / "model"
+    trained.save(path, save_anndata=True)
+    with h5py.File(path / "adata.h5ad", "r+") as file:
+        file["X/data"][3] = 0.5
+    with refused(ModelFileError, str(path / "adata.h5ad"), "is damaged", "0.5"):
+        SCVI.load(path)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from vivace.data.columns import CategoryLookup, Columns
 from vivace.data.schema import Schema
 from vivace.types import F32, I64, Category
-from vivace.validate import refuse_repeated_name
+from vivace.validate import native_order, refuse_repeated_name
 
 _PLACES = 2048  # of each array of a CSR matrix
 _ENTRIES = 512  # stored entries of the AnnData's matrix, and as many places anywhere in it
@@ -181,7 +181,7 @@ class CategoryFingerprint:
 
     def matches(self, column: pd.Series[Any], places: I64) -> bool:
         """Whether the cells at ``places`` have the same categories, of whatever type."""
-        if [self.lookup.find(v) for v in column.take(places)] != self.codes:
+        if [self.lookup.find(v) for v in native_order(column).take(places)] != self.codes:
             return False
         if not isinstance(column.dtype, pd.CategoricalDtype):
             return True
@@ -201,12 +201,12 @@ class NumberFingerprint:
     @classmethod
     def from_column(cls, adata: AnnData, key: str, places: I64) -> Self:
         """Record a column."""
-        return cls(key, _floats(adata.obs[key].take(places)))
+        return cls(key, _floats(native_order(adata.obs[key]).take(places)))
 
     def matches(self, column: pd.Series[Any], places: I64) -> bool:
         """Whether the cells at ``places`` have the same numbers."""
         try:
-            return bool(np.all(_floats(column.take(places)) == self.values))
+            return bool(np.all(_floats(native_order(column).take(places)) == self.values))
         except (TypeError, ValueError):  # no numbers any more
             return False
 

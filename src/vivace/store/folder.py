@@ -6,6 +6,7 @@ Loading executes no code from it. The folder is written completely or not at all
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -52,11 +53,15 @@ class StoredModel:
         The contents of ``model.json``: class, config, schema, training, seed.
     history
         One row per epoch.
+    changed
+        A file that is not as it was saved; None if there is none, or if the folder does not
+        tell.
     """
 
     weights: dict[str, Tensor]
     sections: dict[str, Any]
     history: pd.DataFrame
+    changed: str | None = None
 
 
 def write_folder(
@@ -88,11 +93,10 @@ def write_folder(
     with written_whole(path, ModelFileError, Exception) as new:
         new.mkdir()
         save_file({k: v.contiguous().cpu() for k, v in model.weights.items()}, new / _WEIGHTS)
-        text = json.dumps(
-            {"format_version": FORMAT_VERSION, **model.sections, "versions": _versions()}, indent=1
-        )
-        (new / _MODEL).write_text(text, encoding="utf-8")
         model.history.to_csv(new / _HISTORY)
+        sections = {"format_version": FORMAT_VERSION, **model.sections, "versions": _versions()}
+        text = json.dumps(sections | {"checksums": _checksums(new, sections)}, indent=1)
+        (new / _MODEL).write_text(text, encoding="utf-8")
         if kept is not None:
             with new_hdf5(new / _ADATA) as file:
                 write_storable(kept, file)
@@ -153,7 +157,8 @@ def read_folder(path: Path) -> StoredModel:
         weights = load_file(path / _WEIGHTS)
     except Exception as error:  # a damaged file may make safetensors raise anything
         raise _damaged(path, _WEIGHTS, error) from error
-    return StoredModel(weights, sections, _read_history(path))
+    history = _read_history(path)
+    return StoredModel(weights, sections, history, _find_changed(path, sections))
 
 
 def read_adata(path: Path) -> anndata.AnnData | None:
@@ -216,8 +221,42 @@ def _read_history(path: Path) -> pd.DataFrame:
         raise _damaged(path, _HISTORY, error) from error
 
 
+def _checksums(folder: Path, sections: dict[str, Any]) -> dict[str, str]:
+    """SHA-256 of each file of a folder; that of ``model.json`` is of its contents."""
+    text = json.dumps(json.loads(json.dumps(sections)), sort_keys=True)
+    sums = {_MODEL: hashlib.sha256(text.encode()).hexdigest()}
+    for name in (_WEIGHTS, _HISTORY):
+        with (folder / name).open("rb") as file:
+            sums[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return sums
+
+
+def _find_changed(folder: Path, sections: dict[str, Any]) -> str | None:
+    """A file that is not as it was saved; folders of earlier versions do not tell."""
+    expected = sections.pop("checksums", None)
+    if expected is None:
+        return None
+    sums = _checksums(folder, sections)
+    if not isinstance(expected, dict) or expected.keys() != sums.keys():
+        return _MODEL
+    return next((name for name, found in sums.items() if expected[name] != found), None)
+
+
 def _damaged(path: Path, file: str, why: object) -> ModelFileError:
     return ModelFileError(f"{path / file} is damaged ({one_line(why)}); save the model again.")
+
+
+def changed_file(path: Path, file: str) -> ModelFileError:
+    """The error for a file that is not as it was saved, though it can be read."""
+    return ModelFileError(
+        f"{path / file} is not as it was saved, by its checksum; save the model again, or delete "
+        f"'checksums' from {path / _MODEL} if you changed it on purpose."
+    )
+
+
+def damaged_data(path: Path, why: object) -> ModelFileError:
+    """The error for data in the folder that are not those of the model."""
+    return _damaged(path, _ADATA, why)
 
 
 def damaged_model(path: Path, why: object) -> ModelFileError:

@@ -31,6 +31,8 @@ from vivace.split import Split
 from vivace.state import COLUMNS, TrainState, verdict
 from vivace.store.folder import (
     StoredModel,
+    changed_file,
+    damaged_data,
     damaged_model,
     read_adata,
     read_folder,
@@ -212,9 +214,16 @@ def restore(cls: type[M], path: Path, stored: StoredModel, adata: AnnData | None
         _check_names(model)
     except Exception as error:  # a damaged or foreign file may make anything of it fail
         raise damaged_model(path, error) from error
+    if stored.changed is not None:  # last, because other messages say what is wrong
+        raise changed_file(path, stored.changed)
     data = read_adata(path) if adata is None else adata
     if data is not None:
-        model._attach(data)
+        try:
+            model._attach(data)
+        except VivaceError as error:
+            if adata is not None or is_scvi_tools(path):
+                raise
+            raise damaged_data(path, error) from error  # they fitted when they were saved
     library_n = None if model._source is None else model._source.library
     model._split = Split.from_state(model._state, data, library_n)
     return model
