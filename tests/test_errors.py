@@ -50,7 +50,8 @@ def test_a_value_in_a_message_is_one_short_line(value):
     assert "\n" not in text
     assert len(text) <= 60
     if isinstance(value, np.ndarray | pd.DataFrame):
-        assert text == f"a {type(value).__name__} of shape {value.shape}"
+        kinds = {np.ndarray: "an ndarray", pd.DataFrame: "a DataFrame"}
+        assert text == f"{kinds[type(value)]} of shape {value.shape}"
     else:
         assert text[-1] == repr(value)[-1]
 

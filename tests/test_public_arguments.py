@@ -176,11 +176,17 @@ def test_arrays_in_place_of_words(models, refused):
     adata = models[SCVI].adata
     for option in ("preset", "dispersion", "use_layer_norm", "use_batch_norm"):
         for cls in models:
-            with refused(OptionError, f"{option} must be one of '", ", not array("):
+            with refused(
+                OptionError, f"{option} must be one of '", ", not an ndarray of shape (2, 100)"
+            ):
                 cls(adata, **{option: ARRAY})
-    with refused(ArgumentTypeError, "max_steps must be an integer, not array("):
+    with refused(
+        ArgumentTypeError, "max_steps must be an integer, not an ndarray of shape (2, 100)"
+    ):
         models[SCVI].train(max_steps=ARRAY)
-    with refused(ArgumentTypeError, "change_fn must be a function, not array("):
+    with refused(
+        ArgumentTypeError, "change_fn must be a function, not an ndarray of shape (2, 100)"
+    ):
         models[SCVI].differential_expression(groupby="cell_type", change_fn=ARRAY)
     with refused(ArgumentTypeError, "z must be an array of numbers, not None"):
         models[SCVI].decode(z=None)

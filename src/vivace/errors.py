@@ -132,7 +132,9 @@ def brief(value: object) -> str:
     if len(text[:_LONG].splitlines()) > 1:  # an array or a table
         shape = getattr(value, "shape", None)
         of_shape = f" of shape {shape}" if isinstance(shape, tuple) else ""
-        return f"a {type(value).__name__}{of_shape}"
+        kind = type(value).__name__
+        article = "an" if kind == "ndarray" or kind[0] in "AEIOU" else "a"
+        return one_line(f"{article} {kind}{of_shape}", _WIDTH)
     return one_line(text, _WIDTH)
 
 
