@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 import torch
 from anndata import AnnData
 from torch.distributions import Distribution
 
+from simulated import simulate_cells
 from vivace import SCVI, LinearSCVI
 from vivace.distributions import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 from vivace.model import load
@@ -56,23 +56,12 @@ NETWORKS: dict[str, tuple[type[Any], dict[str, Any]]] = {
 
 
 def simulate(n_cells: int = 60, n_genes: int = 30, seed: int = 0) -> AnnData:
-    """Integer counts of three cell types in two batches."""
-    rng = np.random.default_rng(seed)
-    profiles = np.random.default_rng(1).gamma(0.5, 1.0, (3, n_genes)) + 0.02
-    kind = rng.integers(0, 3, n_cells)
-    counts = rng.poisson(1.5 * rng.gamma(4.0, 0.25, (n_cells, 1)) * profiles[kind])
-    counts[np.arange(n_cells), rng.integers(0, n_genes, n_cells)] += 1
-    obs = pd.DataFrame(
-        {
-            "batch": np.array(["b0", "b1"])[np.arange(n_cells) // 4 % 2],
-            "cell_type": pd.Categorical(np.array(["B", "NK", "T"])[kind]),
-            "donor": np.array(["d0", "d1", "d2", "d3"])[np.arange(n_cells) % 4],
-            "age": rng.normal(50.0, 10.0, n_cells),
-        },
-        index=[f"cell{i}" for i in range(n_cells)],
-    )
-    var = pd.DataFrame(index=[f"gene{i}" for i in range(n_genes)])
-    return AnnData(sp.csr_matrix(counts.astype(np.float32)), obs=obs, var=var)
+    """Cells of which no column determines another."""
+    adata, cells = simulate_cells(n_cells, n_genes, seed), np.arange(n_cells)
+    adata.obs["batch"] = np.array(["b0", "b1"])[cells // 4 % 2]
+    adata.obs["cell_type"] = pd.Categorical(adata.obs["cell_type"])
+    adata.obs["donor"] = np.array(["d0", "d1", "d2", "d3"])[cells % 4]
+    return adata
 
 
 def make_model(cls: type[Any] = SCVI, n_cells: int = 60, **options: Any) -> Any:

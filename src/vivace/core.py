@@ -182,7 +182,7 @@ class Core:
             )
         rows = row_numbers(indices, self._resolve_adata(adata).obs_names, repeats=repeats)
         size = minibatch_size(batch_size, len(self.schema.genes))
-        return Cells(self.module, source, rows, size, bool(silent))
+        return Cells(self.module, source, rows, size, silent)
 
     def _own_source(self) -> Source:
         """The model's own data; raises an error if they changed since they were read."""

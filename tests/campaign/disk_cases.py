@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from campaign.outcomes import Outcome, check_sentence
-from campaign.writing import WRITERS, Writing
+from campaign.writing import WritingSetting
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What writes."""
-
-    writing: Writing
-
-    @classmethod
-    def make(cls, folder: Path) -> Setting:
-        return cls(Writing.make(folder))
-
+class Setting(WritingSetting):
     def run(self, rng: np.random.Generator, folder: Path) -> Outcome:
-        writer, existed = str(rng.choice(WRITERS)), bool(rng.integers(2))
-        if existed:
-            self.writing.put(writer, 0, folder)
+        writer, existed = self.begin(rng, folder)
         limit = int(self.writing.sizes[writer] * rng.uniform(0, 1.1))
         tried = f"{writer} with files of at most {limit} bytes, existed: {existed}"
         answer = self.writing.start(writer, 1, folder, file_size=limit).wait(120)
@@ -35,8 +23,7 @@ class Setting:
         found = self.writing.judge_target(writer, folder, (before,) if code else (1,))
         if found:
             return Outcome("silent", f"{tried}: exit {code}, and the target {found}")
-        target = self.writing.target(writer, folder)
-        left = [p.name for p in folder.iterdir() if p != target]
+        left = self.writing.left(writer, folder)
         if left:
             return Outcome("silent", f"{tried}: {left} are left")
         if not code:

@@ -52,7 +52,7 @@ class Setting:
         if answer != (0, ""):
             return Outcome("raw", f"{tried}: the next run says {answer}")
         found = self.writing.judge_target(writer, folder, (1,))
-        left = [p.name for p in folder.iterdir() if p != self.writing.target(writer, folder)]
+        left = self.writing.left(writer, folder)
         left = [name for name in left if not name.startswith((".vivace-", "vivace-"))]
         if found or left:
             return Outcome("silent", f"{tried}: after the next run {found or f'{left} are left'}")

@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from campaign.outcomes import Outcome, check_sentence
-from campaign.writing import WRITERS, Writing
+from campaign.writing import WritingSetting
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What writes."""
-
-    writing: Writing
-
-    @classmethod
-    def make(cls, folder: Path) -> Setting:
-        return cls(Writing.make(folder))
-
+class Setting(WritingSetting):
     def run(self, rng: np.random.Generator, folder: Path) -> Outcome:
-        writer, existed = str(rng.choice(WRITERS)), bool(rng.integers(2))
-        if existed:
-            self.writing.put(writer, 0, folder)
+        writer, existed = self.begin(rng, folder)
         tried = f"{writer} by two processes, existed: {existed}"
         first = self.writing.start(writer, 0, folder)
         time.sleep(rng.uniform(0, 0.05))
@@ -45,8 +33,7 @@ class Setting:
         if not versions:
             return Outcome("raw", f"{tried}: neither wrote: {answers}")
         found = self.writing.judge_target(writer, folder, tuple(versions))
-        target = self.writing.target(writer, folder)
-        left = [p.name for p in folder.iterdir() if p != target]
+        left = self.writing.left(writer, folder)
         if found or left:
             return Outcome("silent", f"{tried}: {found or f'{left} are left'}")
         return Outcome(kind)

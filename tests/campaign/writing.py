@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import anndata
 import numpy as np
@@ -75,6 +75,11 @@ class Writing:
     def target(self, writer: str, folder: Path) -> Path:
         return folder / _OUTPUTS[writer]
 
+    def left(self, writer: str, folder: Path) -> list[str]:
+        """What is in the folder beside the target."""
+        target = self.target(writer, folder)
+        return [path.name for path in folder.iterdir() if path != target]
+
     def start(self, writer: str, version: int, folder: Path, **limits: Any) -> Child:
         """A process that writes; its answer is an exit code and what it said in an error."""
         return fork(lambda: self._write(writer, version, folder), folder, **limits)
@@ -121,6 +126,24 @@ class Writing:
 
 
 _MADE: list[Writing] = []
+
+
+@dataclass(frozen=True)
+class WritingSetting:
+    """What writes."""
+
+    writing: Writing
+
+    @classmethod
+    def make(cls, folder: Path) -> Self:
+        return cls(Writing.make(folder))
+
+    def begin(self, rng: np.random.Generator, folder: Path) -> tuple[str, bool]:
+        """A random writer, and whether there is an earlier result, which is then put there."""
+        writer, existed = str(rng.choice(WRITERS)), bool(rng.integers(2))
+        if existed:
+            self.writing.put(writer, 0, folder)
+        return writer, existed
 
 
 def read_contents(path: Path) -> Contents:

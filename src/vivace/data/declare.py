@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -83,14 +83,14 @@ def setup_anndata(
         size_factor_key=size_factor_key,
         categorical_covariate_keys=_as_tuple(categorical_covariate_keys),
         continuous_covariate_keys=_as_tuple(continuous_covariate_keys),
-        allow_non_integer=bool(allow_non_integer),  # JSON has no bools of NumPy
+        allow_non_integer=allow_non_integer,
     )
     refuse_repeated_columns(declarations)
     schema = Schema.from_anndata(adata, declarations)
+    columns = schema.columns(adata)
     # negative values are refused later if the model's likelihood is for counts
     some = _sample_cells(adata, layer)
     check_counts(some, count_matrix(some, layer), schema, allow_negative=allow_non_integer)
-    columns = schema.columns(adata)
     overlap = find_overlap(schema, columns)
     doubts = [*schema.idle_columns(), *find_missing_texts(schema, columns)]
     for sentence in doubts if overlap is None else [*doubts, overlap]:
@@ -124,8 +124,4 @@ def refuse_without_counts(adata: AnnData) -> None:
 
 
 def _as_tuple(keys: Sequence[str] | None) -> tuple[str, ...]:
-    if keys is None:
-        return ()
-    if isinstance(keys, str) or not isinstance(keys, Iterable):
-        return keys  # type: ignore[return-value]  # Declarations refuses it
-    return tuple(keys)
+    return () if keys is None else tuple(keys)

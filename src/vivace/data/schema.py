@@ -167,9 +167,9 @@ class Schema:
 
     @classmethod
     def from_anndata(cls, adata: AnnData, declarations: Declarations) -> Self:
-        """Read genes and categories from the data; every declared column is checked."""
+        """Read genes, categories and scales; :meth:`columns` reads and checks the rest."""
         d = declarations
-        schema = cls(
+        return cls(
             declarations=d,
             genes=read_gene_names(adata),
             batches=read_categories(adata, d.batch_key, "batch_key"),
@@ -183,8 +183,6 @@ class Schema:
                 for key in d.continuous_covariate_keys
             ),
         )
-        schema.columns(adata)
-        return schema
 
     def without_labels(self) -> Self:
         """The same schema for a model that does not read labels."""

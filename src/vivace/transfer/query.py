@@ -118,12 +118,12 @@ def load_query_data(
     (638, 10)
     """
     flags = {
-        "unfrozen": bool(unfrozen),  # JSON has no bools of NumPy
-        "freeze_dropout": bool(freeze_dropout),
-        "freeze_expression": bool(freeze_expression),
-        "freeze_decoder_first_layer": bool(freeze_decoder_first_layer),
-        "freeze_batchnorm_encoder": bool(freeze_batchnorm_encoder),
-        "freeze_batchnorm_decoder": bool(freeze_batchnorm_decoder),
+        "unfrozen": unfrozen,
+        "freeze_dropout": freeze_dropout,
+        "freeze_expression": freeze_expression,
+        "freeze_decoder_first_layer": freeze_decoder_first_layer,
+        "freeze_batchnorm_encoder": freeze_batchnorm_encoder,
+        "freeze_batchnorm_decoder": freeze_batchnorm_decoder,
     }
     check_anndata("load_query_data takes", adata)
     refuse_without_counts(adata)
