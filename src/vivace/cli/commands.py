@@ -251,6 +251,19 @@ def _check_same_options(folder: Path, model: SCVI | LinearSCVI, given: Mapping[s
             )
 
 
+def _load_for(
+    output: Path, endings: Sequence[str], overwrite: bool, model: Path, data: Path
+) -> SCVI | LinearSCVI:
+    """The model of a command; what cannot be read is named first, then a bad output."""
+    from vivace.model import load
+    from vivace.store.anndata_read import check_anndata
+
+    loaded = load(model)
+    check_anndata(data)
+    _check_output(output, endings, overwrite, [model, data])
+    return loaded
+
+
 @command()
 def embed(
     model: ModelFolder,
@@ -261,15 +274,12 @@ def embed(
     threads: Threads = None,
 ) -> None:
     """Write IN.h5ad with the latent representation of its cells in obsm."""
-    from vivace.model import load
-    from vivace.store.anndata_read import check_anndata, read_anndata
+    from vivace.store.anndata_read import read_anndata
     from vivace.store.anndata_write import read_compression, storable
     from vivace.store.arrays import write_anndata
 
     _use_threads(threads)
-    loaded = load(model)
-    check_anndata(data)
-    _check_output(output, _ANNDATA, overwrite, [model, data])
+    loaded = _load_for(output, _ANNDATA, overwrite, model, data)
     _check_key(key_added)
     adata = read_anndata(data)
     storable(adata, zarr=output.suffix == ".zarr")
@@ -402,15 +412,12 @@ def express(
     Expression is averaged over the batches and categories to decode as.
     """
     from vivace.core import minibatch_size
-    from vivace.model import load
-    from vivace.store.anndata_read import check_anndata, read_anndata
+    from vivace.store.anndata_read import read_anndata
     from vivace.store.anndata_write import read_compression
     from vivace.store.arrays import dense_file
 
     _use_threads(threads)
-    loaded = load(model)
-    check_anndata(data)
-    _check_output(output, _ANNDATA, overwrite, [model, data])
+    loaded = _load_for(output, _ANNDATA, overwrite, model, data)
     adata = read_anndata(data)
     # Unknown genes are refused before anything is written.
     loaded.schema.genes_at(expression["gene_list"])
@@ -453,8 +460,7 @@ def sample(
     import numpy as np
     from anndata import AnnData
 
-    from vivace.model import load
-    from vivace.store.anndata_read import check_anndata, read_anndata
+    from vivace.store.anndata_read import read_anndata
     from vivace.store.anndata_write import read_compression, storable
     from vivace.store.arrays import write_anndata
     from vivace.validate import COUNT
@@ -462,9 +468,7 @@ def sample(
     _use_threads(threads)
     n_samples = sampling.pop("n_samples")
     COUNT("n_samples", n_samples)
-    loaded = load(model)
-    check_anndata(data)
-    _check_output(output, _ANNDATA, overwrite, [model, data])
+    loaded = _load_for(output, _ANNDATA, overwrite, model, data)
     adata = read_anndata(data)
     var = adata.var.loc[list(loaded.schema.genes)]
     storable(AnnData(obs=adata.obs, var=var), zarr=output.suffix == ".zarr")
@@ -506,17 +510,14 @@ def de(
     quiet: Quiet = False,
 ) -> None:
     """Write a table with the probability that each gene differs between groups of cells."""
-    from vivace.model import load
     from vivace.pl import volcano as draw_volcano
     from vivace.report import need_plotting
-    from vivace.store.anndata_read import check_anndata, read_anndata
+    from vivace.store.anndata_read import read_anndata
     from vivace.store.place import written_whole
     from vivace.store.table import TABLES, write_table
 
     _use_threads(threads)
-    loaded = load(model)
-    check_anndata(data)
-    _check_output(output, TABLES, overwrite, [model, data])
+    loaded = _load_for(output, TABLES, overwrite, model, data)
     if volcano is not None:
         need_plotting()
         _check_output(volcano, _FIGURES, overwrite, [model, data])
